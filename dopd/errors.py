@@ -1,0 +1,21 @@
+"""Errors a user can act on. Each is also the standard type that callers would catch without knowing dopd."""
+
+
+class DopdError(Exception):
+    """Base class: the command line prints its message, without a traceback, and exits with status 2."""
+
+
+class ConfigError(DopdError, ValueError):
+    """A setting, a routing table or a combination of both that cannot work."""
+
+
+class DataError(DopdError, ValueError):
+    """A dataset, a column or a row that cannot be used."""
+
+
+class ModelError(DopdError, ValueError):
+    """A checkpoint that cannot be read, or two models that cannot be compared token by token."""
+
+
+class ScoringError(DopdError, RuntimeError):
+    """Numbers that cannot be right: a NaN loss, a dead teacher, log-probabilities above zero."""

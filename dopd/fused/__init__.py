@@ -1,0 +1,5 @@
+"""Scoring and the routed loss from hidden states and output heads, without the logits of a whole batch."""
+
+from dopd.fused.api import TokenScores, fused_routed_loss, score_tokens
+
+__all__ = ["TokenScores", "fused_routed_loss", "score_tokens"]

@@ -1,0 +1,105 @@
+"""From last hidden states to logits: what a model does after its backbone, as data that a fused loss can read."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from dopd.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head: logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap) / temperature.
+
+    Attributes:
+        weight (`Tensor` (V, H)): output embedding; may require a gradient.
+        bias (`Tensor` (V,), *optional*): added to the projection.
+        logit_scale (`float`): factor on the logits (Cohere, Granite, Falcon-H1).
+        softcap (`float`, *optional*): final soft cap (Gemma), applied after the scale.
+        temperature (`float`): divides the logits last; 1 unless rollouts are sampled at another temperature.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., V), float32 or wider."""
+        logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.bias is not None:
+            logits = logits + self.bias.to(logits.dtype)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return logits
+
+    def gathered(self, dtype: torch.dtype | None = None) -> "Head":
+        """The head with whole tensors: a sharded (DTensor) weight is collected once, here, and not once per chunk."""
+        return replace(
+            self, weight=_whole(self.weight, dtype), bias=None if self.bias is None else _whole(self.bias, None)
+        )
+
+    @classmethod
+    def of(cls, head: "Head | nn.Linear | Tensor") -> "Head":
+        """A `Head` from a `Head`, an `nn.Linear` or a (V, H) weight."""
+        if isinstance(head, Head):
+            return head
+        if isinstance(head, nn.Linear):
+            return cls(head.weight, head.bias)
+        if isinstance(head, Tensor):
+            return cls(head)
+        raise ModelError(f"head is a {type(head).__name__}: pass a dopd.Head, an nn.Linear or a (V, H) weight tensor")
+
+    @classmethod
+    def of_model(cls, model: Any, temperature: float = 1.0) -> "Head":
+        """The head of a transformers causal or vision-language model, with the scale and cap that its config declares.
+
+        Raises:
+            ModelError: the model has no output embedding.
+        """
+        output = model.get_output_embeddings()
+        if output is None:
+            raise ModelError(
+                f"{type(model).__name__} has no output embedding: dopd needs a model with a language-model head"
+            )
+        # On vision-language models the text part of the config holds these.
+        config = model.config.get_text_config()
+        return cls(
+            output.weight,
+            getattr(output, "bias", None),
+            logit_scale=_logit_scale(config),
+            softcap=getattr(config, "final_logit_softcapping", None),
+            temperature=temperature,
+        )
+
+
+def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor on the logits, under the names that the model families give it."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    # Granite and MiniCPM3 divide by logits_scaling; HyperCLOVA X multiplies.
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
