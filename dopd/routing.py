@@ -63,8 +63,8 @@ def gap_thresholds(
 ) -> Thresholds:
     """Averages of the gap and of both confidences over the scored tokens, after dropping the largest gaps.
 
-    The result is a function of the multiset of tokens alone: sums run over sorted values, and tokens tied at the trim
-    boundary share what the trim leaves of them. It cannot depend on padding, order, micro-batches or ranks.
+    The result is a function of the multiset of tokens alone: sums are exactly rounded, and tokens tied at the trim
+    boundary share what the trim leaves of them. It cannot depend on padding, order, threads, micro-batches or ranks.
 
     Args:
         teacher_logprobs (`Tensor` (B, T)): log-probs of the sampled tokens under the privileged teacher, nats.
@@ -88,12 +88,10 @@ def gap_thresholds(
     gap_N = privilege_gap(log_t_N, log_s_N)
     num_trimmed = math.floor(trim * num_tokens + 1e-9)  # the epsilon undoes 0.05 * 20 == 0.9999...
     weight_N = _trim_weights(gap_N, num_trimmed)
-    kept = num_tokens - num_trimmed
-
-    def mean(values_N: Tensor) -> float:
-        return float((weight_N * values_N).sort().values.sum()) / kept
-
-    return Thresholds(mean(gap_N), mean(log_s_N.exp()), mean(log_t_N.exp()), num_tokens, num_trimmed)
+    gap, student_prob, teacher_prob = (
+        _mean(values_N, weight_N, num_tokens - num_trimmed) for values_N in (gap_N, log_s_N.exp(), log_t_N.exp())
+    )
+    return Thresholds(gap, student_prob, teacher_prob, num_tokens, num_trimmed)
 
 
 def classify(teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor, thresholds: Thresholds) -> Tensor:
@@ -148,6 +146,16 @@ def _trim_weights(gap_N: Tensor, num_trimmed: int) -> Tensor:
     weight_N = (~above_N).to(gap_N.dtype)
     weight_N[tied_N] = kept_of_tied / num_tied
     return weight_N
+
+
+def _mean(values_N: Tensor, weight_N: Tensor, kept: int) -> float:
+    """Weighted mean whose sum is exactly rounded, between its smallest and its largest term.
+
+    Without the bound the mean of equal gaps may be one rounding above them, and every token would change its regime.
+    """
+    mean = math.fsum((weight_N * values_N).tolist()) / kept
+    used_N = values_N[weight_N > 0]
+    return min(max(mean, float(used_N.min())), float(used_N.max()))
 
 
 def _checked_mask(teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor) -> Tensor:
