@@ -103,6 +103,11 @@ def divergence(
     if support == "sampled":
         if sampled_ids is None:
             raise ConfigError('support="sampled" needs sampled_ids (...): the token ids that the student sampled')
+        if sampled_ids.shape != student_logits.shape[:-1]:
+            raise ConfigError(
+                f"sampled_ids {tuple(sampled_ids.shape)} must have the shape {tuple(student_logits.shape[:-1])}: one "
+                f"sampled token for each distribution in student_logits {tuple(student_logits.shape)}"
+            )
         return sampled_reverse_kl(pick(log_s, sampled_ids), pick(log_t, sampled_ids))
     if support != "full" and top_k < log_s.shape[-1]:
         ranked = log_s.detach() if support == "student_topk" else log_t
@@ -127,7 +132,7 @@ def pick(log_p: Tensor, ids: Tensor) -> Tensor:
 
 
 def on_support(log_p: Tensor, support_ids: Tensor, tail: Tail) -> Tensor:
-    """Restrict log-probs to K tokens: renormalised (..., K), or with one outcome for the remaining mass (..., K + 1)."""
+    """Restrict log-probs to K tokens: renormalised (..., K), or with one outcome for the other mass (..., K + 1)."""
     inside = log_p.gather(-1, support_ids)
     if tail == "renormalize":
         return inside.log_softmax(-1)

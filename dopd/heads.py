@@ -18,7 +18,7 @@ class Head:
         weight (`Tensor` (V, H)): output embedding; may require a gradient.
         bias (`Tensor` (V,), *optional*): added to the projection.
         logit_scale (`float`): factor on the logits (Cohere, Granite, Falcon-H1).
-        softcap (`float`, *optional*): final soft cap (Gemma), applied after the scale.
+        softcap (`float`, *optional*): final soft cap (Gemma, RecurrentGemma, xLSTM), applied after the scale.
         temperature (`float`): divides the logits last; 1 unless rollouts are sampled at another temperature.
     """
 
@@ -81,7 +81,7 @@ class Head:
             output.weight,
             getattr(output, "bias", None),
             logit_scale=_logit_scale(config),
-            softcap=getattr(config, "final_logit_softcapping", None),
+            softcap=_first_of(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
             temperature=temperature,
         )
 
@@ -92,14 +92,20 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
+def _first_of(config: Any, *names: str) -> float | None:
+    """The first of these settings that the config has: one thing, under the names that the model families give it."""
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if value is not None), None)
+
+
 def _logit_scale(config: Any) -> float:
-    """The factor on the logits, under the names that the model families give it."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return float(value)
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
+    if config.model_type == "mpt":  # declares a logit_scale that its forward never reads
+        return 1.0
+    factor = _first_of(config, "logit_scale", "output_multiplier", "lm_head_multiplier")
+    if factor is not None:
+        return factor
+    divisor = _first_of(config, "logits_scaling")
+    if divisor is None:
         return 1.0
     # Granite and MiniCPM3 divide by logits_scaling; HyperCLOVA X multiplies.
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+    return divisor if config.model_type == "hyperclovax" else 1.0 / divisor

@@ -66,7 +66,7 @@ def routed_loss(
         `RoutedLoss`.
 
     Raises:
-        ConfigError: a source that the table needs is missing, or shapes differ.
+        ConfigError: a source that the table needs is missing, shapes differ, or ids or regimes are out of range.
         ScoringError: log-probs of sampled tokens that are not finite.
     """
     table.check_provided(targets)
@@ -85,6 +85,7 @@ def routed_loss(
             regimes = route(log_t_BT, log_s_BT, mask, trim=table.trim)
     elif regimes is None:
         regimes = torch.where(keep_BT, 0, UNROUTED)
+    check_regimes(regimes, mask, table)
 
     per_token_BT = torch.zeros(
         mask.shape, dtype=torch.promote_types(student_logits.dtype, torch.float32), device=mask.device
@@ -102,7 +103,7 @@ def routed_loss(
             tail=rule.tail,
             sampled_ids=safe_ids_BT[row_BT] if rule.support == "sampled" else None,
         )
-        per_token_BT = per_token_BT.masked_scatter(row_BT, rule.weight * value_M)
+        per_token_BT = per_token_BT.masked_scatter(row_BT, rule.weight * value_M.to(per_token_BT.dtype))
 
     loss = sequence_mean(per_token_BT, mask, num_sequences)
     entropy_BT = torch.where(keep_BT, entropy(log_probs(student_logits.detach())), 0.0)
@@ -169,6 +170,20 @@ def stats_of(sums: Mapping[str, float]) -> dict[str, float]:
     return stats
 
 
+def check_regimes(regimes: Tensor, mask: Tensor, table: RoutingTable) -> None:
+    """Raise `ConfigError` unless every scored token has the number of a row of the table, and every other token -1."""
+    if regimes.shape != mask.shape:
+        raise ConfigError(f"regimes {tuple(regimes.shape)} must have the shape (B, T) of mask {tuple(mask.shape)}")
+    numbers = [number for number, _ in table.labelled_rows()]
+    known_BT = torch.isin(regimes, torch.tensor(numbers, device=regimes.device))
+    wrong_BT = torch.where(mask != 0, ~known_BT, regimes != UNROUTED)
+    if bool(wrong_BT.any()):
+        raise ConfigError(
+            f"regimes: {int(wrong_BT.sum())} of {regimes.numel()} do not fit the mask and table {table.name!r}: a "
+            f"scored token takes one of {numbers}, every other token {UNROUTED}. Cut regimes and mask from one batch"
+        )
+
+
 def _check_shapes(student_logits: Tensor, targets: Mapping[str, Tensor], completion_ids: Tensor, mask: Tensor) -> None:
     if student_logits.dim() != 3:
         raise ConfigError(f"student_logits {tuple(student_logits.shape)} must have the shape (B, T, V)")
@@ -183,3 +198,10 @@ def _check_shapes(student_logits: Tensor, targets: Mapping[str, Tensor], complet
             raise ConfigError(
                 f"{name} {tuple(tensor.shape)} must have the shape (B, T) {tuple(student_logits.shape[:2])}"
             )
+    scored_N, num_tokens = completion_ids[mask != 0], student_logits.shape[-1]
+    outside_N = scored_N[(scored_N < 0) | (scored_N >= num_tokens)]
+    if outside_N.numel():
+        raise ConfigError(
+            f"completion_ids: {outside_N.numel()} scored ids are outside the vocabulary [0, {num_tokens}), first "
+            f"{int(outside_N[0])}. Set mask to 0 where a token is padding or a label of -100"
+        )

@@ -93,8 +93,8 @@ class RoutingTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
         check_choice("anchor", self.anchor, Anchor)
-        if not 0.0 <= self.trim < 1.0:
-            raise ConfigError(f"table {self.name!r}: trim (={self.trim}) must be in [0, 1)")
+        if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
+            raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
         if not self.rules:
             raise ConfigError(f"table {self.name!r} has no rows: give it one without a regime, or one for each regime")
         labels = [rule.label for rule in self.rules]
@@ -210,11 +210,12 @@ class RoutingTable:
 def _as_regime(value: Any) -> Regime | None:
     if value is None or isinstance(value, Regime):
         return value
-    try:
-        return Regime[value] if isinstance(value, str) else Regime(value)
-    except (KeyError, ValueError):
-        allowed = ", ".join(regime.name for regime in Regime)
-        raise ConfigError(f"regime (={value!r}) must be one of {allowed}, or left out for every token") from None
+    if isinstance(value, str) and value in Regime.__members__:
+        return Regime[value]
+    if isinstance(value, int) and not isinstance(value, bool) and value in list(Regime):
+        return Regime(value)
+    allowed = ", ".join(regime.name for regime in Regime)
+    raise ConfigError(f"regime (={value!r}) must be one of {allowed}, or left out for every token")
 
 
 def _support_text(rule: Rule) -> str:
