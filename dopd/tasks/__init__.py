@@ -11,8 +11,8 @@ from dopd.tasks.base import (
 )
 from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
+from dopd.tasks.program import ProgramTask
 from dopd.tasks.registry import TASKS, get_task
-
 
 __all__ = [
     "PRIVILEGED_KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "DagTask",
     "Example",
     "GraphTask",
+    "ProgramTask",
     "TaskValidationError",
     "get_task",
 ]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
+from dopd.errors import ConfigError, DopdError
 
 PRIVILEGED_KINDS: tuple[str, ...] = (
     "none",
@@ -30,7 +31,7 @@ _TEST_SHARE = 8  # one canonical problem in eight belongs to the test split
 _MAX_DRAWS = 10_000
 
 
-class TaskValidationError(ValueError):
+class TaskValidationError(DopdError, ValueError):
     """A task contradicts itself: its verifier, splits or hints do not do what they promise."""
 
 
@@ -62,15 +63,15 @@ def prompt_text(row: Mapping[str, Any]) -> str:
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise `ValueError` unless `value` is one of `allowed`."""
+    """Raise `ConfigError` unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}, allowed: {', '.join(map(repr, allowed))}. Pass one of these.")
+        raise ConfigError(f"{name}: got {value!r}, allowed: {', '.join(map(repr, allowed))}. Pass one of these.")
 
 
 def check_range(name: str, value: int, low: int, high: int, fix: str) -> None:
-    """Raise `ValueError` unless `value` is an int with `low <= value <= high`; `fix` says what to do."""
+    """Raise `ConfigError` unless `value` is an int with `low <= value <= high`; `fix` says what to do."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: got {value!r}, allowed: an integer from {low} to {high}. {fix}")
+        raise ConfigError(f"{name}: got {value!r}, allowed: an integer from {low} to {high}. {fix}")
 
 
 def _is_test(canonical: str) -> bool:
@@ -133,7 +134,7 @@ class AbstractTask(ABC):
         """The problem number `index` of `split`; a pure function of the task's fields and both arguments.
 
         Raises:
-            ValueError: if `split` is unknown, `index` is negative, or the knobs leave no problem for the split.
+            ConfigError: if `split` is unknown, `index` is negative, or the knobs leave no problem for the split.
         """
         check_choice("split", split, SPLITS)
         check_range("index", index, 0, 2**62, "Count from 0.")
@@ -142,7 +143,7 @@ class AbstractTask(ABC):
             example = self._draw(rng, split)
             if split == "ood" or _is_test(self._canonical(example.prompt)) == (split == "test"):
                 return example
-        raise ValueError(f"split: {split!r} holds no problem of {self!r}. Make the task larger.")
+        raise ConfigError(f"split: {split!r} holds no problem of {self!r}. Make the task larger.")
 
     @final
     def verify(self, completion: str, row: Mapping[str, Any], *, finished: bool = True) -> float:
@@ -181,7 +182,7 @@ class AbstractTask(ABC):
         `answer`, `solution`, `task` (name) and `metadata` (JSON text).
 
         Raises:
-            ValueError: if `split` or `privileged_kind` is unknown, or `count` or `start` is negative.
+            ConfigError: if `split` or `privileged_kind` is unknown, or `count` or `start` is negative.
         """
         check_range("count", count, 0, 2**40, "Ask for at least 0 rows.")
         return [self.row(split, index, privileged_kind) for index in range(start, start + count)]

@@ -9,7 +9,6 @@ from typing import ClassVar, final
 
 from dopd.tasks.base import AbstractTask, Example, check_range
 
-
 _LETTERS = "abcdefghij"
 _DIGITS = "0123456789"
 _STEP = 6  # words per solution step: Head arg1 arg2 value1 value2 result

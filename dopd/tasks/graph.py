@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from dopd.tasks.base import AbstractTask, Example, check_range
-
 
 _LETTERS = "abcdefghijklmnop"
 _STEP = 2  # words per solution step: the edge that is taken
@@ -68,7 +68,7 @@ class GraphTask(AbstractTask):
         length, num_forks = self.path_length + extra, self.num_forks + extra
         names = iter(rng.sample(_LETTERS, length + 1 + num_forks * self.dead_end_depth))
         walk = [next(names) for _ in range(length + 1)]
-        edges = list(zip(walk, walk[1:], strict=False))
+        edges = list(itertools.pairwise(walk))
         dead_ends = []
         for position in sorted(rng.sample(range(length - 1), num_forks)):
             # A wrong turning after `position` steps must end before the walk does, or the walk is not the only one.
@@ -80,7 +80,7 @@ class GraphTask(AbstractTask):
         rng.shuffle(dead_ends)
         return Example(
             prompt=" ".join([*(f"{a.upper()} {b}" for a, b in edges), "?", walk[0].upper(), str(length)]),
-            solution=" ".join(f"{a.upper()} {b}" for a, b in zip(walk, walk[1:], strict=False)),
+            solution=" ".join(f"{a.upper()} {b}" for a, b in itertools.pairwise(walk)),
             answer=walk[-1],
             privileged={
                 "final_answer": f"exit {walk[-1]}",

@@ -8,26 +8,29 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from dopd.errors import ConfigError
 from dopd.tasks.base import AbstractTask
 from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
+from dopd.tasks.program import ProgramTask
 
+_CLASSES: tuple[type[AbstractTask], ...] = (DagTask, GraphTask, ProgramTask)
 
-TASKS: Mapping[str, type[AbstractTask]] = MappingProxyType({task.name: task for task in (DagTask, GraphTask)})
+TASKS: Mapping[str, type[AbstractTask]] = MappingProxyType({task.name: task for task in _CLASSES})
 
 
 def get_task(name: str, **knobs: Any) -> AbstractTask:
     """The task called `name` with the given difficulty knobs (fields of its class).
 
     Raises:
-        ValueError: if no task or no knob has that name, or a knob's value is not allowed.
+        ConfigError: if no task or no knob has that name, or a knob's value is not allowed.
     """
     if name not in TASKS:
-        raise ValueError(f"task: got {name!r}, allowed: {', '.join(TASKS)}.{_suggest(name, TASKS)}")
+        raise ConfigError(f"task: got {name!r}, allowed: {', '.join(TASKS)}.{_suggest(name, TASKS)}")
     fields = [field.name for field in dataclasses.fields(TASKS[name])]
     for knob in knobs:
         if knob not in fields:
-            raise ValueError(f"{name} knob: got {knob!r}, allowed: {', '.join(fields)}.{_suggest(knob, fields)}")
+            raise ConfigError(f"{name} knob: got {knob!r}, allowed: {', '.join(fields)}.{_suggest(knob, fields)}")
     return TASKS[name](**knobs)
 
 

@@ -1,0 +1,97 @@
+"""Tiny models by task and role, trained once and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dopd.errors import ConfigError
+from dopd.tasks import get_task
+from dopd.tiny.pretrain import CARD_NAME, Recipe, pretrain
+from dopd.tiny.recipes import RECIPES
+from dopd.tiny.tokenizer import build_tokenizer
+
+# Raise it when the training loop, the tokenizer or the chat template changes: cached models are then made anew.
+RECIPE_VERSION = 1
+
+
+def cache_root() -> Path:
+    """`$DOPD_CACHE` if set, else `~/.cache/dopd`."""
+    return Path(os.environ.get("DOPD_CACHE") or Path.home() / ".cache" / "dopd")
+
+
+def get_recipe(task: str, role: str) -> Recipe:
+    """The recipe of `role` (`"teacher"`, `"teacher_needs_p"` or `"student"`) for `task`.
+
+    Raises:
+        ConfigError: if there is no such task or role.
+    """
+    if task not in RECIPES:
+        raise ConfigError(f"task: got {task!r}, allowed: {', '.join(RECIPES)}. Only these have tiny models.")
+    if role not in RECIPES[task]:
+        raise ConfigError(f"role: got {role!r}, allowed: {', '.join(RECIPES[task])}. Choose one of these.")
+    return RECIPES[task][role]
+
+
+def recipe_key(recipe: Recipe, seed: int) -> str:
+    """Twelve hex digits that change with anything that decides the weights."""
+    task = get_task(recipe.task, **recipe.knobs)
+    parts = {
+        "version": RECIPE_VERSION,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        "vocabulary": sorted(build_tokenizer().get_vocab().items()),
+        "problems": [dataclasses.astuple(task.example("train", index)) for index in range(8)],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tiny_model_path(
+    task: str,
+    role: str,
+    seed: int = 0,
+    *,
+    recipe: Recipe | None = None,
+    cache_dir: str | Path | None = None,
+    num_problems: int = 256,
+) -> Path:
+    """Folder of the tiny model `role` of `task`; trains it first if it is not in the cache (one to three minutes).
+
+    The folder appears complete or not at all, so an interrupted or a second, simultaneous training is harmless.
+
+    Args:
+        task: Name of a task in `RECIPES`.
+        role: `"teacher"` (strong with and without hints), `"teacher_needs_p"` (strong with hints only) or
+            `"student"` (weak without the plan, good with it).
+        seed: Of the weights and the training problems.
+        recipe (*optional*): Replaces the named recipe; `task` and `role` then only name the folder.
+        cache_dir (*optional*): Replaces `cache_root()`.
+        num_problems: Problems per accuracy in the card of a newly trained model.
+
+    Raises:
+        ConfigError: if `recipe` is not given and there is no such task or role.
+    """
+    recipe = get_recipe(task, role) if recipe is None else recipe
+    folder = Path(cache_root() if cache_dir is None else cache_dir) / "tiny"
+    final = folder / f"{task}-{role}-seed{seed}-{recipe_key(recipe, seed)}"
+    if (final / CARD_NAME).is_file():
+        return final
+    folder.mkdir(parents=True, exist_ok=True)
+    # On the same file system as the final place, since a rename is atomic only there.
+    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
+    try:
+        pretrain(recipe, seed, partial, num_problems=num_problems, label=f"tiny {task} {role} (seed {seed})")
+        try:
+            partial.rename(final)
+        except OSError:
+            # Somebody else was faster; their model is as good as ours. Anything else is a real error.
+            if not (final / CARD_NAME).is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
