@@ -1,10 +1,11 @@
 """An independent computation of the paper's loss, with plain Python floats and probabilities.
 
-It shares nothing with the product: no torch, no log-softmax, no tensor indexing. Gradients come from central differences.
+It shares nothing with the product: no torch, no log-softmax, no tensor indexing. Gradients are central differences.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 Vector = Sequence[float]
 
@@ -47,7 +48,7 @@ def regimes(q_t: Vector, q_s: Vector, trim: float = 0.05) -> list[str]:
     """The four conditions on the probabilities of the sampled tokens of one batch."""
     gaps = [abs(math.log(a) - math.log(b)) for a, b in zip(q_t, q_s, strict=True)]
     by_gap = sorted(range(len(gaps)), key=lambda i: gaps[i])
-    kept = by_gap[: len(gaps) - int(trim * len(gaps))]
+    kept = by_gap[: len(gaps) - math.floor(Fraction(str(trim)) * len(gaps))]
     mean_gap, mean_t, mean_s = (math.fsum(values[i] for i in kept) / len(kept) for values in (gaps, q_t, q_s))
     names = []
     for gap, a, b in zip(gaps, q_t, q_s, strict=True):
@@ -74,7 +75,9 @@ def dopd_loss(
         name: {(b, n): softmax(logits[b][n]) for b, n in places}
         for name, logits in (("S", student), ("Tp", teacher_p), ("Sp", student_p))
     }
-    names = regimes([probs["Tp"][b, n][ids[b][n]] for b, n in places], [probs["Sp"][b, n][ids[b][n]] for b, n in places])
+    names = regimes(
+        [probs["Tp"][b, n][ids[b][n]] for b, n in places], [probs["Sp"][b, n][ids[b][n]] for b, n in places]
+    )
     terms: dict[int, list[float]] = {}
     for (b, n), name in zip(places, names, strict=True):
         s, t, anchor = probs["S"][b, n], probs["Tp"][b, n], probs["Sp"][b, n]
@@ -86,3 +89,26 @@ def dopd_loss(
         }[name]()
         terms.setdefault(b, []).append(value)
     return math.fsum(math.fsum(values) / len(values) for values in terms.values()) / len(terms)
+
+
+def vanilla_loss(
+    student: Sequence[Sequence[Vector]], teacher: Sequence[Sequence[Vector]], mask: Sequence[Sequence[int]]
+) -> float:
+    """Vanilla OPD on nested lists of logits: KL(student || plain teacher) of every scored token, weight 1."""
+    means = []
+    for s_row, t_row, kept in zip(student, teacher, mask, strict=True):
+        values = [kl(softmax(s), softmax(t)) for s, t, keep in zip(s_row, t_row, kept, strict=True) if keep]
+        if values:
+            means.append(math.fsum(values) / len(values))
+    return math.fsum(means) / len(means)
+
+
+def central_differences(function: Callable[[list[float]], float], at: Vector, step: float = 1e-5) -> list[float]:
+    """The gradient of a function of a list of floats, one coordinate at a time."""
+    gradient = []
+    for i in range(len(at)):
+        up, down = list(at), list(at)
+        up[i] += step
+        down[i] -= step
+        gradient.append((function(up) - function(down)) / (2 * step))
+    return gradient
