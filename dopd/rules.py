@@ -55,6 +55,11 @@ class Rule:
             check_choice("source", self.source, Source)
             check_choice("divergence", self.divergence, DivergenceKind)
             check_support(self.divergence, self.support, self.top_k, self.tail)
+            if self.support.endswith("topk") and self.top_k == 1 and self.tail == "renormalize":
+                raise ConfigError(
+                    "top_k=1 with tail='renormalize' compares a single outcome of probability 1, so nothing would be "
+                    "learned. Use tail='bucket' or a larger top_k"
+                )
             if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
                 raise ConfigError(f"weight (={self.weight!r}) must be a number")
             if not (math.isfinite(self.weight) and self.weight >= 0):
