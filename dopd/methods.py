@@ -8,7 +8,7 @@ from typing import Any
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.errors import ConfigError
 from dopd.routing import Regime
-from dopd.rules import Anchor, RoutingTable, Rule
+from dopd.rules import Anchor, RoutingTable, Rule, Source
 
 PAPER = "arXiv 2606.30626"
 
@@ -22,23 +22,17 @@ def dopd(
     weak_weight: float = 0.3,
     anchor: Anchor = "current",
     trim: float = 0.05,
-    name: str = "dopd",
 ) -> RoutingTable:
-    """The paper's four rows: Section 3.3, weights b_l = 0.6 and b_w = 0.3, K = 128, the live privileged student."""
+    """The paper's four rows: Section 3.3, weights b_l = 0.6 and b_w = 0.3, K = 128, the live privileged student.
 
-    def light(regime: Regime, source: Any, weight: float) -> Rule:
-        return Rule(
-            regime=regime,
-            source=source,
-            divergence="reverse_kl",
-            support="student_topk",
-            tail=tail,
-            top_k=top_k,
-            weight=weight,
-        )
+    DEPARTURE under another name: with `anchor` "frozen" or "ema" the table is called `dopd_frozen` or `dopd_ema`.
+    """
+
+    def light(regime: Regime, source: Source, weight: float) -> Rule:
+        return Rule(regime=regime, source=source, support="student_topk", tail=tail, top_k=top_k, weight=weight)
 
     return RoutingTable(
-        name=name,
+        name="dopd" if anchor == "current" else f"dopd_{anchor}",
         rules=(
             light(Regime.LH, "privileged_teacher", light_weight),
             light(Regime.LL, "privileged_student", weak_weight),
@@ -52,17 +46,31 @@ def dopd(
     )
 
 
-def dopd_frozen(**options: Any) -> RoutingTable:
-    """DOPD with the privileged student kept at its initial weights. DEPARTURE from the paper: it cannot drift."""
-    return dopd(anchor="frozen", name="dopd_frozen", **options)
+def _anchored(anchor: Anchor) -> Callable[..., RoutingTable]:
+    def build(
+        *,
+        top_k: int = 128,
+        tail: Tail = "bucket",
+        strong_weight: float = 1.0,
+        light_weight: float = 0.6,
+        weak_weight: float = 0.3,
+        trim: float = 0.05,
+    ) -> RoutingTable:
+        return dopd(
+            top_k=top_k,
+            tail=tail,
+            strong_weight=strong_weight,
+            light_weight=light_weight,
+            weak_weight=weak_weight,
+            anchor=anchor,
+            trim=trim,
+        )
+
+    build.__doc__ = f"DOPD with the privileged student `{anchor}`. DEPARTURE from the paper, whose is the live one."
+    return build
 
 
-def dopd_ema(**options: Any) -> RoutingTable:
-    """DOPD with an exponential moving average as privileged student. DEPARTURE from the paper: it drifts slowly."""
-    return dopd(anchor="ema", name="dopd_ema", **options)
-
-
-def _uniform(name: str, source: Any, source_note: str) -> Callable[..., RoutingTable]:
+def _uniform(name: str, source: Source, source_note: str) -> Callable[..., RoutingTable]:
     def build(
         *,
         divergence: DivergenceKind = "reverse_kl",
@@ -80,8 +88,8 @@ def _uniform(name: str, source: Any, source_note: str) -> Callable[..., RoutingT
 
 METHODS: dict[str, Callable[..., RoutingTable]] = {
     "dopd": dopd,
-    "dopd_frozen": dopd_frozen,
-    "dopd_ema": dopd_ema,
+    "dopd_frozen": _anchored("frozen"),
+    "dopd_ema": _anchored("ema"),
     "vanilla": _uniform("vanilla", "teacher", "Vanilla OPD: the plain teacher teaches every token, reverse KL"),
     "privileged_teacher": _uniform(
         "privileged_teacher",
@@ -110,15 +118,8 @@ def table(name: str, **options: Any) -> RoutingTable:
         close = difflib.get_close_matches(str(name), METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"method (={name!r}) must be one of {', '.join(METHODS)}.{hint}")
-    allowed = [key for key in _options_of(name) if key != "name"]
+    allowed = list(inspect.signature(METHODS[name]).parameters)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ConfigError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed)}")
     return METHODS[name](**options)
-
-
-def _options_of(name: str) -> list[str]:
-    parameters = inspect.signature(METHODS[name]).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return [key for key in inspect.signature(dopd).parameters if key != "anchor"]
-    return list(parameters)

@@ -1,0 +1,90 @@
+"""The privileged view of a prompt: the same prompt with p in it, for the teacher and the privileged student alone."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from dopd.errors import ConfigError, DataError
+
+# A chat model answers the last user turn, so p goes below the question there, named for what it is.
+DEFAULT_CHAT_TEMPLATE = (
+    "{prompt}\n\n"
+    "Privileged information (not part of the question, and not available when the answer is judged):\n"
+    "{privileged_context}\n\n"
+    "Answer the question above in your own words, from the beginning."
+)
+# A plain-text completion goes on exactly where the prompt stops, so p must come before it.
+DEFAULT_TEXT_TEMPLATE = "{privileged_context}\n\n{prompt}"
+
+Prompt = str | list[dict[str, Any]]
+_FIELDS = ("prompt", "privileged_context")
+
+
+@dataclass(frozen=True)
+class PrivilegedTemplate:
+    """Where p goes. Generation prompt, system turns and chat-template arguments stay those of the plain view.
+
+    Attributes:
+        template (`str`, *optional*): text with `{prompt}` and `{privileged_context}`, each exactly once. In a conversation
+            `{prompt}` is the text of the last user turn. `None` takes the default for the kind of prompt.
+
+    Raises:
+        ConfigError: a field of the template is missing or doubled.
+    """
+
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in _FIELDS if self.template is not None else ():
+            count = str(self.template).count("{" + name + "}")
+            if count != 1:
+                raise ConfigError(
+                    f"privileged_template (={self.template!r}) must contain {{{name}}} exactly once, it has it {count} "
+                    "times. Example: '{prompt}\\n\\nHint: {privileged_context}'"
+                )
+
+    def apply(self, prompt: Prompt, privileged_context: str | None) -> Prompt:
+        """The prompt with p in it; the prompt itself, unchanged, where p is missing or blank.
+
+        Args:
+            prompt (`str` or `list[dict]`): text, or a conversation with string or block contents.
+            privileged_context (`str`, *optional*): p.
+
+        Raises:
+            DataError: a conversation without a user turn, or a user turn without text.
+        """
+        if privileged_context is None or not privileged_context.strip():
+            return prompt
+        if isinstance(prompt, str):
+            return self._fill(self.template or DEFAULT_TEXT_TEMPLATE, prompt, privileged_context)
+        messages = list(prompt)
+        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last_user is None:
+            raise DataError(
+                "prompt: a conversation without a user turn has no place for privileged_context; roles: "
+                + ", ".join(str(message["role"]) for message in messages)
+            )
+        message = messages[last_user]
+        template = self.template or DEFAULT_CHAT_TEMPLATE
+        messages[last_user] = {
+            **message,
+            "content": self._fill_content(template, message["content"], privileged_context),
+        }
+        return messages
+
+    def _fill_content(self, template: str, content: Any, privileged_context: str) -> Any:
+        if isinstance(content, str):
+            return self._fill(template, content, privileged_context)
+        texts = [i for i, block in enumerate(content) if block.get("type") == "text"]
+        if not texts:
+            raise DataError("prompt: the last user turn has no text block, so privileged_context has no place in it")
+        blocks = list(content)
+        block = blocks[texts[-1]]
+        blocks[texts[-1]] = {**block, "text": self._fill(template, block["text"], privileged_context)}
+        return blocks
+
+    @staticmethod
+    def _fill(template: str, prompt: str, privileged_context: str) -> str:
+        # One pass: braces inside the prompt or inside p are text, never fields.
+        values = {"{prompt}": prompt, "{privileged_context}": privileged_context}
+        return re.sub(r"\{prompt\}|\{privileged_context\}", lambda match: values[match.group()], template)

@@ -1,0 +1,187 @@
+"""Evaluate a student on held-out prompts WITHOUT privileged context, and beside it with it.
+
+Accuracy with privileged context is no goal: it is read because it falls first when the privileged student drifts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from dopd.data.encode import encode_prompts
+from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.fused import fused_routed_loss, score_tokens
+from dopd.heads import Head
+from dopd.methods import table
+from dopd.scoring import completion_hidden_states, last_hidden_states, left_padded
+
+# (completion text, dataset row) -> score in [0, 1]
+Verifier = Callable[[str, Mapping[str, Any]], float]
+
+
+@dataclass
+class EvaluationResult:
+    """Per-prompt results; results of disjoint prompts add up with `+`.
+
+    Attributes:
+        greedy, sampled, privileged (`list[float]`): scores of greedy and sampled (T = 1) answers without privileged
+            context, and of greedy answers with it.
+        lengths (`list[int]`): tokens of the sampled answers.
+        ended (`list[float]`): 1 where a sampled answer ended by itself.
+        entropy, divergence (`list[float]`): sums over the tokens of a sampled answer: entropy of the student, and reverse
+            KL to the plain teacher, nats.
+    """
+
+    greedy: list[float] = field(default_factory=list)
+    sampled: list[float] = field(default_factory=list)
+    privileged: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    divergence: list[float] = field(default_factory=list)
+
+    def __add__(self, other: "EvaluationResult") -> "EvaluationResult":
+        return EvaluationResult(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def metrics(self) -> dict[str, float]:
+        """Means: accuracies in [0, 1], length in tokens, entropy and divergence in nats per token."""
+        tokens = max(sum(self.lengths), 1)
+        result = {
+            "accuracy_greedy": _mean(self.greedy),
+            "accuracy_sampled": _mean(self.sampled),
+            "accuracy_privileged": _mean(self.privileged),
+            "length": _mean(self.lengths),
+            "eos_ratio": _mean(self.ended),
+            "entropy": sum(self.entropy) / tokens,
+            "num_prompts": float(len(self.greedy)),
+        }
+        if self.divergence:
+            result["divergence_to_teacher"] = sum(self.divergence) / tokens
+        return {name: value for name, value in result.items() if value == value}
+
+
+@dataclass(frozen=True)
+class StudentEvaluator:
+    """Answers held-out prompts and verifies the answers.
+
+    Attributes:
+        rows (`list[dict]`): dataset rows: `prompt`, `privileged_context` (optional), and what the verifier reads.
+        verifier (`Verifier`): scores a completion.
+        processing_class: the tokenizer.
+        eos_token_ids (`list[int]`): every token that ends a completion.
+        max_new_tokens (`int`): most tokens of an answer.
+        batch_size (`int`): prompts answered at a time.
+        template (`PrivilegedTemplate`): where privileged context goes.
+        chat_template_kwargs (`dict`): as in training.
+        seed (`int`): of the sampled answers; sampling leaves the caller's random state as it was.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    verifier: Verifier
+    processing_class: Any
+    eos_token_ids: list[int]
+    max_new_tokens: int
+    batch_size: int = 64
+    template: PrivilegedTemplate = PrivilegedTemplate()
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def evaluate(self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1)) -> EvaluationResult:
+        """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they were."""
+        rows = self.rows[shard[0] :: shard[1]]
+        result = EvaluationResult()
+        with evaluation_mode(model), torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.seed + shard[0])
+            for start in range(0, len(rows), self.batch_size):
+                result = result + self._evaluate_batch(model, teacher, rows[start : start + self.batch_size])
+        return result
+
+    def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:
+        plain: list[Prompt] = [row["prompt"] for row in rows]
+        hinted = [row for row in rows if row.get("privileged_context")]
+        result = EvaluationResult(greedy=self._scores(self.answers(model, plain, sampled=False), rows))
+        if hinted:
+            prompts = [self.template.apply(row["prompt"], row["privileged_context"]) for row in hinted]
+            result.privileged = self._scores(self.answers(model, prompts, sampled=False), hinted)
+        sampled = self.answers(model, plain, sampled=True)
+        result.sampled = self._scores(sampled, rows)
+        result.lengths = [len(ids) for ids in sampled]
+        result.ended = [float(bool(ids) and ids[-1] in self.eos_token_ids) for ids in sampled]
+        self._score_tokens(model, teacher, plain, sampled, result)
+        return result
+
+    def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
+        """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
+        view = self._view(model, prompts)
+        config = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=sampled,
+            temperature=1.0 if sampled else None,
+            top_k=0 if sampled else None,
+            pad_token_id=self.processing_class.pad_token_id,
+            eos_token_id=self.eos_token_ids,
+            disable_compile=True,
+        )
+        output = model.generate(input_ids=view.prompt_ids, attention_mask=view.prompt_mask, generation_config=config)
+        return [self._until_end(ids) for ids in output[:, view.prompt_ids.shape[1] :].tolist()]
+
+    def text(self, ids: list[int]) -> str:
+        """A completion as text, without special tokens."""
+        return self.processing_class.decode(ids, skip_special_tokens=True)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = [position for position, token in enumerate(ids) if token in self.eos_token_ids]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def _scores(self, answers: list[list[int]], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        # An answer that was cut at the length limit is not a finished answer, whatever its text says.
+        return [
+            float(self.verifier(self.text(ids), row)) if ids and ids[-1] in self.eos_token_ids else 0.0
+            for ids, row in zip(answers, rows, strict=True)
+        ]
+
+    def _view(self, model: Any, prompts: list[Prompt]) -> Any:
+        ids = encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
+        return left_padded(ids, self.processing_class.pad_token_id, model.device)
+
+    def _score_tokens(
+        self, model: Any, teacher: Any, prompts: list[Prompt], answers: list[list[int]], result: EvaluationResult
+    ) -> None:
+        view = self._view(model, prompts)
+        longest = max(map(len, answers))
+        pad = self.processing_class.pad_token_id
+        ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in answers], device=model.device)
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers], device=model.device)
+
+        def hidden(of: nn.Module) -> Tensor:
+            def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+                return last_hidden_states(of, input_ids, attention_mask, num_keep)
+
+            return completion_hidden_states(forward, view, ids_BT, mask_BT, self.batch_size)
+
+        student_hidden, student_head = hidden(model), Head.of_model(model)
+        result.entropy = score_tokens(student_hidden, student_head, ids_BT, mask_BT).entropy.sum(1).tolist()
+        if teacher is not None:
+            targets = {"teacher": (hidden(teacher), Head.of_model(teacher))}
+            routed = fused_routed_loss(student_hidden, student_head, targets, ids_BT, mask_BT, table("vanilla"))
+            result.divergence = routed.per_token.sum(1).tolist()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in, not in one mode for all."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,114 @@
+"""The views of a completion: one prompt with or without privileged context, followed by the very same token ids.
+
+Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+
+from dopd.errors import ScoringError
+
+PLAIN, PRIVILEGED = "plain", "privileged"
+VIEW_OF_SOURCE = {"teacher": PLAIN, "privileged_teacher": PRIVILEGED, "privileged_student": PRIVILEGED}
+
+# (input_ids (B, P + T), attention_mask (B, P + T), T) -> hidden states (B, T, H) that predict the completion tokens
+Forward = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """A prompt as one model reads it. Each view has its own prompt length; completion ids are shared by all.
+
+    Attributes:
+        prompt_ids (`LongTensor` (B, P)): left-padded.
+        prompt_mask (`LongTensor` (B, P)): 0 at padding.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+
+    def rows(self, start: int, stop: int) -> "View":
+        """Rows [start, stop), without the padding that none of them needs."""
+        mask = self.prompt_mask[start:stop]
+        longest = max(int(mask.sum(1).max()), 1)
+        return View(self.prompt_ids[start:stop, -longest:], mask[:, -longest:])
+
+
+def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -> View:
+    """Prompts of different lengths as one `View`."""
+    longest = max(map(len, sequences))
+    ids = [[pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (longest - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
+
+
+@torch.no_grad()
+def completion_hidden_states(
+    forward: Forward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
+) -> Tensor:
+    """Last hidden states at the positions that predict each completion token, `batch_size` sequences at a time.
+
+    Args:
+        forward (`Forward`): runs one model's backbone.
+        view (`View`): the prompt that this model reads.
+        completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): shared by every view.
+        batch_size (`int`): sequences per forward pass.
+
+    Returns:
+        `Tensor` (B, T, H) in the model's own precision.
+    """
+    num_tokens = completion_ids.shape[1]
+    pieces = []
+    for start in range(0, completion_ids.shape[0], batch_size):
+        stop = start + batch_size
+        part = view.rows(start, stop)
+        input_ids = torch.cat([part.prompt_ids, completion_ids[start:stop]], dim=1)
+        attention_mask = torch.cat([part.prompt_mask, completion_mask[start:stop].to(part.prompt_mask.dtype)], dim=1)
+        hidden = forward(input_ids, attention_mask, num_tokens)
+        # The position before a completion token predicts it: the last prompt token is the first, the last token none.
+        assert hidden.shape[:2] == (input_ids.shape[0], num_tokens), hidden.shape
+        pieces.append(hidden)
+    return torch.cat(pieces)
+
+
+def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vocab_size: int) -> None:
+    """Raise `ScoringError` if a source's scores cannot come from a working model.
+
+    A uniform distribution (weights lost on the way, an untrained head) or one constant log-prob for every token teaches
+    nothing, and looks like a loss all the same.
+
+    Args:
+        source (`str`): its name, for the message.
+        logprobs, entropy (`Tensor` (B, T)): scores of the sampled tokens, nats.
+        mask (`Tensor` (B, T)): non-zero where a token is scored.
+        vocab_size (`int`): size of the vocabulary.
+    """
+    values, entropies = logprobs[mask != 0].double(), entropy[mask != 0].double()
+    if values.numel() < 8:
+        return
+    if not bool(torch.isfinite(entropies).all()):
+        raise ScoringError(f"{source}: its distributions are not finite (NaN or infinite logits): check the checkpoint")
+    uniform = torch.log(torch.tensor(float(vocab_size))).item()
+    if float(entropies.min()) > uniform - 1e-3:
+        raise ScoringError(
+            f"{source} is dead: its distribution is uniform over {vocab_size} tokens at all {values.numel()} scored "
+            "positions. Its weights are not those of a trained model: check the checkpoint path and any offloading"
+        )
+    if float(values.std()) < 1e-6 and float(entropies.std()) < 1e-6:
+        raise ScoringError(
+            f"{source} is dead: log-prob {float(values[0]):.4f} and the same entropy for all {values.numel()} scored "
+            "tokens. Its output does not depend on its input: check the checkpoint"
+        )
+
+
+def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+    """Hidden states (B, num_keep, H) of a transformers text model that predict the last `num_keep` tokens."""
+    if is_peft_model(model):
+        model = model.base_model.model
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return hidden[:, -num_keep - 1 : -1]

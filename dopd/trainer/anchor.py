@@ -1,0 +1,148 @@
+"""The weights of the privileged student: the live student's (the paper's), its initial ones, or a moving average."""
+
+import contextlib
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+
+from dopd.errors import ConfigError, ModelError
+
+ANCHOR_FILE = "privileged_student.pt"
+
+
+class AbstractAnchor(ABC):
+    """Gives the model that the privileged student's scores are read from."""
+
+    @abstractmethod
+    def scoring_model(self, student: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
+        """The (wrapped) model to score with, inside the context; `student` is the wrapped trained model."""
+
+    @abstractmethod
+    def after_step(self, student: nn.Module) -> None:
+        """Called after every optimizer step with the unwrapped student."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run cannot work out again."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+
+
+class CurrentAnchor(AbstractAnchor):
+    """The live student: nothing to keep."""
+
+    @contextlib.contextmanager
+    def scoring_model(self, student: nn.Module) -> Iterator[nn.Module]:
+        yield student
+
+    def after_step(self, student: nn.Module) -> None:
+        pass
+
+    def save(self, folder: Path) -> None:
+        pass
+
+    def load(self, folder: Path) -> None:
+        pass
+
+
+class FrozenAnchor(CurrentAnchor):
+    """The initial weights, as a copy that nothing trains. A resumed run makes it again from the initial checkpoint."""
+
+    def __init__(self, initial: nn.Module) -> None:
+        self._model = initial
+
+    @contextlib.contextmanager
+    def scoring_model(self, student: nn.Module) -> Iterator[nn.Module]:
+        yield self._model
+
+
+class AverageAnchor(AbstractAnchor):
+    """An exponential moving average of the student's effective weights.
+
+    With LoRA the average is taken of base + B A, never of A and B apart: the product of averages is not the average.
+    """
+
+    def __init__(self, initial: nn.Module, decay: float) -> None:
+        self._model = initial
+        self._decay = decay
+
+    @contextlib.contextmanager
+    def scoring_model(self, student: nn.Module) -> Iterator[nn.Module]:
+        yield self._model
+
+    @torch.no_grad()
+    def after_step(self, student: nn.Module) -> None:
+        current = dict(effective_weights(student))
+        for name, average in self._model.named_parameters():
+            average.lerp_(current[name].to(average.dtype), 1.0 - self._decay)
+
+    def save(self, folder: Path) -> None:
+        torch.save(self._model.state_dict(), folder / ANCHOR_FILE)
+
+    def load(self, folder: Path) -> None:
+        path = folder / ANCHOR_FILE
+        if not path.exists():
+            raise ModelError(
+                f"{folder} has no {ANCHOR_FILE}: it was not saved by a run with privileged_student='ema', and the moving "
+                "average cannot be worked out again. Resume with the settings of the run that saved it"
+            )
+        self._model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def make_anchor(kind: str, student: nn.Module, *, decay: float, sharded: bool) -> AbstractAnchor:
+    """The anchor of a routing table.
+
+    Args:
+        kind (`str`): `"current"`, `"frozen"` or `"ema"`.
+        student (`nn.Module`): the unwrapped student with its initial weights, on its device.
+        decay (`float`): decay per optimizer step of `"ema"`.
+        sharded (`bool`): whether parameters will be split over ranks.
+
+    Raises:
+        ConfigError: a copy of the weights is asked for where no rank holds them whole.
+    """
+    if kind == "current":
+        return CurrentAnchor()
+    if sharded:
+        raise ConfigError(
+            f"privileged_student={kind!r} keeps a whole copy of the student, which FSDP and ZeRO-3 never hold in one "
+            "place. Use privileged_student='current', or DDP / ZeRO-1 / ZeRO-2"
+        )
+    initial = plain_copy(student)
+    return FrozenAnchor(initial) if kind == "frozen" else AverageAnchor(initial, decay)
+
+
+def plain_copy(student: nn.Module) -> nn.Module:
+    """A frozen copy in evaluation mode, with adapters merged into the weights."""
+    model: Any = copy.deepcopy(student)
+    if is_peft_model(model):
+        model = model.merge_and_unload()
+    return model.requires_grad_(False).eval()
+
+
+def effective_weights(student: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of the student as `plain_copy` names them, each adapter's contribution added to its base weight."""
+    if not is_peft_model(student):
+        yield from student.named_parameters()
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = student.base_model.model
+    tuned: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in tuned.items():
+        base: Any = module.get_base_layer()
+        deltas = [module.get_delta_weight(adapter) for adapter in module.active_adapters]
+        yield f"{name}.weight", base.weight + sum(deltas)
+        if getattr(base, "bias", None) is not None:
+            yield f"{name}.bias", base.bias
+    for name, parameter in model.named_parameters():
+        if not any(name.startswith(f"{prefix}.") for prefix in tuned):
+            yield name, parameter

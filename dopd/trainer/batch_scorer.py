@@ -1,0 +1,118 @@
+"""The passes without gradient of one optimizer batch, and the routing decided from them for all ranks at once.
+
+Shapes: B sequences of this rank, T completion tokens, H hidden size of a source.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopd.errors import ScoringError
+from dopd.evaluation.student import evaluation_mode
+from dopd.fused import TokenScores, score_tokens
+from dopd.heads import Head
+from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
+from dopd.rules import RoutingTable
+from dopd.scoring import VIEW_OF_SOURCE, View, check_alive, completion_hidden_states
+
+_PADDED = 1.0  # no log-prob is above 0, so this value marks what padding added
+
+
+@dataclass(frozen=True)
+class BatchScorer:
+    """Scores the completions of one optimizer batch from every source that the table reads, and from no other.
+
+    Attributes:
+        table (`RoutingTable`): the method.
+        accelerator: for the averages over ranks.
+        source_model (callable): source name -> context with its (wrapped) model.
+        redirect (callable): (wrapped model, method, *args) -> method(unwrapped model, *args), run as the wrapper's forward.
+        hidden_states (callable): (unwrapped model, input_ids, attention_mask, T) -> (B, T, H).
+        batch_size (`int`): sequences per forward pass.
+        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
+        temperature (`float`): of the scored distributions.
+    """
+
+    table: RoutingTable
+    accelerator: Any
+    source_model: Callable[[str], AbstractContextManager[nn.Module]]
+    redirect: Callable[..., Any]
+    hidden_states: Callable[[Any, Tensor, Tensor, int], Tensor]
+    batch_size: int
+    chunk_tokens: int | None
+    temperature: float
+
+    def score(
+        self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What a micro-batch needs for its loss, and metrics of the whole batch.
+
+        Args:
+            views (`dict[str, View]`): `"plain"`, and `"privileged"` where the table reads it.
+            completion_ids (`LongTensor` (B, T)): the same in every view.
+            mask (`Tensor` (B, T)): non-zero where a token is scored.
+
+        Returns:
+            Tensors by name, each with a first dimension B (or none): `hidden/SOURCE`, the fields of `TokenScores` as
+            `FIELD/SOURCE`, `regimes` in a routed table, `num_sequences`; and metrics by name.
+        """
+        batch: dict[str, Tensor] = {}
+        scores: dict[str, TokenScores] = {}
+        for source in sorted(self.table.sources):
+            view = views[VIEW_OF_SOURCE[source]]
+            with (
+                self.source_model(source) as model,
+                evaluation_mode(model),
+                self.accelerator.autocast(),
+                torch.no_grad(),
+            ):
+                hidden, scores[source] = self.redirect(model, self._score_view, view, completion_ids, mask)
+            vocab_size = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
+            check_alive(source, scores[source].logprobs, scores[source].entropy, mask, vocab_size)
+            if source in self.table.target_sources:
+                batch[f"hidden/{source}"] = hidden
+            batch |= {f"{f.name}/{source}": getattr(scores[source], f.name) for f in fields(TokenScores)}
+        num_sequences = (mask != 0).any(1).sum()
+        batch["num_sequences"] = self.accelerator.reduce(num_sequences, reduction="sum")
+        metrics: dict[str, float] = {}
+        if self.table.routed:
+            teacher, student = (scores[source].logprobs for source in ("privileged_teacher", "privileged_student"))
+            thresholds = self.batch_thresholds(teacher, student, mask)
+            batch["regimes"] = classify(teacher, student, mask, thresholds)
+            batch["gap"] = privilege_gap(teacher, student).masked_fill(mask == 0, 0.0)
+            metrics = {
+                "threshold/gap": thresholds.gap,
+                "threshold/confidence": thresholds.confidence,
+                "prob/privileged_teacher": thresholds.teacher_prob,
+                "prob/privileged_student": thresholds.student_prob,
+            }
+        return batch, metrics
+
+    def batch_thresholds(self, teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor) -> Thresholds:
+        """Averages over every scored token of every rank, so that routing does not depend on how a batch is cut."""
+        keep_BT = mask != 0
+        pairs_N2 = torch.stack([teacher_logprobs[keep_BT], student_logprobs[keep_BT]], dim=1)
+        if not bool(torch.isfinite(pairs_N2).all()):
+            raise ScoringError("a sampled token has no finite log-prob under a privileged view: check both checkpoints")
+        padded_N2 = self.accelerator.pad_across_processes(pairs_N2, dim=0, pad_index=_PADDED)
+        all_N2 = self.accelerator.gather(padded_N2)
+        all_N2 = all_N2[all_N2[:, 0] != _PADDED].unsqueeze(0)
+        return gap_thresholds(all_N2[..., 0], all_N2[..., 1], torch.ones_like(all_N2[..., 0]), trim=self.table.trim)
+
+    def _score_view(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, TokenScores]:
+        # Backbone passes and the head run inside one (redirected) forward, so a sharded head is collected once.
+        def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+            return self.hidden_states(model, input_ids, attention_mask, num_keep)
+
+        hidden = completion_hidden_states(forward, view, completion_ids, mask, self.batch_size)
+        head = Head.of_model(model, self.temperature)
+        return hidden, score_tokens(hidden, head, completion_ids, mask, chunk_tokens=self.chunk_tokens)
+
+
+def scores_of(batch: Mapping[str, Tensor], source: str) -> TokenScores:
+    """The `TokenScores` of a source, from a (micro-)batch that `BatchScorer.score` filled."""
+    return TokenScores(**{f.name: batch[f"{f.name}/{source}"] for f in fields(TokenScores)})

@@ -1,0 +1,94 @@
+"""Callbacks of a run: the moving-average anchor, the evaluation without privileged context, and the metrics file."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from dopd.evaluation.student import EvaluationResult, StudentEvaluator, evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+DRIFT_WARNING = 0.1  # a fall of accuracy WITH privileged context that is worth a warning, from the best seen
+
+
+class AnchorUpdate(TrainerCallback):
+    """Moves the privileged student's weights after every optimizer step."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.anchor.after_step(self._trainer.accelerator.unwrap_model(self._trainer.model))
+
+
+class StudentEvaluation(TrainerCallback):
+    """Evaluates the student without privileged context, before the first step, every N steps and after the last."""
+
+    def __init__(self, trainer: Any, evaluator: StudentEvaluator, every: int) -> None:
+        self._trainer = trainer
+        self._evaluator = evaluator
+        self._every = every
+        self._best_privileged = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        trainer = self._trainer
+        shard = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        with trainer.generating_model() as model:
+            mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
+        result = sum(gather_object([mine]), start=EvaluationResult())
+        metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
+        self._warn_of_drift(metrics)
+        # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record.
+        with evaluation_mode(trainer.model):
+            trainer.log(metrics)
+
+    def _warn_of_drift(self, metrics: dict[str, float]) -> None:
+        privileged = metrics.get("eval_accuracy_privileged")
+        if privileged is None:
+            return
+        self._best_privileged = max(self._best_privileged, privileged)
+        if privileged < self._best_privileged - DRIFT_WARNING and "privileged_student" in self._trainer.table.sources:
+            logger.warning(
+                f"the student's accuracy WITH privileged context fell from {self._best_privileged:.2f} to {privileged:.2f}: "
+                "the privileged student is drifting and its targets get worse. Lower the learning rate, or set "
+                "privileged_student='ema' or 'frozen'"
+            )
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged record to `metrics.jsonl` in the run folder; a resumed run drops what came after its start."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._path = Path(folder) / METRICS_FILE
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(self._path) if 0 < record["step"] <= state.global_step]
+        first = [record for record in read_metrics(self._path) if record["step"] == 0] if state.global_step else []
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in first + kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, in order; none if it does not exist."""
+    path = Path(path)
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []

@@ -1,0 +1,153 @@
+"""`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import DistillationConfig
+
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.divergences import check_choice
+from dopd.errors import ConfigError
+from dopd.fused.api import Backend
+from dopd.methods import table
+from dopd.rules import Anchor, RoutingTable
+
+Overlong = Literal["error", "drop"]
+_TRL_BETA_DEFAULT = 1.0
+
+
+@dataclass
+class DOPDConfig(DistillationConfig):
+    r"""
+    Configuration of [`DOPDTrainer`]: every field of TRL's `DistillationConfig` and `transformers.TrainingArguments`, and:
+
+    Parameters:
+        > Parameters that control the method
+
+        method (`str`, *optional*, defaults to `"dopd"`):
+            Name of a routing table, such as `"dopd"` or `"vanilla"` (`dopd.methods.METHODS`), or a name for `rules`.
+        rules (`list[dict]`, *optional*):
+            Rows of a routing table of one's own, in place of the named one: mappings with the fields of `dopd.Rule`.
+        method_options (`dict`, *optional*):
+            What to change in the named table, for example `{"top_k": 64, "tail": "renormalize", "weak_weight": 0.2}`.
+        privileged_student (`str`, *optional*):
+            Weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial) or `"ema"`. `None` keeps
+            what the table says.
+        ema_decay (`float`, *optional*, defaults to `0.98`):
+            Decay per optimizer step of the moving average of `"ema"`.
+
+        > Parameters that control the data
+
+        num_generations (`int`, *optional*, defaults to `4`):
+            Rollouts per prompt. The batch sizes count completions, as in TRL's GRPO: one step has
+            `per_device_train_batch_size * processes * gradient_accumulation_steps / num_generations` prompts.
+        privileged_template (`str`, *optional*):
+            Text with `{prompt}` and `{privileged_context}`; `None` takes a default for chat or for plain text.
+        max_prompt_length (`int`, *optional*):
+            Most tokens of any view of a prompt; `None` is what the models' contexts leave beside the completion.
+        overlong_prompts (`str`, *optional*, defaults to `"error"`):
+            `"error"`, or `"drop"` to leave such rows out and count them. Nothing is ever truncated.
+
+        > Parameters that control scoring and the loss
+
+        per_device_scoring_batch_size (`int`, *optional*):
+            Sequences per forward pass without gradient; defaults to four times `per_device_train_batch_size`.
+        loss_backend (`str`, *optional*, defaults to `"auto"`):
+            `"auto"`, `"chunked"`, `"triton"` or `"reference"`.
+        loss_chunk_tokens (`int`, *optional*):
+            Tokens whose logits exist at a time; `None` chooses.
+
+        > Parameters that control what is seen of a run
+
+        student_eval_steps (`int`, *optional*):
+            Evaluate the student WITHOUT privileged context before the first step, every so many optimizer steps, and
+            after the last. Needs `eval_dataset` and `verifier` on the trainer. `None`: never.
+        student_eval_prompts (`int`, *optional*, defaults to `128`):
+            Prompts of `eval_dataset`, from its start, that each evaluation answers.
+        student_eval_batch_size (`int`, *optional*, defaults to `64`):
+            Prompts answered at a time on each device.
+        trace_steps (`int`, *optional*):
+            Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
+        trace_examples (`int`, *optional*, defaults to `4`):
+            Completions written each time.
+
+    > [!NOTE]
+    > Defaults that differ from TRL's are the paper's settings: `learning_rate` 5e-6, `lr_scheduler_type` cosine; and
+    > `disable_dropout` True, because dropout in one view of shared weights and not in another is noise in the gap.
+    """
+
+    learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of AdamW (the paper's)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (the paper's)."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
+
+    method: str = field(default="dopd", metadata={"help": "Name of a routing table: see `dopd methods`."})
+    rules: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Rows of your own routing table."})
+    method_options: dict[str, Any] | None = field(default=None, metadata={"help": "Options of the named table."})
+    privileged_student: str | None = field(default=None, metadata={"help": "`current`, `frozen` or `ema`."})
+    ema_decay: float = field(default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."})
+
+    num_generations: int = field(default=4, metadata={"help": "Rollouts per prompt."})
+    privileged_template: str | None = field(
+        default=None, metadata={"help": "Text with {prompt} and {privileged_context}."}
+    )
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
+    overlong_prompts: str = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
+
+    per_device_scoring_batch_size: int | None = field(
+        default=None, metadata={"help": "Sequences per forward pass without gradient."}
+    )
+    loss_backend: str = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
+    loss_chunk_tokens: int | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
+
+    student_eval_steps: int | None = field(
+        default=None, metadata={"help": "Evaluate the student without privileged context every so many steps."}
+    )
+    student_eval_prompts: int = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
+    student_eval_batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
+    trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
+    trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
+
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta != _TRL_BETA_DEFAULT:
+            raise ConfigError(
+                f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each row of the routing table "
+                "names its divergence. Remove beta, and use method_options or rules"
+            )
+        check_choice("overlong_prompts", self.overlong_prompts, Overlong)
+        check_choice("loss_backend", self.loss_backend, Backend)
+        if self.privileged_student is not None:
+            check_choice("privileged_student", self.privileged_student, Anchor)
+        if not 0.0 < self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay (={self.ema_decay}) must be between 0 and 1, both excluded")
+        for name in ("num_generations", "student_eval_prompts", "student_eval_batch_size", "trace_examples"):
+            self._check_positive(name)
+        for name in (
+            "max_prompt_length",
+            "per_device_scoring_batch_size",
+            "loss_chunk_tokens",
+            "student_eval_steps",
+            "trace_steps",
+        ):
+            if getattr(self, name) is not None:
+                self._check_positive(name)
+        PrivilegedTemplate(self.privileged_template)
+        self.routing_table()
+
+    def routing_table(self) -> RoutingTable:
+        """The routing table that `method`, `rules`, `method_options` and `privileged_student` describe."""
+        anchor = {} if self.privileged_student is None else {"anchor": self.privileged_student}
+        if self.rules is not None:
+            if self.method_options:
+                raise ConfigError(
+                    "method_options change a named table; with rules of your own, write them into the rows"
+                )
+            return RoutingTable.from_rows(self.rules, name="custom" if self.method == "dopd" else self.method, **anchor)
+        return table(self.method, **(self.method_options or {}), **anchor)
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} (={value!r}) must be a whole number of at least 1")

@@ -1,0 +1,140 @@
+"""What is compared before a run starts: models that cannot be compared token by token are refused, oddities are told."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from dopd.errors import ConfigError, ModelError
+from dopd.heads import Head
+from dopd.rules import RoutingTable
+
+logger = logging.getLogger(__name__)
+
+# Two routes to the same logits differ by rounding alone. Half precision rounds at about 3 significant digits.
+_SELF_KL_LIMIT = {torch.float64: 1e-9, torch.float32: 1e-5}
+_SELF_KL_LIMIT_HALF = 5e-2
+
+
+def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
+    """Refuse pairs of models that cannot work with a table.
+
+    Raises:
+        ConfigError: the table needs a teacher and there is none; teacher and student are one object, or hold the same
+            weights where the table compares them in the same context.
+        ModelError: vocabularies of different sizes.
+    """
+    if not table.needs_teacher:
+        return
+    if teacher is None:
+        raise ConfigError(
+            f"method {table.name!r} needs a teacher ({', '.join(sorted(table.sources))}): pass teacher_model, or "
+            "teacher_model_name_or_path in the config"
+        )
+    check_vocab_sizes(student.config, teacher.config)
+    if teacher is student:
+        raise ConfigError(
+            "teacher_model and model are the same object, so the teacher would move with the student. For "
+            "self-distillation choose method='privileged_student', or load the teacher separately"
+        )
+    if ("teacher" in table.target_sources or table.routed) and same_weights(student, teacher):
+        raise ConfigError(
+            f"teacher and student hold the same weights, and method {table.name!r} compares them in the same context: every "
+            "gap and every target would be the student's own. Is teacher_model_name_or_path the checkpoint you meant? For "
+            "self-distillation choose method='privileged_student'"
+        )
+
+
+def check_vocab_sizes(student_config: Any, teacher_config: Any) -> None:
+    """Raise `ModelError` unless both configs declare one vocabulary size."""
+    mine, theirs = (config.get_text_config().vocab_size for config in (student_config, teacher_config))
+    if mine != theirs:
+        raise ModelError(
+            f"the student's vocabulary has {mine} tokens, the teacher's {theirs}. Token-level distillation needs one "
+            "vocabulary: use a teacher of the same family (nothing is padded, for a padded token would get real probability)"
+        )
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two models have the same parameter names, shapes and values."""
+    mine, theirs = dict(first.named_parameters()), dict(second.named_parameters())
+    return mine.keys() == theirs.keys() and all(
+        mine[name].shape == theirs[name].shape and torch.equal(mine[name].cpu().float(), theirs[name].cpu().float())
+        for name in mine
+    )
+
+
+def compare_generation(student: Any, teacher: Any, eos_token_ids: list[int]) -> list[str]:
+    """What differs between student and teacher without making the run impossible, one sentence each."""
+    notes = []
+    teacher_eos = teacher.generation_config.eos_token_id if teacher.generation_config is not None else None
+    teacher_ids = set([] if teacher_eos is None else [teacher_eos] if isinstance(teacher_eos, int) else teacher_eos)
+    if teacher_ids and teacher_ids != set(eos_token_ids):
+        notes.append(
+            f"end-of-sequence tokens differ: the student stops at {sorted(eos_token_ids)}, the teacher at "
+            f"{sorted(teacher_ids)}. A teacher that never ends a turn with the student's token teaches it not to stop"
+        )
+    if student.dtype != teacher.dtype:
+        notes.append(f"precision differs: student {student.dtype}, teacher {teacher.dtype}; gaps include the rounding")
+    return notes
+
+
+def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
+    """Differences between two tokenizers.
+
+    Returns:
+        Sentences for differences that a run survives (chat templates: the student's is used in every view).
+
+    Raises:
+        ModelError: one token id means two different things.
+    """
+    mine, theirs = student.get_vocab(), teacher.get_vocab()
+    if mine != theirs:
+        differing = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+        # Added special tokens that one side lacks are harmless; a token with two ids is not.
+        clashing = [token for token in differing if token in mine and token in theirs]
+        if clashing or len(differing) > 0.01 * len(mine):
+            raise ModelError(
+                f"the tokenizers of student and teacher differ in {len(differing)} tokens, for example "
+                f"{(clashing or differing)[:3]}: token ids do not mean the same. Use a teacher with the student's tokenizer"
+            )
+    if student.chat_template != teacher.chat_template:
+        return ["chat templates differ: both models read prompts rendered with the student's template"]
+    return []
+
+
+@torch.no_grad()
+def self_divergence(model: Any, hidden_states: Any) -> float:
+    """Largest KL, nats, between a model's own logits and those rebuilt from its hidden states and head.
+
+    The same weights and the same prompt give 0 to rounding; anything else means that the loss would be taken on logits
+    that the model never produces (a missed scale, soft cap or adapter).
+
+    Args:
+        model: a transformers model in evaluation mode.
+        hidden_states (callable): (input_ids, attention_mask, T) -> (1, T, H), the route that scoring takes.
+    """
+    config = model.config.get_text_config()
+    count = min(8, config.vocab_size)
+    input_ids = torch.linspace(0, config.vocab_size - 1, count, device=model.device).long().unsqueeze(0)
+    mask = torch.ones_like(input_ids)
+    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    rebuilt = Head.of_model(model).logits(hidden_states(input_ids, mask, count - 1)).double().log_softmax(-1)
+    return float((own.exp() * (own - rebuilt)).sum(-1).abs().max())
+
+
+def check_self_divergence(name: str, model: Any, hidden_states: Any) -> None:
+    """Raise `ModelError` if `self_divergence` is more than rounding."""
+    value = self_divergence(model, hidden_states)
+    limit = _SELF_KL_LIMIT.get(model.dtype, _SELF_KL_LIMIT_HALF)
+    if not value <= limit:
+        raise ModelError(
+            f"{name}: its logits and those rebuilt from its hidden states and output head differ by KL {value:.3g} nats "
+            f"(limit {limit:g} for {model.dtype}). dopd does not know a post-processing step of {type(model).__name__}"
+        )
+
+
+def active_dropout(model: nn.Module) -> list[str]:
+    """Names of dropout modules that do something in training mode."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]

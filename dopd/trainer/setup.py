@@ -1,0 +1,216 @@
+"""What `DOPDTrainer` checks and prepares before the first step."""
+
+import logging
+from functools import partial
+from typing import Any
+
+from datasets import IterableDataset
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from dopd.data.checks import DatasetReport, check_columns, check_prompts, check_row, overlong_message
+from dopd.data.privileged import Prompt
+from dopd.errors import ConfigError, DataError, ModelError
+from dopd.evaluation.student import StudentEvaluator, evaluation_mode
+from dopd.rules import RoutingTable
+from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE
+from dopd.trainer import guards
+
+logger = logging.getLogger(__name__)
+
+
+def completions_per_step(args: Any, num_processes: int) -> int:
+    """Completions of one optimizer step, over all processes and micro-batches."""
+    return args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
+
+
+def check_batch_sizes(args: Any) -> None:
+    """Raise `ConfigError` unless a step holds whole groups of rollouts."""
+    completions = completions_per_step(args, args.world_size)
+    if completions % args.num_generations:
+        raise ConfigError(
+            f"per_device_train_batch_size (={args.per_device_train_batch_size}) x processes (={args.world_size}) x "
+            f"gradient_accumulation_steps (={args.gradient_accumulation_steps}) = {completions} completions a step must be "
+            f"a multiple of num_generations (={args.num_generations}), the rollouts of each prompt"
+        )
+
+
+def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable) -> None:
+    """Compare what can be compared without loading weights."""
+    if table.needs_teacher and teacher_model is None:
+        guards.check_models(None, None, table)
+    configs = [_config(name, source) for name, source in (("model", model), ("teacher_model", teacher_model)) if source]
+    if table.needs_teacher:
+        guards.check_vocab_sizes(*configs)
+    if isinstance(model, nn.Module) and model is teacher_model:
+        guards.check_models(model, teacher_model, table)
+
+
+def _config(name: str, source: Any) -> Any:
+    if not isinstance(source, str):
+        return source.config
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name} (={source!r}) cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def check_loaded(trainer: Any, teacher_source: Any) -> None:
+    """Guards that need the weights; what is odd but not wrong is logged."""
+    student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    guards.check_models(student, teacher, trainer.table)
+    notes: list[str] = []
+    if teacher is not None:
+        notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
+        if isinstance(teacher_source, str):
+            notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source))
+    dropout = [] if trainer.args.disable_dropout else guards.active_dropout(student)
+    if dropout:
+        notes.append(
+            f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it is on in the trained "
+            "view and off in the privileged one, so gaps and targets differ by its noise. disable_dropout=True avoids that"
+        )
+    for note in notes:
+        logger.warning(note)
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        for name, model in (("model", student), ("teacher_model", teacher)):
+            if model is not None:
+                with evaluation_mode(model):
+                    guards.check_self_divergence(name, model, partial(trainer.backbone, model))
+
+
+def _tokenizer(path: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def is_zero3(trainer: Any) -> bool:
+    """Whether DeepSpeed splits the parameters themselves over ranks."""
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def prepare_datasets(trainer: Any) -> None:
+    """Check the datasets row by row; report what is missing or dropped. Streams are checked as they are read."""
+    if trainer.train_dataset is not None:
+        trainer.train_dataset = _prepared(trainer, trainer.train_dataset)
+        _check_enough_prompts(trainer)
+    if trainer.eval_dataset is not None:
+        many = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else None
+        trainer.eval_dataset = (
+            {name: _prepared(trainer, part) for name, part in many.items()}
+            if many is not None
+            else _prepared(trainer, trainer.eval_dataset)
+        )
+
+
+def _prepared(trainer: Any, dataset: Any) -> Any:
+    needs_privileged = any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in trainer.table.sources)
+    allowed = max_prompt_tokens(trainer)
+    drop = trainer.args.overlong_prompts == "drop"
+
+    def views(row: dict[str, Any]) -> list[Prompt]:
+        privileged = trainer.template.apply(row["prompt"], row.get("privileged_context"))
+        return [row["prompt"], privileged] if needs_privileged else [row["prompt"]]
+
+    def num_tokens(prompts: list[Prompt]) -> list[int]:
+        return [len(ids) for ids in trainer.encode(prompts)]
+
+    if isinstance(dataset, IterableDataset):
+        return _checked_stream(dataset, views, num_tokens, allowed, drop, needs_privileged, trainer.table.name)
+    dataset, report = check_prompts(
+        dataset,
+        needs_privileged=needs_privileged,
+        method=trainer.table.name,
+        views=views,
+        num_tokens=num_tokens,
+        max_prompt_tokens=allowed,
+        drop_overlong=drop,
+    )
+    _tell(report, needs_privileged)
+    return dataset
+
+
+def _checked_stream(
+    stream: Any, views: Any, num_tokens: Any, allowed: int, drop: bool, needs_privileged: bool, method: str
+) -> Any:
+    """The stream with every row checked as it passes; a row that is too long raises, or is left out with a warning."""
+    dropped = 0
+
+    def fits(row: dict[str, Any], index: int) -> bool:
+        nonlocal dropped
+        check_columns(list(row), needs_privileged=needs_privileged, method=method)
+        check_row(row, index)
+        longest = max(num_tokens(views(row)))
+        if longest <= allowed:
+            return True
+        if not drop:
+            raise DataError(overlong_message(f"row {index}", longest, allowed))
+        dropped += 1
+        logger.warning(f"row {index} of the stream dropped ({dropped} so far): a view has {longest} > {allowed} tokens")
+        return False
+
+    return stream.filter(fits, with_indices=True)
+
+
+def _tell(report: DatasetReport, needs_privileged: bool) -> None:
+    for sentence in report.sentences():
+        logger.warning(sentence)
+    if needs_privileged and report.num_without_privileged == report.num_rows:
+        logger.warning("no prompt has privileged context: rows that target the privileged student teach nothing")
+
+
+def _check_enough_prompts(trainer: Any) -> None:
+    if isinstance(trainer.train_dataset, IterableDataset):
+        return
+    needed = completions_per_step(trainer.args, trainer.accelerator.num_processes) // trainer.args.num_generations
+    if len(trainer.train_dataset) < needed:
+        raise DataError(
+            f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add prompts, or "
+            "lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
+
+
+def max_prompt_tokens(trainer: Any) -> int:
+    """Most tokens that any view of a prompt may have."""
+    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
+    context = min(model.config.get_text_config().max_position_embeddings for model in models)
+    room = context - (trainer.max_completion_length or 0)
+    if room < 1:
+        raise ConfigError(
+            f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context of {context}"
+        )
+    limit = trainer.args.max_prompt_length
+    if limit is not None and limit > room:
+        raise ConfigError(
+            f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not fit together "
+            f"into the models' context of {context} tokens: lower one of them"
+        )
+    return room if limit is None else limit
+
+
+def make_evaluator(trainer: Any) -> StudentEvaluator:
+    """The evaluation without privileged context that `student_eval_steps` asks for.
+
+    Raises:
+        ConfigError: it lacks a verifier or held-out prompts.
+    """
+    args, dataset = trainer.args, trainer.eval_dataset
+    if trainer.verifier is None or dataset is None or isinstance(dataset, dict | IterableDataset):
+        raise ConfigError(
+            f"student_eval_steps (={args.student_eval_steps}) needs a verifier and an eval_dataset with a length: pass "
+            "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave student_eval_steps out"
+        )
+    return StudentEvaluator(
+        rows=[dataset[index] for index in range(min(args.student_eval_prompts, len(dataset)))],
+        verifier=trainer.verifier,
+        processing_class=trainer._tokenizer,
+        eos_token_ids=trainer.eos_token_ids,
+        max_new_tokens=trainer.max_completion_length,
+        batch_size=args.student_eval_batch_size,
+        template=trainer.template,
+        chat_template_kwargs=trainer.chat_template_kwargs,
+        seed=args.seed,
+    )

@@ -1,0 +1,396 @@
+"""`DOPDTrainer`: rollouts from the plain student, scores from every view that the table reads, one routed loss.
+
+The host, TRL's `DistillationTrainer`, does what is not the method: models, rollouts, distribution, saving. This class
+overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL release changes one of them.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel
+from trl import DistillationTrainer
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
+
+from dopd.data.encode import encode_prompts
+from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.errors import ConfigError, ScoringError
+from dopd.evaluation.student import Verifier
+from dopd.fused import fused_routed_loss
+from dopd.heads import Head
+from dopd.loss import RoutedLoss
+from dopd.rules import TEACHER_SOURCES, RoutingTable
+from dopd.scoring import PLAIN, PRIVILEGED, VIEW_OF_SOURCE, View, left_padded
+from dopd.trainer import setup
+from dopd.trainer.anchor import make_anchor
+from dopd.trainer.batch_scorer import BatchScorer
+from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
+from dopd.trainer.config import DOPDConfig
+from dopd.trainer.step_metrics import StepClock, StepSums
+from dopd.trainer.trace import TraceWriter
+
+logger = logging.getLogger(__name__)
+
+# Methods of TRL's DistillationTrainer that this class overrides or calls, and attributes that it reads.
+HOST_HOOKS = (
+    "get_train_dataloader",
+    "_get_train_sampler",
+    "_get_dataloader",
+    "_generate_and_score_completions",
+    "_get_last_hidden_state",
+    "_compute_loss",
+    "compute_loss",
+    "training_step",
+    "_save_checkpoint",
+    "_load_from_checkpoint",
+    "_get_output_dir",
+)
+COLLAPSE_SHARE = 0.99  # one regime with more of the tokens than this: the routing says nothing
+
+
+class DOPDTrainer(DistillationTrainer):
+    """Distil a teacher into a student on the student's own answers, routing each token by a table.
+
+    A TRL user changes the import and adds one column:
+
+    ```python
+    from dopd import DOPDConfig, DOPDTrainer
+
+    trainer = DOPDTrainer(
+        model="Qwen/Qwen3-1.7B",
+        teacher_model="Qwen/Qwen3-8B",
+        args=DOPDConfig("qwen3-dopd"),
+        train_dataset=dataset,  # columns: prompt, privileged_context
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the student.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*): the frozen teacher; may be left out when no
+            row of the table reads it.
+        args ([`DOPDConfig`], *optional*): configuration.
+        train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None, where
+            the method reads it) and whatever the verifier reads.
+        processing_class: as in TRL.
+        verifier (callable, *optional*): (completion text, row) -> score in [0, 1]. With it, accuracies are logged.
+        host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
+
+    Raises:
+        ConfigError, DataError, ModelError: before anything is trained, naming what cannot work and the fix.
+        ScoringError: while training, when numbers cannot be right (a NaN loss, a dead teacher).
+    """
+
+    # The host declares these more widely than they are here.
+    args: DOPDConfig
+    model: Any
+    train_dataset: Any
+    chat_template_kwargs: dict[str, Any]
+
+    _tag_names = ["trl", "distillation", "dopd"]
+    _name = "DOPD"
+    _paper = {
+        "title": "DOPD: Dual On-policy Distillation",
+        "id": "2606.30626",
+        "citation": "@misc{dopd2026, title={{DOPD: Dual On-policy Distillation}}, year={2026}, eprint={2606.30626}}",
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        teacher_model: "str | PreTrainedModel | None" = None,
+        args: DOPDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        verifier: Verifier | None = None,
+        **host_options: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path or "student"
+            args = DOPDConfig(f"{Path(name).name}-DOPD")
+        self.table: RoutingTable = args.routing_table()
+        self.template = PrivilegedTemplate(args.privileged_template)
+        self.verifier = verifier
+        if host_options.get("tools"):
+            raise ConfigError("tools: privileged views of a conversation with tools are not supported")
+        setup.check_batch_sizes(args)
+        setup.check_before_loading(model, teacher_model, self.table)
+        super().__init__(
+            model=model,
+            teacher_model=teacher_model if self.table.needs_teacher else None,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **host_options,
+        )
+        if self._is_vlm:
+            raise ConfigError("processing_class is a processor: vision-language models are not supported yet")
+        setup.check_loaded(self, teacher_model)
+        sharded = self.is_fsdp_enabled or setup.is_zero3(self)
+        self.anchor = make_anchor(self.table.anchor, self.unwrapped_student, decay=args.ema_decay, sharded=sharded)
+        setup.prepare_datasets(self)
+        self._scorer = self._make_scorer(args)
+        self._sums, self._clock = StepSums(), StepClock()
+        self._routed: RoutedLoss | None = None
+        self.add_callback(AnchorUpdate(self))
+        self.add_callback(MetricsFile(str(args.output_dir)))
+        self.trace = None
+        if args.trace_steps is not None:
+            self.trace = TraceWriter(
+                str(args.output_dir), self.table, self._tokenizer, every=args.trace_steps, examples=args.trace_examples
+            )
+        if args.student_eval_steps is not None:
+            evaluator = setup.make_evaluator(self)
+            self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
+
+    # --- Models
+
+    @property
+    def unwrapped_student(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def unwrapped_teacher(self) -> Any:
+        """The teacher, or `None` where the table reads none."""
+        return None if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
+
+    @contextmanager
+    def source_model(self, source: str) -> Iterator[nn.Module]:
+        """The (wrapped) model of a source."""
+        if source in TEACHER_SOURCES:
+            yield self.teacher_model
+        else:
+            with self.anchor.scoring_model(self.model_wrapped) as model:
+                yield model
+
+    @contextmanager
+    def generating_model(self) -> Iterator[Any]:
+        """The student with whole parameters, ready for `generate`."""
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ) as model:
+            yield model
+
+    def backbone(self, model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route."""
+        return self._get_last_hidden_state(model, input_ids, attention_mask, num_keep)
+
+    def _make_scorer(self, args: DOPDConfig) -> BatchScorer:
+        def redirect(wrapped: nn.Module, method: Any, *arguments: Any) -> Any:
+            unwrapped = self.accelerator.unwrap_model(wrapped)
+            return self._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
+
+        return BatchScorer(
+            table=self.table,
+            accelerator=self.accelerator,
+            source_model=self.source_model,
+            redirect=redirect,
+            hidden_states=self.backbone,
+            batch_size=args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size,
+            chunk_tokens=args.loss_chunk_tokens,
+            temperature=args.temperature,
+        )
+
+    # --- Batches: num_generations rollouts of each prompt
+
+    def _generation_batch_size(self) -> int:
+        return setup.completions_per_step(self.args, self.accelerator.num_processes)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.args.num_generations,
+            batch_size=self._generation_batch_size() // self.args.num_generations,
+            repeat_count=self.args.gradient_accumulation_steps,
+            shuffle=bool(self.shuffle_dataset),
+            seed=self.args.seed,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            if self.shuffle_dataset:
+                dataset = dataset.shuffle(seed=self.args.seed)
+            dataset = repeat_iterable_dataset(
+                dataset,
+                mini_repeat_count=self.args.num_generations,
+                batch_size=self._generation_batch_size() // self.args.num_generations,
+                repeat_count=self.args.gradient_accumulation_steps,
+            )
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size * self.args.gradient_accumulation_steps,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    # --- Rollout and scoring
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._clock.phase("rollout"):
+            batch = super()._generate_and_score_completions(inputs)
+        with self._clock.phase("scoring"):
+            views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
+            if any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in self.table.sources):
+                views[PRIVILEGED] = self._privileged_view(inputs)
+            scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+            batch |= scored
+        scores = self._verify(inputs, batch)
+        metrics |= self._rollout_metrics(inputs, batch, scores)
+        self._record(metrics)
+        if self.trace is not None and self.model.training and self.accelerator.is_main_process:
+            self._trace(inputs, batch, scores)
+        return batch
+
+    def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:
+        prompts = [self.template.apply(row["prompt"], row.get("privileged_context")) for row in inputs]
+        return left_padded(self.encode(prompts), self._tokenizer.pad_token_id, self.accelerator.device)
+
+    def encode(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Token ids of prompts, rendered as the host renders them for rollouts."""
+        return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
+
+    def _verify(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> list[float] | None:
+        if self.verifier is None:
+            return None
+        scores = []
+        for row, ids, mask in zip(inputs, batch["completion_ids"], batch["completion_mask"], strict=True):
+            answer = ids[mask.bool()].tolist()
+            text = self._tokenizer.decode(answer, skip_special_tokens=True)
+            # A completion cut at the length limit is not a finished answer.
+            scores.append(float(self.verifier(text, row)) if answer[-1] in self.eos_token_ids else 0.0)
+        return scores
+
+    def _rollout_metrics(
+        self, inputs: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None
+    ) -> dict[str, float]:
+        mask = batch["completion_mask"].bool()
+        last = batch["completion_ids"].gather(1, (mask.sum(1) - 1).clamp(min=0).unsqueeze(1))
+        ended = torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device)).float()
+        sums = {"completions/eos_ratio": ended.sum()}
+        if PRIVILEGED in {VIEW_OF_SOURCE[source] for source in self.table.sources}:
+            missing = sum(
+                self.template.apply(row["prompt"], row.get("privileged_context")) is row["prompt"] for row in inputs
+            )
+            sums["privileged/missing_ratio"] = ended.new_tensor(float(missing))
+        if scores is not None:
+            sums["rollout/accuracy"] = ended.new_tensor(sum(scores))
+        values = torch.stack([*sums.values(), ended.new_tensor(float(len(inputs)))])
+        *totals, count = self.accelerator.reduce(values, reduction="sum").tolist()
+        return {name: total / count for name, total in zip(sums, totals, strict=True)}
+
+    def _trace(self, inputs: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None) -> None:
+        assert self.trace is not None
+        step = self.state.global_step
+        if step == 0 or self._step == 0:
+            self.trace.start(step)
+        if self.trace.wants(step, self.state.max_steps):
+            self.trace.write(step, inputs, batch, scores)
+
+    # --- Loss
+
+    def _compute_loss(
+        self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
+        completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        with self.accelerator.autocast():
+            hidden = self.backbone(
+                unwrapped_student,
+                torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
+                torch.cat([inputs["prompt_mask"], mask], dim=1),
+                completion_ids.shape[1],
+            )
+        targets = {}
+        for source in self.table.target_sources:
+            with self.source_model(source) as model:
+                head = Head.of_model(self.accelerator.unwrap_model(model), self.temperature)
+            targets[source] = (inputs[f"hidden/{source}"], head)
+        self._routed = fused_routed_loss(
+            hidden,
+            Head.of_model(unwrapped_student, self.temperature),
+            targets,
+            completion_ids,
+            mask,
+            self.table,
+            backend=self.args.loss_backend,
+            chunk_tokens=self.args.loss_chunk_tokens,
+            regimes=inputs.get("regimes"),
+            # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
+            num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
+        )
+        return self._routed.loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, routed = (result[0] if return_outputs else result), self._routed
+        assert routed is not None
+        self._routed = None
+        if not math.isfinite(loss.item()):
+            raise ScoringError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite logits, or a "
+                "target has probability 0 where the student has none. Lower the learning rate, or check the checkpoints"
+            )
+        sums = self._sums if self.model.training else StepSums()
+        sums.add(routed.sums)
+        if not self.model.training:
+            self._record(sums.reduce(self.accelerator))
+        return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._clock.phase("step"):
+            loss = super().training_step(*args, **kwargs)
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._record_step()
+        return loss
+
+    # --- What is logged
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to the host, which averages them until it logs."""
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def _record_step(self) -> None:
+        stats = self._sums.reduce(self.accelerator)
+        stats.pop("entropy", None)  # the host logs it already
+        self._warn_of_collapse(stats)
+        seconds = self._clock.read()
+        training = seconds.pop("step", 0.0) - sum(seconds.values())
+        self._record(stats | {f"seconds/{name}": value for name, value in {**seconds, "training": training}.items()})
+
+    def _warn_of_collapse(self, stats: dict[str, float]) -> None:
+        if not self.table.routed or self.accelerator.process_index:
+            return
+        for name, share in stats.items():
+            if name.startswith("share/") and share > COLLAPSE_SHARE:
+                logger.warning(
+                    f"step {self.state.global_step}: {share:.1%} of the tokens are in regime {name[6:]}, so the routing says "
+                    "almost nothing. Are teacher and student the checkpoints you meant, and does p tell them anything?"
+                )
+
+    # --- Saving and resuming
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.accelerator.is_main_process:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self.anchor.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.anchor.load(Path(resume_from_checkpoint))
