@@ -1,0 +1,195 @@
+"""Routing tables as data: what is refused, with which words, and what a table knows about itself."""
+
+import math
+import re
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import yaml
+
+import dopd
+from dopd.errors import ConfigError
+from dopd.rules import SOURCES
+
+TEACHER: dict[str, Any] = {"source": "privileged_teacher"}
+
+
+def four_rows(**changes: Any) -> list[dict[str, Any]]:
+    return [TEACHER | {"regime": regime.name} | changes for regime in dopd.Regime]
+
+
+# --- rows that cannot work --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"source": "student"},
+            r"row 'all': source \(='student'\) must be one of 'teacher', 'privileged_teacher', 'pr",
+        ),
+        (TEACHER | {"divergence": "kl"}, r"divergence \(='kl'\) must be one of 'forward_kl', 'reverse_kl', 'js'"),
+        (
+            TEACHER | {"support": "topk"},
+            r"support \(='topk'\) must be one of 'full', 'student_topk', 'target_topk', 's",
+        ),
+        (TEACHER | {"tail": "truncate"}, r"tail \(='truncate'\) must be one of 'bucket', 'renormalize'"),
+        (TEACHER | {"top_k": 0}, r"top_k \(=0\) must be a whole number of at least 1"),
+        (TEACHER | {"top_k": 12.0}, r"top_k \(=12.0\) must be a whole number of at least 1"),
+        (TEACHER | {"weight": -0.1}, r"weight \(=-0.1\) must be finite and at least 0"),
+        (TEACHER | {"weight": math.nan}, r"weight \(=nan\) must be finite and at least 0"),
+        (TEACHER | {"weight": math.inf}, r"weight \(=inf\) must be finite and at least 0"),
+        (TEACHER | {"weight": "1"}, r"weight \(='1'\) must be a number"),
+        (TEACHER | {"weight": True}, r"weight \(=True\) must be a number"),
+        (
+            TEACHER | {"regime": "HIGH"},
+            r"regime \(='HIGH'\) must be one of LH, LL, HT, HS, or left out for every token",
+        ),
+        (TEACHER | {"regime": 4}, r"regime \(=4\) must be one of LH, LL, HT, HS"),
+        (TEACHER | {"regime": True}, r"regime \(=True\) must be one of"),
+        (TEACHER | {"regime": ["LH"]}, r"regime \(=\['LH'\]\) must be one of"),
+        (
+            TEACHER | {"regime": "HT", "support": "sampled", "divergence": "forward_kl"},
+            r"row 'HT': support='sampled' estimates only divergence='reverse_kl' \(the samples come from the student\),"
+            r" got divergence='forward_kl'. Use support='target_topk' or 'full'",
+        ),
+        (TEACHER | {"support": "sampled", "divergence": "js"}, "estimates only divergence='reverse_kl'"),
+        (
+            TEACHER | {"support": "student_topk", "top_k": 1, "tail": "renormalize"},
+            "top_k=1 with tail='renormalize' compares a single outcome.*Use tail='bucket' or a larger top_k",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else re.sub(r"\W+", "_", value)[:40],
+)
+def test_row_that_cannot_work_is_refused_when_it_is_made(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        dopd.Rule(**row)
+    with pytest.raises(ConfigError, match=words):
+        dopd.RoutingTable.from_rows([row])
+
+
+def test_row_that_teaches_the_plain_student_to_itself_cannot_be_written() -> None:
+    """KL(p || sg p) is a no-op: the plain student is not among the sources."""
+    assert set(SOURCES) == {"teacher", "privileged_teacher", "privileged_student"}
+
+
+def test_regime_of_a_row_by_name_number_or_member() -> None:
+    for value in ("HT", 2, dopd.Regime.HT):
+        assert dopd.Rule(regime=value, **TEACHER).regime is dopd.Regime.HT
+    assert dopd.Rule(**TEACHER).regime is None and dopd.Rule(**TEACHER).label == "all"
+
+
+def test_rows_and_tables_are_frozen() -> None:
+    table = dopd.table("dopd")
+    with pytest.raises(FrozenInstanceError):
+        table.rules[0].weight = 2.0  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        table.anchor = "ema"  # type: ignore[misc]
+
+
+# --- tables that cannot work ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        ([], {}, "table 'custom' has no rows: give it one without a regime, or one for each regime"),
+        ([TEACHER, TEACHER], {}, r"a row without a regime takes every token and must be alone, got \['all', 'all'\]"),
+        ([TEACHER, *four_rows()], {}, "a row without a regime takes every token and must be alone"),
+        ([*four_rows(), TEACHER | {"regime": "HS"}], {}, "HS has several rows; a token has exactly one target"),
+        (four_rows()[:2], {}, "has no row for HT, HS; weight=0 leaves those tokens out"),
+        (four_rows(weight=0), {}, "every weight is 0, nothing would be learned; give one row a weight above 0"),
+        ([TEACHER | {"weight": 0.0}], {}, "every weight is 0"),
+        ([TEACHER], {"anchor": "frozen"}, "anchor='frozen' names the weights of the privileged student.*no row reads"),
+        ([TEACHER], {"anchor": "live"}, r"anchor \(='live'\) must be one of 'current', 'frozen', 'ema'"),
+        ([TEACHER], {"trim": 1.0}, r"table 'custom': trim \(=1.0\) must be a number in \[0, 1\)"),
+        ([TEACHER], {"trim": -0.1}, r"trim \(=-0.1\) must be a number in"),
+        ([TEACHER], {"trim": "5%"}, r"trim \(='5%'\) must be a number in"),
+        ([TEACHER], {"trim": math.nan}, r"trim \(=nan\) must be a number in"),
+        (
+            [TEACHER | {"wieght": 1, "K": 3}],
+            {},
+            r"rules\[0\]: unknown key K, wieght; allowed: regime, source, divergence, support, tail, top_k, weight",
+        ),
+        ([TEACHER, {"weight": 1.0}], {}, r"rules\[1\]: source is missing; one of teacher, privileged_teacher, privil"),
+        (["teacher"], {}, r"rules\[0\] \(='teacher'\) must be a mapping with the keys regime, source"),
+    ],
+)
+def test_table_that_cannot_work_is_refused_when_it_is_made(rows: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        dopd.RoutingTable.from_rows(rows, **options)
+
+
+@pytest.mark.parametrize("provided", [[], ["teacher"], ["privileged_teacher"]])
+def test_table_whose_source_nobody_provides_is_refused(provided: list[str]) -> None:
+    words = rf"table 'dopd' needs .*privileged_student \(the student, .* provided: {', '.join(provided) or 'nothing'}$"
+    with pytest.raises(ConfigError, match=words):
+        dopd.table("dopd").check_provided(provided)
+    dopd.table("dopd").check_provided(SOURCES)
+
+
+# --- what a table knows -----------------------------------------------------------------------------------------------
+
+
+def test_table_scores_no_view_that_it_does_not_need() -> None:
+    assert dopd.table("vanilla").sources == {"teacher"}
+    assert dopd.table("dopd").sources == {"privileged_teacher", "privileged_student"}
+    assert dopd.table("privileged_student").sources == {"privileged_student"}
+    assert not dopd.table("privileged_student").needs_teacher and dopd.table("vanilla").needs_teacher
+
+
+def test_row_of_weight_zero_needs_no_target_but_routing_still_reads_both_views() -> None:
+    rows = dopd.table("dopd").to_rows()
+    for row in rows:
+        row["weight"] = 1.0 if row["source"] == "privileged_teacher" else 0.0
+    table = dopd.RoutingTable.from_rows(rows)
+    assert table.target_sources == {"privileged_teacher"}
+    assert table.routing_sources == table.sources == {"privileged_teacher", "privileged_student"}
+    for row in rows:
+        row["source"] = "teacher" if row["weight"] else "privileged_student"
+    assert dopd.RoutingTable.from_rows(rows).target_sources == {"teacher"}
+
+
+def test_every_regime_has_exactly_one_row() -> None:
+    table = dopd.table("dopd")
+    numbered = [(number, rule.label) for number, rule in table.labelled_rows()]
+    assert numbered == [(0, "LH"), (1, "LL"), (2, "HT"), (3, "HS")]
+    assert all(table.row_of(int(regime)).regime is regime for regime in dopd.Regime)
+    backwards = dopd.RoutingTable.from_rows(table.to_rows()[::-1])
+    assert backwards.labelled_rows() == table.labelled_rows()
+    vanilla = dopd.table("vanilla")
+    assert vanilla.labelled_rows() == [(0, vanilla.rules[0])] and vanilla.row_of(0) is vanilla.rules[0]
+    assert not vanilla.routed and table.routed
+
+
+@pytest.mark.parametrize("method", ["dopd", "dopd_frozen", "dopd_ema", "vanilla", "privileged_teacher"])
+def test_table_survives_yaml(method: str) -> None:
+    table = dopd.table(method, top_k=7, tail="renormalize")
+    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
+    again = dopd.RoutingTable.from_rows(rows, name=table.name, anchor=table.anchor, trim=table.trim)
+    assert again.rules == table.rules and again.sources == table.sources
+    assert again.describe() == table.describe()
+
+
+def test_rows_written_by_hand_in_yaml_have_the_same_defaults_as_in_python() -> None:
+    rows = yaml.safe_load("- {source: teacher}")
+    assert dopd.RoutingTable.from_rows(rows, name="vanilla").rules == dopd.table("vanilla").rules
+    assert dopd.RoutingTable.from_rows(rows).name == "custom"
+
+
+def test_describe_says_what_each_token_is_taught() -> None:
+    assert dopd.table("dopd").describe().splitlines() == [
+        "dopd: routed by the privilege advantage gap, trim 0.05, privileged student: current",
+        "  regime  target              divergence  support                   weight",
+        "  LH      privileged_teacher  reverse_kl  student_topk 128, bucket  0.6",
+        "  LL      privileged_student  reverse_kl  student_topk 128, bucket  0.3",
+        "  HT      privileged_teacher  js          full                      1",
+        "  HS      privileged_student  reverse_kl  student_topk 128, bucket  0.6",
+    ]
+    assert dopd.table("vanilla").describe().splitlines() == [
+        "vanilla: not routed",
+        "  regime  target   divergence  support  weight",
+        "  all     teacher  reverse_kl  full     1",
+    ]
+    assert "privileged student: ema" in dopd.table("dopd_ema").describe()
