@@ -1,72 +1,57 @@
 """The entry points of the fused loss: they check what they are given and choose a backend.
 
-Shapes: B sequences, T completion tokens, H / Hs hidden sizes of the student / a source, V vocabulary, N scored tokens.
+Shapes: B sequences, T completion tokens, H / Hs hidden sizes of the student / a source, V vocabulary.
 """
 
+import importlib.util
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dopd.divergences import check_choice, entropy, log_probs, pick
+from dopd.divergences import check_choice
 from dopd.errors import ConfigError
+from dopd.fused.chunked import chunked_routed_loss
+from dopd.fused.rows import TorchRows
+from dopd.fused.scores import TokenScores, score
 from dopd.heads import Head
 from dopd.loss import RoutedLoss, routed_loss
 from dopd.rules import RoutingTable
 
 Backend = Literal["reference", "chunked", "triton", "auto"]
 AnyHead = Head | nn.Linear | Tensor
-DEFAULT_CHUNK_TOKENS = 1024
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """What one source says about the sampled tokens.
-
-    Attributes:
-        logprobs (`Tensor` (B, T)): log-prob of every completion token, nats, float32 or wider; 0 where not scored.
-        entropy (`Tensor` (B, T)): entropy of the whole distribution at every position, nats; 0 where not scored.
-    """
-
-    logprobs: Tensor
-    entropy: Tensor
-
-
-@torch.no_grad()
+@torch.compiler.disable
 def score_tokens(
-    hidden: Tensor, head: AnyHead, completion_ids: Tensor, mask: Tensor, *, chunk_tokens: int | None = None
+    hidden: Tensor,
+    head: AnyHead,
+    completion_ids: Tensor,
+    mask: Tensor,
+    *,
+    backend: Backend = "auto",
+    chunk_tokens: int | None = None,
 ) -> TokenScores:
-    """Log-probs and entropies at the scored positions, one chunk of tokens at a time; no gradient.
+    """Log-probs, entropies and log-sum-exps at the scored positions, one chunk of tokens at a time; no gradient.
 
     Args:
         hidden (`Tensor` (B, T, H)): last hidden states at the positions that predict the completion tokens.
         head (`Head`, `nn.Linear` or `Tensor` (V, H)): output head of the same model.
         completion_ids (`LongTensor` (B, T)): sampled tokens.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
-        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; defaults to `DEFAULT_CHUNK_TOKENS`.
+        backend (`str`, *optional*, defaults to `"auto"`): see `fused_routed_loss`.
+        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
+            if left out (`dopd.fused.products`).
     """
-    head = Head.of(head).gathered(hidden.dtype)
-    keep_BT = mask != 0
-    hidden_NH, ids_N = hidden[keep_BT], completion_ids[keep_BT]
-    logprobs, entropies = [], []
-    for hidden_CH, ids_C in zip(
-        hidden_NH.split(chunk_tokens or DEFAULT_CHUNK_TOKENS),
-        ids_N.split(chunk_tokens or DEFAULT_CHUNK_TOKENS),
-        strict=True,
-    ):
-        log_p_CV = log_probs(head.logits(hidden_CH))
-        logprobs.append(pick(log_p_CV, ids_C))
-        entropies.append(entropy(log_p_CV))
-    zeros_BT = torch.zeros(mask.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-
-    def spread(pieces: list[Tensor]) -> Tensor:
-        return zeros_BT.masked_scatter(keep_BT, torch.cat(pieces)) if pieces else zeros_BT
-
-    return TokenScores(spread(logprobs), spread(entropies))
+    backend = _resolve(backend, chunk_tokens, hidden)
+    head = Head.of(head)
+    _check_batch({"hidden": (hidden, head)}, completion_ids, mask)
+    return score(hidden, head, completion_ids, mask, rows=_row_operations(backend), chunk_tokens=chunk_tokens)
 
 
+@torch.compiler.disable
 def fused_routed_loss(
     student_hidden: Tensor,
     student_head: AnyHead,
@@ -79,8 +64,12 @@ def fused_routed_loss(
     chunk_tokens: int | None = None,
     regimes: Tensor | None = None,
     num_sequences: float | None = None,
+    scores: Mapping[str, TokenScores] | None = None,
 ) -> RoutedLoss:
     """`routed_loss` from hidden states and heads. Gradients reach the student's hidden states and its head.
+
+    Without `scores`, a routed table costs one dense projection for each of its two privileged sources here, also where
+    `regimes` are given, because the statistics report the gap.
 
     Args:
         student_hidden (`Tensor` (B, T, H)): last hidden states of the plain student at the positions that predict the
@@ -88,27 +77,102 @@ def fused_routed_loss(
         student_head (`Head`, `nn.Linear` or `Tensor` (V, H)): the student's output head.
         targets (`dict[str, tuple[Tensor, head]]`): source name -> hidden states (B, T, Hs) and head.
         completion_ids, mask, table, regimes, num_sequences: see `routed_loss`.
-        backend (`str`, *optional*, defaults to `"auto"`): `"reference"` makes the logits of the whole batch; the others
-            agree with it to rounding.
-        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
+        backend (`str`, *optional*, defaults to `"auto"`): `"reference"` makes the logits of the whole batch;
+            `"chunked"` and `"triton"` agree with it to rounding. `"auto"` is `"triton"` on CUDA, else `"chunked"`.
+        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
+            if left out (`dopd.fused.products`).
+        scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these tokens.
+
+    Returns:
+        `RoutedLoss`; `per_token` carries a gradient with `backend="reference"` alone, `loss` always.
 
     Raises:
         ConfigError, ScoringError: as `routed_loss`.
     """
-    check_choice("backend", backend, Backend)
-    if chunk_tokens is not None and chunk_tokens < 1:
-        raise ConfigError(f"chunk_tokens (={chunk_tokens}) must be at least 1, or None for the default")
-    head = Head.of(student_head).gathered(student_hidden.dtype)
-    target_logits = {
-        source: Head.of(source_head).gathered(hidden.dtype).logits(hidden.detach())
-        for source, (hidden, source_head) in targets.items()
-    }
-    return routed_loss(
-        head.logits(student_hidden),
-        target_logits,
+    backend = _resolve(backend, chunk_tokens, student_hidden)
+    head = Head.of(student_head)
+    table.check_provided(targets)
+    sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
+    named = {f"targets[{source!r}]": pair for source, pair in sources.items()}
+    _check_batch({"student_hidden": (student_hidden, head), **named}, completion_ids, mask)
+    _check_scores(scores or {}, mask)
+    if backend == "reference":
+        return routed_loss(
+            head.gathered(student_hidden.dtype).logits(student_hidden),
+            {
+                source: source_head.gathered(hidden.dtype).logits(hidden.detach())
+                for source, (hidden, source_head) in sources.items()
+            },
+            completion_ids,
+            mask,
+            table,
+            regimes=regimes,
+            num_sequences=num_sequences,
+        )
+    return chunked_routed_loss(
+        student_hidden,
+        head,
+        sources,
         completion_ids,
         mask,
         table,
+        rows=_row_operations(backend),
+        chunk_tokens=chunk_tokens,
         regimes=regimes,
         num_sequences=num_sequences,
+        scores=scores or {},
     )
+
+
+def _resolve(backend: Backend, chunk_tokens: int | None, hidden: Tensor) -> Backend:
+    check_choice("backend", backend, Backend)
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ConfigError(f"chunk_tokens (={chunk_tokens}) must be at least 1, or None for the default")
+    has_triton = importlib.util.find_spec("triton") is not None
+    if backend == "auto":
+        return "triton" if has_triton and hidden.is_cuda else "chunked"
+    if backend == "triton":
+        if not has_triton:
+            raise ConfigError("backend='triton' needs the triton package; use backend='chunked', or install triton")
+        if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ConfigError(
+                f"backend='triton' needs CUDA tensors, got {hidden.device.type}; use backend='chunked' or 'auto' "
+                "(TRITON_INTERPRET=1 runs the kernels on a CPU, for tests)"
+            )
+    return backend
+
+
+def _row_operations(backend: Backend) -> TorchRows:
+    if backend != "triton":
+        return TorchRows()
+    from dopd.fused.triton import TritonRows  # triton is an optional package
+
+    return TritonRows()
+
+
+def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tensor, mask: Tensor) -> None:
+    vocab_size = next(iter(pairs.values()))[1].vocab_size
+    for name, (hidden, head) in pairs.items():
+        if hidden.dim() != 3 or hidden.shape[:2] != mask.shape or hidden.shape[2] != head.weight.shape[1]:
+            raise ConfigError(
+                f"{name} {tuple(hidden.shape)} must have the shape (B, T, H), with (B, T) {tuple(mask.shape)} of the "
+                f"mask and H {head.weight.shape[1]} of its head"
+            )
+        if head.vocab_size != vocab_size:
+            raise ConfigError(
+                f"{name}: its head has {head.vocab_size} tokens and the student's has {vocab_size}; both must have "
+                "one vocabulary"
+            )
+    if completion_ids.shape != mask.shape:
+        raise ConfigError(
+            f"completion_ids {tuple(completion_ids.shape)} must have the shape (B, T) {tuple(mask.shape)} of the mask"
+        )
+
+
+def _check_scores(scores: Mapping[str, TokenScores], mask: Tensor) -> None:
+    for source, given in scores.items():
+        if given.logprobs.shape != mask.shape:
+            raise ConfigError(
+                f"scores[{source!r}] {tuple(given.logprobs.shape)} must have the shape (B, T) {tuple(mask.shape)} of "
+                "the mask: give the part of them that belongs to these tokens"
+            )

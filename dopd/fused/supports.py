@@ -1,0 +1,97 @@
+"""Divergences over K tokens of the vocabulary, with or without one outcome for the remaining mass.
+
+The gradient by the logits is then `coefficient * rest`, where rest is the distribution outside the support, plus K
+columns. Without the outcome for the remaining mass the coefficient is 0, and the K columns are all there is.
+Shapes: C tokens of a chunk, V vocabulary, K tokens of the support.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dopd.fused.rows import blocks, outcome_grad
+
+# Vocabulary entries in one block of the two-step selection.
+TOPK_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Log-masses over K tokens and, if it is an outcome, of everything else; nats, up to a constant per row.
+
+    Attributes:
+        inside_CK (`Tensor` (C, K)): logits, or log-probs.
+        rest_C (`Tensor` (C,), *optional*): log of the summed exponentials of the other logits.
+    """
+
+    inside_CK: Tensor
+    rest_C: Tensor | None
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Normalised over the outcomes: (C, K) or (C, K + 1)."""
+        if self.rest_C is None:
+            return self.inside_CK.log_softmax(-1)
+        return torch.cat([self.inside_CK, self.rest_C.unsqueeze(-1)], dim=-1).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class SupportGrad:
+    """Divergence (nats) and its gradient by the student's logits.
+
+    Attributes:
+        value_C (`Tensor` (C,)): divergences.
+        columns_CK (`Tensor` (C, K)): gradient at the tokens of the support.
+        rest_C (`Tensor` (C,), *optional*): gradient summed over all other tokens, spread in proportion to their
+            probabilities.
+        sensitivity_C (`Tensor` (C,), *optional*): |d value / d log of the target's remaining mass|.
+    """
+
+    value_C: Tensor
+    columns_CK: Tensor
+    rest_C: Tensor | None
+    sensitivity_C: Tensor | None
+
+
+def support_grad(function: Callable[[Tensor, Tensor], Tensor], student: Outcomes, target: Outcomes) -> SupportGrad:
+    """A divergence over outcomes, differentiated by autograd on K + 1 numbers a token: any function will do."""
+    log_s, log_t = student.log_probs, target.log_probs
+    value_C, grad = outcome_grad(function, log_s, log_t)
+    # Softmax over the outcomes: what reaches an outcome's log-mass; it sums to zero.
+    by_mass = grad - log_s.exp() * grad.sum(-1, keepdim=True)
+    if student.rest_C is None:
+        return SupportGrad(value_C, by_mass, None, None)
+    with torch.enable_grad():
+        leaf = log_t.detach().requires_grad_()
+        (by_target,) = torch.autograd.grad(function(log_s, leaf).sum(), leaf)
+    return SupportGrad(value_C, by_mass[:, :-1], by_mass[:, -1], by_target[:, -1].abs())
+
+
+def topk_ids(logits_CV: Tensor, k: int) -> Tensor:
+    """Ids of the k largest logits of every row, (C, V) -> (C, k).
+
+    The k largest lie in the k blocks of the vocabulary with the largest maxima, so only those are looked through.
+    """
+    num_blocks = logits_CV.shape[1] // TOPK_BLOCK
+    if num_blocks <= 4 * k:
+        return logits_CV.topk(k, dim=-1).indices
+    ids_CK = torch.empty(logits_CV.shape[0], k, dtype=torch.long, device=logits_CV.device)
+    inner = torch.arange(TOPK_BLOCK, device=logits_CV.device)
+    edge = torch.arange(num_blocks * TOPK_BLOCK, logits_CV.shape[1], device=logits_CV.device)
+    for rows in blocks(logits_CV):
+        z_RV = logits_CV[rows]
+        maxima = z_RV[:, : num_blocks * TOPK_BLOCK].unflatten(1, (num_blocks, TOPK_BLOCK)).amax(-1)
+        best = maxima.topk(k, dim=-1, sorted=False).indices
+        candidates = (best.unsqueeze(-1) * TOPK_BLOCK + inner).flatten(1)
+        candidates = torch.cat([candidates, edge.expand(z_RV.shape[0], -1)], dim=1)
+        chosen = z_RV.gather(1, candidates).topk(k, dim=-1).indices
+        ids_CK[rows] = candidates.gather(1, chosen)
+    return ids_CK
+
+
+def mass_outside(inside_CK: Tensor, logsumexp_C: Tensor) -> Tensor:
+    """Log-mass outside K tokens from their logits and the log-sum-exp of the row; -inf where rounding leaves none."""
+    share_C = (inside_CK.logsumexp(-1) - logsumexp_C).exp()
+    return logsumexp_C + torch.log1p(-share_C.clamp(max=1.0))
