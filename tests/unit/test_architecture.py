@@ -1,0 +1,169 @@
+"""The shape of the package: who may import whom, how long files get, what must not be in the repository."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dopd"
+
+# Each layer imports from those above it only; names on one line do not import one another.
+LAYERS = [
+    ["errors"],
+    ["routing"],
+    ["divergences"],
+    ["rules"],
+    ["methods", "heads"],
+    ["loss"],
+    ["fused"],
+    ["tasks", "data", "scoring"],
+    ["tiny"],
+    ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
+    ["trainer"],
+    ["report"],
+    ["cli"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+WITHOUT_TORCH = {"errors", "tasks", "report"}
+TENSOR_LIBRARIES = {"torch", "transformers", "trl", "accelerate", "peft"}
+ONLY_IN = {"triton": "fused", "vllm": "trainer"}
+MAX_FILE, MAX_FUNCTION = 400, 80
+
+
+def modules(package: Path) -> Iterator[tuple[str, Path, ast.Module]]:
+    """(layer, path, tree) of every module but the package's own `__init__`, which only names its parts."""
+    for path in sorted(package.rglob("*.py")):
+        layer = path.relative_to(package).parts[0].removesuffix(".py")
+        if layer != "__init__":
+            yield layer, path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports, at its top or inside a function; not those for type checkers alone."""
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+            if node.module == "dopd":
+                yield from (f"dopd.{alias.name}" for alias in node.names)
+
+
+def import_violations(package: Path) -> list[str]:
+    found = []
+    for layer, path, tree in modules(package):
+        where = path.relative_to(package.parent)
+        if layer not in LEVEL:
+            found.append(f"{where}: dopd.{layer} has no layer; place it in LAYERS")
+            continue
+        for name in imported(tree):
+            top, _, rest = name.partition(".")
+            if name.startswith("."):
+                found.append(f"{where}: relative import {name}")
+            elif top in ("tests", "experiments", "benchmarks"):
+                found.append(f"{where}: imports {name}")
+            elif top in ONLY_IN and layer != ONLY_IN[top]:
+                found.append(f"{where}: only dopd.{ONLY_IN[top]} imports {top}")
+            elif layer in WITHOUT_TORCH and top in TENSOR_LIBRARIES:
+                found.append(f"{where}: dopd.{layer} must not import {top}")
+            elif top == "dopd" and rest:
+                other = rest.split(".")[0]
+                if other != layer and LEVEL.get(other, LEVEL[layer]) >= LEVEL[layer]:
+                    found.append(f"{where}: dopd.{layer} must not import dopd.{other}")
+    return found
+
+
+def size_violations(package: Path) -> list[str]:
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        where, num_lines = path.relative_to(package.parent), len(text.splitlines())
+        if num_lines > MAX_FILE:
+            found.append(f"{where}: {num_lines} lines, at most {MAX_FILE}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION:
+                    found.append(f"{where}: {node.name} has {length} lines, at most {MAX_FUNCTION}")
+    return found
+
+
+def tracked_text_files() -> Iterator[tuple[str, str]]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file():
+            try:
+                yield name, path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue  # a picture or an archive
+
+
+def test_each_layer_imports_only_from_those_above_it() -> None:
+    assert import_violations(PACKAGE) == []
+
+
+def test_files_and_functions_stay_short() -> None:
+    assert size_violations(PACKAGE) == []
+
+
+def test_source_is_ascii() -> None:
+    assert [str(path) for path in PACKAGE.rglob("*.py") if not path.read_text(encoding="utf-8").isascii()] == []
+
+
+def test_no_absolute_path_of_one_machine_is_tracked() -> None:
+    places = re.compile("|".join(f"(?<![\\w.~])/{folder}/\\w" for folder in ("work", "home", "root", "Users", "mnt")))
+    lines = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in tracked_text_files()
+        for number, line in enumerate(text.splitlines(), 1)
+        if places.search(line)
+    ]
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "words"),
+    [
+        ("routing.py", "from dopd.loss import routed_loss", "dopd.routing must not import dopd.loss"),
+        ("routing.py", "def f():\n    import dopd.rules", "dopd.routing must not import dopd.rules"),
+        ("heads.py", "from dopd import methods", "dopd.heads must not import dopd.methods"),
+        ("loss.py", "from .rules import Rule", "relative import"),
+        ("tasks/dag.py", "import torch", "dopd.tasks must not import torch"),
+        ("report/html.py", "from transformers import AutoTokenizer", "dopd.report must not import transformers"),
+        ("loss.py", "import triton", "only dopd.fused imports triton"),
+        ("cli/main.py", "from tests.independent import kl", "imports tests"),
+        ("novelty.py", "", "has no layer"),
+    ],
+)
+def test_planted_import_is_caught(tmp_path: Path, module: str, text: str, words: str) -> None:
+    path = tmp_path / "dopd" / module
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    (found,) = import_violations(tmp_path / "dopd")
+    assert words in found
+
+
+def test_planted_clean_modules_and_long_ones(tmp_path: Path) -> None:
+    package = tmp_path / "dopd"
+    package.mkdir()
+    (package / "loss.py").write_text("from dopd.rules import Rule\nimport math\n")
+    (package / "tiny.py").write_text("if TYPE_CHECKING:\n    from dopd.cli import main\n")
+    assert import_violations(package) == [] and size_violations(package) == []
+    (package / "long.py").write_text("def f():\n" + "    pass\n" * 400)
+    assert len(size_violations(package)) == 2
