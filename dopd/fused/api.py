@@ -81,7 +81,8 @@ def fused_routed_loss(
             `"chunked"` and `"triton"` agree with it to rounding. `"auto"` is `"triton"` on CUDA, else `"chunked"`.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
             if left out (`dopd.fused.products`).
-        scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these tokens.
+        scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these tokens. A
+            source that is read for routing alone may then be left out of `targets` (not with `"reference"`).
 
     Returns:
         `RoutedLoss`; `per_token` carries a gradient with `backend="reference"` alone, `loss` always.
@@ -91,7 +92,7 @@ def fused_routed_loss(
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
     head = Head.of(student_head)
-    table.check_provided(targets)
+    _check_sources(targets, scores or {}, table)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
     named = {f"targets[{source!r}]": pair for source, pair in sources.items()}
     _check_batch({"student_hidden": (student_hidden, head), **named}, completion_ids, mask)
@@ -167,6 +168,11 @@ def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tenso
         raise ConfigError(
             f"completion_ids {tuple(completion_ids.shape)} must have the shape (B, T) {tuple(mask.shape)} of the mask"
         )
+
+
+def _check_sources(targets: Mapping[str, object], scores: Mapping[str, TokenScores], table: RoutingTable) -> None:
+    # A source that routing alone reads may come as scores; a source of a row gives its whole distribution.
+    table.check_provided({*targets, *(set(scores) - table.target_sources)})
 
 
 def _check_scores(scores: Mapping[str, TokenScores], mask: Tensor) -> None:

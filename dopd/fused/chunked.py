@@ -125,7 +125,7 @@ def _working_heads(
     whole = student_head.gathered()
     heads = {"student": working_head(whole, working_dtype(student_hidden))}
     made = {(id(student_head.weight), heads["student"].weight.dtype): heads["student"].weight}
-    for source in sorted(batch.table.sources):
+    for source in sorted(batch.table.sources & set(batch.targets)):
         hidden, head = batch.targets[source]
         key = (id(head.weight), working_dtype(hidden))
         if key not in made:
