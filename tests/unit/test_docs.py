@@ -1,0 +1,102 @@
+"""Documents that cannot go stale unseen: names resolve, links lead somewhere, tests that are named exist."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+DOTTED = re.compile(r"`(dopd(?:\.[A-Za-z_]\w*)+)[`(]")
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+NAMED_TEST = re.compile(r"\b((?:unit|numerics|golden|e2e)/test_\w+\.py)::(test_\w+)")
+VERDICTS = ("trainer", "data", "evaluation", "not applicable: ")
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute (a dataclass field included) that some module leads to."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if part in getattr(found, "__dataclass_fields__", {}):
+                return part == parts[-1]
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def named_in(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def pitfall_rows() -> list[tuple[str, str]]:
+    lines = (ROOT / "tests" / "PITFALLS.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [(row[0], row[-1]) for row in cells if row[0] not in ("mistake", "") and not set(row[0]) <= {"-", " "}]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_dotted_name_resolves(path: Path) -> None:
+    names = sorted(set(DOTTED.findall(path.read_text(encoding="utf-8"))))
+    assert [name for name in names if not resolves(name)] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_relative_link_leads_to_a_file(path: Path) -> None:
+    links = LINK.findall(path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_name_that_does_not_exist_would_be_caught() -> None:
+    assert resolves("dopd.routing.gap_thresholds") and resolves("dopd.Rule.weight") and resolves("dopd.tasks")
+    for name in ("dopd.routing.gap_threshold", "dopd.router", "dopd.Rule.wieght", "dopd.Rule.weight.real_"):
+        assert not resolves(name), name
+    assert DOTTED.findall('`dopd.route` and `dopd.table("x")` but not `import dopd` or dopd.bare') == [
+        "dopd.route",
+        "dopd.table",
+    ]
+
+
+def test_algorithm_names_every_function_of_the_core() -> None:
+    """A new divergence or statistic without a line in the document is noticed here."""
+    text = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
+    named = set(DOTTED.findall(text))
+    core = {
+        f"dopd.{module}.{name}"
+        for module, names in {
+            "routing": ("privilege_gap", "gap_thresholds", "classify"),
+            "divergences": ("on_support", "sampled_reverse_kl"),
+            "loss": ("sequence_mean", "routing_sums", "stats_of"),
+        }.items()
+        for name in names
+    }
+    divergences = importlib.import_module("dopd.divergences")
+    core |= {f"dopd.divergences.{name}" for name in divergences.DIVERGENCES}
+    assert core - named == set()
+    assert "(Eq. 1)" in text and "(Eq. 11)" in text and "DEPARTURE" in text
+
+
+def test_every_test_named_in_the_pitfalls_exists() -> None:
+    named = {match for _, verdict in pitfall_rows() for match in NAMED_TEST.findall(verdict)}
+    assert len(named) > 20
+    existing = {
+        file: named_in(ROOT / "tests" / file) if (ROOT / "tests" / file).exists() else set() for file, _ in named
+    }
+    assert [f"{file}::{name}" for file, name in sorted(named) if name not in existing[file]] == []
+
+
+def test_every_pitfall_has_a_test_or_a_reason() -> None:
+    rows = pitfall_rows()
+    assert len(rows) > 30
+    assert [
+        mistake for mistake, verdict in rows if not (NAMED_TEST.search(verdict) or verdict.startswith(VERDICTS))
+    ] == []
