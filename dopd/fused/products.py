@@ -18,9 +18,10 @@ CPU_TILE_BYTES = 256 * 2**20
 GPU_TILE_BYTES = 1024 * 2**20
 # Rows of the head gathered for K columns at a time.
 GATHER_BYTES = 32 * 2**20
-# On K columns a product moves 3 K H numbers through memory; a dense one makes V H multiply-adds, tens of which are
-# made in the time that one number takes.
-SPARSE_RATIO = 32
+# V / K from which a product on K columns is cheaper than a dense one. The first moves 3 K H numbers through memory; the
+# second makes V H multiply-adds, dozens of which take as long as moving one number, and hundreds on a GPU.
+CPU_SPARSE_RATIO = 64
+GPU_SPARSE_RATIO = 400
 # A logit that stands for -inf: its exponential is exactly 0, and 0 times it is 0.
 LOG_ZERO = -1e30
 
@@ -31,8 +32,9 @@ def chunk_size(device: torch.device, vocab_size: int, itemsize: int, tiles: int)
     return max(1, budget // (vocab_size * itemsize * tiles))
 
 
-def sparse_is_cheaper(num_columns: int, vocab_size: int) -> bool:
-    return num_columns * SPARSE_RATIO <= vocab_size
+def sparse_is_cheaper(device: torch.device, num_columns: int, vocab_size: int) -> bool:
+    ratio = CPU_SPARSE_RATIO if device.type == "cpu" else GPU_SPARSE_RATIO
+    return num_columns * ratio <= vocab_size
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -86,7 +86,11 @@ class Sweep:
         if rule.support == "sampled":
             return scores is not None
         known = rule.tail == "renormalize" or (scores is not None and scores.logsumexp is not None)
-        return rule.support == "student_topk" and known and products.sparse_is_cheaper(rule.top_k, self.head.vocab_size)
+        return (
+            rule.support == "student_topk"
+            and known
+            and products.sparse_is_cheaper(self.hidden_PH.device, rule.top_k, self.head.vocab_size)
+        )
 
     def _tile(self, which: int, num_tokens: int) -> Tensor:
         """A (tokens, V) buffer that is kept from chunk to chunk."""
@@ -192,7 +196,7 @@ class Sweep:
         if not any(self.wants):
             return
         dense_C = torch.ones_like(index_C, dtype=torch.bool)
-        if products.sparse_is_cheaper(ids_CK.shape[1], self.head.vocab_size):
+        if products.sparse_is_cheaper(ids_CK.device, ids_CK.shape[1], self.head.vocab_size):
             dense_C = _tail_matters(columns_CK, rest_C, self.hidden_PH.dtype)
         sparse = (~dense_C).nonzero().squeeze(1)
         if sparse.numel():
