@@ -210,17 +210,17 @@ def pretrain(
 
     Returns:
         The model in evaluation mode, its tokenizer, and the card: `recipe`, `seed`, `parameters`, `loss` (nats per
-        token), `train_s`, `measure_s`, and `accuracy` with sampled (temperature 1) accuracy per privileged kind and
-        `none_greedy`.
+        token), `train_s`, `train_cpu_s`, `measure_s` (seconds), and `accuracy` with sampled (temperature 1) accuracy
+        per privileged kind and `none_greedy`.
     """
     tokenizer = build_tokenizer()
     model = build_model(recipe.spec, tokenizer, seed)
     task = get_task(recipe.task, **recipe.knobs)
     accuracy: dict[str, float] = {}
     with _one_thread():
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         loss = _train(model, tokenizer, recipe, seed, label)
-        trained = time.perf_counter()
+        trained, trained_cpu = time.perf_counter(), time.process_time()
         model.eval()
         if num_problems:
             for kind in PRIVILEGED_KINDS:
@@ -237,6 +237,7 @@ def pretrain(
         "accuracy": accuracy,
         "num_problems": num_problems,
         "train_s": round(trained - started, 1),
+        "train_cpu_s": round(trained_cpu - started_cpu, 1),
         "measure_s": round(measured - trained, 1),
         "torch": torch.__version__,
     }
