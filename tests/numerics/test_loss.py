@@ -12,7 +12,7 @@ from torch import Tensor
 import dopd
 from dopd.divergences import entropy, log_probs, pick
 from dopd.errors import ConfigError, ScoringError
-from dopd.loss import sequence_mean, stats_of
+from dopd.loss import routing_sums, sequence_mean, stats_of
 from dopd.routing import privilege_gap
 
 SOURCES = ["teacher", "privileged_teacher", "privileged_student"]
@@ -125,6 +125,16 @@ def test_vanilla_agrees_with_the_independent_computation(seed: int) -> None:
     student, targets, _, mask = (mapped(batch, Tensor.tolist)[key] for key in batch)
     assert float(result.loss) == pytest.approx(independent.vanilla_loss(student, targets["teacher"], mask), rel=1e-10)
     assert torch.equal(result.regimes, torch.where(batch["mask"], 0, -1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sampled_support_reads_the_sampled_tokens(seed: int) -> None:
+    batch = random_batch(seed)
+    result, _ = run_loss(batch, TABLES["vanilla sampled"])
+    student, targets, ids, mask = (mapped(batch, Tensor.tolist)[key] for key in batch)
+    for row, token in torch.tensor(mask).nonzero().tolist():
+        s, t = (independent.softmax(view[row][token])[ids[row][token]] for view in (student, targets["teacher"]))
+        assert float(result.per_token[row, token]) == pytest.approx(math.log(s / t), rel=1e-10)
 
 
 def gradient_by_differences(batch: dict[str, Any], value_of: Any) -> Tensor:
@@ -348,6 +358,15 @@ def test_stats_equal_those_recomputed_and_shares_sum_to_one(table: dopd.RoutingT
         assert stats[f"weight/{rule.label}"] == pytest.approx(rule.weight)
         assert stats[f"loss/{rule.label}"] == pytest.approx(float(result.per_token[rows].mean()))
         assert (f"gap/{rule.label}" in stats) == table.routed
+
+
+def test_sums_ignore_what_stands_at_masked_positions() -> None:
+    table, batch = TABLES["dopd"], random_batch(14)
+    result = dopd.routed_loss(**batch, table=table)
+    junk = torch.where(batch["mask"], 0.5, math.nan)
+    stats = stats_of({name: float(x) for name, x in routing_sums(table, result.regimes, junk, junk, junk).items()})
+    assert stats["entropy"] == 0.5
+    assert all(stats[f"{name}/{rule.label}"] == 0.5 for name in ("loss", "gap") for rule in table.rules)
 
 
 def test_empty_regime_has_zero_share_and_means() -> None:

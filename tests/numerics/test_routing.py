@@ -125,7 +125,8 @@ def test_partition_is_exhaustive_and_exclusive_and_minus_one_where_masked(seed: 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.uint8, torch.float32])
 def test_mask_of_any_dtype_means_the_same(dtype: torch.dtype) -> None:
     log_t, log_s, mask = random_batch(3)
-    assert torch.equal(dopd.route(log_t, log_s, mask.to(dtype)), dopd.route(log_t, log_s, mask))
+    for scored in (1, 7):  # non-zero means scored
+        assert torch.equal(dopd.route(log_t, log_s, (scored * mask).to(dtype)), dopd.route(log_t, log_s, mask))
 
 
 def test_masked_positions_may_hold_anything() -> None:
