@@ -25,6 +25,7 @@ LAYERS = [
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["trainer"],
     ["report"],
+    ["runs"],  # from a configuration to a run folder
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 DOTTED = re.compile(r"`(dopd(?:\.[A-Za-z_]\w*)+)[`(]")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
-NAMED_TEST = re.compile(r"\b((?:unit|numerics|golden|e2e)/test_\w+\.py)::(test_\w+)")
+NAMED_TEST = re.compile(r"\b((?:unit|numerics|distributed|golden|e2e)/test_\w+\.py)::(test_\w+)")
 VERDICTS = ("trainer", "data", "evaluation", "not applicable: ")
 
 
