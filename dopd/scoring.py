@@ -99,7 +99,9 @@ def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vo
             f"{source} is dead: its distribution is uniform over {vocab_size} tokens at all {values.numel()} scored "
             "positions. Its weights are not those of a trained model: check the checkpoint path and any offloading"
         )
-    if float(values.std()) < 1e-6 and float(entropies.std()) < 1e-6:
+    # Answers of one token to one prompt are scored at one position: there, equal scores say nothing.
+    several_positions = int((mask != 0).sum(1).max()) > 1
+    if several_positions and float(values.std()) < 1e-6 and float(entropies.std()) < 1e-6:
         raise ScoringError(
             f"{source} is dead: log-prob {float(values[0]):.4f} and the same entropy for all {values.numel()} scored "
             "tokens. Its output does not depend on its input: check the checkpoint"

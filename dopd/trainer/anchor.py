@@ -136,7 +136,9 @@ def effective_weights(student: Any) -> Iterator[tuple[str, Tensor]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model = student.base_model.model
-    tuned: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    tuned: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     for name, module in tuned.items():
         base: Any = module.get_base_layer()
         deltas = [module.get_delta_weight(adapter) for adapter in module.active_adapters]

@@ -28,6 +28,7 @@ class BatchScorer:
 
     Attributes:
         table (`RoutingTable`): the method.
+        kept_sources (`frozenset[str]`): sources whose hidden states the loss will read.
         accelerator: for the averages over ranks.
         source_model (callable): source name -> context with its (wrapped) model.
         redirect (callable): (wrapped model, method, *args) -> method(unwrapped model, *args), run as the wrapper's forward.
@@ -38,6 +39,7 @@ class BatchScorer:
     """
 
     table: RoutingTable
+    kept_sources: frozenset[str]
     accelerator: Any
     source_model: Callable[[str], AbstractContextManager[nn.Module]]
     redirect: Callable[..., Any]
@@ -64,16 +66,11 @@ class BatchScorer:
         scores: dict[str, TokenScores] = {}
         for source in sorted(self.table.sources):
             view = views[VIEW_OF_SOURCE[source]]
-            with (
-                self.source_model(source) as model,
-                evaluation_mode(model),
-                self.accelerator.autocast(),
-                torch.no_grad(),
-            ):
+            with self.source_model(source) as model, evaluation_mode(model), torch.no_grad():
                 hidden, scores[source] = self.redirect(model, self._score_view, view, completion_ids, mask)
             vocab_size = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
             check_alive(source, scores[source].logprobs, scores[source].entropy, mask, vocab_size)
-            if source in self.table.target_sources:
+            if source in self.kept_sources:
                 batch[f"hidden/{source}"] = hidden
             batch |= {f"{f.name}/{source}": getattr(scores[source], f.name) for f in fields(TokenScores)}
         num_sequences = (mask != 0).any(1).sum()

@@ -51,9 +51,12 @@ class StudentEvaluation(TrainerCallback):
         result = sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
         self._warn_of_drift(metrics)
-        # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record.
+        # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record,
+        # which is still to come: logging would tell the training loop that the step has been logged.
+        should_log = trainer.control.should_log
         with evaluation_mode(trainer.model):
             trainer.log(metrics)
+        trainer.control.should_log = should_log
 
     def _warn_of_drift(self, metrics: dict[str, float]) -> None:
         privileged = metrics.get("eval_accuracy_privileged")

@@ -96,7 +96,7 @@ class DOPDConfig(DistillationConfig):
     per_device_scoring_batch_size: int | None = field(
         default=None, metadata={"help": "Sequences per forward pass without gradient."}
     )
-    loss_backend: str = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
+    loss_backend: Backend = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
     loss_chunk_tokens: int | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
 
     student_eval_steps: int | None = field(

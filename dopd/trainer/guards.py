@@ -1,14 +1,17 @@
 """What is compared before a run starts: models that cannot be compared token by token are refused, oddities are told."""
 
 import logging
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from dopd.errors import ConfigError, ModelError
+from dopd.errors import ConfigError, ModelError, ScoringError
 from dopd.heads import Head
 from dopd.rules import RoutingTable
+from dopd.trainer.anchor import effective_weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +60,23 @@ def check_vocab_sizes(student_config: Any, teacher_config: Any) -> None:
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two models have the same parameter names, shapes and values."""
-    mine, theirs = dict(first.named_parameters()), dict(second.named_parameters())
-    return mine.keys() == theirs.keys() and all(
-        mine[name].shape == theirs[name].shape and torch.equal(mine[name].cpu().float(), theirs[name].cpu().float())
-        for name in mine
-    )
+    """Whether two models have the same parameter names, shapes and values.
+
+    An adapter counts with what it adds to its base weight (at first nothing: a student with a fresh adapter on the
+    teacher's checkpoint is the teacher), and a value that one side holds in half precision is compared in it.
+    """
+    shapes, others = ({name: weight.shape for name, weight in effective_weights(model)} for model in (first, second))
+    if shapes != others:
+        return False
+    theirs = dict(effective_weights(second))
+    return all(_same_values(weight, theirs[name]) for name, weight in effective_weights(first))
+
+
+@torch.no_grad()
+def _same_values(first: Tensor, second: Tensor) -> bool:
+    mine, theirs = (value.full_tensor() if isinstance(value, DTensor) else value for value in (first, second))
+    narrow = min(mine.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(mine.cpu().to(narrow), theirs.cpu().to(narrow))
 
 
 def compare_generation(student: Any, teacher: Any, eos_token_ids: list[int]) -> list[str]:
@@ -124,10 +138,12 @@ def self_divergence(model: Any, hidden_states: Any) -> float:
     return float((own.exp() * (own - rebuilt)).sum(-1).abs().max())
 
 
-def check_self_divergence(name: str, model: Any, hidden_states: Any) -> None:
+def check_self_divergence(name: str, model: Any, hidden_states: Any, *, half: bool) -> None:
     """Raise `ModelError` if `self_divergence` is more than rounding."""
     value = self_divergence(model, hidden_states)
-    limit = _SELF_KL_LIMIT.get(model.dtype, _SELF_KL_LIMIT_HALF)
+    if math.isnan(value):
+        raise ScoringError(f"{name}: its logits are not finite (NaN or infinite) on a few tokens: check the checkpoint")
+    limit = _SELF_KL_LIMIT_HALF if half else _SELF_KL_LIMIT.get(model.dtype, _SELF_KL_LIMIT_HALF)
     if not value <= limit:
         raise ModelError(
             f"{name}: its logits and those rebuilt from its hidden states and output head differ by KL {value:.3g} nats "
@@ -136,5 +152,21 @@ def check_self_divergence(name: str, model: Any, hidden_states: Any) -> None:
 
 
 def active_dropout(model: nn.Module) -> list[str]:
-    """Names of dropout modules that do something in training mode."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    """Names of modules with dropout that does something in training mode, attention that drops its weights included."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Dropout) and module.p > 0) or _attention_dropout(module)
+    ]
+
+
+def disable_attention_dropout(model: nn.Module) -> None:
+    """Switch off the dropout of attention weights, which is a number and no module, so that the host leaves it on."""
+    for module in model.modules():
+        if _attention_dropout(module):
+            vars(module)["attention_dropout"] = 0.0
+
+
+def _attention_dropout(module: nn.Module) -> float:
+    value = getattr(module, "attention_dropout", 0.0)
+    return value if isinstance(value, float) else 0.0

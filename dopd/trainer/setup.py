@@ -1,6 +1,7 @@
 """What `DOPDTrainer` checks and prepares before the first step."""
 
 import logging
+import sys
 from functools import partial
 from typing import Any
 
@@ -35,22 +36,24 @@ def check_batch_sizes(args: Any) -> None:
         )
 
 
-def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable) -> None:
+def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, args: Any) -> None:
     """Compare what can be compared without loading weights."""
     if table.needs_teacher and teacher_model is None:
         guards.check_models(None, None, table)
-    configs = [_config(name, source) for name, source in (("model", model), ("teacher_model", teacher_model)) if source]
+    student_config = _config("model", model, args, (args.model_init_kwargs or {}).get("revision"))
     if table.needs_teacher:
-        guards.check_vocab_sizes(*configs)
+        guards.check_vocab_sizes(
+            student_config, _config("teacher_model", teacher_model, args, args.teacher_model_revision)
+        )
     if isinstance(model, nn.Module) and model is teacher_model:
         guards.check_models(model, teacher_model, table)
 
 
-def _config(name: str, source: Any) -> Any:
+def _config(name: str, source: Any, args: Any, revision: str | None) -> Any:
     if not isinstance(source, str):
         return source.config
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name} (={source!r}) cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -64,19 +67,23 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):
             notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source))
-    dropout = [] if trainer.args.disable_dropout else guards.active_dropout(student)
+    if trainer.args.disable_dropout:
+        guards.disable_attention_dropout(student)
+    dropout = guards.active_dropout(student)
     if dropout:
         notes.append(
             f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it is on in the trained "
-            "view and off in the privileged one, so gaps and targets differ by its noise. disable_dropout=True avoids that"
+            "view and in the rollouts, and off in the privileged view, so gaps and targets differ by its noise. "
+            "disable_dropout=True avoids that"
         )
     for note in notes:
         logger.warning(note)
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         for name, model in (("model", student), ("teacher_model", teacher)):
             if model is not None:
-                with evaluation_mode(model):
-                    guards.check_self_divergence(name, model, partial(trainer.backbone, model))
+                with evaluation_mode(model), trainer.accelerator.autocast():
+                    mixed = trainer.accelerator.mixed_precision != "no"
+                    guards.check_self_divergence(name, model, partial(trainer.backbone, model), half=mixed)
 
 
 def _tokenizer(path: str) -> Any:
@@ -176,7 +183,9 @@ def _check_enough_prompts(trainer: Any) -> None:
 def max_prompt_tokens(trainer: Any) -> int:
     """Most tokens that any view of a prompt may have."""
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    context = min(model.config.get_text_config().max_position_embeddings for model in models)
+    # Models with relative positions or a recurrent state declare no limit.
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    context = min([limit for limit in limits if limit], default=sys.maxsize)
     room = context - (trainer.max_completion_length or 0)
     if room < 1:
         raise ConfigError(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
+from trl.trainer.utils import repeat_iterable_dataset
 
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import PrivilegedTemplate, Prompt
@@ -31,9 +31,10 @@ from dopd.rules import TEACHER_SOURCES, RoutingTable
 from dopd.scoring import PLAIN, PRIVILEGED, VIEW_OF_SOURCE, View, left_padded
 from dopd.trainer import setup
 from dopd.trainer.anchor import make_anchor
-from dopd.trainer.batch_scorer import BatchScorer
+from dopd.trainer.batch_scorer import BatchScorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums
 from dopd.trainer.trace import TraceWriter
 
@@ -117,13 +118,15 @@ class DOPDTrainer(DistillationTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path or "student"
             args = DOPDConfig(f"{Path(name).name}-DOPD")
+        if teacher_model is None:
+            teacher_model = args.teacher_model_name_or_path
         self.table: RoutingTable = args.routing_table()
         self.template = PrivilegedTemplate(args.privileged_template)
         self.verifier = verifier
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
-        setup.check_before_loading(model, teacher_model, self.table)
+        setup.check_before_loading(model, teacher_model, self.table, args)
         super().__init__(
             model=model,
             teacher_model=teacher_model if self.table.needs_teacher else None,
@@ -135,6 +138,8 @@ class DOPDTrainer(DistillationTrainer):
         )
         if self._is_vlm:
             raise ConfigError("processing_class is a processor: vision-language models are not supported yet")
+        if self.teacher_model is not None:
+            self.teacher_model.eval()
         setup.check_loaded(self, teacher_model)
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor = make_anchor(self.table.anchor, self.unwrapped_student, decay=args.ema_decay, sharded=sharded)
@@ -182,8 +187,14 @@ class DOPDTrainer(DistillationTrainer):
             yield model
 
     def backbone(self, model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route."""
-        return self._get_last_hidden_state(model, input_ids, attention_mask, num_keep)
+        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route.
+
+        In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
+        """
+        with self.accelerator.autocast():
+            hidden = self._get_last_hidden_state(model, input_ids, attention_mask, num_keep)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        return hidden if half is None else hidden.to(half)
 
     def _make_scorer(self, args: DOPDConfig) -> BatchScorer:
         def redirect(wrapped: nn.Module, method: Any, *arguments: Any) -> Any:
@@ -192,6 +203,8 @@ class DOPDTrainer(DistillationTrainer):
 
         return BatchScorer(
             table=self.table,
+            # The reference loss makes its own scores from logits; the others read scores where no row reads logits.
+            kept_sources=self.table.sources if args.loss_backend == "reference" else self.table.target_sources,
             accelerator=self.accelerator,
             source_model=self.source_model,
             redirect=redirect,
@@ -207,13 +220,14 @@ class DOPDTrainer(DistillationTrainer):
         return setup.completions_per_step(self.args, self.accelerator.num_processes)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        return RepeatSampler(
+        return EpochRepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=self.args.num_generations,
             batch_size=self._generation_batch_size() // self.args.num_generations,
             repeat_count=self.args.gradient_accumulation_steps,
             shuffle=bool(self.shuffle_dataset),
             seed=self.args.seed,
+            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
         )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -238,7 +252,7 @@ class DOPDTrainer(DistillationTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self._clock.phase("rollout"):
+        with self._clock.phase("rollout"), self._finite_rollouts():
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
             views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
@@ -252,6 +266,19 @@ class DOPDTrainer(DistillationTrainer):
         if self.trace is not None and self.model.training and self.accelerator.is_main_process:
             self._trace(inputs, batch, scores)
         return batch
+
+    @contextmanager
+    def _finite_rollouts(self) -> Iterator[None]:
+        """What diverged in the last update is first seen when a token is drawn; say so instead of torch's words."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise ScoringError(
+                f"the student's distribution is not finite (NaN or infinite logits) at step {self.state.global_step}: its "
+                "weights have diverged. Lower the learning rate, or check the checkpoint"
+            ) from error
 
     def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:
         prompts = [self.template.apply(row["prompt"], row.get("privileged_context")) for row in inputs]
@@ -305,15 +332,14 @@ class DOPDTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        with self.accelerator.autocast():
-            hidden = self.backbone(
-                unwrapped_student,
-                torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
-                torch.cat([inputs["prompt_mask"], mask], dim=1),
-                completion_ids.shape[1],
-            )
+        hidden = self.backbone(
+            unwrapped_student,
+            torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
+            torch.cat([inputs["prompt_mask"], mask], dim=1),
+            completion_ids.shape[1],
+        )
         targets = {}
-        for source in self.table.target_sources:
+        for source in self._scorer.kept_sources:
             with self.source_model(source) as model:
                 head = Head.of_model(self.accelerator.unwrap_model(model), self.temperature)
             targets[source] = (inputs[f"hidden/{source}"], head)
@@ -329,6 +355,7 @@ class DOPDTrainer(DistillationTrainer):
             regimes=inputs.get("regimes"),
             # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
             num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
+            scores={source: scores_of(inputs, source) for source in self.table.sources},
         )
         return self._routed.loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
 
@@ -339,6 +366,8 @@ class DOPDTrainer(DistillationTrainer):
         loss, routed = (result[0] if return_outputs else result), self._routed
         assert routed is not None
         self._routed = None
+        # The host's entropy is a mean over this micro-batch: the mean of such means would depend on how a step is cut.
+        self._metrics["train" if self.model.training else "eval"]["entropy"].pop()
         if not math.isfinite(loss.item()):
             raise ScoringError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite logits, or a "
@@ -347,7 +376,8 @@ class DOPDTrainer(DistillationTrainer):
         sums = self._sums if self.model.training else StepSums()
         sums.add(routed.sums)
         if not self.model.training:
-            self._record(sums.reduce(self.accelerator))
+            stats = sums.reduce(self.accelerator)
+            self._record(stats | {f"seconds/{name}": value for name, value in self._clock.read().items()})
         return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -367,7 +397,6 @@ class DOPDTrainer(DistillationTrainer):
 
     def _record_step(self) -> None:
         stats = self._sums.reduce(self.accelerator)
-        stats.pop("entropy", None)  # the host logs it already
         self._warn_of_collapse(stats)
         seconds = self._clock.read()
         training = seconds.pop("step", 0.0) - sum(seconds.values())

@@ -1,0 +1,106 @@
+"""Two gloo processes are one run: routing, loss, update, evaluation and the order of prompts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trainer_kit as kit
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder)],
+            env=os.environ | common | settings | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        texts = [worker.communicate(timeout=300)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(text[-3000:] for text in texts)
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla"])
+def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, Any], name: str, tmp_path: Path) -> None:
+    method = name.removesuffix("_cut")
+    single, batch, update = kit.one_step(tmp_path, method, 8, 1)
+    result = two[name]
+    tokens = result["tokens_by_rank"]
+    assert tokens[0] != tokens[1], "ranks with equally many tokens cannot show a wrong normalisation"
+    assert sum(tokens) == int(batch["completion_mask"].sum())
+    if method == "dopd":
+        assert {**result["regimes"][0], **result["regimes"][1]} == kit.by_completion(batch, "regimes")
+    largest = max(float(value.abs().max()) for value in update.values())
+    residuals = torch.cat([(result["update"][key] - update[key]).flatten() for key in update])
+    assert float(residuals.abs().max()) < 1e-5 * largest
+    assert float(residuals.abs().mean()) < 1e-6 * largest
+    for key, value in kit.train_records(single)[0].items():
+        if key == "loss" or key.startswith(
+            ("share/", "gap/", "loss/", "entropy", "threshold/", "prob/", "num_sequences", "completions/eos")
+        ):
+            assert result["record"][key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+def test_every_prompt_of_an_epoch_is_met_once_and_a_resumed_second_epoch_goes_on_in_its_own_order(
+    two: dict[str, Any],
+) -> None:
+    unbroken, resumed = two["orders"]["unbroken"], two["orders"]["resumed"]
+    for rank in range(2):
+        assert unbroken[rank][5:] == resumed[rank]
+        assert unbroken[rank][:4] != unbroken[rank][4:], "the second epoch has the order of the first"
+    for epoch in (slice(0, 4), slice(4, 8)):
+        counts = Counter(
+            tuple(token for token in row if token)
+            for rank in range(2)
+            for step in unbroken[rank][epoch]
+            for row in step
+        )
+        assert len(counts) == 8 and set(counts.values()) == {2}
+
+
+def test_evaluation_adds_up_over_ranks_and_is_written_once(two: dict[str, Any], folder: Path) -> None:
+    log = two["run"]["log"]
+    evaluated = [record for record in log if "eval_accuracy_greedy" in record]
+    assert [record["eval_num_prompts"] for record in evaluated] == [7.0] * 3
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert Counter(line["step"] for line in lines if "loss" in line) == {1: 1, 2: 1}
+    assert Counter(line["step"] for line in lines if "eval_accuracy_greedy" in line) == {0: 1, 1: 1, 2: 1}
+    assert two["run"]["evaluated"]["eval_loss"] > 0
+    assert (folder / "run" / "checkpoint-2" / "privileged_student.pt").exists()
+
+
+def test_ranks_hold_the_same_weights_after_training(two: dict[str, Any]) -> None:
+    first, second = two["run"]["weights"]
+    assert first == second
+
+
+def test_a_stream_gives_each_rank_its_own_groups_of_rollouts(two: dict[str, Any]) -> None:
+    first, second = ({tuple(t for t in row if t) for row in rows} for rows in two["stream"]["prompts"])
+    assert len(first) == len(second) == 1 and first != second

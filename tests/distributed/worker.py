@@ -1,0 +1,90 @@
+"""What each of two gloo processes runs for test_two_processes.py; the main process writes what it saw as a file."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import trainer_kit as kit
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+
+torch.set_num_threads(1)
+
+
+def equivalence(folder: Path, method: str, size: int, cuts: int) -> dict[str, object]:
+    made, batch, update = kit.one_step(folder, method, size, cuts)
+    own_tokens = int(batch["completion_mask"].sum())
+    return {
+        "record": kit.train_records(made)[0],
+        "update": update,
+        "tokens_by_rank": gather_object([own_tokens]),
+        "regimes": gather_object([kit.by_completion(batch, "regimes")]) if method == "dopd" else None,
+    }
+
+
+def orders(folder: Path) -> dict[str, object]:
+    """Prompts of two epochs: unbroken, and resumed in the second."""
+    rows = Dataset.from_list(kit.task_rows(8))
+    options = {"train_dataset": rows, "per_device_train_batch_size": 2, "num_generations": 2, "save_steps": 1}
+    seen: dict[str, object] = {}
+    for name, checkpoint in (("unbroken", None), ("resumed", folder / "orders" / "checkpoint-5")):
+        made = kit.trainer(folder / "orders", "vanilla", max_steps=8, save_strategy="steps", **options)
+        batches = kit.scored(made)
+        made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        mine = [batch["prompt_ids"].tolist() for batch in batches]
+        seen[name] = gather_object([mine])
+    return seen
+
+
+def whole_run(folder: Path) -> dict[str, object]:
+    made = kit.trainer(
+        folder / "run",
+        per_device_train_batch_size=4,
+        max_steps=2,
+        eval_dataset=Dataset.from_list(kit.task_rows(7, split="test")),
+        verifier=kit.TASK.verify,
+        student_eval_steps=1,
+        trace_steps=1,
+        privileged_student="ema",
+        save_strategy="steps",
+        save_steps=1,
+    )
+    made.train()
+    evaluated = made.evaluate()
+    weights = torch.cat([value.flatten() for value in kit.parameters(made.model).values()])
+    return {"log": made.state.log_history, "evaluated": evaluated, "weights": gather_object([weights.tolist()])}
+
+
+def stream(folder: Path) -> dict[str, object]:
+    rows = kit.task_rows(8)
+    made = kit.trainer(
+        folder / "stream",
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows)),
+        per_device_train_batch_size=4,
+        shuffle_dataset=False,
+    )
+    batches = kit.scored(made)
+    made.train()
+    return {"prompts": gather_object([batches[0]["prompt_ids"].tolist()])}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    results = {
+        "dopd": equivalence(folder / "dopd", "dopd", 4, 1),
+        "dopd_cut": equivalence(folder / "dopd_cut", "dopd", 2, 2),
+        "vanilla": equivalence(folder / "vanilla", "vanilla", 4, 1),
+        "orders": orders(folder),
+        "run": whole_run(folder),
+        "stream": stream(folder),
+    }
+    if torch.distributed.get_rank() == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

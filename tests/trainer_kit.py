@@ -1,0 +1,155 @@
+"""Small trainers for tests: tiny untrained models, a few prompts, one optimizer step unless told otherwise."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from dopd.tasks import get_task
+from dopd.tiny.models import TinySpec, build_model
+from dopd.tiny.tokenizer import build_tokenizer
+from dopd.trainer import DOPDConfig, DOPDTrainer
+
+TOKENIZER = build_tokenizer()
+STUDENT = TinySpec(num_layers=2, hidden_size=32)
+TEACHER = TinySpec(num_layers=2, hidden_size=48)
+GREEDY = {"do_sample": False}
+TASK = get_task("dag")
+
+
+def task_rows(count: int = 8, kind: str = "hints_without_execution", split: str = "train") -> list[dict[str, Any]]:
+    return TASK.rows(split, count, kind)
+
+
+def uneven_rows(count: int = 8) -> list[dict[str, Any]]:
+    """Prompts and privileged contexts of very different lengths: every view of every row needs its own padding."""
+    words = sorted(TASK.vocabulary())
+    return [
+        {
+            "prompt": [{"role": "user", "content": " ".join(words[n : n + 2 + 3 * n])}],
+            "privileged_context": " ".join(words[2 * n : 2 * n + 1 + (5 * n) % 7]),
+            "answer": "1",
+        }
+        for n in range(count)
+    ]
+
+
+def student(seed: int = 0, spec: TinySpec = STUDENT) -> Any:
+    return build_model(spec, TOKENIZER, seed)
+
+
+def teacher(seed: int = 1, spec: TinySpec = TEACHER) -> Any:
+    return build_model(spec, TOKENIZER, seed)
+
+
+def many_ends(model: Any, count: int = 12) -> Any:
+    """Declares many end-of-sequence tokens, so that an untrained model's answers differ in length."""
+    model.generation_config.eos_token_id = [TOKENIZER.eos_token_id, *range(10, 10 + count)]
+    return model
+
+
+def config(folder: Path, method: str = "dopd", **options: Any) -> DOPDConfig:
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "method": method,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+        "max_completion_length": 8,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "privileged_template": "{prompt} {privileged_context}",
+    }
+    return DOPDConfig(**(defaults | options))
+
+
+def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
+    """A trainer of tiny models. Arguments of `DOPDTrainer` are taken by name, everything else goes to the config."""
+    names = ("model", "teacher_model", "train_dataset", "eval_dataset", "processing_class", "verifier", "peft_config")
+    given = {name: options.pop(name) for name in (*names, "callbacks") if name in options}
+    given.setdefault("model", student())
+    given.setdefault("teacher_model", teacher())
+    given.setdefault("processing_class", TOKENIZER)
+    given.setdefault("train_dataset", Dataset.from_list(task_rows()))
+    return DOPDTrainer(args=config(folder, method, **options), **given)
+
+
+def parameters(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def update(before: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach() - before[name] for name, value in model.named_parameters()}
+
+
+def records(made: DOPDTrainer, key: str) -> list[float]:
+    """The values of one metric, in the order in which they were logged."""
+    return [record[key] for record in made.state.log_history if key in record]
+
+
+def train_records(made: DOPDTrainer) -> list[dict[str, Any]]:
+    return [record for record in made.state.log_history if "loss" in record]
+
+
+def rollout(made: DOPDTrainer, count: int | None = None) -> dict[str, torch.Tensor]:
+    """The scored batch of the first rows of the training data, as training makes it."""
+    rows = [made.train_dataset[n] for n in range(count or len(made.train_dataset))]
+    made.model.train()
+    return made._generate_and_score_completions(rows)
+
+
+def loss_of(made: DOPDTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The trainer's own loss of a scored batch, with its graph."""
+    return made._compute_loss(made.model, batch, None)[0]
+
+
+def scored(made: DOPDTrainer) -> list[dict[str, Any]]:
+    """Keeps the batches that the trainer scores, as they are before they are cut into micro-batches."""
+    seen: list[dict[str, Any]] = []
+    original = made._generate_and_score_completions
+
+    def keep(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = original(inputs)
+        seen.append({name: value.clone() for name, value in batch.items()})
+        return batch
+
+    made._generate_and_score_completions = keep  # type: ignore[method-assign]
+    return seen
+
+
+def by_completion(batch: dict[str, Any], name: str) -> dict[tuple[int, ...], list[float]]:
+    """Values of the scored tokens by (prompt, completion), without any padding."""
+    rows = {}
+    for n in range(batch["prompt_ids"].shape[0]):
+        prompt = batch["prompt_ids"][n][batch["prompt_mask"][n].bool()].tolist()
+        kept = batch["completion_mask"][n].bool()
+        rows[tuple(prompt + batch["completion_ids"][n][kept].tolist())] = batch[name][n][kept].tolist()
+    return rows
+
+
+def one_step(folder: Path, method: str, size: int, cuts: int, **options: Any) -> tuple[Any, ...]:
+    made = trainer(
+        folder,
+        method,
+        train_dataset=Dataset.from_list(uneven_rows(4)),
+        num_generations=2,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=cuts,
+        generation_kwargs=GREEDY,
+        shuffle_dataset=False,
+        model=many_ends(student()),
+        **options,
+    )
+    seen, before = scored(made), parameters(made.model)
+    made.train()
+    return made, seen[0], update(before, made.model)
