@@ -39,13 +39,13 @@ class GraphTask(AbstractTask):
         seed: Chooses the stream of problems.
         path_length: Edges of the walk (2 to 7).
         num_forks: Nodes of the walk with a wrong turning (1 to `path_length - 1`).
-        dead_end_depth: Most edges behind a wrong turning; it always ends before the walk does (1 to 3). The walk and
-            the dead ends, with what `ood` adds, must not need more than 16 nodes.
+        dead_end_depth: Edges behind a wrong turning, fewer where the walk itself would end earlier (1 to 3): how far
+            one must look ahead. The walk and the dead ends, with what `ood` adds, must not need more than 16 nodes.
     """
 
     path_length: int = 4
-    num_forks: int = 3
-    dead_end_depth: int = 1
+    num_forks: int = 2
+    dead_end_depth: int = 3
 
     name: ClassVar[str] = "graph"
     description: ClassVar[str] = "the only walk of n steps in a directed graph; the hint names the dead ends"
@@ -72,7 +72,7 @@ class GraphTask(AbstractTask):
         dead_ends = []
         for position in sorted(rng.sample(range(length - 1), num_forks)):
             # A wrong turning after `position` steps must end before the walk does, or the walk is not the only one.
-            depth = rng.randint(1, min(self.dead_end_depth, length - 1 - position))
+            depth = min(self.dead_end_depth, length - 1 - position)
             branch = [next(names) for _ in range(depth)]
             dead_ends.append(branch[0])
             edges += zip([walk[position], *branch], branch, strict=False)

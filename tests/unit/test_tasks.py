@@ -45,8 +45,8 @@ def _digest(name, seed):
     [
         ("dag", 0, "3c96af3e925c5c2d"),
         ("dag", 1, "409c8c8693eb39ad"),
-        ("graph", 0, "c46b0099107c1b06"),
-        ("graph", 1, "bae253e96d7ca1b1"),
+        ("graph", 0, "ad3c472204b19819"),
+        ("graph", 1, "94b441168d4506eb"),
         ("program", 0, "705bee89aee38385"),
         ("program", 1, "7981288934a1976f"),
     ],
