@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
 from dopd.errors import ModelError
 
@@ -88,7 +88,8 @@ class Head:
 
 def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
+        # Every rank has the gradient of its own part of the batch; FSDP averages those, and so does this.
+        tensor = tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
     return tensor if dtype is None else tensor.to(dtype)
 
 

@@ -42,6 +42,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         sweep.wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         sweep.run()
+        ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden_BTH, weight_VH, bias_V)]
         # In the dtype of what they are gradients of: the wide sums are freed here, not kept until the backward.
         ctx.save_for_backward(
             _as(sweep.grad_hidden_PH, hidden_BTH), _as(sweep.grad_weight_VH, weight_VH), _as(sweep.grad_bias_V, bias_V)
@@ -56,9 +57,12 @@ class _ChunkedLoss(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 5
         # Multiplying makes a second (V, H) tensor. On a CPU, where looking costs no wait, a factor of 1 is skipped.
-        if grad_loss.device.type == "cpu" and float(grad_loss) == 1.0:
-            return (*grads, None, None)
-        return (*(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in grads), None, None)
+        same = grad_loss.device.type == "cpu" and float(grad_loss) == 1.0
+        scaled = [
+            None if grad is None else (grad if same else grad * grad_loss).to(dtype)
+            for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)
 
 
 def chunked_routed_loss(
@@ -164,4 +168,7 @@ def _loss(sweep: Sweep, batch: _Batch) -> Tensor:
 
 
 def _as(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if grad is None or like is None else grad.view(like.shape).to(like.dtype)
+    if grad is None or like is None:
+        return None
+    # A loss scale arrives from above in the backward: without it, a float16 gradient would underflow here.
+    return grad.view(like.shape) if like.dtype == torch.float16 else grad.view(like.shape).to(like.dtype)

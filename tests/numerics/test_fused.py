@@ -334,6 +334,15 @@ def test_bf16_is_accumulated_in_float32(tail: str) -> None:
         assert float((mine.float() - theirs).norm() / theirs.norm()) < 2**-8
 
 
+def test_float16_gradients_survive_until_the_loss_scale_arrives() -> None:
+    case, table = make_case((3, 9, 32, 5003), dtype=torch.float16, spread=0.4), method("dopd", top_k=8)
+    options: dict[str, Any] = {"num_sequences": 1e6}  # as in a large batch
+    ours = case.run(table, "chunked", upstream=1e6, **options).grads
+    plain = case.run(table, "chunked", num_sequences=1.0).grads
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-6)
+
+
 def test_autocast_sets_the_dtype_of_the_products() -> None:
     case, table = make_case((2, 9, 16, 301), dtype=torch.float32, spread=0.4), method("dopd", top_k=8)
     full = case.run(table, "chunked")
