@@ -60,14 +60,21 @@ def check_row(row: dict[str, Any], index: int) -> None:
             raise DataError(f"row {index}, column 'prompt': the conversation has no user turn")
     else:
         raise DataError(
-            f"row {index}, column 'prompt' (={str(prompt)[:80]!r}): expected text, or a list of messages with 'role' and "
-            "'content'"
+            f"row {index}, column 'prompt' (={str(prompt)[:80]!r}): expected text, or a list of messages with "
+            "'role' and 'content'"
         )
     context = row.get("privileged_context")
     if context is not None and not isinstance(context, str):
         raise DataError(
             f"row {index}, column 'privileged_context': expected text or None, got {type(context).__name__}"
         )
+
+
+def check_kind(row: dict[str, Any], index: int, kinds: set[type]) -> None:
+    """Raise `DataError` if this row's prompt is of another kind than those before it; `kinds` remembers them."""
+    kinds.add(type(row["prompt"]))
+    if len(kinds) > 1:
+        raise DataError(f"row {index}, column 'prompt': text and conversations are mixed in one dataset")
 
 
 def is_blank(privileged_context: str | None) -> bool:
@@ -89,7 +96,8 @@ def check_prompts(
     Nothing is ever truncated: a prompt that does not fit is an error that names the row, or a counted drop.
 
     Args:
-        dataset (`datasets.Dataset`): rows with the columns `prompt` and, where the method reads it, `privileged_context`.
+        dataset (`datasets.Dataset`): rows with the columns `prompt` and, where the method reads it,
+            `privileged_context`.
         needs_privileged (`bool`): whether the method reads privileged context.
         method (`str`): the method's name, for messages.
         views (callable): row -> the prompts that models will read (plain, and privileged where it is needed).
@@ -114,9 +122,7 @@ def check_prompts(
         rows = [dataset[index] for index in indices]
         for index, row in zip(indices, rows, strict=True):
             check_row(row, index)
-            kinds.add(type(row["prompt"]))
-            if len(kinds) > 1:
-                raise DataError(f"row {index}, column 'prompt': text and conversations are mixed in one dataset")
+            check_kind(row, index, kinds)
         row_views = [views(row) for row in rows]
         lengths = num_tokens([view for prompts in row_views for view in prompts])
         position = 0

@@ -8,10 +8,8 @@ from dopd.errors import ConfigError, DataError
 
 # A chat model answers the last user turn, so p goes below the question there, named for what it is.
 DEFAULT_CHAT_TEMPLATE = (
-    "{prompt}\n\n"
-    "Privileged information (not part of the question, and not available when the answer is judged):\n"
-    "{privileged_context}\n\n"
-    "Answer the question above in your own words, from the beginning."
+    "{prompt}\n\nPrivileged information (not part of the question, and not available when the answer is judged):\n"
+    "{privileged_context}\n\nAnswer the question above in your own words, from the beginning."
 )
 # A plain-text completion goes on exactly where the prompt stops, so p must come before it.
 DEFAULT_TEXT_TEMPLATE = "{privileged_context}\n\n{prompt}"
@@ -25,8 +23,8 @@ class PrivilegedTemplate:
     """Where p goes. Generation prompt, system turns and chat-template arguments stay those of the plain view.
 
     Attributes:
-        template (`str`, *optional*): text with `{prompt}` and `{privileged_context}`, each exactly once. In a conversation
-            `{prompt}` is the text of the last user turn. `None` takes the default for the kind of prompt.
+        template (`str`, *optional*): text with `{prompt}` and `{privileged_context}`, each exactly once. In a
+            conversation `{prompt}` is the text of the last user turn. `None` takes the default for the kind of prompt.
 
     Raises:
         ConfigError: a field of the template is missing or doubled.

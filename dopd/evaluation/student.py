@@ -5,7 +5,7 @@ Accuracy with privileged context is no goal: it is read because it falls first w
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.methods import table
 from dopd.scoring import completion_hidden_states, last_hidden_states, left_padded
+from dopd.statistics import wilson_interval
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
@@ -32,8 +33,8 @@ class EvaluationResult:
             context, and of greedy answers with it.
         lengths (`list[int]`): tokens of the sampled answers.
         ended (`list[float]`): 1 where a sampled answer ended by itself.
-        entropy, divergence (`list[float]`): sums over the tokens of a sampled answer: entropy of the student, and reverse
-            KL to the plain teacher, nats.
+        entropy, divergence (`list[float]`): sums over the tokens of a sampled answer: entropy of the student, and
+            reverse KL to the plain teacher, nats.
     """
 
     greedy: list[float] = field(default_factory=list)
@@ -63,6 +64,16 @@ class EvaluationResult:
             result["divergence_to_teacher"] = sum(self.divergence) / tokens
         return {name: value for name, value in result.items() if value == value}
 
+    def to_json(self) -> dict[str, Any]:
+        """`metrics`, accuracies with 95% intervals, and every prompt's scores, for paired comparisons."""
+        scores = {"greedy": self.greedy, "sampled": self.sampled, "privileged": self.privileged}
+        intervals = {name: wilson_interval(sum(values), len(values)) for name, values in scores.items() if values}
+        return {
+            "metrics": self.metrics(),
+            "intervals": {f"accuracy_{name}": asdict(interval) for name, interval in intervals.items()},
+            "scores": scores,
+        }
+
 
 @dataclass(frozen=True)
 class StudentEvaluator:
@@ -86,12 +97,14 @@ class StudentEvaluator:
     eos_token_ids: list[int]
     max_new_tokens: int
     batch_size: int = 64
-    template: PrivilegedTemplate = PrivilegedTemplate()
+    template: PrivilegedTemplate = field(default_factory=PrivilegedTemplate)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def evaluate(self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1)) -> EvaluationResult:
-        """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they were."""
+        """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they
+        were.
+        """
         rows = self.rows[shard[0] :: shard[1]]
         result = EvaluationResult()
         with evaluation_mode(model), torch.random.fork_rng(), torch.no_grad():

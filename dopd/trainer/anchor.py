@@ -91,8 +91,8 @@ class AverageAnchor(AbstractAnchor):
         path = folder / ANCHOR_FILE
         if not path.exists():
             raise ModelError(
-                f"{folder} has no {ANCHOR_FILE}: it was not saved by a run with privileged_student='ema', and the moving "
-                "average cannot be worked out again. Resume with the settings of the run that saved it"
+                f"{folder} has no {ANCHOR_FILE}: it was not saved by a run with privileged_student='ema', and the "
+                "moving average cannot be worked out again. Resume with the settings of the run that saved it"
             )
         self._model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
@@ -129,7 +129,9 @@ def plain_copy(student: nn.Module) -> nn.Module:
 
 
 def effective_weights(student: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) of the student as `plain_copy` names them, each adapter's contribution added to its base weight."""
+    """(name, weight) of the student as `plain_copy` names them, each adapter's contribution added to its base
+    weight.
+    """
     if not is_peft_model(student):
         yield from student.named_parameters()
         return

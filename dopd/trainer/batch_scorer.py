@@ -31,7 +31,8 @@ class BatchScorer:
         kept_sources (`frozenset[str]`): sources whose hidden states the loss will read.
         accelerator: for the averages over ranks.
         source_model (callable): source name -> context with its (wrapped) model.
-        redirect (callable): (wrapped model, method, *args) -> method(unwrapped model, *args), run as the wrapper's forward.
+        redirect (callable): (wrapped model, method, *args) -> method(unwrapped model, *args), run as the
+            wrapper's forward.
         hidden_states (callable): (unwrapped model, input_ids, attention_mask, T) -> (B, T, H).
         batch_size (`int`): sequences per forward pass.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.

@@ -45,10 +45,12 @@ class StudentEvaluation(TrainerCallback):
 
     def _evaluate(self) -> None:
         trainer = self._trainer
-        shard = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        # Ranks that share sharded weights must make the same passes, so there each answers every prompt.
+        together = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        shard = (0, 1) if together else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
         with trainer.generating_model() as model:
             mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
-        result = sum(gather_object([mine]), start=EvaluationResult())
+        result = mine if together else sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
         self._warn_of_drift(metrics)
         # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record,
@@ -65,14 +67,16 @@ class StudentEvaluation(TrainerCallback):
         self._best_privileged = max(self._best_privileged, privileged)
         if privileged < self._best_privileged - DRIFT_WARNING and "privileged_student" in self._trainer.table.sources:
             logger.warning(
-                f"the student's accuracy WITH privileged context fell from {self._best_privileged:.2f} to {privileged:.2f}: "
-                "the privileged student is drifting and its targets get worse. Lower the learning rate, or set "
-                "privileged_student='ema' or 'frozen'"
+                f"the student's accuracy WITH privileged context fell from {self._best_privileged:.2f} to "
+                f"{privileged:.2f}: the privileged student is drifting and its targets get worse. Lower the learning "
+                "rate, or set privileged_student='ema' or 'frozen'"
             )
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged record to `metrics.jsonl` in the run folder; a resumed run drops what came after its start."""
+    """Appends every logged record to `metrics.jsonl` in the run folder; a resumed run drops what came after its
+    start.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self._path = Path(folder) / METRICS_FILE

@@ -1,5 +1,6 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ _TRL_BETA_DEFAULT = 1.0
 @dataclass
 class DOPDConfig(DistillationConfig):
     r"""
-    Configuration of [`DOPDTrainer`]: every field of TRL's `DistillationConfig` and `transformers.TrainingArguments`, and:
+    Configuration of [`DOPDTrainer`]: every field of TRL's `DistillationConfig` and `transformers.TrainingArguments`,
+    and:
 
     Parameters:
         > Parameters that control the method
@@ -81,8 +83,13 @@ class DOPDConfig(DistillationConfig):
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
 
     method: str = field(default="dopd", metadata={"help": "Name of a routing table: see `dopd methods`."})
-    rules: list[dict[str, Any]] | None = field(default=None, metadata={"help": "Rows of your own routing table."})
-    method_options: dict[str, Any] | None = field(default=None, metadata={"help": "Options of the named table."})
+    # `str` in second place is what the parsers of transformers and TRL read a command line as.
+    rules: list[dict[str, Any]] | str | None = field(
+        default=None, metadata={"help": "Rows of your own routing table (on a command line: JSON)."}
+    )
+    method_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the named table (on a command line: JSON)."}
+    )
     privileged_student: str | None = field(default=None, metadata={"help": "`current`, `frozen` or `ema`."})
     ema_decay: float = field(default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."})
 
@@ -107,7 +114,7 @@ class DOPDConfig(DistillationConfig):
     trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
     trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +123,8 @@ class DOPDConfig(DistillationConfig):
                 f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each row of the routing table "
                 "names its divergence. Remove beta, and use method_options or rules"
             )
+        self.rules = _from_json("rules", self.rules, list)
+        self.method_options = _from_json("method_options", self.method_options, dict)
         check_choice("overlong_prompts", self.overlong_prompts, Overlong)
         check_choice("loss_backend", self.loss_backend, Backend)
         if self.privileged_student is not None:
@@ -144,10 +153,23 @@ class DOPDConfig(DistillationConfig):
                 raise ConfigError(
                     "method_options change a named table; with rules of your own, write them into the rows"
                 )
-            return RoutingTable.from_rows(self.rules, name="custom" if self.method == "dopd" else self.method, **anchor)
-        return table(self.method, **(self.method_options or {}), **anchor)
+            rows: Any = self.rules
+            return RoutingTable.from_rows(rows, name="custom" if self.method == "dopd" else self.method, **anchor)
+        options: Any = self.method_options or {}
+        return table(self.method, **options, **anchor)
 
     def _check_positive(self, name: str) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} (={value!r}) must be a whole number of at least 1")
+
+
+def _from_json(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{name} (={value!r}) is not JSON: {error}") from None
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{name} (={value!r}) must be a {kind.__name__}, got {type(value).__name__}")
+    return value

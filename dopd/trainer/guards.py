@@ -1,4 +1,6 @@
-"""What is compared before a run starts: models that cannot be compared token by token are refused, oddities are told."""
+"""What is compared before a run starts: models that cannot be compared token by token are refused, oddities are
+told.
+"""
 
 import logging
 import math
@@ -43,9 +45,9 @@ def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
         )
     if ("teacher" in table.target_sources or table.routed) and same_weights(student, teacher):
         raise ConfigError(
-            f"teacher and student hold the same weights, and method {table.name!r} compares them in the same context: every "
-            "gap and every target would be the student's own. Is teacher_model_name_or_path the checkpoint you meant? For "
-            "self-distillation choose method='privileged_student'"
+            f"teacher and student hold the same weights, and method {table.name!r} compares them in the same "
+            "context: every gap and every target would be the student's own. Is teacher_model_name_or_path the "
+            "checkpoint you meant? For self-distillation choose method='privileged_student'"
         )
 
 
@@ -55,7 +57,8 @@ def check_vocab_sizes(student_config: Any, teacher_config: Any) -> None:
     if mine != theirs:
         raise ModelError(
             f"the student's vocabulary has {mine} tokens, the teacher's {theirs}. Token-level distillation needs one "
-            "vocabulary: use a teacher of the same family (nothing is padded, for a padded token would get real probability)"
+            "vocabulary: use a teacher of the same family (nothing is padded, for a padded token would get real "
+            "probability)"
         )
 
 
@@ -111,7 +114,8 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
         if clashing or len(differing) > 0.01 * len(mine):
             raise ModelError(
                 f"the tokenizers of student and teacher differ in {len(differing)} tokens, for example "
-                f"{(clashing or differing)[:3]}: token ids do not mean the same. Use a teacher with the student's tokenizer"
+                f"{(clashing or differing)[:3]}: token ids do not mean the same. Use a teacher with the student's "
+                "tokenizer"
             )
     if student.chat_template != teacher.chat_template:
         return ["chat templates differ: both models read prompts rendered with the student's template"]
@@ -146,8 +150,9 @@ def check_self_divergence(name: str, model: Any, hidden_states: Any, *, half: bo
     limit = _SELF_KL_LIMIT_HALF if half else _SELF_KL_LIMIT.get(model.dtype, _SELF_KL_LIMIT_HALF)
     if not value <= limit:
         raise ModelError(
-            f"{name}: its logits and those rebuilt from its hidden states and output head differ by KL {value:.3g} nats "
-            f"(limit {limit:g} for {model.dtype}). dopd does not know a post-processing step of {type(model).__name__}"
+            f"{name}: its logits and those rebuilt from its hidden states and output head differ by KL "
+            f"{value:.3g} nats (limit {limit:g} for {model.dtype}). dopd does not know a post-processing step of "
+            f"{type(model).__name__}"
         )
 
 

@@ -9,7 +9,7 @@ from datasets import IterableDataset
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from dopd.data.checks import DatasetReport, check_columns, check_prompts, check_row, overlong_message
+from dopd.data.checks import DatasetReport, check_columns, check_kind, check_prompts, check_row, overlong_message
 from dopd.data.privileged import Prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, evaluation_mode
@@ -31,8 +31,8 @@ def check_batch_sizes(args: Any) -> None:
     if completions % args.num_generations:
         raise ConfigError(
             f"per_device_train_batch_size (={args.per_device_train_batch_size}) x processes (={args.world_size}) x "
-            f"gradient_accumulation_steps (={args.gradient_accumulation_steps}) = {completions} completions a step must be "
-            f"a multiple of num_generations (={args.num_generations}), the rollouts of each prompt"
+            f"gradient_accumulation_steps (={args.gradient_accumulation_steps}) = {completions} completions a "
+            f"step must be a multiple of num_generations (={args.num_generations}), the rollouts of each prompt"
         )
 
 
@@ -72,9 +72,9 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     dropout = guards.active_dropout(student)
     if dropout:
         notes.append(
-            f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it is on in the trained "
-            "view and in the rollouts, and off in the privileged view, so gaps and targets differ by its noise. "
-            "disable_dropout=True avoids that"
+            f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it is on in the "
+            "trained view and in the rollouts, and off in the privileged view, so gaps and targets differ by its "
+            "noise. disable_dropout=True avoids that"
         )
     for note in notes:
         logger.warning(note)
@@ -145,11 +145,13 @@ def _checked_stream(
 ) -> Any:
     """The stream with every row checked as it passes; a row that is too long raises, or is left out with a warning."""
     dropped = 0
+    kinds: set[type] = set()
 
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped
         check_columns(list(row), needs_privileged=needs_privileged, method=method)
         check_row(row, index)
+        check_kind(row, index, kinds)
         longest = max(num_tokens(views(row)))
         if longest <= allowed:
             return True
@@ -175,8 +177,8 @@ def _check_enough_prompts(trainer: Any) -> None:
     needed = completions_per_step(trainer.args, trainer.accelerator.num_processes) // trainer.args.num_generations
     if len(trainer.train_dataset) < needed:
         raise DataError(
-            f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add prompts, or "
-            "lower per_device_train_batch_size or gradient_accumulation_steps"
+            f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add "
+            "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
 
 
@@ -189,19 +191,20 @@ def max_prompt_tokens(trainer: Any) -> int:
     room = context - (trainer.max_completion_length or 0)
     if room < 1:
         raise ConfigError(
-            f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context of {context}"
+            f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context "
+            f"of {context}"
         )
     limit = trainer.args.max_prompt_length
     if limit is not None and limit > room:
         raise ConfigError(
-            f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not fit together "
-            f"into the models' context of {context} tokens: lower one of them"
+            f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not "
+            f"fit together into the models' context of {context} tokens: lower one of them"
         )
     return room if limit is None else limit
 
 
-def make_evaluator(trainer: Any) -> StudentEvaluator:
-    """The evaluation without privileged context that `student_eval_steps` asks for.
+def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvaluator:
+    """The evaluation without privileged context, of `num_prompts` held-out prompts or as many as the config says.
 
     Raises:
         ConfigError: it lacks a verifier or held-out prompts.
@@ -209,11 +212,11 @@ def make_evaluator(trainer: Any) -> StudentEvaluator:
     args, dataset = trainer.args, trainer.eval_dataset
     if trainer.verifier is None or dataset is None or isinstance(dataset, dict | IterableDataset):
         raise ConfigError(
-            f"student_eval_steps (={args.student_eval_steps}) needs a verifier and an eval_dataset with a length: pass "
-            "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave student_eval_steps out"
+            "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
+            "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"
         )
     return StudentEvaluator(
-        rows=[dataset[index] for index in range(min(args.student_eval_prompts, len(dataset)))],
+        rows=[dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))],
         verifier=trainer.verifier,
         processing_class=trainer._tokenizer,
         eos_token_ids=trainer.eos_token_ids,

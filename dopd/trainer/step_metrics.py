@@ -13,7 +13,9 @@ from dopd.loss import stats_of
 
 
 class StepSums:
-    """Adds up `RoutedLoss.sums` of micro-batches; `reduce` adds them up over ranks and returns the step's statistics."""
+    """Adds up `RoutedLoss.sums` of micro-batches; `reduce` adds them up over ranks and returns the step's
+    statistics.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -2,8 +2,8 @@
 
 One line is one completion: `step`, `row` (its place in the optimizer batch of the main process), `method`, `prompt`,
 `privileged_context`, `score` (the verifier's, or null) and `tokens`, a list with one entry for each token: `text`,
-`regime` (a name, or null), `gap` (nats), `logprob_teacher`, `logprob_student` (privileged views, nats), each null where the
-method does not read it.
+`regime` (a name, or null), `gap` (nats), `logprob_teacher`, `logprob_student` (privileged views, nats), each null
+where the method does not read it.
 """
 
 import json

@@ -76,11 +76,11 @@ class DOPDTrainer(DistillationTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the student.
-        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*): the frozen teacher; may be left out when no
-            row of the table reads it.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*): the frozen teacher; may be left out
+            when no row of the table reads it.
         args ([`DOPDConfig`], *optional*): configuration.
-        train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None, where
-            the method reads it) and whatever the verifier reads.
+        train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None,
+            where the method reads it) and whatever the verifier reads.
         processing_class: as in TRL.
         verifier (callable, *optional*): (completion text, row) -> score in [0, 1]. With it, accuracies are logged.
         host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
@@ -96,9 +96,9 @@ class DOPDTrainer(DistillationTrainer):
     train_dataset: Any
     chat_template_kwargs: dict[str, Any]
 
-    _tag_names = ["trl", "distillation", "dopd"]
+    _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - the host declares it so
     _name = "DOPD"
-    _paper = {
+    _paper = {  # noqa: RUF012
         "title": "DOPD: Dual On-policy Distillation",
         "id": "2606.30626",
         "citation": "@misc{dopd2026, title={{DOPD: Dual On-policy Distillation}}, year={2026}, eprint={2606.30626}}",
@@ -276,8 +276,8 @@ class DOPDTrainer(DistillationTrainer):
             if "probability tensor contains" not in str(error):
                 raise
             raise ScoringError(
-                f"the student's distribution is not finite (NaN or infinite logits) at step {self.state.global_step}: its "
-                "weights have diverged. Lower the learning rate, or check the checkpoint"
+                "the student's distribution is not finite (NaN or infinite logits) at step "
+                f"{self.state.global_step}: its weights have diverged. Lower the learning rate, or check the checkpoint"
             ) from error
 
     def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:
@@ -370,8 +370,9 @@ class DOPDTrainer(DistillationTrainer):
         self._metrics["train" if self.model.training else "eval"]["entropy"].pop()
         if not math.isfinite(loss.item()):
             raise ScoringError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite logits, or a "
-                "target has probability 0 where the student has none. Lower the learning rate, or check the checkpoints"
+                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite "
+                "logits, or a target has probability 0 where the student has none. Lower the learning rate, or "
+                "check the checkpoints"
             )
         sums = self._sums if self.model.training else StepSums()
         sums.add(routed.sums)
@@ -408,8 +409,9 @@ class DOPDTrainer(DistillationTrainer):
         for name, share in stats.items():
             if name.startswith("share/") and share > COLLAPSE_SHARE:
                 logger.warning(
-                    f"step {self.state.global_step}: {share:.1%} of the tokens are in regime {name[6:]}, so the routing says "
-                    "almost nothing. Are teacher and student the checkpoints you meant, and does p tell them anything?"
+                    f"step {self.state.global_step}: {share:.1%} of the tokens are in regime {name[6:]}, so the "
+                    "routing says almost nothing. Are teacher and student the checkpoints you meant, and does p "
+                    "tell them anything?"
                 )
 
     # --- Saving and resuming

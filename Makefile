@@ -1,0 +1,51 @@
+# `make quickstart` and `make test` set everything up by themselves, into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Torch is pinned by constraints.txt and installed first: an unpinned torch can pull gigabytes of CUDA packages.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help quickstart test test-slow test-weights lint benchmarks clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; a minute or two)"
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.installed  ## tiny teacher and student, Vanilla OPD beside DOPD, table and plots: minutes on two cores
+	@$(BIN)/dopd quickstart
+
+test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu"
+
+test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
+	@$(ONE_THREAD) $(BIN)/pytest -m slow
+
+test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fetched as data: some minutes
+	@$(ONE_THREAD) $(BIN)/pytest -m weights
+
+lint: $(VENV)/.installed-dev  ## linter, formatter and type checker
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/mypy
+
+benchmarks: $(VENV)/.installed-dev  ## times the losses against peers
+	@$(PIP) --editable '.[bench]'
+	@$(ONE_THREAD) $(BIN)/python benchmarks/fused_loss.py
+
+clean:  ## remove the environment and run outputs
+	rm -rf $(VENV) runs

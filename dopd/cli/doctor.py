@@ -1,0 +1,100 @@
+"""`dopd doctor`: what this machine has, and whether a config's models, data and table fit together."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+
+from dopd.errors import DopdError
+
+_REQUIRED = ("torch", "transformers", "trl", "accelerate", "datasets")
+_OPTIONAL = {
+    "peft": "LoRA (pip install 'dopd[lora]')",
+    "math_verify": "the verifier 'math' and gsm_symbolic (pip install 'dopd[math]')",
+    "reasoning_gym": "the task gsm_symbolic (pip install 'dopd[reasoning-gym]')",
+    "vllm": "faster rollouts on GPUs (pip install 'dopd[vllm]')",
+}
+_SIGNS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "fail": "[red]FAIL[/red]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; `level` is `ok`, `note` or `fail`."""
+
+    level: str
+    text: str
+
+
+def run_doctor(config: str | None) -> int:
+    """Print findings; exit status 2 if something cannot work."""
+    console = Console(soft_wrap=True)
+    findings = [*environment(), *(config_findings(config) if config else [])]
+    for finding in findings:
+        console.print(f"{_SIGNS[finding.level]}  {escape(finding.text)}")
+    failed = sum(finding.level == "fail" for finding in findings)
+    console.print("all well" if not failed else f"{failed} problem(s)")
+    return 2 if failed else 0
+
+
+def environment() -> Iterator[Finding]:
+    """Versions, devices, threads, disk."""
+    yield Finding("ok", f"Python {platform.python_version()}, {os.cpu_count()} cores")
+    for name in _REQUIRED:
+        yield Finding("ok", f"{name} {importlib.metadata.version(name)}")
+    trl = importlib.metadata.version("trl")
+    if not trl.startswith("1.16."):
+        yield Finding("fail", f"trl {trl}: dopd overrides hooks of trl 1.16 (pip install 'trl>=1.16,<1.17')")
+    for name, purpose in _OPTIONAL.items():
+        found = importlib.util.find_spec(name) is not None
+        yield Finding("ok" if found else "note", f"{name}: {'installed' if found else 'not installed'}; for {purpose}")
+    yield from _devices()
+    free = shutil.disk_usage(".").free / 2**30
+    yield Finding("ok" if free > 5 else "note", f"{free:.0f} GiB free here")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        yield Finding("note", "no GPU: tiny models train in minutes here, set bf16=false and use_cpu=true")
+        if torch.get_num_threads() > 1:
+            yield Finding(
+                "note",
+                f"torch uses {torch.get_num_threads()} threads; with anything else running on these cores one is "
+                "faster (OMP_NUM_THREADS=1)",
+            )
+
+
+def config_findings(path: str) -> Iterator[Finding]:
+    """What a config would run into, step by step: each step is tried only if the ones before it worked."""
+    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.settings import load_settings
+    from dopd.runs.train import make_config, make_trainer
+
+    quiet_libraries()
+    try:
+        settings = load_settings(path)
+        config = make_config(settings)
+    except DopdError as error:
+        yield Finding("fail", str(error))
+        return
+    yield Finding("ok", f"{path} parses; {config.routing_table().describe().splitlines()[0]}")
+    try:
+        trainer = make_trainer(settings, config)
+    except DopdError as error:
+        yield Finding("fail", str(error))
+        return
+    yield Finding("ok", f"models, vocabularies, data and table fit together ({len(trainer.train_dataset)} prompts)")
+    for name, model in (("student", trainer.unwrapped_student), ("teacher", trainer.unwrapped_teacher)):
+        if model is not None:
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            yield Finding("ok", f"{name}: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, {model.dtype}")

@@ -1,0 +1,233 @@
+"""`dopd train | eval | tasks | methods | tiny | quickstart | doctor`: each command is a thin call into the library."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from dopd import __version__
+from dopd.errors import DopdError
+
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a `DopdError` becomes one line on standard error and exit status 2."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        return arguments.run(arguments) or 0
+    except DopdError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="dopd",
+        description="Dual on-policy distillation: small models learn from their own answers and privileged teachers.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  dopd quickstart\n"
+        "  dopd train recipes/tiny-dag.yaml --method vanilla --output_dir runs/vanilla\n"
+        "  dopd eval runs/vanilla --task dag\n  dopd train recipes/qwen3-8b-to-1.7b.yaml --dry-run",
+    )
+    parser.add_argument("--version", action="version", version=f"dopd {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_listing(commands)
+    _add_tiny(commands)
+    _add_quickstart(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _command(commands: "argparse._SubParsersAction", name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"examples:\n{examples}",
+    )
+
+
+def _add_train(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "train",
+        "distil a student; any key of the config can be given as --key value",
+        "  dopd train recipes/tiny-dag.yaml\n  dopd train recipes/tiny-dag.yaml --method vanilla --learning_rate "
+        "3e-4 --output_dir runs/vanilla\n  dopd train recipes/tiny-dag.yaml --method_options "
+        "'{top_k: 8, tail: renormalize}' --dry-run\n"
+        "  accelerate launch -m dopd.cli.main train recipes/qwen3-8b-to-1.7b.yaml\n\n"
+        "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
+        "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
+        "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
+        "use_peft, report_to, seed\nall keys: those of dopd.RunSettings, DOPDConfig, TRL's DistillationConfig and "
+        "TrainingArguments",
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and the routing table, and stop"
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from dopd.runs.settings import load_settings
+    from dopd.runs.train import describe, make_config, train
+
+    settings = load_settings(arguments.config, arguments.rest)
+    if arguments.dry_run:
+        print(describe(settings, make_config(settings)))
+        return
+    folder = train(settings)
+    print(f"run folder: {folder}")
+
+
+def _add_eval(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "eval",
+        "accuracy of a checkpoint on a task, without privileged context and beside it with it",
+        "  dopd eval tiny:dag/student --task dag\n  dopd eval runs/quickstart/dopd-seed0 --task dag --split ood --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
+    parser.add_argument("--task", required=True, help="a name that `dopd tasks` lists")
+    parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
+    parser.add_argument("--prompts", type=int, default=512, help="problems (default 512)")
+    parser.add_argument("--privileged-kind", default="hints_without_execution", help="see `dopd tasks`")
+    parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from dopd.cli.show import print_evaluation
+    from dopd.runs.evaluate import evaluate_checkpoint
+    from dopd.runs.progress import quiet_libraries
+
+    quiet_libraries()
+    result = evaluate_checkpoint(
+        arguments.model,
+        arguments.task,
+        split=arguments.split,
+        prompts=arguments.prompts,
+        privileged_kind=arguments.privileged_kind,
+        privileged_template=arguments.privileged_template,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        teacher_name=arguments.teacher,
+    )
+    print_evaluation(arguments.model, result, as_json=arguments.json)
+
+
+def _add_listing(commands: "argparse._SubParsersAction") -> None:
+    tasks = _command(
+        commands, "tasks", "generated problems: one example of each, with its privileged texts", "  dopd tasks dag"
+    )
+    tasks.add_argument("name", nargs="?", help="show one task in full")
+    tasks.set_defaults(run=_tasks)
+    methods = _command(commands, "methods", "routing tables by name", "  dopd methods\n  dopd methods dopd")
+    methods.add_argument("name", nargs="?", help="show one table in full")
+    methods.set_defaults(run=_methods)
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from dopd.cli.show import print_tasks
+
+    print_tasks(arguments.name)
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from dopd.cli.show import print_methods
+
+    print_methods(arguments.name)
+
+
+def _add_tiny(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "tiny",
+        "train and keep the tiny models of an embedded task",
+        "  dopd tiny dag\n  dopd tiny dag --role student --seed 1",
+    )
+    parser.add_argument("task")
+    parser.add_argument("--role", help="one role (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_tiny)
+
+
+def _tiny(arguments: argparse.Namespace) -> None:
+    from dopd.cli.show import print_tiny
+    from dopd.runs.progress import quiet_libraries
+
+    quiet_libraries()
+    print_tiny(arguments.task, arguments.role, arguments.seed)
+
+
+def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "quickstart",
+        "tiny teacher and student, Vanilla OPD beside DOPD, one table and plots; minutes on two cores",
+        "  dopd quickstart\n  dopd quickstart --seeds 1 --output-dir runs/look",
+    )
+    parser.add_argument("--config", default=None, help="recipe (default: recipes/tiny-dag.yaml of the checkout)")
+    parser.add_argument("--output-dir", default="runs/quickstart")
+    parser.add_argument("--methods", default="vanilla,dopd", help="comma-separated names (default vanilla,dopd)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default 3)")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one for each core)")
+    parser.set_defaults(run=_quickstart)
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from dopd.runs.quickstart import quickstart
+
+    quickstart(
+        config=arguments.config,
+        folder=arguments.output_dir,
+        methods=arguments.methods.split(","),
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
+    )
+
+
+def _add_doctor(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "check the environment, and a config's models, data and memory before they are needed",
+        "  dopd doctor\n  dopd doctor recipes/tiny-dag.yaml",
+    )
+    parser.add_argument("config", nargs="?", help="YAML file")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dopd.cli.doctor import run_doctor
+
+    return run_doctor(arguments.config)
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    sys.exit(main())

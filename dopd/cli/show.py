@@ -1,0 +1,84 @@
+"""What commands print."""
+
+import json
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dopd.errors import ConfigError
+from dopd.evaluation.student import EvaluationResult
+
+
+def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> None:
+    """An evaluation as a small table, or as JSON."""
+    record = result.to_json()
+    if as_json:
+        print(json.dumps({"model": name, **record}))
+        return
+    table = Table(title=f"{name}: {len(result.greedy)} prompts", title_justify="left")
+    table.add_column("what")
+    table.add_column("value [95% interval]")
+    for label, interval in record["intervals"].items():
+        text = f"{100 * interval['mean']:.1f}% [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+        table.add_row({"accuracy_privileged": "accuracy_greedy WITH p"}.get(label, label), escape(text))
+    for label, value in record["metrics"].items():
+        if not label.startswith(("accuracy", "num_")):
+            table.add_row(label, f"{value:.4g}")
+    Console().print(table)
+
+
+def print_tasks(name: str | None) -> None:
+    """All tasks with a line each, or one with an example of each privileged text."""
+    from dopd.tasks import PRIVILEGED_KINDS
+    from dopd.tasks.sources import SOURCES, get_source
+
+    console = Console()
+    if name is None:
+        table = Table("task", "what it is")
+        for key, kind in SOURCES.items():
+            table.add_row(key, escape(str(getattr(kind, "description", ""))))
+        console.print(table)
+        console.print("`dopd tasks NAME` shows an example with its privileged texts.")
+        return
+    source = get_source(name)
+    first = source.rows("train", 1, "none")[0]
+    console.print(f"[bold]prompt[/bold]    {escape(first['prompt'][0]['content'])}")
+    console.print(f"[bold]solution[/bold]  {escape(first['solution'])}")
+    console.print(f"[bold]answer[/bold]    {escape(first['answer'])}")
+    for privileged_kind in PRIVILEGED_KINDS:
+        text = source.rows("train", 1, privileged_kind)[0]["privileged_context"]
+        console.print(f"[bold]{privileged_kind}[/bold]  {escape(str(text))}")
+
+
+def print_methods(name: str | None) -> None:
+    """All routing tables with a line each, or one with its rows."""
+    from dopd.methods import METHODS, table
+
+    console = Console(soft_wrap=True)
+    if name is not None:
+        built = table(name)
+        console.print(escape(built.describe()))
+        console.print(f"source: {escape(built.source_note)}")
+        return
+    listing = Table("method", "rows", "scores", "source")
+    for key in METHODS:
+        built = table(key)
+        listing.add_row(key, str(len(built.rules)), ", ".join(sorted(built.sources)), escape(built.source_note))
+    Console().print(listing)
+
+
+def print_tiny(task: str, role: str | None, seed: int) -> None:
+    """Train (or find) tiny models and say what they can do."""
+    from dopd.tiny import RECIPES, tiny_model_path
+    from dopd.tiny.pretrain import CARD_NAME
+
+    if task not in RECIPES:
+        raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models")
+    table = Table("role", "folder", "measured")
+    for name in [role] if role else RECIPES[task]:
+        path = tiny_model_path(task, name, seed)
+        card = json.loads((path / CARD_NAME).read_text())
+        measured = card.get("accuracy", {})
+        table.add_row(name, str(path), escape(json.dumps(measured)))
+    Console().print(table)

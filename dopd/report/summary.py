@@ -1,0 +1,107 @@
+"""Tables and examples as text, from what runs left behind."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dopd.statistics import Interval, mean_interval
+
+_LEGEND = {
+    "LH": "low gap, both confident: only p was missing; light teacher target",
+    "LL": "low gap, neither confident: noise; weak pull to the privileged student",
+    "HT": "high gap, the teacher is surer: real skill; strong teacher target",
+    "HS": "high gap, the student is surer: light pull to the privileged student",
+}
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """Start, teacher and every method: accuracies without p with 95% intervals, entropy, length, as Markdown.
+
+    Intervals of start and teacher are over prompts (Wilson); those of methods over seeds (Student's t), where there are
+    at least two.
+    """
+    rows = [_single("start (student)", summary["start"]), _single("teacher", summary["teacher_result"])]
+    rows += [_over_seeds(name, results) for name, results in summary["methods"].items()]
+    header = [
+        "",
+        "greedy, no p (%)",
+        "sampled, no p (%)",
+        "greedy WITH p (%)",
+        "entropy (nats)",
+        "length (tokens)",
+        "runs",
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    title = f"# {summary['task']}: {summary['student']} taught by {summary['teacher']}"
+    note = (
+        "Accuracy on held-out problems, mean [95% interval]: over prompts for start and teacher, over seeds for "
+        "methods (all from the same start). Privileged information is never used when answers are judged, except in "
+        "the column that says so."
+    )
+    return "\n".join([title, "", *lines, "", note, *_verdicts(summary), ""])
+
+
+def _single(name: str, record: Mapping[str, Any]) -> list[str]:
+    def cell(key: str) -> str:
+        interval = record["intervals"].get(key)
+        return "-" if interval is None else Interval(**interval).percent()
+
+    metrics = record["metrics"]
+    accuracies = [cell(f"accuracy_{kind}") for kind in ("greedy", "sampled", "privileged")]
+    return [name, *accuracies, f"{metrics['entropy']:.3f}", f"{metrics['length']:.1f}", "1"]
+
+
+def _over_seeds(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(results) == 1:
+        return _single(name, results[0])
+    accuracies = [
+        mean_interval([result["metrics"][f"accuracy_{kind}"] for result in results]).percent()
+        for kind in ("greedy", "sampled", "privileged")
+    ]
+    entropy = mean_interval([result["metrics"]["entropy"] for result in results]).mean
+    length = mean_interval([result["metrics"]["length"] for result in results]).mean
+    return [name, *accuracies, f"{entropy:.3f}", f"{length:.1f}", str(len(results))]
+
+
+def _verdicts(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each pair of methods: the paired difference over seeds, and whether it is outside chance."""
+    names = list(summary["methods"])
+    lines = []
+    for other in names[1:]:
+        first, second = summary["methods"][names[0]], summary["methods"][other]
+        differences = [
+            b["metrics"]["accuracy_greedy"] - a["metrics"]["accuracy_greedy"]
+            for a, b in zip(first, second, strict=True)
+        ]
+        interval = mean_interval(differences)
+        if len(differences) < 2:
+            lines.append(
+                f"\n{other} - {names[0]}: {100 * interval.mean:+.1f} points greedy; one seed says nothing about chance."
+            )
+            continue
+        verdict = "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference beyond chance"
+        lines.append(
+            f"\n{other} - {names[0]}: {100 * interval.mean:+.1f} points greedy "
+            f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}] over {len(differences)} seeds: {verdict}."
+        )
+    return lines
+
+
+def examples_text(traces: Sequence[Mapping[str, Any]]) -> str:
+    """Traced completions as Markdown, every token followed by its regime."""
+    lines = ["# Completions with the regime of every token", ""]
+    lines += [f"- **{name}**: {text}" for name, text in _LEGEND.items()]
+    if not traces:
+        return "\n".join([*lines, "", "No routed run was traced.", ""])
+    for trace in traces:
+        tokens = " ".join(f"{token['text']}[{token['regime']}]" for token in trace["tokens"])
+        score = "" if trace["score"] is None else f", score {trace['score']:g}"
+        lines += [
+            "",
+            f"## Step {trace['step']}, completion {trace['row']}{score}",
+            "",
+            f"- prompt: `{trace['prompt']}`",
+            f"- privileged context: `{trace['privileged_context']}`",
+            f"- completion: `{tokens}`",
+        ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,149 @@
+"""Models, data and verifiers by name."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+from datasets import Dataset, load_dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dopd.errors import ConfigError, DataError, ModelError
+from dopd.evaluation.student import Verifier
+from dopd.runs.settings import RunSettings
+from dopd.tasks.sources import get_source, same_number_or_formula
+
+TINY = "tiny:"
+_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def resolve_model(name: str) -> str:
+    """A hub id or folder as it is; `tiny:TASK/ROLE?seed=N` as the folder of that embedded model, trained if need be."""
+    if not name.startswith(TINY):
+        return name
+    from dopd.tiny import tiny_model_path
+
+    reference, _, query = name[len(TINY) :].partition("?")
+    task, slash, role = reference.partition("/")
+    options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
+    if not slash or set(options) - {"seed"} or not options.get("seed", "0").isdigit():
+        raise ConfigError(
+            f"model {name!r} must look like tiny:TASK/ROLE or tiny:TASK/ROLE?seed=1, for example tiny:dag/student"
+        )
+    return str(tiny_model_path(task, role, int(options.get("seed", "0"))))
+
+
+def load_model(name: str, *, dtype: str = "float32") -> Any:
+    """A causal language model from a hub id, a folder or a `tiny:` reference.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = resolve_model(name)
+    precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    if precision is None:
+        raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=precision)
+    except Exception as error:
+        # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
+        raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, padding on the left."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name), padding_side="left")
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def keep_layers(model: Any, layers: list[int]) -> Any:
+    """A student made of some decoder layers of a model, in order; embeddings, norms and head stay.
+
+    Raises:
+        ConfigError: a layer that the model does not have.
+    """
+    decoder = model.get_decoder()
+    count = len(decoder.layers)
+    if not layers or any(not 0 <= layer < count for layer in layers):
+        raise ConfigError(f"student_keep_layers (={layers}) must name layers of the model: 0 to {count - 1}")
+    decoder.layers = nn.ModuleList(decoder.layers[layer] for layer in layers)
+    config = model.config.get_text_config()
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    for index, layer in enumerate(decoder.layers):
+        # The key-value cache of generation finds a layer's slot by this number.
+        layer.self_attn.layer_idx = index
+    return model
+
+
+def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
+    """Training rows, held-out rows and the verifier of a run."""
+    if settings.task is not None:
+        source = get_source(settings.task, **settings.task_options)
+        train = source.rows("train", settings.train_prompts, settings.privileged_kind)
+        held_out = source.rows("test", settings.eval_prompts, settings.privileged_kind)
+        return Dataset.from_list(train), Dataset.from_list(held_out), load_verifier(settings.verifier) or source.verify
+    train = _load_split(settings, settings.dataset_train_split)
+    test = None if settings.dataset_test_split is None else _load_split(settings, settings.dataset_test_split)
+    return train, test, load_verifier(settings.verifier)
+
+
+def _load_split(settings: RunSettings, split: str) -> Dataset:
+    name = str(settings.dataset_name)
+    suffix = Path(name).suffix
+    try:
+        if suffix in _FILE_FORMATS:
+            if not Path(name).is_file():
+                raise DataError(f"dataset_name (={name!r}) is not a file")
+            return load_dataset(_FILE_FORMATS[suffix], data_files={split: name}, split=split)
+        return load_dataset(name, settings.dataset_config, split=split)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"dataset_name (={name!r}), split {split!r}, cannot be read: {first_line(error)}") from error
+
+
+def load_verifier(name: str | None) -> Verifier | None:
+    """`math`, `exact` or `package.module:function`."""
+    if name is None:
+        return None
+    if name in _VERIFIERS:
+        return _VERIFIERS[name]
+    module, colon, function = name.partition(":")
+    try:
+        if not colon:
+            raise ImportError("no colon between module and function")
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function: {error}"
+        ) from None
+
+
+def _exact(completion: str, row: Mapping[str, Any]) -> float:
+    return float(completion.strip() == str(_answer(row)).strip())
+
+
+def _math(completion: str, row: Mapping[str, Any]) -> float:
+    return same_number_or_formula(completion, str(_answer(row)))
+
+
+def _answer(row: Mapping[str, Any]) -> Any:
+    if "answer" not in row:
+        raise DataError(f"the verifier needs a column 'answer'; the row has {', '.join(row)}")
+    return row["answer"]
+
+
+_VERIFIERS: dict[str, Callable[[str, Mapping[str, Any]], float]] = {"math": _math, "exact": _exact}

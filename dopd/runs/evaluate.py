@@ -1,0 +1,62 @@
+"""Evaluate a checkpoint on a task without privileged context, outside of any training."""
+
+from typing import Any
+
+import torch
+
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.runs.build import load_model, load_tokenizer
+from dopd.tasks.sources import get_source
+
+
+def evaluate_checkpoint(
+    model_name: str,
+    task: str,
+    *,
+    task_options: dict[str, Any] | None = None,
+    split: str = "test",
+    prompts: int = 512,
+    privileged_kind: str = "hints_without_execution",
+    privileged_template: str | None = None,
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    seed: int = 0,
+    teacher_name: str | None = None,
+) -> EvaluationResult:
+    """Answer held-out problems of a task, greedily and sampled, without p; and greedily with it.
+
+    Args:
+        model_name (`str`): a hub id, a folder or `tiny:TASK/ROLE`.
+        task (`str`): a name that `dopd tasks` lists.
+        split (`str`): `"test"` or `"ood"` (or `"train"`).
+        prompts (`int`): problems.
+        max_new_tokens (`int`): most tokens of an answer.
+        teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
+    """
+    source = get_source(task, **(task_options or {}))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(model_name, dtype=dtype).to(device)
+    tokenizer = load_tokenizer(model_name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    evaluator = StudentEvaluator(
+        rows=source.rows(split, prompts, privileged_kind),
+        verifier=source.verify,
+        processing_class=tokenizer,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        template=PrivilegedTemplate(privileged_template),
+        seed=seed,
+    )
+    teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
+    return evaluator.evaluate(model, teacher=teacher)
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a completion: those of the generation config, and the tokenizer's."""
+    declared = model.generation_config.eos_token_id
+    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    return ids if tokenizer.eos_token_id in ids else [tokenizer.eos_token_id, *ids]

@@ -1,0 +1,163 @@
+"""The first thing a newcomer runs: tiny models, Vanilla OPD beside DOPD from the same start, one table, plots,
+examples.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from dopd.errors import ConfigError
+from dopd.methods import table
+from dopd.report.curves import CURVES_FILE, draw_comparison
+from dopd.report.records import METRICS_FILE, RunRecord, read_run
+from dopd.report.summary import examples_text, summary_table
+from dopd.runs.jobs import Job, run_jobs
+from dopd.runs.settings import RunSettings, load_settings
+
+_DEFAULT_CONFIG = Path(__file__).parents[2] / "recipes" / "tiny-dag.yaml"
+_NUM_EXAMPLES = 20
+
+
+def quickstart(
+    *, config: str | None, folder: str, methods: Sequence[str], seeds: int, jobs: int | None = None
+) -> dict[str, Any]:
+    """Obtain the tiny models, train every method with every seed, evaluate all without p, and write a report folder.
+
+    Args:
+        config (`str`, *optional*): recipe; the checkout's `recipes/tiny-dag.yaml` if left out.
+        folder (`str`): report folder: `summary.md`, `summary.json`, `curves.png`, `examples.md`, and a run folder for
+            each run.
+        methods (`list[str]`): names of routing tables.
+        seeds (`int`): runs of each method.
+        jobs (`int`, *optional*): runs at a time; one for each core if left out.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    started = time.perf_counter()
+    console = Console()
+    config_path = Path(config) if config else _DEFAULT_CONFIG
+    if not config_path.is_file():
+        raise ConfigError(f"config {str(config_path)!r} is not a file: quickstart needs a recipe (--config PATH)")
+    for method in methods:
+        table(method)
+    if seeds < 1:
+        raise ConfigError(f"seeds (={seeds}) must be at least 1")
+    settings = load_settings(config_path)
+    target = Path(folder)
+    at_once = jobs or os.cpu_count() or 1
+    _say_plan(console, settings, methods, seeds, target)
+    _obtain_models(console, settings, target, at_once)
+    _train_and_evaluate(console, settings, config_path, target, methods, seeds, at_once)
+    runs = {method: [read_run(_run_folder(target, method, seed)) for seed in range(seeds)] for method in methods}
+    summary = _write_report(target, settings, runs)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    console.print(Markdown((target / "summary.md").read_text()))
+    console.print(f"{summary['seconds']:.0f} s. Look at {target / CURVES_FILE} and {target / 'examples.md'}.")
+    return summary
+
+
+def _say_plan(console: Console, settings: RunSettings, methods: Sequence[str], seeds: int, folder: Path) -> None:
+    steps = settings.trainer.get("max_steps")
+    console.print(
+        f"[bold]dopd quickstart[/bold]: task {settings.task}; student {settings.model_name_or_path}; teacher "
+        f"{settings.trainer['teacher_model_name_or_path']}; p: {settings.privileged_kind}.\n"
+        f"1. obtain tiny teacher and student (trained here the first time, then kept)\n"
+        f"2. train {' and '.join(methods)} from the same student, {seeds} seed(s) each, {steps} steps\n"
+        f"3. evaluate all without p on {settings.final_eval_prompts} held-out problems; write {folder}"
+    )
+
+
+def _obtain_models(console: Console, settings: RunSettings, folder: Path, at_once: int) -> None:
+    names = [settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]]
+    jobs = []
+    for name in dict.fromkeys(names):
+        if name.startswith("tiny:"):
+            reference, _, query = name.removeprefix("tiny:").partition("?seed=")
+            task, _, role = reference.partition("/")
+            arguments = ["tiny", task, "--role", role, "--seed", query or "0"]
+            jobs.append(Job(f"model {name}", arguments, folder / "logs" / f"model-{task}-{role}.log"))
+    run_jobs(jobs, at_once=at_once, console=console)
+
+
+def _train_and_evaluate(
+    console: Console,
+    settings: RunSettings,
+    config: Path,
+    folder: Path,
+    methods: Sequence[str],
+    seeds: int,
+    at_once: int,
+) -> None:
+    jobs = []
+    for seed in range(seeds):
+        for method in methods:
+            run_folder = _run_folder(folder, method, seed)
+            arguments = ["train", str(config), "--method", method, "--seed", str(seed), "--output_dir", str(run_folder)]
+            log = folder / "logs" / f"{run_folder.name}.log"
+            steps = int(settings.trainer.get("max_steps", 1))
+            jobs.append(
+                Job(f"train {method}, seed {seed}", [*arguments, "--overwrite"], log, _progress(run_folder, steps))
+            )
+    for label, name in (
+        ("start", settings.model_name_or_path),
+        ("teacher", settings.trainer["teacher_model_name_or_path"]),
+    ):
+        jobs.append(Job(f"evaluate {label}", _eval_arguments(settings, name), folder / "logs" / f"{label}.json"))
+    run_jobs(jobs, at_once=at_once, console=console)
+
+
+def _eval_arguments(settings: RunSettings, name: str) -> list[str]:
+    arguments = ["eval", name, "--task", str(settings.task), "--json", "--privileged-kind", settings.privileged_kind]
+    arguments += ["--prompts", str(settings.final_eval_prompts)]
+    arguments += ["--max-new-tokens", str(settings.trainer["max_completion_length"])]
+    if settings.trainer.get("privileged_template"):
+        arguments += ["--privileged-template", settings.trainer["privileged_template"]]
+    return arguments
+
+
+def _run_folder(folder: Path, method: str, seed: int) -> Path:
+    return folder / f"{method}-seed{seed}"
+
+
+def _progress(run_folder: Path, steps: int) -> Any:
+    def fraction() -> float:
+        path = run_folder / METRICS_FILE
+        if not path.exists():
+            return 0.0
+        lines = path.read_text().splitlines()
+        try:
+            return json.loads(lines[-1])["step"] / steps
+        except (IndexError, ValueError):  # nothing yet, or a line half-written
+            return 0.0
+
+    return fraction
+
+
+def _write_report(folder: Path, settings: RunSettings, runs: dict[str, list[RunRecord]]) -> dict[str, Any]:
+    logs = {label: json.loads(_last_line(folder / "logs" / f"{label}.json")) for label in ("start", "teacher")}
+    summary = {
+        "task": settings.task,
+        "student": settings.model_name_or_path,
+        "teacher": settings.trainer["teacher_model_name_or_path"],
+        "start": logs["start"],
+        "teacher_result": logs["teacher"],
+        "methods": {name: [run.result for run in group] for name, group in runs.items()},
+    }
+    draw_comparison(runs, folder / CURVES_FILE)
+    (folder / "summary.md").write_text(summary_table(summary))
+    routed = [run for group in runs.values() for run in group if any(r["tokens"][0]["regime"] for r in run.trace)]
+    traces = routed[0].trace[-_NUM_EXAMPLES:] if routed else []
+    (folder / "examples.md").write_text(examples_text(traces))
+    return summary
+
+
+def _last_line(path: Path) -> str:
+    return path.read_text().strip().splitlines()[-1]

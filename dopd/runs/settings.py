@@ -1,0 +1,185 @@
+"""A run's configuration: one flat YAML file and `--key value` flags, in TRL's words, checked before anything is
+loaded.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dopd.errors import ConfigError
+from dopd.tasks import PRIVILEGED_KINDS
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """What a run needs beside `DOPDConfig`: models, data and the verifier.
+
+    Attributes:
+        model_name_or_path (`str`): the student: a hub id, a folder, or `tiny:TASK/ROLE` (an embedded model, trained
+            and kept the first time it is asked for; `tiny:dag/student?seed=1` for another seed).
+        dtype (`str`): precision of the student's weights (`float32`, `bfloat16`, `auto`).
+        student_keep_layers (`list[int]`, *optional*): keep these decoder layers of the student alone.
+        dataset_name (`str`, *optional*): a hub id, or a `.json`, `.jsonl`, `.parquet` or `.csv` file.
+        dataset_config, dataset_train_split, dataset_test_split: as in TRL.
+        task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`.
+        task_options (`dict`): difficulty knobs of the task.
+        privileged_kind (`str`): which of a task's privileged texts is p.
+        train_prompts, eval_prompts (`int`): problems generated for each split of a task.
+        verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
+            `package.module:function`; a task brings its own.
+        use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules: as in TRL.
+        final_eval_prompts (`int`, *optional*): held-out prompts of the evaluation after training; `None`: none.
+        overwrite (`bool`): replace an earlier run in `output_dir`.
+    """
+
+    model_name_or_path: str
+    dtype: str = "float32"
+    student_keep_layers: list[int] | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str | None = None
+    task: str | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+    privileged_kind: str = "hints_without_execution"
+    train_prompts: int = 4096
+    eval_prompts: int = 512
+    verifier: str | None = None
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | str | None = None
+    final_eval_prompts: int | None = None
+    overwrite: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.dataset_name is None):
+            raise ConfigError(
+                f"exactly one of task (={self.task!r}) and dataset_name (={self.dataset_name!r}) must be set: a "
+                "task makes its problems, a dataset brings them"
+            )
+        if self.privileged_kind not in PRIVILEGED_KINDS:
+            raise ConfigError(
+                f"privileged_kind (={self.privileged_kind!r}) must be one of {', '.join(PRIVILEGED_KINDS)}"
+            )
+        for name in ("train_prompts", "eval_prompts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} (={getattr(self, name)}) must be at least 1")
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.trainer["output_dir"])
+
+    def to_yaml(self) -> str:
+        """The settings as one flat YAML text that `load_settings` reads back."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trainer"}
+        return yaml.safe_dump({**own, **self.trainer}, sort_keys=False)
+
+
+def load_settings(path: str | Path | None, flags: Sequence[str] = (), **overrides: Any) -> RunSettings:
+    """Read a YAML file, then flags, then keyword arguments, each overriding the ones before.
+
+    Args:
+        path (`str`, *optional*): a YAML file of keys and values.
+        flags (`list[str]`): `["--key", "value", "--other=value"]`; a flag without a value is `true`.
+        overrides: keys and values.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key (with the closest known one), or a value of the wrong type.
+    """
+    values = {**_read_yaml(path), **parse_flags(flags), **overrides}
+    own = {f.name: _hints(RunSettings)[f.name] for f in dataclasses.fields(RunSettings) if f.name != "trainer"}
+    trainer = _trainer_fields()
+    for key in values:
+        if key not in own and key not in trainer:
+            close = difflib.get_close_matches(key, [*own, *trainer], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else " `dopd train --help` names the most used ones."
+            raise ConfigError(f"unknown key {key!r}.{hint}")
+    if not values.get("model_name_or_path"):
+        raise ConfigError("model_name_or_path is missing: the student, as a hub id, a folder or tiny:TASK/ROLE")
+    if not values.get("output_dir"):
+        raise ConfigError("output_dir is missing: the folder of this run, for example runs/my-run")
+    checked = {key: _coerce(key, value, (own | trainer)[key]) for key, value in values.items()}
+    return RunSettings(
+        **{key: value for key, value in checked.items() if key in own},
+        trainer={key: value for key, value in checked.items() if key in trainer},
+    )
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """`--key value` and `--key=value` as a dict, values read as YAML."""
+    values: dict[str, Any] = {}
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or flag == "--":
+            raise ConfigError(f"expected --key value, got {flag!r}")
+        key, separator, text = flag[2:].partition("=")
+        if not separator:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        try:
+            values[key.replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--{key} (={text!r}) is not a YAML value: quote text that has colons or brackets"
+            ) from None
+    return values
+
+
+def _read_yaml(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config {str(path)!r} must be a mapping of keys to values, got {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def _trainer_fields() -> dict[str, Any]:
+    from dopd.trainer.config import DOPDConfig
+
+    hints = _hints(DOPDConfig)
+    return {f.name: hints[f.name] for f in dataclasses.fields(DOPDConfig) if f.init}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """Give a YAML value the type of its field where that is plain; YAML reads `5e-6` as text."""
+    allowed = _plain_types(hint)
+    if value is None or not allowed or type(value) in allowed:
+        return value
+    if float in allowed and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    names = " or ".join(sorted(kind.__name__ for kind in allowed))
+    raise ConfigError(f"{key} (={value!r}) must be {names}, got {type(value).__name__}")
+
+
+def _plain_types(hint: Any) -> set[type]:
+    """The plain types of a hint; empty where any other kind of value may be right too."""
+    parts = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    plain = {part for part in parts if part in (int, float, bool, str)}
+    return plain if all(part in plain or part is type(None) for part in parts) else set()

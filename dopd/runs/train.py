@@ -1,0 +1,164 @@
+"""Train one student from settings, and leave a run folder that reports can be made from.
+
+A run folder has `config.yaml` (resolved), `table.txt`, `metrics.jsonl`, `trace.jsonl`, `result.json` (the evaluation
+after training), `curves.png`, the student's checkpoint and tokenizer, and a model card.
+"""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, get_peft_config
+
+from dopd.errors import ConfigError, DopdError, ModelError
+from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.runs.build import first_line, keep_layers, load_model, load_rows, load_tokenizer, resolve_model
+from dopd.runs.progress import quiet_libraries, replace_host_progress
+from dopd.runs.settings import RunSettings
+from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.setup import make_evaluator
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
+
+
+def make_config(settings: RunSettings) -> DOPDConfig:
+    """The trainer's configuration; everything that can be checked without a model is checked here."""
+    try:
+        return DOPDConfig(**settings.trainer)
+    except DopdError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        # transformers and TRL check their own fields with these.
+        raise ConfigError(first_line(error)) from error
+
+
+def describe(settings: RunSettings, config: DOPDConfig) -> str:
+    """The resolved configuration and the routing table, for `--dry-run`."""
+    table = config.routing_table()
+    steps = "see num_train_epochs" if config.max_steps < 1 else f"{config.max_steps} steps"
+    completions = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    plan = (
+        f"{steps}; {completions} completions a step on {config.world_size} process(es): "
+        f"{completions // config.num_generations} prompts x {config.num_generations} rollouts"
+    )
+    return f"{settings.to_yaml()}\n{plan}\n\n{table.describe()}\nsource: {table.source_note or 'your own rows'}"
+
+
+def train(settings: RunSettings, *, label: str | None = None) -> Path:
+    """Train, evaluate and save; returns the run folder.
+
+    Raises:
+        DopdError: before anything is written where the settings, the data or the models cannot work.
+    """
+    quiet_libraries()
+    config = make_config(settings)
+    _check_folder(settings, config)
+    trainer = make_trainer(settings, config)
+    folder = settings.output_dir
+    if trainer.accelerator.is_main_process:
+        _start_folder(folder, settings, config, resume=bool(config.resume_from_checkpoint))
+    trainer.accelerator.wait_for_everyone()
+    replace_host_progress(trainer, label or trainer.table.name)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    if trainer.accelerator.is_main_process:
+        trainer.create_model_card(model_name=folder.name)
+    if settings.final_eval_prompts is not None:
+        _final_evaluation(trainer, settings, seconds)
+    if trainer.accelerator.is_main_process:
+        from dopd.report.curves import draw_run
+
+        draw_run(folder)
+    return folder
+
+
+def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
+    """Models, data and trainer of a run, ready to train."""
+    table = config.routing_table()
+    train_rows, held_out, verifier = load_rows(settings)
+    student = load_model(settings.model_name_or_path, dtype=settings.dtype)
+    if settings.student_keep_layers is not None:
+        student = keep_layers(student, settings.student_keep_layers)
+    teacher = None
+    if table.needs_teacher and config.teacher_model_name_or_path is not None:
+        teacher = resolve_model(config.teacher_model_name_or_path)
+    try:
+        return DOPDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=config,
+            train_dataset=train_rows,
+            eval_dataset=held_out,
+            processing_class=load_tokenizer(settings.model_name_or_path),
+            verifier=verifier,
+            peft_config=_peft_config(settings),
+        )
+    except DopdError:
+        raise
+    except (OSError, ImportError) as error:
+        raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _peft_config(settings: RunSettings) -> Any:
+    if not settings.use_peft:
+        return None
+    try:
+        return get_peft_config(
+            ModelConfig(
+                use_peft=True,
+                lora_r=settings.lora_r,
+                lora_alpha=settings.lora_alpha,
+                lora_dropout=settings.lora_dropout,
+                lora_target_modules=settings.lora_target_modules,  # type: ignore[arg-type]
+            )
+        )
+    except ValueError as error:
+        raise ConfigError(f"use_peft needs peft: pip install 'dopd[lora]' ({first_line(error)})") from None
+
+
+def _check_folder(settings: RunSettings, config: DOPDConfig) -> None:
+    folder = settings.output_dir
+    if not folder.exists() or not any(folder.iterdir()) or config.resume_from_checkpoint:
+        return
+    if not settings.overwrite:
+        raise ConfigError(
+            f"output_dir (={str(folder)!r}) is not empty: choose another, or set overwrite=true to replace the "
+            "run in it, or resume_from_checkpoint=true to go on"
+        )
+    if not (folder / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"output_dir (={str(folder)!r}) holds files that are not a run's: overwrite will not delete them"
+        )
+
+
+def _start_folder(folder: Path, settings: RunSettings, config: DOPDConfig, *, resume: bool) -> None:
+    if folder.exists() and settings.overwrite and not resume:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(settings.to_yaml())
+    (folder / TABLE_FILE).write_text(config.routing_table().describe() + "\n")
+
+
+def _final_evaluation(trainer: DOPDTrainer, settings: RunSettings, seconds: float) -> None:
+    evaluator = make_evaluator(trainer, num_prompts=settings.final_eval_prompts)
+    result = evaluate_sharded(trainer, evaluator)
+    if trainer.accelerator.is_main_process:
+        record = {"method": trainer.table.name, "train_seconds": round(seconds, 2), **result.to_json()}
+        (settings.output_dir / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def evaluate_sharded(trainer: DOPDTrainer, evaluator: StudentEvaluator) -> EvaluationResult:
+    """Evaluate on all processes; every process gets the whole result."""
+    from accelerate.utils import gather_object
+
+    shard = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+    with trainer.generating_model() as model:
+        mine = evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
+    return sum(gather_object([mine]), start=EvaluationResult())
