@@ -30,8 +30,8 @@ class GraphTask(AbstractTask):
     `A b B c C d`. Choosing at a fork needs a look ahead; following edges is easy. The goal is not in the prompt.
 
     Privileged text: `final_answer` is the last node (`exit d`); `hints_with_execution` the whole walk (`path b c d`);
-    `hints_without_execution` the dead ends (`avoid f`), which names no node of the walk; `summarised_hint` one
-    node half way (`via c`).
+    `hints_without_execution` where to go at each fork (`at b`), neither the steps between nor the end;
+    `summarised_hint` one node half way (`via c`).
 
     `ood`: one step and one fork more than the knobs say.
 
@@ -48,7 +48,7 @@ class GraphTask(AbstractTask):
     dead_end_depth: int = 3
 
     name: ClassVar[str] = "graph"
-    description: ClassVar[str] = "the only walk of n steps in a directed graph; the hint names the dead ends"
+    description: ClassVar[str] = "the only walk of n steps in a directed graph; the hint names the turns"
 
     def __post_init__(self) -> None:
         check_range("path_length", self.path_length, 2, 7, "Shorter walks have no fork.")
@@ -58,7 +58,7 @@ class GraphTask(AbstractTask):
         check_range("nodes (from the other knobs)", nodes, 1, len(_LETTERS), "Lower num_forks or dead_end_depth.")
 
     def vocabulary(self) -> tuple[str, ...]:
-        return (*"0123456789", *_LETTERS, *_LETTERS.upper(), "?", "exit", "path", "avoid", "via")
+        return (*"0123456789", *_LETTERS, *_LETTERS.upper(), "?", "exit", "path", "at", "via")
 
     def completion_words(self, split: str = "test") -> int:
         return _STEP * (self.path_length + (split == "ood"))
@@ -69,15 +69,14 @@ class GraphTask(AbstractTask):
         names = iter(rng.sample(_LETTERS, length + 1 + num_forks * self.dead_end_depth))
         walk = [next(names) for _ in range(length + 1)]
         edges = list(itertools.pairwise(walk))
-        dead_ends = []
+        turns = []
         for position in sorted(rng.sample(range(length - 1), num_forks)):
             # A wrong turning after `position` steps must end before the walk does, or the walk is not the only one.
             depth = min(self.dead_end_depth, length - 1 - position)
             branch = [next(names) for _ in range(depth)]
-            dead_ends.append(branch[0])
+            turns.append(walk[position + 1])
             edges += zip([walk[position], *branch], branch, strict=False)
         rng.shuffle(edges)
-        rng.shuffle(dead_ends)
         return Example(
             prompt=" ".join([*(f"{a.upper()} {b}" for a, b in edges), "?", walk[0].upper(), str(length)]),
             solution=" ".join(f"{a.upper()} {b}" for a, b in itertools.pairwise(walk)),
@@ -85,7 +84,7 @@ class GraphTask(AbstractTask):
             privileged={
                 "final_answer": f"exit {walk[-1]}",
                 "hints_with_execution": " ".join(["path", *walk[1:]]),
-                "hints_without_execution": " ".join(["avoid", *dead_ends]),
+                "hints_without_execution": " ".join(["at", *turns]),
                 "summarised_hint": f"via {walk[(length + 1) // 2]}",
             },
             metadata={"path_length": length, "num_forks": num_forks, "num_edges": len(edges)},
@@ -127,4 +126,7 @@ class GraphTask(AbstractTask):
         return {name: " ".join(text) for name, text in wrong.items()}
 
     def _secrets(self, example: Example) -> frozenset[str]:
-        return frozenset(example.solution.split()[1::2])
+        edges = _parse(example.prompt)[0]
+        steps = example.solution.split()
+        forks = {a for a, _ in edges if sum(b == a for b, _ in edges) > 1}
+        return frozenset(b for a, b in zip(steps[::2], steps[1::2], strict=True) if a not in forks)

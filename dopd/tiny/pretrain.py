@@ -112,15 +112,11 @@ def _optimizers(model: Qwen3ForCausalLM, learning_rate: float) -> tuple[torch.op
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=4
-    )
+    muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=4)
     return muon, torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def _train(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int, label: str
-) -> float:
+def _train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, seed: int, label: str) -> float:
     """Run `recipe.steps` updates in place; returns the mean loss of the last 20, in nats per token."""
     rng = random.Random(f"pretrain/{seed}")
     words = tokenizer.get_vocab()
@@ -225,9 +221,7 @@ def pretrain(
         if num_problems:
             for kind in PRIVILEGED_KINDS:
                 accuracy[kind] = measure_accuracy(model, tokenizer, task, kind, num_problems=num_problems)
-            accuracy["none_greedy"] = measure_accuracy(
-                model, tokenizer, task, num_problems=num_problems, greedy=True
-            )
+            accuracy["none_greedy"] = measure_accuracy(model, tokenizer, task, num_problems=num_problems, greedy=True)
         measured = time.perf_counter()
     card = {
         "recipe": dataclasses.asdict(recipe),

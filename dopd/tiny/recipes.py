@@ -21,8 +21,8 @@ _PLANS_ITSELF = {
     "summarised_hint": 1.0,
 }
 _FOLLOWS_PLANS = {
-    "none": 3.0,
-    "hints_without_execution": 4.0,
+    "none": 1.5,
+    "hints_without_execution": 5.5,
     "hints_with_execution": 1.0,
     "final_answer": 0.5,
     "summarised_hint": 0.5,
@@ -53,13 +53,13 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
 
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
-        "teacher": _dag(1600, _PLANS_ITSELF),
-        "teacher_needs_p": _dag(1300, _FOLLOWS_PLANS),
-        "student": _dag(1000, _FOLLOWS_PLANS),
+        "teacher": _dag(1300, _PLANS_ITSELF),
+        "teacher_needs_p": _dag(1150, _FOLLOWS_PLANS),
+        "student": _dag(875, _FOLLOWS_PLANS),
     },
     "graph": {
         "teacher": _graph(1000, _PLANS_ITSELF),
-        "teacher_needs_p": _graph(700, _FOLLOWS_PLANS),
-        "student": _graph(600, _FOLLOWS_PLANS),
+        "teacher_needs_p": _graph(500, _FOLLOWS_PLANS),
+        "student": _graph(425, _FOLLOWS_PLANS),
     },
 }

@@ -45,8 +45,8 @@ def _digest(name, seed):
     [
         ("dag", 0, "3c96af3e925c5c2d"),
         ("dag", 1, "409c8c8693eb39ad"),
-        ("graph", 0, "ad3c472204b19819"),
-        ("graph", 1, "94b441168d4506eb"),
+        ("graph", 0, "05892f866a5462cf"),
+        ("graph", 1, "6e43a6221743e7d6"),
         ("program", 0, "705bee89aee38385"),
         ("program", 1, "7981288934a1976f"),
     ],
