@@ -27,6 +27,7 @@ _FOLLOWS_PLANS = {
     "final_answer": 0.5,
     "summarised_hint": 0.5,
 }
+_RARELY_PLANS = {**_FOLLOWS_PLANS, "none": 0.75, "hints_without_execution": 6.25}
 
 _DAG_KNOBS = {"num_needed": 3, "num_variables": 5}
 _DAG_LEVELS: tuple[Mapping[str, int], ...] = (
@@ -53,13 +54,13 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
 
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
-        "teacher": _dag(1300, _PLANS_ITSELF),
+        "teacher": _dag(1700, _PLANS_ITSELF),
         "teacher_needs_p": _dag(1150, _FOLLOWS_PLANS),
-        "student": _dag(875, _FOLLOWS_PLANS),
+        "student": _dag(1100, _RARELY_PLANS),
     },
     "graph": {
-        "teacher": _graph(1000, _PLANS_ITSELF),
-        "teacher_needs_p": _graph(500, _FOLLOWS_PLANS),
-        "student": _graph(425, _FOLLOWS_PLANS),
+        "teacher": _graph(1600, _PLANS_ITSELF),
+        "teacher_needs_p": _graph(550, _RARELY_PLANS),
+        "student": _graph(425, _RARELY_PLANS),
     },
 }
