@@ -315,7 +315,10 @@ class DOPDTrainer(DistillationTrainer):
             sums["rollout/accuracy"] = ended.new_tensor(sum(scores))
         values = torch.stack([*sums.values(), ended.new_tensor(float(len(inputs)))])
         *totals, count = self.accelerator.reduce(values, reduction="sum").tolist()
-        return {name: total / count for name, total in zip(sums, totals, strict=True)}
+        metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
+        # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
+        self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"].pop()
+        return metrics | {"completions/clipped_ratio": 1.0 - metrics["completions/eos_ratio"]}
 
     def _trace(self, inputs: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None) -> None:
         assert self.trace is not None

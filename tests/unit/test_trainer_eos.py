@@ -93,6 +93,13 @@ def test_a_truncated_completion_is_scored_to_its_last_token_and_counts_as_wrong(
     assert made._metrics["train"]["rollout/accuracy"] == [0.5]
 
 
+def test_a_padding_token_at_the_length_limit_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kit.trainer(tmp_path, verifier=always_right)
+    scripted(made, [[A, B, made._tokenizer.pad_token_id], [A, B, EOS]], monkeypatch)
+    assert made._metrics["train"]["completions/clipped_ratio"] == [0.5]
+    assert made._metrics["train"]["rollout/accuracy"] == [0.5]
+
+
 def test_the_verifier_reads_the_text_before_the_end_and_the_whole_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
