@@ -116,6 +116,13 @@ def dense_hidden_grad(grad_CV: Tensor, head: Head) -> Tensor:
     return out_CH
 
 
+def dense_weight_grad(grad_CV: Tensor, hidden_CH: Tensor) -> Tensor:
+    """grad.T @ hidden, wide: the first of a sum, without writing zeros before it."""
+    if grad_CV.is_cuda and hidden_CH.dtype != grad_CV.dtype:
+        return torch.mm(grad_CV.to(hidden_CH.dtype).t(), hidden_CH, out_dtype=grad_CV.dtype)
+    return torch.mm(grad_CV.t(), hidden_CH.to(grad_CV.dtype))
+
+
 def add_dense_weight_grad(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
     """total += grad.T @ hidden, accumulated in the dtype of `total`."""
     if grad_CV.is_cuda and hidden_CH.dtype != total_VH.dtype:

@@ -8,6 +8,7 @@ Shapes: P positions of the batch, H hidden size, V vocabulary, K tokens of a sup
 C tokens of a chunk.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -63,22 +64,37 @@ class Sweep:
         self.value_P, self.entropy_P = (torch.zeros_like(self.scale_P) for _ in range(2))
         if self.wants[0]:
             self.grad_hidden_PH = self.scale_P.new_zeros(self.hidden_PH.shape)
-        if self.wants[1]:
-            self.grad_weight_VH = self.scale_P.new_zeros(self.head.weight.shape)
         if self.wants[2]:
             self.grad_bias_V = self.scale_P.new_zeros(self.head.vocab_size)
-        for number, rule in self.table.labelled_rows():
-            index_M = (self.regimes_P == number).nonzero().squeeze(1)
-            for index_C in index_M.split(self._chunk_size(rule)) if index_M.numel() else ():
-                self.entropy_P[index_C], value_C = self._chunk(rule, index_C)
-                self.value_P[index_C] = rule.weight * value_C
+        rows = self.table.labelled_rows()
+        # Sorted, so that a chunk has tokens of one row where it can, and the rows that need a second tile come first.
+        rows.sort(key=lambda row: (self._tiles(row[1]) == 1, row[1].support != "full", row[0]))
+        indices = [(self.regimes_P == number).nonzero().squeeze(1) for number, _ in rows]
+        order_N, ends = torch.cat(indices), list(itertools.accumulate(map(len, indices)))
+        start = 0
+        while start < len(order_N):
+            first = next(rule for (_, rule), end in zip(rows, ends, strict=True) if start < end)
+            index_C = order_N[start : start + self._chunk_size(first)]
+            parts, begin = [], 0
+            for (_, rule), end in zip(rows, ends, strict=True):
+                part = slice(max(begin - start, 0), min(end - start, len(index_C)))
+                begin = end
+                if part.start < part.stop:
+                    parts.append((rule, part))
+            self._chunk(index_C, parts)
+            start += len(index_C)
         self.tiles.clear()
+        if self.wants[1] and self.grad_weight_VH is None:
+            self.grad_weight_VH = self._zero_weight_grad()
 
     def _chunk_size(self, rule: Rule) -> int:
-        tiles = 1 if rule.weight == 0 or self._by_columns(rule) else 2
         return self.chunk_tokens or products.chunk_size(
-            self.hidden_PH.device, self.head.vocab_size, self.scale_P.element_size(), tiles
+            self.hidden_PH.device, self.head.vocab_size, self.scale_P.element_size(), self._tiles(rule)
         )
+
+    def _tiles(self, rule: Rule) -> int:
+        """Tiles of (tokens, V) that a row needs: the student's, and the target's unless K columns of it are enough."""
+        return 1 if rule.weight == 0 or self._by_columns(rule) else 2
 
     def _by_columns(self, rule: Rule) -> bool:
         """Whether the target's logits are needed at the support alone."""
@@ -100,28 +116,47 @@ class Sweep:
             self.tiles[which] = self.scale_P.new_empty(numel)
         return self.tiles[which][:numel].view(num_tokens, self.head.vocab_size)
 
-    def _chunk(self, rule: Rule, index_C: Tensor) -> tuple[Tensor, Tensor]:
-        """Entropies and unweighted divergences of one chunk (nats); adds its gradient."""
+    def _chunk(self, index_C: Tensor, parts: list[tuple[Rule, slice]]) -> None:
+        """One projection of the student for every token, each row's work on its part, one product for each gradient."""
         hidden_CH = self.hidden_PH[index_C]
         z_CV = products.dense_logits(hidden_CH, self.head, self._tile(0, len(index_C)))
+        dense_C = torch.zeros_like(index_C, dtype=torch.bool)
+        for rule, part in parts:
+            entropy_M, value_M, dense_C[part] = self._row(rule, index_C[part], hidden_CH[part], z_CV[part])
+            self.entropy_P[index_C[part]] = entropy_M
+            self.value_P[index_C[part]] = rule.weight * value_M
+        if not any(self.wants):
+            return
+        dense = dense_C.nonzero().squeeze(1)
+        if dense.numel() == len(index_C):
+            self._add_dense(index_C, hidden_CH, z_CV)
+        elif dense.numel():
+            for place, row in enumerate(dense.tolist()):
+                if place != row:  # moved forward inside the tile: no second one
+                    z_CV[place].copy_(z_CV[row])
+            self._add_dense(index_C[dense], hidden_CH[dense], z_CV[: dense.numel()])
+
+    def _row(
+        self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | bool]:
+        """Entropies and unweighted divergences of a row's tokens (nats), and where z_CV now holds a dense gradient."""
         if rule.weight == 0:
             entropy_C = -self.rows.stats(z_CV).neg_entropy_C
-            return entropy_C, torch.zeros_like(entropy_C)
+            return entropy_C, torch.zeros_like(entropy_C), False
         if rule.support == "sampled":
-            return self._sampled(rule, index_C, hidden_CH, z_CV)
+            return self._sampled(rule, index_C, z_CV)
         if rule.support != "full" and rule.top_k < self.head.vocab_size:
             return self._topk(rule, index_C, hidden_CH, z_CV)
         target_CV = self._target_logits(rule, index_C)
         scale_C = self.scale_P[index_C] * rule.weight
         value_C, entropy_C = self.rows.full_(rule.divergence, z_CV, target_CV, scale_C, self.head)
-        self._add_dense(index_C, hidden_CH, z_CV)
-        return entropy_C, value_C
+        return entropy_C, value_C, True
 
     def _target_logits(self, rule: Rule, index_C: Tensor) -> Tensor:
         target = self.targets[rule.source]
         return products.dense_logits(target.hidden_PH[index_C], target.head, self._tile(1, len(index_C)))
 
-    def _sampled(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor]:
+    def _sampled(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, bool]:
         ids_C, scores = self.ids_P[index_C], self.targets[rule.source].scores
         if scores is not None:
             log_t_C = scores.logprobs.flatten()[index_C].to(z_CV.dtype)
@@ -134,10 +169,9 @@ class Sweep:
         # d/dz of value * log S(y) with the value held still: value * (onehot(y) - S).
         scale_C = self.scale_P[index_C] * rule.weight * value_C
         z_CV.mul_(-scale_C.unsqueeze(-1)).scatter_add_(1, ids_C.unsqueeze(-1), (scale_C * slope_C).unsqueeze(-1))
-        self._add_dense(index_C, hidden_CH, z_CV)
-        return -stats.neg_entropy_C, value_C
+        return -stats.neg_entropy_C, value_C, True
 
-    def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor]:
+    def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C)
         if rule.support == "student_topk":
             ids_CK = topk_ids(z_CV, rule.top_k)
@@ -156,8 +190,8 @@ class Sweep:
         scale_C = (self.scale_P[index_C] * rule.weight).unsqueeze(-1)
         columns_CK = result.columns_CK * scale_C * slope_CK
         rest_C = None if result.rest_C is None else result.rest_C * scale_C.squeeze(-1)
-        self._add_support(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
-        return _entropy(inside_CK, rest.logsumexp_C, rest.neg_entropy_C), result.value_C
+        dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
+        return _entropy(inside_CK, rest.logsumexp_C, rest.neg_entropy_C), result.value_C, dense_C
 
     def _target_outcomes(
         self, rule: Rule, index_C: Tensor, ids_CK: Tensor, target_CV: Tensor | None, student: Outcomes
@@ -183,7 +217,7 @@ class Sweep:
         """Log of the summed exponentials outside `ids`; the tile is used up."""
         return self.rows.stats(logits_CV.scatter_(1, ids_CK, products.LOG_ZERO)).logsumexp_C
 
-    def _add_support(
+    def _spread(
         self,
         index_C: Tensor,
         hidden_CH: Tensor,
@@ -191,42 +225,44 @@ class Sweep:
         ids_CK: Tensor,
         columns_CK: Tensor,
         rest_C: Tensor | None,
-    ) -> None:
-        """Add the gradient rest_C * rest_CV + columns_CK at ids_CK, through the dense head only where it has to be."""
-        if not any(self.wants):
-            return
+    ) -> Tensor:
+        """The gradient rest_C * rest_CV + columns_CK at ids_CK: added on columns alone where that is all there is.
+
+        Returns which tokens' gradients have to go through the dense head; those stand in the tile.
+        """
         dense_C = torch.ones_like(index_C, dtype=torch.bool)
         if products.sparse_is_cheaper(ids_CK.device, ids_CK.shape[1], self.head.vocab_size):
             dense_C = _tail_matters(columns_CK, rest_C, self.hidden_PH.dtype)
+        if not any(self.wants):
+            return dense_C
         sparse = (~dense_C).nonzero().squeeze(1)
         if sparse.numel():
             self._add_columns(index_C[sparse], hidden_CH[sparse], columns_CK[sparse], ids_CK[sparse])
-        dense = dense_C.nonzero().squeeze(1)
-        if not dense.numel():
-            return
-        if sparse.numel():
-            for place, row in enumerate(dense.tolist()):  # moves rows forward inside the tile: no second one
-                rest_CV[place].copy_(rest_CV[row])
-        grad_CV = rest_CV[: dense.numel()]
-        if rest_C is None:
-            grad_CV.zero_()
-        else:
-            grad_CV.mul_(rest_C[dense].unsqueeze(-1))
-        grad_CV.scatter_(1, ids_CK[dense], columns_CK[dense])
-        self._add_dense(index_C[dense], hidden_CH[dense], grad_CV)
+        if sparse.numel() < len(index_C):
+            rest_CV.mul_(0.0 if rest_C is None else rest_C.unsqueeze(-1))
+            rest_CV.scatter_(1, ids_CK, columns_CK)
+        return dense_C
 
     def _add_dense(self, index_C: Tensor, hidden_CH: Tensor, grad_CV: Tensor) -> None:
         if self.grad_hidden_PH is not None:
             self.grad_hidden_PH[index_C] = products.dense_hidden_grad(grad_CV, self.head)
-        if self.grad_weight_VH is not None:
-            products.add_dense_weight_grad(self.grad_weight_VH, grad_CV, hidden_CH)
+        if self.wants[1]:
+            if self.grad_weight_VH is None:
+                self.grad_weight_VH = products.dense_weight_grad(grad_CV, hidden_CH)
+            else:
+                products.add_dense_weight_grad(self.grad_weight_VH, grad_CV, hidden_CH)
         if self.grad_bias_V is not None:
             self.grad_bias_V += grad_CV.sum(0)
+
+    def _zero_weight_grad(self) -> Tensor:
+        return self.scale_P.new_zeros(self.head.weight.shape)
 
     def _add_columns(self, index_C: Tensor, hidden_CH: Tensor, grad_CK: Tensor, ids_CK: Tensor) -> None:
         if self.grad_hidden_PH is not None:
             self.grad_hidden_PH[index_C] = products.column_hidden_grad(grad_CK, self.head, ids_CK)
-        if self.grad_weight_VH is not None:
+        if self.wants[1]:
+            if self.grad_weight_VH is None:
+                self.grad_weight_VH = self._zero_weight_grad()
             products.add_column_weight_grad(self.grad_weight_VH, grad_CK, hidden_CH, ids_CK)
         if self.grad_bias_V is not None:
             self.grad_bias_V.index_add_(0, ids_CK.flatten(), grad_CK.flatten())
