@@ -85,12 +85,14 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from dopd.runs.progress import quiet_libraries
     from dopd.runs.settings import load_settings
     from dopd.runs.train import describe, make_config, train
 
+    quiet_libraries()
     settings = load_settings(arguments.config, arguments.rest)
     if arguments.dry_run:
-        print(describe(settings, make_config(settings)))
+        print(describe(settings, make_config(settings, elsewhere=True)))
         return
     folder = train(settings)
     print(f"run folder: {folder}")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import ModelConfig, get_peft_config
 
 from dopd.errors import ConfigError, DopdError, ModelError
@@ -26,10 +27,16 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
 
 
-def make_config(settings: RunSettings) -> DOPDConfig:
-    """The trainer's configuration; everything that can be checked without a model is checked here."""
+def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig:
+    """The trainer's configuration; everything that can be checked without a model is checked here.
+
+    Args:
+        settings (`RunSettings`): the run.
+        elsewhere (`bool`): the run is for another machine, so this one need not have a GPU for it.
+    """
+    without_gpu = {"use_cpu": True} if elsewhere and not torch.cuda.is_available() else {}
     try:
-        return DOPDConfig(**settings.trainer)
+        return DOPDConfig(**settings.trainer | without_gpu)
     except DopdError:
         raise
     except (TypeError, ValueError, ImportError) as error:
