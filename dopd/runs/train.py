@@ -96,6 +96,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     teacher = None
     if table.needs_teacher and config.teacher_model_name_or_path is not None:
         teacher = resolve_model(config.teacher_model_name_or_path)
+    existed = settings.output_dir.exists()
     try:
         return DOPDTrainer(
             model=student,
@@ -107,10 +108,17 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             verifier=verifier,
             peft_config=_peft_config(settings),
         )
-    except DopdError:
+    except Exception as error:
+        remove_if_empty(settings.output_dir, existed)
+        if isinstance(error, OSError | ImportError) and not isinstance(error, DopdError):
+            raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
         raise
-    except (OSError, ImportError) as error:
-        raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def remove_if_empty(folder: Path, existed: bool) -> None:
+    """The host makes the output folder before its checks; a run that never began leaves none behind."""
+    if not existed and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _peft_config(settings: RunSettings) -> Any:
