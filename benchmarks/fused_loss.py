@@ -222,6 +222,7 @@ def bench(options: argparse.Namespace, hidden: int, vocab: int, fraction: float,
     shape = (options.tokens, hidden, vocab, fraction, options.dtype, options.device)
     seconds = measure_time(Problem(*shape), names, options.repeats, options.device)
     median = {name: statistics.median(runs) for name, runs in seconds.items()}
+    print({name: round(value, 3) for name, value in median.items()}, flush=True)
     memory_shape = (options.memory_tokens, *shape[1:])
     gradients = vocab * hidden * DTYPES[options.dtype].itemsize / MIB
     rows = []

@@ -71,10 +71,12 @@ class Sweep:
         rows.sort(key=lambda row: (self._tiles(row[1]) == 1, row[1].support != "full", row[0]))
         indices = [(self.regimes_P == number).nonzero().squeeze(1) for number, _ in rows]
         order_N, ends = torch.cat(indices), list(itertools.accumulate(map(len, indices)))
+        num_two_tiles = sum(
+            len(index_M) for index_M, (_, rule) in zip(indices, rows, strict=True) if self._tiles(rule) == 2
+        )
         start = 0
         while start < len(order_N):
-            first = next(rule for (_, rule), end in zip(rows, ends, strict=True) if start < end)
-            index_C = order_N[start : start + self._chunk_size(first)]
+            index_C = order_N[start : start + self._chunk_size(num_two_tiles - start)]
             parts, begin = [], 0
             for (_, rule), end in zip(rows, ends, strict=True):
                 part = slice(max(begin - start, 0), min(end - start, len(index_C)))
@@ -87,10 +89,13 @@ class Sweep:
         if self.wants[1] and self.grad_weight_VH is None:
             self.grad_weight_VH = self._zero_weight_grad()
 
-    def _chunk_size(self, rule: Rule) -> int:
-        return self.chunk_tokens or products.chunk_size(
-            self.hidden_PH.device, self.head.vocab_size, self.scale_P.element_size(), self._tiles(rule)
-        )
+    def _chunk_size(self, num_two_tiles: int) -> int:
+        """Tokens of the next chunk, of which the first `num_two_tiles` need room for the target's logits too."""
+        if self.chunk_tokens:
+            return self.chunk_tokens
+        device, itemsize = self.hidden_PH.device, self.scale_P.element_size()
+        one, two = (products.chunk_size(device, self.head.vocab_size, itemsize, tiles) for tiles in (1, 2))
+        return max(two, one - max(num_two_tiles, 0))
 
     def _tiles(self, rule: Rule) -> int:
         """Tiles of (tokens, V) that a row needs: the student's, and the target's unless K columns of it are enough."""
