@@ -81,8 +81,9 @@ def fused_routed_loss(
             `"chunked"` and `"triton"` agree with it to rounding. `"auto"` is `"triton"` on CUDA, else `"chunked"`.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
             if left out (`dopd.fused.products`).
-        scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these tokens. A
-            source that is read for routing alone may then be left out of `targets` (not with `"reference"`).
+        scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these hidden
+            states and this head (not for older weights of it). A source that is read for routing alone may then be
+            left out of `targets` (not with `"reference"`).
 
     Returns:
         `RoutedLoss`; `per_token` carries a gradient with `backend="reference"` alone, `loss` always.

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dopd import divergences
 from dopd.errors import ConfigError, ScoringError
-from dopd.fused import TokenScores, fused_routed_loss, score_tokens
+from dopd.fused import TokenScores, fused_routed_loss, products, score_tokens
 from dopd.fused.products import LOG_ZERO
 from dopd.fused.supports import topk_ids
 from dopd.heads import Head
@@ -387,6 +387,17 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(kind: str, support: str, tai
     with LargestTensor() as seen:
         case.run(table, "reference")
     assert seen.largest(without=set()) >= B * T * V // 2, "the meter misses what the reference makes"
+
+
+def test_the_default_chunk_fits_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    B, T, H, V, rows = 3, 30, 2, 1009, 7
+    monkeypatch.setattr(products, "CPU_TILE_BYTES", rows * V * DOUBLE.itemsize)
+    case = make_case((B, T, H, V), bias=False)
+    for tail in ("bucket", "renormalize"):
+        with LargestTensor() as seen:
+            run = case.run(method("dopd", top_k=3, tail=tail), "chunked")
+        assert seen.largest(without={(V, H), (H, V)}) <= rows * V
+        assert_same(run, case.run(method("dopd", top_k=3, tail=tail), "reference"))
 
 
 def test_scores_agree_with_the_logits() -> None:
