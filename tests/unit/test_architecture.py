@@ -21,8 +21,10 @@ LAYERS = [
     ["loss"],
     ["fused"],
     ["tasks", "data", "scoring"],
+    ["prefix"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
+    ["inspection"],
     ["trainer"],
     ["report"],
     ["runs"],  # from a configuration to a run folder

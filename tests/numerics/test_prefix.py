@@ -1,0 +1,90 @@
+"""Computing each prompt once for all its rollouts changes nothing but the time: values and gradients to rounding.
+
+Shapes: U prompts, G rollouts of each, P prompt tokens, T completion tokens.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from dopd.prefix import different_prompts, hidden_states_sharing_prompts
+from dopd.scoring import View, last_hidden_states
+
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    # Llama's norms compute in float32 whatever the weights are, so float64 would not show more.
+    return LlamaForCausalLM(config).eval()
+
+
+def batch(prompts: int, rollouts: int, prompt_tokens: int, tokens: int) -> tuple[View, Tensor, Tensor]:
+    ids_UP = torch.randint(3, VOCAB, (prompts, prompt_tokens))
+    mask_UP = torch.ones_like(ids_UP)
+    for row in range(prompts - 1):  # different lengths, padded on the left
+        mask_UP[row, : min(row + 1, prompt_tokens - 1)] = 0
+    order = torch.randperm(prompts * rollouts)
+    rows = torch.arange(prompts).repeat_interleave(rollouts)[order]
+    completion_mask = torch.ones(prompts * rollouts, tokens, dtype=torch.long)
+    completion_mask[0, max(tokens // 2, 1) :] = 0
+    completion_ids = torch.randint(3, VOCAB, completion_mask.shape) * completion_mask
+    return View((ids_UP * mask_UP)[rows], mask_UP[rows]), completion_ids, completion_mask
+
+
+def plain(model: PreTrainedModel, view: View, ids: Tensor, mask: Tensor) -> Tensor:
+    input_ids = torch.cat([view.prompt_ids, ids], dim=1)
+    return last_hidden_states(model, input_ids, torch.cat([view.prompt_mask, mask], dim=1), ids.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "rollouts", "prompt_tokens", "tokens"), [(3, 4, 9, 5), (1, 3, 7, 4), (4, 1, 5, 6), (2, 2, 3, 1)]
+)
+def test_shared_prompts_give_the_plain_values_and_gradients(
+    model: PreTrainedModel, prompts: int, rollouts: int, prompt_tokens: int, tokens: int
+) -> None:
+    view, ids, mask = batch(prompts, rollouts, prompt_tokens, tokens)
+    weights = torch.randn(*ids.shape, 32) * mask.unsqueeze(-1)
+    results = []
+    for forward in (plain, hidden_states_sharing_prompts):
+        model.zero_grad()
+        hidden = forward(model, view, ids, mask)
+        (hidden * weights).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        results.append((hidden.detach() * mask.unsqueeze(-1), gradients))
+    (expected, expected_gradients), (value, gradients) = results
+    assert value.shape == (*ids.shape, 32)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_every_different_prompt_runs_once(model: PreTrainedModel) -> None:
+    view, ids, mask = batch(3, 4, 9, 5)
+    shapes = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    hidden_states_sharing_prompts(model, view, ids, mask)
+    hook.remove()
+    assert shapes == [(3, 9), (12, 4)]
+
+
+def test_prompts_that_differ_only_in_padding_are_told_apart() -> None:
+    # The padding token's id also stands in the second prompt, as a token that is read.
+    view = View(torch.tensor([[0, 5], [0, 5], [0, 5]]), torch.tensor([[0, 1], [1, 1], [0, 1]]))
+    first, prompt_of_row = different_prompts(view)
+    assert len(first) == 2
+    assert prompt_of_row[0] == prompt_of_row[2] != prompt_of_row[1]
+    assert sorted(first.tolist()) == [0, 1]
