@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from dopd import __version__
+import dopd
 from dopd.errors import DopdError
 
 USER_ERROR = 2
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  dopd train recipes/tiny-dag.yaml --method vanilla --output_dir runs/vanilla\n"
         "  dopd eval runs/vanilla --task dag\n  dopd train recipes/qwen3-8b-to-1.7b.yaml --dry-run",
     )
-    parser.add_argument("--version", action="version", version=f"dopd {__version__}")
+    parser.add_argument("--version", action="version", version=f"dopd {dopd.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)

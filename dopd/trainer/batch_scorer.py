@@ -3,6 +3,7 @@
 Shapes: B sequences of this rank, T completion tokens, H hidden size of a source.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -19,6 +20,8 @@ from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
 from dopd.rules import RoutingTable
 from dopd.scoring import VIEW_OF_SOURCE, View, check_alive, completion_hidden_states
 
+# Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.
+GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
 _PADDED = 1.0  # no log-prob is above 0, so this value marks what padding added
 
 
@@ -87,7 +90,7 @@ class BatchScorer:
                 "threshold/confidence": thresholds.confidence,
                 "prob/privileged_teacher": thresholds.teacher_prob,
                 "prob/privileged_student": thresholds.student_prob,
-            }
+            } | self.gap_histogram(batch["gap"], mask)
         return batch, metrics
 
     def batch_thresholds(self, teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor) -> Thresholds:
@@ -100,6 +103,14 @@ class BatchScorer:
         all_N2 = self.accelerator.gather(padded_N2)
         all_N2 = all_N2[all_N2[:, 0] != _PADDED].unsqueeze(0)
         return gap_thresholds(all_N2[..., 0], all_N2[..., 1], torch.ones_like(all_N2[..., 0]), trim=self.table.trim)
+
+    def gap_histogram(self, gap: Tensor, mask: Tensor) -> dict[str, float]:
+        """`gap_bin/EDGE`: share of the tokens of every rank whose gap is below EDGE and not below the edge before."""
+        edges = torch.tensor(GAP_EDGES, dtype=gap.dtype, device=gap.device)
+        bins_N = torch.bucketize(gap[mask != 0], edges, right=True)
+        counts = self.accelerator.reduce(torch.bincount(bins_N, minlength=len(GAP_EDGES) + 1), reduction="sum")
+        shares = (counts / counts.sum().clamp(min=1)).tolist()
+        return {f"gap_bin/{edge:g}": share for edge, share in zip((*GAP_EDGES, math.inf), shares, strict=True)}
 
     def _score_view(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, TokenScores]:
         # Backbone passes and the head run inside one (redirected) forward, so a sharded head is collected once.

@@ -1,6 +1,5 @@
 """Callbacks of a run: the moving-average anchor, the evaluation without privileged context, and the metrics file."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator, evaluation_mode
+from dopd.inspection.schema import append_line, read_json_lines, replace_lines, to_line
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +84,15 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(self._path) if 0 < record["step"] <= state.global_step]
         first = [record for record in read_metrics(self._path) if record["step"] == 0] if state.global_step else []
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in first + kept))
+        replace_lines(self._path, [to_line(record) for record in first + kept])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_line(self._path, to_line({"step": state.global_step, **logs}))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The records of a metrics file, in order; none if it does not exist."""
-    path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
+    return read_json_lines(path)

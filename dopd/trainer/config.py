@@ -72,6 +72,8 @@ class DOPDConfig(DistillationConfig):
             Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
         trace_examples (`int`, *optional*, defaults to `4`):
             Completions written each time.
+        trace_max_bytes (`int`, *optional*, defaults to 64 MiB):
+            Largest size of `trace.jsonl`; completions that do not fit are counted and left out.
 
     > [!NOTE]
     > Defaults that differ from TRL's are the paper's settings: `learning_rate` 5e-6, `lr_scheduler_type` cosine; and
@@ -113,6 +115,7 @@ class DOPDConfig(DistillationConfig):
     student_eval_batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
     trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
     trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
+    trace_max_bytes: int = field(default=2**26, metadata={"help": "Largest size of trace.jsonl."})
 
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
 
@@ -131,7 +134,13 @@ class DOPDConfig(DistillationConfig):
             check_choice("privileged_student", self.privileged_student, Anchor)
         if not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay (={self.ema_decay}) must be between 0 and 1, both excluded")
-        for name in ("num_generations", "student_eval_prompts", "student_eval_batch_size", "trace_examples"):
+        for name in (
+            "num_generations",
+            "student_eval_prompts",
+            "student_eval_batch_size",
+            "trace_examples",
+            "trace_max_bytes",
+        ):
             self._check_positive(name)
         for name in (
             "max_prompt_length",

@@ -1,5 +1,6 @@
 """Sums that a step collects from its micro-batches, added up over ranks once per optimizer step."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,23 @@ import torch
 from torch import Tensor
 
 from dopd.loss import stats_of
+from dopd.rules import RoutingTable
+
+logger = logging.getLogger(__name__)
+
+COLLAPSE_SHARE = 0.99  # one regime with more of the tokens than this: the routing says nothing
+
+
+def warn_of_collapse(stats: Mapping[str, float], table: RoutingTable, step: int) -> None:
+    """Warn where one regime has nearly all tokens of a step."""
+    if not table.routed:
+        return
+    for name, share in stats.items():
+        if name.startswith("share/") and share > COLLAPSE_SHARE:
+            logger.warning(
+                f"step {step}: {share:.1%} of the tokens are in regime {name[6:]}, so the routing says almost nothing. "
+                "Are teacher and student the checkpoints you meant, and does p tell them anything?"
+            )
 
 
 class StepSums:
@@ -31,7 +49,28 @@ class StepSums:
         names = sorted(self._sums)
         total = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
         self._sums = {}
-        return stats_of(dict(zip(names, total.tolist(), strict=True)))
+        sums = dict(zip(names, total.tolist(), strict=True))
+        gradients = {name: sums.pop(name) for name in names if name.startswith("gradient/")}
+        whole = sum(gradients.values()) or 1.0
+        return stats_of(sums) | {name: value / whole for name, value in gradients.items()}
+
+    def add_gradients(self, hidden: Tensor, regimes: Tensor, table: RoutingTable) -> None:
+        """Add, when the gradient arrives, its norm at the last hidden state of every token, by the token's row.
+
+        Their shares say which tokens move the student; the head's own gradient is not counted.
+
+        Args:
+            hidden (`Tensor` (B, T, H)): hidden states that the loss was made from.
+            regimes (`LongTensor` (B, T)): -1 where nothing is scored.
+            table (`RoutingTable`): the method.
+        """
+
+        def add(gradient: Tensor) -> None:
+            norms = gradient.detach().double().norm(dim=-1)
+            for number, rule in table.labelled_rows():
+                self.add({f"gradient/{rule.label}": norms.masked_fill(regimes != number, 0.0).sum()})
+
+        hidden.register_hook(add)
 
 
 class StepClock:

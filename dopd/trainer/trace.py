@@ -1,99 +1,185 @@
-"""Traces: some completions of a run, token by token, as JSON lines that reports read.
+"""Traces: some completions of a run, token by token, as JSON lines that reports read (`docs/trace_schema.md`).
 
-One line is one completion: `step`, `row` (its place in the optimizer batch of the main process), `method`, `prompt`,
-`privileged_context`, `score` (the verifier's, or null) and `tokens`, a list with one entry for each token: `text`,
-`regime` (a name, or null), `gap` (nats), `logprob_teacher`, `logprob_student` (privileged views, nats), each null
-where the method does not read it.
+What is traced is what training computes anyway: the loss of a token is the one that was differentiated. Only the most
+probable tokens are made for the trace alone, from hidden states of the traced completions, a few tokens at a time.
 """
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from dopd.heads import Head
+from dopd.inspection.details import Completion, token_details, trace_record
+from dopd.inspection.schema import (
+    MAX_TOKENS,
+    TRACE_FILE,
+    append_line,
+    prompt_key,
+    prompt_text,
+    read_trace,
+    replace_lines,
+    to_line,
+)
+from dopd.loss import RoutedLoss
 from dopd.rules import RoutingTable
 
-TRACE_FILE = "trace.jsonl"
+__all__ = ["TRACE_FILE", "TraceWriter", "read_trace"]
+
+logger = logging.getLogger(__name__)
+
+TRACED = "trace_row"  # of a batch: the place of a traced completion among its step's, -1 where it is not traced
 
 
 class TraceWriter:
-    """Writes the first completions of an optimizer batch, every so many steps, and of the last step."""
+    """Writes the first completions of an optimizer batch, every so many steps, and of the last step.
 
-    def __init__(self, folder: str | Path, table: RoutingTable, tokenizer: Any, *, every: int, examples: int) -> None:
+    Args:
+        folder (`str` or `Path`): the run folder.
+        table (`RoutingTable`): the method.
+        tokenizer: turns ids into text.
+        every (`int`): steps from one traced step to the next.
+        examples (`int`): completions of a traced step.
+        max_bytes (`int`): the file never grows beyond this; records that would not fit are counted in `dropped`.
+        writes (`bool`): whether this process writes; the others take part where weights are sharded.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        table: RoutingTable,
+        tokenizer: Any,
+        *,
+        every: int,
+        examples: int,
+        max_bytes: int = 2**26,
+        writes: bool = True,
+    ) -> None:
+        self.dropped = 0
         self._path = Path(folder) / TRACE_FILE
-        self._table = table
-        self._tokenizer = tokenizer
-        self._every = every
-        self._examples = examples
+        self._table, self._tokenizer = table, tokenizer
+        self._every, self._examples, self._max_bytes = every, examples, max_bytes
+        self._writes = writes
+        self._pending: dict[int, Completion] = {}
+        self._records: dict[int, dict[str, Any]] = {}
+        self._thresholds: dict[str, float] | None = None
 
     def wants(self, step: int, last_step: int) -> bool:
         """Whether the batch of the step that is about to be made (counted from 0) is traced."""
         return step % self._every == 0 or step == last_step - 1
 
     def start(self, step: int) -> None:
-        """Begin a run at `step`: keep only what earlier steps wrote."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_trace(self._path) if record["step"] < step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        """Begin a run at `step`: keep only what earlier steps wrote, each completion once."""
+        self._pending, self._records = {}, {}
+        if self._writes:
+            kept = {(r["step"], r["row"]): to_line(r) for r in read_trace(self._path) if r["step"] < step}
+            replace_lines(self._path, list(kept.values()))
 
-    def write(
-        self, step: int, rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Tensor], scores: Sequence[float] | None
+    def begin(
+        self,
+        step: int,
+        rows: Sequence[Mapping[str, Any]],
+        scores: Sequence[float] | None,
+        batch: dict[str, Tensor],
+        metrics: Mapping[str, float],
     ) -> None:
-        """Append the first completions of a scored batch.
+        """Choose what to trace of a scored batch, and mark it in the batch for `observe`.
 
         Args:
             step (`int`): optimizer steps made so far.
             rows (`list[dict]`): dataset rows, one for each completion.
-            batch (`dict[str, Tensor]`): the batch after scoring.
             scores (`list[float]`, *optional*): the verifier's.
+            batch (`dict[str, Tensor]`): the batch after scoring; it gains `trace_row`.
+            metrics (`dict[str, float]`): of the batch; the thresholds are among them in a routed table.
         """
-        with self._path.open("a") as file:
-            for row in range(min(self._examples, len(rows))):
-                record = {
-                    "step": step,
-                    "row": row,
-                    "method": self._table.name,
-                    "prompt": _text(rows[row]["prompt"]),
-                    "privileged_context": rows[row].get("privileged_context"),
-                    "score": None if scores is None else scores[row],
-                    "tokens": self._tokens(batch, row),
-                }
-                file.write(json.dumps(record) + "\n")
+        count = min(self._examples, len(rows)) if self._writes else 0
+        self._records, self._pending = {}, {}
+        seen: dict[str, int] = {}
+        for number in range(count):
+            key = prompt_key(prompt_text(rows[number]["prompt"]), rows[number].get("privileged_context"))
+            score = None if scores is None else scores[number]
+            rollout = seen.get(key, 0)
+            self._pending[number] = Completion(rows[number], step, number, rollout, "batch", score)
+            seen[key] = rollout + 1
+        self._thresholds = thresholds_of(metrics)
+        marks = torch.full((len(rows),), -1, dtype=torch.long)
+        marks[:count] = torch.arange(count)
+        batch[TRACED] = marks.to(batch["completion_ids"].device)
 
-    def _tokens(self, batch: Mapping[str, Tensor], row: int) -> list[dict[str, Any]]:
-        ids, mask = batch["completion_ids"][row].tolist(), batch["completion_mask"][row].tolist()
-        labels = {number: rule.label for number, rule in self._table.labelled_rows()}
-        columns = {
-            "gap": batch.get("gap"),
-            "logprob_teacher": batch.get("logprobs/privileged_teacher"),
-            "logprob_student": batch.get("logprobs/privileged_student"),
-        }
-        values = {name: None if tensor is None else tensor[row].tolist() for name, tensor in columns.items()}
-        regimes = batch["regimes"][row].tolist() if "regimes" in batch else None
-        return [
-            {
-                "text": self._tokenizer.decode([token]),
-                "regime": None if regimes is None else labels[regimes[n]],
-                **{name: None if column is None else round(column[n], 6) for name, column in values.items()},
+    def observe(
+        self,
+        inputs: Mapping[str, Tensor],
+        student: tuple[Tensor, Head],
+        targets: Mapping[str, tuple[Tensor, Head]],
+        routed: RoutedLoss,
+    ) -> None:
+        """Keep what the loss of a micro-batch says of the traced completions in it.
+
+        Args:
+            inputs (`dict[str, Tensor]`): the micro-batch; without `trace_row`, nothing is traced.
+            student (`tuple[Tensor, Head]`): hidden states (B, T, H) and head of the plain student.
+            targets (`dict[str, tuple[Tensor, Head]]`): the same of the sources.
+            routed (`RoutedLoss`): the loss of the micro-batch.
+        """
+        if TRACED not in inputs:
+            return
+        # Every rank takes part in this: a sharded head is collected by all.
+        models = {name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in targets.items()}
+        models[""] = (student[0], student[1].gathered(student[0].dtype))
+        for place, number in enumerate(inputs[TRACED].tolist()):
+            if number < 0 or number not in self._pending:
+                continue
+            kept = inputs["completion_mask"][place].bool()
+            ids = inputs["completion_ids"][place][kept]
+            details = {
+                name: token_details(hidden[place][kept][:MAX_TOKENS], head, ids[:MAX_TOKENS])
+                for name, (hidden, head) in models.items()
             }
-            for n, (token, kept) in enumerate(zip(ids, mask, strict=True))
-            if kept
-        ]
+            teacher = inputs.get("logprobs/privileged_teacher", inputs.get("logprobs/teacher"))
+            columns = {
+                "gap": inputs.get("gap"),
+                "logprob_teacher": teacher,
+                "logprob_student": inputs.get("logprobs/privileged_student"),
+            }
+            self._records[number] = trace_record(
+                self._pending[number],
+                self._table,
+                self._tokenizer,
+                ids=ids.tolist(),
+                student=details.pop(""),
+                targets=details,
+                columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
+                regimes=inputs["regimes"][place][kept].tolist() if "regimes" in inputs else None,
+                losses=routed.per_token[place][kept].detach().tolist(),
+                thresholds=self._thresholds,
+            )
+
+    def finish(self) -> None:
+        """Append the completions of the step, each as one whole line."""
+        for number in sorted(self._records):
+            self.append(self._records[number])
+        self._pending, self._records = {}, {}
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append a record, or count it if the file has no room for it."""
+        line = to_line(record)
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size + len(line) <= self._max_bytes:
+            append_line(self._path, line)
+            return
+        if not self.dropped:
+            logger.warning(
+                f"{self._path.name} has reached trace_max_bytes (={self._max_bytes}): from step {record['step']} on, "
+                "completions that do not fit are counted and left out"
+            )
+        self.dropped += 1
 
 
-def read_trace(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a trace file, in order; none if it does not exist."""
-    path = Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
-
-
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    contents = [message["content"] for message in prompt]
-    return "\n".join(
-        content if isinstance(content, str) else " ".join(block.get("text", "") for block in content)
-        for content in contents
-    )
+def thresholds_of(metrics: Mapping[str, float]) -> dict[str, float] | None:
+    """The averages that routed a batch, from its metrics; `None` in an unrouted table."""
+    if "threshold/gap" not in metrics:
+        return None
+    return {"gap": metrics["threshold/gap"], "confidence": metrics["threshold/confidence"]}

@@ -4,7 +4,6 @@ The host, TRL's `DistillationTrainer`, does what is not the method: models, roll
 overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL release changes one of them.
 """
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +33,9 @@ from dopd.trainer.anchor import make_anchor
 from dopd.trainer.batch_scorer import BatchScorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.rollouts import finite_rollouts, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
-from dopd.trainer.step_metrics import StepClock, StepSums
-from dopd.trainer.trace import TraceWriter
-
-logger = logging.getLogger(__name__)
+from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 
 # Methods of TRL's DistillationTrainer that this class overrides or calls, and attributes that it reads.
 HOST_HOOKS = (
@@ -54,7 +51,6 @@ HOST_HOOKS = (
     "_load_from_checkpoint",
     "_get_output_dir",
 )
-COLLAPSE_SHARE = 0.99  # one regime with more of the tokens than this: the routing says nothing
 
 
 class DOPDTrainer(DistillationTrainer):
@@ -149,11 +145,7 @@ class DOPDTrainer(DistillationTrainer):
         self._routed: RoutedLoss | None = None
         self.add_callback(AnchorUpdate(self))
         self.add_callback(MetricsFile(str(args.output_dir)))
-        self.trace = None
-        if args.trace_steps is not None:
-            self.trace = TraceWriter(
-                str(args.output_dir), self.table, self._tokenizer, every=args.trace_steps, examples=args.trace_examples
-            )
+        self.trace = setup.make_trace(self)
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
@@ -252,7 +244,7 @@ class DOPDTrainer(DistillationTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self._clock.phase("rollout"), self._finite_rollouts():
+        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
             views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
@@ -260,25 +252,25 @@ class DOPDTrainer(DistillationTrainer):
                 views[PRIVILEGED] = self._privileged_view(inputs)
             scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
             batch |= scored
-        scores = self._verify(inputs, batch)
-        metrics |= self._rollout_metrics(inputs, batch, scores)
+        scores = verify(self.verifier, inputs, batch, self._tokenizer, self.eos_token_ids)
+        reads_privileged = any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in self.table.sources)
+        metrics |= rollout_metrics(
+            inputs,
+            batch,
+            scores,
+            eos_token_ids=self.eos_token_ids,
+            template=self.template if reads_privileged else None,
+            accelerator=self.accelerator,
+        )
+        # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
+        self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"].pop()
         self._record(metrics)
-        if self.trace is not None and self.model.training and self.accelerator.is_main_process:
-            self._trace(inputs, batch, scores)
+        if self.trace is not None and self.model.training:
+            if self.state.global_step == 0 or self._step == 0:
+                self.trace.start(self.state.global_step)
+            if self.trace.wants(self.state.global_step, self.state.max_steps):
+                self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
         return batch
-
-    @contextmanager
-    def _finite_rollouts(self) -> Iterator[None]:
-        """What diverged in the last update is first seen when a token is drawn; say so instead of torch's words."""
-        try:
-            yield
-        except RuntimeError as error:
-            if "probability tensor contains" not in str(error):
-                raise
-            raise ScoringError(
-                "the student's distribution is not finite (NaN or infinite logits) at step "
-                f"{self.state.global_step}: its weights have diverged. Lower the learning rate, or check the checkpoint"
-            ) from error
 
     def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:
         prompts = [self.template.apply(row["prompt"], row.get("privileged_context")) for row in inputs]
@@ -287,46 +279,6 @@ class DOPDTrainer(DistillationTrainer):
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
         """Token ids of prompts, rendered as the host renders them for rollouts."""
         return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
-
-    def _verify(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> list[float] | None:
-        if self.verifier is None:
-            return None
-        scores = []
-        for row, ids, mask in zip(inputs, batch["completion_ids"], batch["completion_mask"], strict=True):
-            answer = ids[mask.bool()].tolist()
-            text = self._tokenizer.decode(answer, skip_special_tokens=True)
-            # A completion cut at the length limit is not a finished answer.
-            scores.append(float(self.verifier(text, row)) if answer[-1] in self.eos_token_ids else 0.0)
-        return scores
-
-    def _rollout_metrics(
-        self, inputs: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None
-    ) -> dict[str, float]:
-        mask = batch["completion_mask"].bool()
-        last = batch["completion_ids"].gather(1, (mask.sum(1) - 1).clamp(min=0).unsqueeze(1))
-        ended = torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device)).float()
-        sums = {"completions/eos_ratio": ended.sum()}
-        if PRIVILEGED in {VIEW_OF_SOURCE[source] for source in self.table.sources}:
-            missing = sum(
-                self.template.apply(row["prompt"], row.get("privileged_context")) is row["prompt"] for row in inputs
-            )
-            sums["privileged/missing_ratio"] = ended.new_tensor(float(missing))
-        if scores is not None:
-            sums["rollout/accuracy"] = ended.new_tensor(sum(scores))
-        values = torch.stack([*sums.values(), ended.new_tensor(float(len(inputs)))])
-        *totals, count = self.accelerator.reduce(values, reduction="sum").tolist()
-        metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
-        # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
-        self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"].pop()
-        return metrics | {"completions/clipped_ratio": 1.0 - metrics["completions/eos_ratio"]}
-
-    def _trace(self, inputs: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None) -> None:
-        assert self.trace is not None
-        step = self.state.global_step
-        if step == 0 or self._step == 0:
-            self.trace.start(step)
-        if self.trace.wants(step, self.state.max_steps):
-            self.trace.write(step, inputs, batch, scores)
 
     # --- Loss
 
@@ -346,9 +298,10 @@ class DOPDTrainer(DistillationTrainer):
             with self.source_model(source) as model:
                 head = Head.of_model(self.accelerator.unwrap_model(model), self.temperature)
             targets[source] = (inputs[f"hidden/{source}"], head)
+        head = Head.of_model(unwrapped_student, self.temperature)
         self._routed = fused_routed_loss(
             hidden,
-            Head.of_model(unwrapped_student, self.temperature),
+            head,
             targets,
             completion_ids,
             mask,
@@ -360,6 +313,10 @@ class DOPDTrainer(DistillationTrainer):
             num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
             scores={source: scores_of(inputs, source) for source in self.table.sources},
         )
+        if self.table.routed and hidden.requires_grad:
+            self._sums.add_gradients(hidden, self._routed.regimes, self.table)
+        if self.trace is not None:
+            self.trace.observe(inputs, (hidden, head), targets, self._routed)
         return self._routed.loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
 
     def compute_loss(
@@ -401,21 +358,15 @@ class DOPDTrainer(DistillationTrainer):
 
     def _record_step(self) -> None:
         stats = self._sums.reduce(self.accelerator)
-        self._warn_of_collapse(stats)
+        if self.accelerator.is_main_process:
+            warn_of_collapse(stats, self.table, self.state.global_step)
         seconds = self._clock.read()
         training = seconds.pop("step", 0.0) - sum(seconds.values())
         self._record(stats | {f"seconds/{name}": value for name, value in {**seconds, "training": training}.items()})
-
-    def _warn_of_collapse(self, stats: dict[str, float]) -> None:
-        if not self.table.routed or self.accelerator.process_index:
-            return
-        for name, share in stats.items():
-            if name.startswith("share/") and share > COLLAPSE_SHARE:
-                logger.warning(
-                    f"step {self.state.global_step}: {share:.1%} of the tokens are in regime {name[6:]}, so the "
-                    "routing says almost nothing. Are teacher and student the checkpoints you meant, and does p "
-                    "tell them anything?"
-                )
+        if self.trace is not None:
+            self.trace.finish()
+            if self.trace.dropped:
+                self._record({"trace/dropped": float(self.trace.dropped)})
 
     # --- Saving and resuming
 

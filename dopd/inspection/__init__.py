@@ -1,0 +1,1 @@
+"""Completions looked at token by token: how they are recorded, and how one is made without training."""

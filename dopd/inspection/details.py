@@ -1,0 +1,173 @@
+"""What a model says at single tokens, and the record of a completion made of it.
+
+Shapes: N tokens of one completion, H hidden size, V vocabulary, C tokens of a chunk, K most probable tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.heads import Head
+from dopd.inspection.schema import (
+    MAX_CHARACTERS,
+    MAX_TOKENS,
+    NUM_TOP,
+    SCHEMA_VERSION,
+    json_number,
+    prompt_key,
+    prompt_text,
+    token_texts,
+)
+from dopd.rules import RoutingTable
+
+_CHUNK_LOGITS = 2**23  # logits that exist at a time: 32 MiB in float32
+
+
+@dataclass(frozen=True)
+class TokenDetails:
+    """One model at the tokens of one completion.
+
+    Attributes:
+        logprobs (`Tensor` (N,)): of the tokens, nats.
+        entropy (`Tensor` (N,)): of the whole distributions, nats.
+        top_ids, top_probs (`Tensor` (N, K)): the most probable tokens, most probable first.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    top_ids: Tensor
+    top_probs: Tensor
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What is known of one completion beside its tokens.
+
+    Attributes:
+        row (`dict`): its dataset row.
+        step (`int`): optimizer steps made before it was sampled.
+        number (`int`): its place among the completions of that step.
+        rollout (`int`): its place among the completions of its prompt.
+        kind (`str`): one of `dopd.inspection.schema.KINDS`.
+        score (`float`, *optional*): the verifier's.
+    """
+
+    row: Mapping[str, Any]
+    step: int = 0
+    number: int = 0
+    rollout: int = 0
+    kind: str = "inspect"
+    score: float | None = None
+
+
+@torch.no_grad()
+def token_details(hidden_NH: Tensor, head: Head, ids_N: Tensor) -> TokenDetails:
+    """Scores and most probable tokens from hidden states, a chunk of tokens at a time; `head` has whole tensors."""
+    top = min(NUM_TOP, head.vocab_size)
+    size = max(_CHUNK_LOGITS // head.vocab_size, 1)
+    parts = []
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        for start in range(0, max(hidden_NH.shape[0], 1), size):
+            logp_CV = torch.log_softmax(head.logits(hidden_NH[start : start + size].detach()), dim=-1)
+            probs_CV = logp_CV.exp()
+            entropy_C = -(probs_CV * logp_CV.masked_fill(probs_CV == 0, 0.0)).sum(-1)
+            top_CK = probs_CV.topk(top)
+            logprobs_C = logp_CV.gather(1, ids_N[start : start + size].unsqueeze(1)).squeeze(1)
+            parts.append((logprobs_C.cpu(), entropy_C.cpu(), top_CK.indices.cpu(), top_CK.values.cpu()))
+    return TokenDetails(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+
+
+def trace_record(
+    completion: Completion,
+    table: RoutingTable,
+    tokenizer: Any,
+    *,
+    ids: list[int],
+    student: TokenDetails,
+    targets: Mapping[str, TokenDetails],
+    columns: Mapping[str, list[float] | None],
+    regimes: list[int] | None,
+    losses: list[float],
+    thresholds: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """The record of one completion in the format of `docs/trace_schema.md`.
+
+    Args:
+        completion (`Completion`): what is known beside the tokens.
+        table (`RoutingTable`): the method.
+        tokenizer: turns ids into text.
+        ids (`list[int]`): the scored tokens (N).
+        student (`TokenDetails`): the plain student.
+        targets (`dict[str, TokenDetails]`): the distributions that rows of the table pull towards, by source.
+        columns (`dict[str, list[float]]`): `gap`, `logprob_teacher`, `logprob_student`: values (N), or `None`.
+        regimes (`list[int]`, *optional*): numbers of the rows (N) of a routed table.
+        losses (`list[float]`): weight times divergence (N), nats.
+        thresholds (`dict`, *optional*): batch averages that routed these tokens.
+    """
+    texts = token_texts(tokenizer, ids[:MAX_TOKENS])
+    rules = dict(table.labelled_rows())
+    tokens = []
+    for n, (token, text) in enumerate(zip(ids, texts, strict=False)):
+        rule = rules[regimes[n] if regimes is not None else 0]
+        target = targets.get(rule.source)
+        tokens.append(
+            {
+                "id": token,
+                "text": text,
+                "regime": None if regimes is None else rule.label,
+                **{name: None if values is None else json_number(values[n]) for name, values in columns.items()},
+                "logprob_plain": json_number(float(student.logprobs[n])),
+                "entropy": json_number(float(student.entropy[n])),
+                "weight": rule.weight,
+                "loss": json_number(losses[n]),
+                "top_target": None if target is None else _top(target, n, tokenizer),
+                "top_student": _top(student, n, tokenizer),
+            }
+        )
+    prompt, privileged = prompt_text(completion.row["prompt"]), completion.row.get("privileged_context")
+    return {
+        "schema": SCHEMA_VERSION,
+        "kind": completion.kind,
+        "step": completion.step,
+        "row": completion.number,
+        "method": table.name,
+        "prompt_key": prompt_key(prompt, privileged),
+        "rollout": completion.rollout,
+        "prompt": prompt[:MAX_CHARACTERS],
+        "privileged_context": None if privileged is None else str(privileged)[:MAX_CHARACTERS],
+        "score": completion.score,
+        "num_tokens": len(ids),
+        "teacher_view": teacher_view(table),
+        "thresholds": None if thresholds is None else {k: json_number(v) for k, v in thresholds.items()},
+        "rules": {
+            rule.label: {
+                "source": rule.source,
+                "divergence": rule.divergence,
+                "support": f"{rule.support} {rule.top_k}" if rule.support.endswith("topk") else rule.support,
+                "weight": rule.weight,
+            }
+            for rule in rules.values()
+        },
+        "tokens": tokens,
+        **{name: completion.row[name] for name in ("images", "boxes") if _plain(completion.row.get(name))},
+    }
+
+
+def teacher_view(table: RoutingTable) -> str | None:
+    """The prompt that the teacher of a method reads: `"privileged"`, `"plain"`, or `None` without a teacher."""
+    if "privileged_teacher" in table.sources:
+        return "privileged"
+    return "plain" if "teacher" in table.sources else None
+
+
+def _top(details: TokenDetails, n: int, tokenizer: Any) -> list[list[Any]]:
+    pairs = zip(details.top_ids[n].tolist(), details.top_probs[n].tolist(), strict=True)
+    return [[tokenizer.decode([token]), json_number(prob)] for token, prob in pairs]
+
+
+def _plain(value: Any) -> bool:
+    """Whether a column can be kept as it is: a list of texts (files, data URIs) or of mappings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str | dict) for item in value)

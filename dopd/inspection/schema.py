@@ -1,0 +1,170 @@
+"""The format of traced completions, one JSON object a line. `docs/trace_schema.md` explains every field.
+
+Needs no torch: the trainer and `dopd inspect` write this format, reports read it.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd.errors import DataError
+
+SCHEMA_VERSION = 1
+TRACE_FILE = "trace.jsonl"
+NUM_TOP = 5  # most probable tokens kept of each distribution
+MAX_TOKENS = 2048  # of one completion; `num_tokens` says how many it had
+MAX_CHARACTERS = 20_000  # of a prompt or a privileged context
+
+_NUMBER, _TEXT, _WHOLE, _LIST, _MAP = (int, float), (str,), (int,), (list,), (dict,)
+_NONE = (type(None),)
+# Field -> types that its value may have. Fields in `OPTIONAL_FIELDS` may be absent.
+RECORD_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "schema": _WHOLE,
+    "kind": _TEXT,
+    "step": _WHOLE,
+    "row": _WHOLE,
+    "method": _TEXT,
+    "prompt_key": _TEXT,
+    "rollout": _WHOLE,
+    "prompt": _TEXT,
+    "privileged_context": _TEXT + _NONE,
+    "score": _NUMBER + _NONE,
+    "num_tokens": _WHOLE,
+    "teacher_view": _TEXT + _NONE,
+    "thresholds": _MAP + _NONE,
+    "rules": _MAP,
+    "tokens": _LIST,
+}
+OPTIONAL_FIELDS: Mapping[str, tuple[type, ...]] = {"images": _LIST, "boxes": _LIST}
+TOKEN_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "id": _WHOLE,
+    "text": _TEXT,
+    "regime": _TEXT + _NONE,
+    "gap": _NUMBER + _NONE,
+    "logprob_teacher": _NUMBER + _NONE,
+    "logprob_student": _NUMBER + _NONE,
+    "logprob_plain": _NUMBER,
+    "entropy": _NUMBER,
+    "weight": _NUMBER,
+    "loss": _NUMBER,
+    "top_target": _LIST + _NONE,
+    "top_student": _LIST,
+}
+KINDS = ("batch", "probe", "inspect")
+
+
+def problems(record: Mapping[str, Any]) -> list[str]:
+    """What in a record does not follow the schema; empty if all does."""
+    found = _field_problems("record", record, RECORD_FIELDS, OPTIONAL_FIELDS)
+    if found:
+        return found
+    if record["schema"] != SCHEMA_VERSION:
+        found.append(f"schema (={record['schema']}) is not {SCHEMA_VERSION}")
+    if record["kind"] not in KINDS:
+        found.append(f"kind (={record['kind']!r}) is not one of {', '.join(KINDS)}")
+    for number, token in enumerate(record["tokens"]):
+        found += _field_problems(f"tokens[{number}]", token, TOKEN_FIELDS, {})
+        for name in ("top_target", "top_student"):
+            pairs = token.get(name) or []
+            if any(len(pair) != 2 or not isinstance(pair[0], str) for pair in pairs):
+                found.append(f"tokens[{number}].{name} is not a list of [text, probability]")
+    return found
+
+
+def _field_problems(
+    where: str, value: Mapping[str, Any], fields: Mapping[str, Any], optional: Mapping[str, Any]
+) -> list[str]:
+    found = [f"{where} lacks {name}" for name in fields if name not in value]
+    found += [f"{where} has an unknown field {name}" for name in value if name not in fields and name not in optional]
+    known = {**fields, **optional}
+    for name, given in value.items():
+        if name in known and (not isinstance(given, known[name]) or (isinstance(given, bool))):
+            found.append(f"{where}.{name} is a {type(given).__name__}")
+        elif isinstance(given, float) and not math.isfinite(given):
+            found.append(f"{where}.{name} is {given}")
+    return found
+
+
+def prompt_key(prompt: str, privileged_context: str | None) -> str:
+    """The same 12 characters wherever the same problem appears: at any step, in any run."""
+    return hashlib.sha256(f"{prompt}\0{privileged_context or ''}".encode()).hexdigest()[:12]
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt (text or conversation) as one text."""
+    if isinstance(prompt, str):
+        return prompt
+    contents = [message["content"] for message in prompt]
+    return "\n".join(
+        content if isinstance(content, str) else " ".join(block.get("text", "") for block in content)
+        for content in contents
+    )
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to a completion; where tokens share a character, each token's own text."""
+    texts = []
+    for n, token in enumerate(ids):
+        before = tokenizer.decode(ids[max(n - 4, 0) : n])
+        with_it = tokenizer.decode(ids[max(n - 4, 0) : n + 1])
+        alone = not with_it.startswith(before) or "\ufffd" in with_it or with_it == before
+        texts.append(tokenizer.decode([token]) if alone else with_it[len(before) :])
+    return texts
+
+
+def json_number(value: float | None, digits: int = 6) -> float | None:
+    """A rounded number that JSON can hold; `None` where there is none."""
+    return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none if it does not exist. A last line that is only half-written is left out.
+
+    Raises:
+        DataError: another line is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    objects = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):  # a whole line ends with a line feed
+                break
+            raise DataError(f"{str(path)!r}, line {number}, is not JSON") from None
+    return objects
+
+
+def read_trace(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a trace file, in order."""
+    return read_json_lines(path)
+
+
+def to_line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, separators=(",", ":")) + "\n").encode()
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add one whole line with a single system call, so that a reader or a second writer never sees it cut."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def replace_lines(path: Path, lines: Sequence[bytes]) -> None:
+    """Put these lines in the place of a file: either all of them are there afterwards, or the file is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(b"".join(lines))
+    os.replace(beside, path)

@@ -1,0 +1,74 @@
+"""What is said of a batch of rollouts before it is learned from: scores of the verifier, and metrics."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.errors import ScoringError
+from dopd.evaluation.student import Verifier
+
+
+@contextmanager
+def finite_rollouts(step: int) -> Iterator[None]:
+    """What diverged in the last update is first seen when a token is drawn; say so instead of torch's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise ScoringError(
+            f"the student's distribution is not finite (NaN or infinite logits) at step {step}: its weights have "
+            "diverged. Lower the learning rate, or check the checkpoint"
+        ) from error
+
+
+def verify(
+    verifier: Verifier | None,
+    rows: Sequence[Mapping[str, Any]],
+    batch: Mapping[str, Tensor],
+    tokenizer: Any,
+    eos_token_ids: Sequence[int],
+) -> list[float] | None:
+    """The verifier's score of every completion; `None` without a verifier."""
+    if verifier is None:
+        return None
+    scores = []
+    for row, ids, mask in zip(rows, batch["completion_ids"], batch["completion_mask"], strict=True):
+        answer = ids[mask.bool()].tolist()
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        # A completion cut at the length limit is not a finished answer.
+        scores.append(float(verifier(text, row)) if answer[-1] in eos_token_ids else 0.0)
+    return scores
+
+
+def rollout_metrics(
+    rows: Sequence[Mapping[str, Any]],
+    batch: Mapping[str, Tensor],
+    scores: Sequence[float] | None,
+    *,
+    eos_token_ids: Sequence[int],
+    template: PrivilegedTemplate | None,
+    accelerator: Any,
+) -> dict[str, float]:
+    """Shares over the completions of all ranks: of those that ended by themselves, that were right, that lacked p.
+
+    Args:
+        template (`PrivilegedTemplate`, *optional*): where privileged context goes; `None` where the method reads none.
+    """
+    mask = batch["completion_mask"].bool()
+    last = batch["completion_ids"].gather(1, (mask.sum(1) - 1).clamp(min=0).unsqueeze(1))
+    ended = torch.isin(last, torch.tensor(eos_token_ids, device=last.device)).float()
+    sums = {"completions/eos_ratio": ended.sum()}
+    if template is not None:
+        missing = sum(template.apply(row["prompt"], row.get("privileged_context")) is row["prompt"] for row in rows)
+        sums["privileged/missing_ratio"] = ended.new_tensor(float(missing))
+    if scores is not None:
+        sums["rollout/accuracy"] = ended.new_tensor(sum(scores))
+    values = torch.stack([*sums.values(), ended.new_tensor(float(len(rows)))])
+    *totals, count = accelerator.reduce(values, reduction="sum").tolist()
+    metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
+    return metrics | {"completions/clipped_ratio": 1.0 - metrics["completions/eos_ratio"]}
