@@ -62,6 +62,6 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "graph": {
         "teacher": _graph(1600, _PLANS_ITSELF),
         "teacher_needs_p": _graph(550, _RARELY_PLANS),
-        "student": _graph(425, _RARELY_PLANS),
+        "student": _graph(425, _FOLLOWS_PLANS),
     },
 }
