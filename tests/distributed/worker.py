@@ -26,11 +26,11 @@ def equivalence(folder: Path, method: str, size: int, cuts: int) -> dict[str, ob
 
 def orders(folder: Path) -> dict[str, object]:
     """Prompts of two epochs: unbroken, and resumed in the second."""
-    rows = Dataset.from_list(kit.task_rows(8))
+    rows = Dataset.from_list(kit.task_rows(4))
     options = {"train_dataset": rows, "per_device_train_batch_size": 2, "num_generations": 2, "save_steps": 1}
     seen: dict[str, object] = {}
-    for name, checkpoint in (("unbroken", None), ("resumed", folder / "orders" / "checkpoint-5")):
-        made = kit.trainer(folder / "orders", "vanilla", max_steps=8, save_strategy="steps", **options)
+    for name, checkpoint in (("unbroken", None), ("resumed", folder / "orders" / "checkpoint-3")):
+        made = kit.trainer(folder / "orders", "vanilla", max_steps=4, save_strategy="steps", **options)
         batches = kit.scored(made)
         made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         mine = [batch["prompt_ids"].tolist() for batch in batches]
