@@ -111,19 +111,22 @@ def fused_routed_loss(
             regimes=regimes,
             num_sequences=num_sequences,
         )
-    return chunked_routed_loss(
-        student_hidden,
-        head,
-        sources,
-        completion_ids,
-        mask,
-        table,
-        rows=_row_operations(backend),
-        chunk_tokens=chunk_tokens,
-        regimes=regimes,
-        num_sequences=num_sequences,
-        scores=scores or {},
-    )
+    with_grad = torch.is_grad_enabled()
+    # The gradient by a list of outcomes is autograd's, which inference mode would refuse to record.
+    with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+        return chunked_routed_loss(
+            student_hidden,
+            head,
+            sources,
+            completion_ids,
+            mask,
+            table,
+            rows=_row_operations(backend),
+            chunk_tokens=chunk_tokens,
+            regimes=regimes,
+            num_sequences=num_sequences,
+            scores=scores or {},
+        )
 
 
 def _resolve(backend: Backend, chunk_tokens: int | None, hidden: Tensor) -> Backend:

@@ -249,6 +249,16 @@ def test_no_grad_makes_no_gradient() -> None:
     torch.testing.assert_close(result.loss, case.run(table, "reference").result.loss.detach())
 
 
+@pytest.mark.parametrize("name", ["dopd", "vanilla"])
+def test_in_inference_mode(name: str) -> None:
+    case, table = make_case(), method(name)
+    with torch.inference_mode():
+        targets = {source: (hidden * 1.0, head) for source, (hidden, head) in case.targets.items()}
+        result = fused_routed_loss(case.hidden * 1.0, case.head, targets, case.ids, case.mask, table)
+    assert not result.loss.requires_grad
+    torch.testing.assert_close(result.loss, case.run(table, "reference").result.loss.detach())
+
+
 def test_backward_twice_and_another_factor() -> None:
     case, table = make_case(), method("dopd", top_k=4)
     once = case.run(table, "chunked")
