@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import dopd
+from dopd.cli import look
 from dopd.errors import DopdError
 
 USER_ERROR = 2
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tiny(commands)
     _add_quickstart(commands)
     _add_doctor(commands)
+    look.add_report(commands, _command)
     return parser
 
 

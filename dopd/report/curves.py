@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd.report.palette import METHOD_COLOURS, REGIME_COLOURS
 from dopd.report.records import RunRecord, read_run
 
 CURVES_FILE = "curves.png"
-# Okabe and Ito's palette: told apart by readers with any colour vision.
-REGIME_COLOURS = {"LH": "#56B4E9", "LL": "#BBBBBB", "HT": "#D55E00", "HS": "#009E73", "all": "#0072B2"}
-METHOD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _PANELS = (
     ("eval_accuracy_greedy", "greedy accuracy without p"),
     ("eval_accuracy_sampled", "sampled accuracy (T = 1) without p"),

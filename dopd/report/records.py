@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from dopd.errors import DataError
+from dopd.inspection.schema import TRACE_FILE, read_json_lines
 
-METRICS_FILE, TRACE_FILE, CONFIG_FILE, RESULT_FILE = "metrics.jsonl", "trace.jsonl", "config.yaml", "result.json"
+METRICS_FILE, CONFIG_FILE, RESULT_FILE = "metrics.jsonl", "config.yaml", "result.json"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,7 @@ def read_run(folder: str | Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         config=yaml.safe_load((folder / CONFIG_FILE).read_text()),
-        metrics=_json_lines(folder / METRICS_FILE),
-        trace=_json_lines(folder / TRACE_FILE),
+        metrics=read_json_lines(folder / METRICS_FILE),
+        trace=read_json_lines(folder / TRACE_FILE),
         result=json.loads(result.read_text()) if result.exists() else {},
     )
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []

@@ -3,14 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dopd.report.palette import REGIMES
 from dopd.statistics import Interval, mean_interval
-
-_LEGEND = {
-    "LH": "low gap, both confident: only p was missing; light teacher target",
-    "LL": "low gap, neither confident: noise; weak pull to the privileged student",
-    "HT": "high gap, the teacher is surer: real skill; strong teacher target",
-    "HS": "high gap, the student is surer: light pull to the privileged student",
-}
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
@@ -90,11 +84,11 @@ def _verdicts(summary: Mapping[str, Any]) -> list[str]:
 def examples_text(traces: Sequence[Mapping[str, Any]]) -> str:
     """Traced completions as Markdown, every token followed by its regime."""
     lines = ["# Completions with the regime of every token", ""]
-    lines += [f"- **{name}**: {text}" for name, text in _LEGEND.items()]
+    lines += [f"- **{name}**: {what}; {taught}" for name, (what, taught) in REGIMES.items() if name != "all"]
     if not traces:
         return "\n".join([*lines, "", "No routed run was traced.", ""])
     for trace in traces:
-        tokens = " ".join(f"{token['text']}[{token['regime']}]" for token in trace["tokens"])
+        tokens = " ".join(f"{token['text'].strip()}[{token['regime']}]" for token in trace["tokens"])
         score = "" if trace["score"] is None else f", score {trace['score']:g}"
         lines += [
             "",

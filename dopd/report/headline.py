@@ -1,0 +1,103 @@
+"""The table that a reader sees first: start, teacher and every method, with 95% intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dopd.report.groups import RunGroup
+from dopd.report.records import RunRecord
+from dopd.statistics import Interval, mean_interval, wilson_interval
+
+ACCURACIES = ("accuracy_greedy", "accuracy_sampled", "accuracy_privileged")
+COLUMNS = ("greedy, no p", "sampled, no p", "greedy WITH p", "entropy", "length", "KL to teacher", "runs")
+
+
+def headline_rows(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with `label`, `kind` (`start`, `teacher` or `method`), `colour` (index of the group) and `cells`.
+
+    A cell has `text` and, for accuracies, `mean`, `low`, `high` in [0, 1]. Intervals of single evaluations are over
+    prompts (Wilson), those of several seeds over seeds (Student's t).
+    """
+    rows = []
+    start = summary.get("start") or _first_evaluation(groups)
+    if start:
+        rows.append({"label": "start (student)", "kind": "start", "colour": -1, "cells": _single([start])})
+    if summary.get("teacher_result"):
+        cells = _single([summary["teacher_result"]])
+        rows.append({"label": "teacher", "kind": "teacher", "colour": -1, "cells": cells})
+    for number, group in enumerate(groups):
+        results = [result for result in map(last_evaluation, group.runs) if result]
+        if results:
+            cells = _single(results) if len(results) == 1 else _over_seeds(results)
+            rows.append({"label": group.label, "kind": "method", "colour": number, "cells": cells})
+    return rows
+
+
+def last_evaluation(run: RunRecord) -> dict[str, Any]:
+    """The evaluation after training, or the last one while it trained; empty if there was none."""
+    if run.result.get("metrics"):
+        return run.result
+    records = evaluations(run)
+    return _as_result(records[-1]) if records else {}
+
+
+def evaluations(run: RunRecord) -> list[dict[str, Any]]:
+    """Records of evaluations without privileged context, in order."""
+    return [record for record in run.metrics if "eval_accuracy_greedy" in record]
+
+
+def _first_evaluation(groups: Sequence[RunGroup]) -> dict[str, Any]:
+    for group in groups:
+        for run in group.runs:
+            records = [record for record in evaluations(run) if record["step"] == 0]
+            if records:
+                return _as_result(records[0])
+    return {}
+
+
+def _as_result(record: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = {key.removeprefix("eval_"): value for key, value in record.items() if key.startswith("eval_")}
+    count = int(metrics.get("num_prompts", 0))
+    intervals = {}
+    for name in ACCURACIES:
+        if name in metrics and count:
+            interval = wilson_interval(metrics[name] * count, count)
+            intervals[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"metrics": metrics, "intervals": intervals}
+
+
+def _single(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    (result,) = results
+    intervals = result.get("intervals", {})
+    cells = [_accuracy(Interval(**intervals[name]) if name in intervals else None) for name in ACCURACIES]
+    return [*cells, *_plain_cells(results)]
+
+
+def _over_seeds(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    cells = []
+    for name in ACCURACIES:
+        values = [result["metrics"][name] for result in results if name in result["metrics"]]
+        cells.append(_accuracy(mean_interval(values) if values else None))
+    return [*cells, *_plain_cells(results)]
+
+
+def _plain_cells(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    cells = []
+    for name, form in (
+        ("entropy", "{:.3f} nats"),
+        ("length", "{:.1f} tokens"),
+        ("divergence_to_teacher", "{:.3f} nats"),
+    ):
+        values = [result["metrics"][name] for result in results if result["metrics"].get(name) is not None]
+        cells.append({"text": form.format(sum(values) / len(values)) if values else "-"})
+    return [*cells, {"text": str(len(results))}]
+
+
+def _accuracy(interval: Interval | None) -> dict[str, Any]:
+    if interval is None:
+        return {"text": "-"}
+    if not math.isfinite(interval.low):
+        return {"text": f"{100 * interval.mean:.1f}%", "mean": interval.mean}
+    low, high = max(interval.low, 0.0), min(interval.high, 1.0)
+    text = f"{100 * interval.mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return {"text": text, "mean": interval.mean, "low": low, "high": high}

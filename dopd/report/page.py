@@ -1,0 +1,118 @@
+"""The report: one HTML file that needs nothing else, made from run folders and nothing else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from dopd.report.findings import findings
+from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
+from dopd.report.headline import COLUMNS, headline_rows
+from dopd.report.palette import METHOD_COLOURS, REGIME_COLOURS, REGIMES, style_variables
+from dopd.report.series import charts
+from dopd.report.traces import pack_traces
+
+REPORT_FILE = "report.html"
+_SCRIPTS = ("page.js", "charts.js", "token_card.js", "microscope.js", "lists.js")
+
+
+def write_report(paths: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the page of run folders, or of folders that hold run folders.
+
+    The same folders give the same bytes.
+
+    Args:
+        paths (`list[str]`): the folders.
+        output (`str`, *optional*): the file; `report.html` in the folder if there is one, else in the working
+            directory.
+
+    Raises:
+        DataError: a folder that holds no run.
+    """
+    page = report_page(paths)
+    target = Path(output) if output else (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def report_page(paths: Sequence[str | Path]) -> str:
+    """The page as text."""
+    groups, summary = group_runs(find_runs(paths)), find_summary(paths)
+    runs = [(group, run) for group in groups for run in group.runs]
+    table = differences(groups)
+    data = {
+        "title": _title(groups, summary),
+        "subtitle": _subtitle(groups),
+        "runs": [{"label": group.label, "seed": seed_of(run), "several": len(group.runs) > 1} for group, run in runs],
+        "headline": {"columns": list(COLUMNS), "rows": headline_rows(groups, summary)},
+        "findings": findings(groups, summary),
+        "charts": charts(groups),
+        "differences": {"columns": [group.label for group in groups], "rows": table},
+        "traces": pack_traces([(run.folder, run.trace) for _, run in runs]),
+    }
+    return render(data)
+
+
+def inspection_page(title: str, subtitle: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """A page with the token microscope alone, for completions that no run traced."""
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    by_method = [[record for record in records if record["method"] == method] for method in methods]
+    return render(
+        {
+            "title": title,
+            "subtitle": subtitle,
+            "runs": [{"label": method, "seed": 0, "several": False} for method in methods],
+            "headline": {"columns": [], "rows": []},
+            "findings": [],
+            "charts": [],
+            "differences": {"columns": [], "rows": []},
+            "traces": pack_traces([(Path(), part) for part in by_method]),
+        }
+    )
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page of a data object; texts of models reach it as JSON alone, and its scripts insert them as text."""
+    folder = files("dopd.report")
+    constants = {
+        "regimes": {label: {"name": name, "meaning": text} for label, (name, text) in REGIMES.items()},
+        "regime_colours": REGIME_COLOURS,
+        "method_colours": METHOD_COLOURS,
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=data["title"],
+        style=style_variables() + (folder / "page.css").read_text(encoding="utf-8"),
+        data=script_json({**constants, **data}),
+        scripts=[(folder / name).read_text(encoding="utf-8") for name in _SCRIPTS],
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _title(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> str:
+    task = summary.get("task") or groups[0].runs[0].config.get("task") or groups[0].runs[0].config.get("dataset_name")
+    names = " and ".join(group.label for group in groups) if len(groups) < 3 else f"{len(groups)} methods"
+    return f"{task}: {names}" if task else names
+
+
+def _subtitle(groups: Sequence[RunGroup]) -> str:
+    config = groups[0].runs[0].config
+    steps = max((record["step"] for group in groups for run in group.runs for record in run.metrics), default=0)
+    num_runs = sum(len(group.runs) for group in groups)
+    parts = [
+        f"student {config.get('model_name_or_path', '?')}",
+        f"teacher {config.get('teacher_model_name_or_path', '?')}",
+        f"{num_runs} run{'s' if num_runs != 1 else ''}",
+        f"{steps} steps",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,138 @@
+"""What the curves of the page show: means over the seeds of a group, thinned to what a screen can show."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dopd.report.groups import RunGroup
+from dopd.report.palette import METHOD_COLOURS, PHASE_COLOURS, REGIME_COLOURS
+from dopd.report.records import RunRecord
+
+_MAX_POINTS = 160
+_REGIME_ORDER = ("HT", "HS", "LH", "LL", "all")
+_LINES = (
+    ("eval_accuracy_greedy", "Accuracy without p, greedy", "share"),
+    ("eval_accuracy_sampled", "Accuracy without p, sampled (T = 1)", "share"),
+    ("eval_accuracy_privileged", "Accuracy WITH p, greedy", "share"),
+    ("rollout/accuracy", "Accuracy of rollouts", "share"),
+    ("entropy", "Entropy of the student (nats)", "number"),
+    ("completions/mean_length", "Length of rollouts (tokens)", "number"),
+    ("eval_divergence_to_teacher", "KL to the plain teacher (nats)", "number"),
+    ("loss", "Loss", "number"),
+    ("threshold/gap", "Mean privilege gap, the threshold (nats)", "number"),
+)
+Points = Mapping[int, float]
+
+
+def charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """Line charts of all groups, then stacked and histogram charts of each."""
+    made = [chart for chart in (_line_chart(groups, *line) for line in _LINES) if chart["series"]]
+    for group in groups:
+        made += _group_charts(group)
+    return made
+
+
+def _line_chart(groups: Sequence[RunGroup], metric: str, title: str, unit: str) -> dict[str, Any]:
+    series = []
+    for number, group in enumerate(groups):
+        runs = [points for points in (points_of(run, metric) for run in group.runs) if points]
+        if not runs:
+            continue
+        mean = _mean(runs)
+        steps = list(thin(mean))
+        shown = {
+            "label": group.label,
+            "colour": METHOD_COLOURS[number % len(METHOD_COLOURS)],
+            "dash": number // len(METHOD_COLOURS) + number % 3,
+            "x": steps,
+            "y": _rounded(thin(mean).values()),
+            "seeds": [],
+        }
+        if len(runs) > 1:
+            shown["seeds"] = [{"x": list(thin(points)), "y": _rounded(thin(points).values())} for points in runs]
+        series.append(shown)
+    return {"kind": "lines", "title": title, "unit": unit, "series": series}
+
+
+def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
+    made = []
+    if group.routed:
+        regimes = [label for label in _REGIME_ORDER if f"share/{label}" in group.runs[0].names("share/")]
+        colours = [REGIME_COLOURS[label] for label in regimes]
+        shares = [_group_points(group, f"share/{label}") for label in regimes]
+        losses = [
+            _product(share, _group_points(group, f"loss/{label}")) for share, label in zip(shares, regimes, strict=True)
+        ]
+        gradients = [_group_points(group, f"gradient/{label}") for label in regimes]
+        for title, parts in (
+            ("Share of tokens by regime", shares),
+            ("Share of the loss by regime", losses),
+            ("Share of the gradient by regime", gradients),
+        ):
+            made.append(_stack(f"{title}: {group.label}", regimes, colours, parts, whole=True))
+        bins = group.runs[0].names("gap_bin/")
+        parts = [_group_points(group, name) for name in bins]
+        heat = _stack(
+            f"Gaps over time: {group.label}", [n.removeprefix("gap_bin/") for n in bins], [], parts, whole=True
+        )
+        made.append(heat | {"kind": "heat"})
+    phases = group.runs[0].names("seconds/")
+    parts = [_group_points(group, name) for name in phases]
+    labels = [name.removeprefix("seconds/") for name in phases]
+    made.append(_stack(f"Seconds per step: {group.label}", labels, list(PHASE_COLOURS), parts, whole=False))
+    return [chart for chart in made if chart["x"]]
+
+
+def _stack(
+    title: str, labels: Sequence[str], colours: Sequence[str], parts: Sequence[Points], *, whole: bool
+) -> dict[str, Any]:
+    """Layers at the steps that all of them have; with `whole`, shares that add up to 1."""
+    common = sorted(set.intersection(*(set(points) for points in parts))) if parts else []
+    totals = {step: sum(points[step] for points in parts) if whole else 1.0 for step in common}
+    layers = [thin({step: points[step] / (totals[step] or 1.0) for step in common}) for points in parts]
+    return {
+        "kind": "stack",
+        "title": title,
+        "unit": "share" if whole else "number",
+        "x": list(layers[0]) if layers else [],
+        "layers": [
+            {"label": label, "colour": colours[n % len(colours)] if colours else "", "y": _rounded(layer.values())}
+            for n, (label, layer) in enumerate(zip(labels, layers, strict=True))
+        ],
+    }
+
+
+def points_of(run: RunRecord, metric: str) -> dict[int, float]:
+    """Step -> value; a step logged twice counts once."""
+    return dict(zip(*run.series(metric), strict=True))
+
+
+def _group_points(group: RunGroup, metric: str) -> dict[int, float]:
+    return _mean([points_of(run, metric) for run in group.runs])
+
+
+def _mean(runs: Sequence[Points]) -> dict[int, float]:
+    """Means at the steps that every run logged."""
+    common = sorted(set.intersection(*(set(points) for points in runs))) if runs else []
+    return {step: statistics.fmean(points[step] for points in runs) for step in common}
+
+
+def _product(first: Points, second: Points) -> dict[int, float]:
+    return {step: value * second[step] for step, value in first.items() if step in second}
+
+
+def thin(points: Points) -> dict[int, float]:
+    """At most `_MAX_POINTS` points: means of neighbours, each at its last step; the first point stays as it is."""
+    steps = sorted(points)
+    if len(steps) <= _MAX_POINTS:
+        return {step: points[step] for step in steps}
+    width = -(-(len(steps) - 1) // (_MAX_POINTS - 1))
+    thinned = {steps[0]: points[steps[0]]}
+    for start in range(1, len(steps), width):
+        block = steps[start : start + width]
+        thinned[block[-1]] = statistics.fmean(points[step] for step in block)
+    return thinned
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

@@ -1,0 +1,166 @@
+"""Traced completions as compact columns for the page, no more than the page has room for."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 6_000_000  # of all traces in a page
+_MAX_IMAGE_BYTES = 1_500_000  # of all pictures in a page
+_IMAGE_SIDE = 640
+
+
+class Strings:
+    """Texts by number: most tokens appear many times."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        if text not in self._numbers:
+            self._numbers[text] = len(self.texts)
+            self.texts.append(text)
+        return self._numbers[text]
+
+
+def pack_traces(runs: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
+    """Columns of every traced completion that fits: `strings`, `items`, `left_out`.
+
+    First and last step of every run come first, then the steps between them, halving the distances.
+
+    Args:
+        runs (`list[tuple[Path, list[dict]]]`): folder and trace records of each run.
+    """
+    strings, pictures = Strings(), _Pictures()
+    candidates = []
+    for number, (folder, records) in enumerate(runs):
+        order = _spread(sorted({record["step"] for record in records}))
+        candidates += [(order[r["step"]], r["row"], number, place, folder, r) for place, r in enumerate(records)]
+    candidates.sort(key=lambda candidate: candidate[:4])
+    chosen, size = [], 0
+    for _, _, number, place, folder, record in candidates:
+        item = _pack(record, number, strings)
+        length = len(json.dumps(item, separators=(",", ":")))
+        if size + length > MAX_BYTES:
+            continue
+        size += length
+        chosen.append((number, place, item | pictures.of(record, folder)))
+    chosen.sort(key=lambda entry: entry[:2])
+    return {
+        "strings": strings.texts,
+        "items": [item for _, _, item in chosen],
+        "left_out": len(candidates) - len(chosen),
+    }
+
+
+def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, Any]:
+    tokens = record["tokens"]
+    labels = list(record["rules"])
+
+    def column(name: str) -> list[Any]:
+        return [token[name] for token in tokens]
+
+    return {
+        "run": run,
+        "kind": record["kind"],
+        "step": record["step"],
+        "row": record["row"],
+        "rollout": record["rollout"],
+        "key": record["prompt_key"],
+        "prompt": record["prompt"],
+        "p": record["privileged_context"],
+        "score": record["score"],
+        "num": record["num_tokens"],
+        "view": record["teacher_view"],
+        "thresholds": record["thresholds"],
+        "rules": record["rules"],
+        "labels": labels,
+        "text": [strings.number(token["text"]) for token in tokens],
+        "regime": [labels.index(token["regime"] or "all") for token in tokens],
+        "gap": column("gap"),
+        "teacher": column("logprob_teacher"),
+        "student": column("logprob_student"),
+        "plain": column("logprob_plain"),
+        "entropy": column("entropy"),
+        "weight": column("weight"),
+        "loss": column("loss"),
+        "target_top": [_flat(token["top_target"], strings) for token in tokens],
+        "student_top": [_flat(token["top_student"], strings) for token in tokens],
+    }
+
+
+def _flat(pairs: Iterable[Sequence[Any]] | None, strings: Strings) -> list[Any] | None:
+    """[[text, probability], ...] as [number, probability, number, ...]."""
+    return (
+        None if pairs is None else [value for text, prob in pairs for value in (strings.number(text), round(prob, 4))]
+    )
+
+
+def _spread(steps: Sequence[int]) -> dict[int, int]:
+    """Step -> rank: the ends first, then the middle, then the quarters, and so on."""
+    ranks: dict[int, int] = {}
+    gaps = [(0, len(steps) - 1)]
+    for place in (0, -1):
+        if steps:
+            ranks.setdefault(steps[place], len(ranks))
+    while gaps:
+        first, last = gaps.pop(0)
+        middle = (first + last) // 2
+        if last - first > 1:
+            ranks.setdefault(steps[middle], len(ranks))
+            gaps += [(first, middle), (middle, last)]
+    return ranks
+
+
+class _Pictures:
+    """Pictures of vision records as data URIs, made small, as long as there is room."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_IMAGE_BYTES
+        self._seen: dict[str, str | None] = {}
+
+    def of(self, record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        if not record.get("images"):
+            return {}
+        images = [self._uri(str(source), folder) for source in record["images"]]
+        return {"images": images, "boxes": [box for box in record.get("boxes", []) if _is_box(box, len(images))]}
+
+    def _uri(self, source: str, folder: Path) -> str | None:
+        if source not in self._seen:
+            uri = _small_uri(source, folder)
+            if uri is not None and len(uri) <= self._left:
+                self._left -= len(uri)
+                self._seen[source] = uri
+            else:
+                self._seen[source] = None
+        return self._seen[source]
+
+
+def _small_uri(source: str, folder: Path) -> str | None:
+    """A JPEG data URI of at most `_IMAGE_SIDE` pixels a side; `None` where there is no picture to read."""
+    from PIL import Image
+
+    try:
+        if source.startswith("data:"):
+            raw = base64.b64decode(source.partition(",")[2])
+        else:
+            raw = (folder / source).read_bytes()
+        with Image.open(io.BytesIO(raw)) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=75)
+    except (OSError, ValueError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _is_box(box: Any, num_images: int) -> bool:
+    """Whether a box can be drawn: it names a picture, and has four fractions."""
+    if not isinstance(box, Mapping) or not isinstance(box.get("xyxy"), Sequence) or len(box["xyxy"]) != 4:
+        return False
+    numbers = all(isinstance(value, int | float) and 0 <= value <= 1 for value in box["xyxy"])
+    return numbers and box.get("image", 0) in range(num_images)
