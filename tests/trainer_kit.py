@@ -85,11 +85,16 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
+    return {name: whole(value).detach().clone() for name, value in model.named_parameters()}
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """A sharded tensor, collected."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def update(before: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.detach() - before[name] for name, value in model.named_parameters()}
+    return {name: value - before[name] for name, value in parameters(model).items()}
 
 
 def records(made: DOPDTrainer, key: str) -> list[float]:

@@ -44,12 +44,11 @@ def main() -> None:
         )
         sharded = all(isinstance(parameter, DTensor) for parameter in made.model.parameters())
         evaluated = [record for record in made.state.log_history if "eval_num_prompts" in record]
-        whole = {name: value.full_tensor().detach() for name, value in made.model.named_parameters()}
         results[method] = {
             "record": kit.train_records(made)[0],
             "sharded": sharded,
             "evaluated": evaluated,
-            "weights": whole,
+            "weights": kit.parameters(made.model),
         }
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")

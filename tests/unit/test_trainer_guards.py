@@ -15,7 +15,7 @@ from dopd.errors import ConfigError, DataError, ModelError, ScoringError
 from dopd.scoring import check_alive
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
-from dopd.trainer import DOPDConfig, guards
+from dopd.trainer import DOPDConfig, batch_scorer, guards
 from dopd.trainer.setup import max_prompt_tokens
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -168,15 +168,19 @@ def test_an_unknown_step_after_the_head_is_caught_by_the_self_divergence(tmp_pat
         kit.trainer(tmp_path, model=model)
 
 
-def test_one_regime_with_nearly_every_token_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = kit.trainer(tmp_path)
-    made._warn_of_collapse({"share/LH": 0.995, "share/LL": 0.005})
-    assert "99.5% of the tokens are in regime LH" in messages(caplog)
-    caplog.clear()
-    made._warn_of_collapse({"share/LH": 0.98})
-    assert not messages(caplog)
-    kit.trainer(tmp_path, "vanilla")._warn_of_collapse({"share/all": 1.0})
-    assert not messages(caplog)
+def test_one_regime_with_nearly_every_token_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.trainer(tmp_path).train()
+    kit.trainer(tmp_path, "vanilla").train()  # its only row has every token, as it should
+    assert "of the tokens are in regime" not in messages(caplog)
+
+    def all_low(teacher: Any, student: Any, mask: torch.Tensor, thresholds: Any) -> torch.Tensor:
+        return torch.where(mask != 0, 0, -1)
+
+    monkeypatch.setattr(batch_scorer, "classify", all_low)
+    kit.trainer(tmp_path).train()
+    assert "100.0% of the tokens are in regime LH" in messages(caplog)
 
 
 # --- Dropout
