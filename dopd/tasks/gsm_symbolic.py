@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from dopd.errors import ConfigError
 from dopd.tasks.base import PRIVILEGED_KINDS, SPLITS
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# A number after an equals sign that no operator follows: what a step works out.
+_RESULT = re.compile(rf"=[^\w=]*({_NUMBER.pattern})(?!\s*[A-Za-z/%]*\s*[-+*x/]\s*[^\w=]*\d)")
 _TEST_SHARE = 10  # one problem in so many is held out
 _CONCLUSION_CHARS = 400
 _HARDER_FROM = 5  # solution steps from which a problem counts as out of distribution
@@ -94,15 +97,18 @@ def _row(problem: Mapping[str, Any], privileged_kind: str) -> dict[str, Any]:
 def privileged_text(question: str, steps: list[str], answer: str, kind: str) -> str | None:
     """One of the five kinds of privileged context for a problem with a worked solution.
 
-    Hints say what remains to be done: models given bare intermediate results copy the last one as their answer.
+    Hints say what remains to be done: models given bare intermediate results copy the last one as their answer. A hint
+    without execution keeps the numbers of the question alone, and not even those that a step works out again.
     """
-    planned = [_without_results(step, question, answer) for step in steps]
+    results = {_value(number) for step in steps for number in _RESULT.findall(step)} | {_value(answer)}
+    given = {_value(number) for number in _NUMBER.findall(question)} - results
+    planned = [_masked(step, lambda value: value not in given) for step in steps]
     if kind == "none":
         return None
     if kind == "final_answer":
         return f"The final answer is {answer}."
     if kind == "hints_with_execution":
-        listed = [_without_answer(step, answer) for step in steps[:-1]]
+        listed = [_masked(step, lambda value: value == _value(answer)) for step in steps[:-1]]
         return _listed(listed, "Steps already worked out (the last step, which gives the answer, is still to be done):")
     if kind == "hints_without_execution":
         return _listed(planned, "Plan (each ? is a number that you must work out yourself):")
@@ -114,14 +120,16 @@ def _listed(lines: list[str], title: str) -> str:
     return "\n".join([title, *(f"- {line}" for line in lines)])
 
 
-def _without_results(step: str, question: str, answer: str) -> str:
-    """The step with every number that has to be worked out, and the answer, replaced by a question mark."""
-    given = set(_NUMBER.findall(question)) - {answer}
-    return _NUMBER.sub(lambda match: match.group() if match.group() in given else "?", step)
+def _masked(step: str, hidden: Callable[[float], bool]) -> str:
+    """The step with a question mark in place of some of its numbers."""
+    return _NUMBER.sub(lambda match: "?" if hidden(_value(match.group())) else match.group(), step)
 
 
-def _without_answer(step: str, answer: str) -> str:
-    return _NUMBER.sub(lambda match: "?" if match.group() == answer else match.group(), step)
+def _value(number: str) -> float:
+    try:
+        return float(number.replace(",", ""))
+    except ValueError:
+        return math.nan  # such as 1.2.3: equal to nothing, so never taken for a given number
 
 
 def same_number_or_formula(completion: str, answer: str) -> float:
