@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import Verifier
+from dopd.runs.hub import unreachable
 from dopd.runs.settings import RunSettings
 from dopd.tasks.sources import get_source, same_number_or_formula
 
@@ -46,6 +47,7 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
     precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
     if precision is None:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
+    check_model(path)
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=precision)
     except Exception as error:
@@ -53,10 +55,19 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
+def check_model(path: str) -> None:
+    """Raise `ModelError` for a hub id that is neither in the cache nor on a hub that can be reached."""
+    reason = unreachable(path, "model")
+    if reason:
+        raise ModelError(f"model {path!r} cannot be read: {reason}")
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model, padding on the left."""
+    path = resolve_model(name)
+    check_model(path)
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name), padding_side="left")
+        return AutoTokenizer.from_pretrained(path, padding_side="left")
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
@@ -103,6 +114,9 @@ def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier 
 def _load_split(settings: RunSettings, split: str) -> Dataset:
     name = str(settings.dataset_name)
     suffix = Path(name).suffix
+    reason = unreachable(name, "dataset") if suffix not in _FILE_FORMATS else None
+    if reason:
+        raise DataError(f"dataset_name (={name!r}) cannot be read: {reason}")
     try:
         if suffix in _FILE_FORMATS:
             if not Path(name).is_file():

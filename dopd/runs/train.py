@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config
 
 from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.runs.build import first_line, keep_layers, load_model, load_rows, load_tokenizer, resolve_model
+from dopd.runs.build import check_model, first_line, keep_layers, load_model, load_rows, load_tokenizer, resolve_model
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
@@ -96,6 +96,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     teacher = None
     if table.needs_teacher and config.teacher_model_name_or_path is not None:
         teacher = resolve_model(config.teacher_model_name_or_path)
+        check_model(teacher)
     existed = settings.output_dir.exists()
     try:
         return DOPDTrainer(

@@ -1,0 +1,42 @@
+"""Whether a hub can be reached, asked once and quickly: the hub's own client tries for a minute before it gives up."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+_SECONDS = 10
+Kind = Literal["model", "dataset"]
+_FILE_OF = {"model": "config.json", "dataset": "README.md"}
+
+
+def unreachable(name: str, kind: Kind) -> str | None:
+    """Why a hub id can be read neither from the hub nor from this machine's cache; `None` where it may well be.
+
+    Folders, files and names that are no hub ids are left to their readers, and so is what the hub answers.
+    """
+    if Path(name).exists() or not _looks_like_hub_id(name):
+        return None
+    try:
+        if isinstance(try_to_load_from_cache(name, _FILE_OF[kind], repo_type=kind), str):
+            return None
+        url = hf_hub_url(name, _FILE_OF[kind], repo_type=kind)
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+        get_session().head(url, timeout=_SECONDS)
+    except HFValidationError:
+        return None
+    except Exception as error:
+        # Clients of the hub fail with the errors of whatever network library they use.
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return (
+            f"no folder of that name is here, it is not in the cache of this machine, and the hub cannot be reached "
+            f"({words}). Give a local folder, or fetch it where there is a network"
+        )
+    return None
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "~", os.sep))
