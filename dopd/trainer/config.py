@@ -72,6 +72,9 @@ class DOPDConfig(DistillationConfig):
             Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
         trace_examples (`int`, *optional*, defaults to `4`):
             Completions written each time.
+        trace_probes (`int`, *optional*, defaults to `0`):
+            Prompts, from the start of `train_dataset`, that are answered again for every trace, so that one prompt can
+            be followed through the run. They are not trained on. Not with FSDP or DeepSpeed.
         trace_max_bytes (`int`, *optional*, defaults to 64 MiB):
             Largest size of `trace.jsonl`; completions that do not fit are counted and left out.
 
@@ -115,6 +118,7 @@ class DOPDConfig(DistillationConfig):
     student_eval_batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
     trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
     trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
+    trace_probes: int = field(default=0, metadata={"help": "Prompts answered again for every trace."})
     trace_max_bytes: int = field(default=2**26, metadata={"help": "Largest size of trace.jsonl."})
 
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
@@ -142,6 +146,8 @@ class DOPDConfig(DistillationConfig):
             "trace_max_bytes",
         ):
             self._check_positive(name)
+        if isinstance(self.trace_probes, bool) or self.trace_probes < 0:
+            raise ConfigError(f"trace_probes (={self.trace_probes!r}) must be a whole number of at least 0")
         for name in (
             "max_prompt_length",
             "per_device_scoring_batch_size",

@@ -16,7 +16,6 @@ from dopd.evaluation.student import StudentEvaluator, evaluation_mode
 from dopd.rules import RoutingTable
 from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE
 from dopd.trainer import guards
-from dopd.trainer.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
 
@@ -226,20 +225,4 @@ def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvalu
         template=trainer.template,
         chat_template_kwargs=trainer.chat_template_kwargs,
         seed=args.seed,
-    )
-
-
-def make_trace(trainer: Any) -> TraceWriter | None:
-    """The writer of traced completions, if the configuration asks for one."""
-    args = trainer.args
-    if args.trace_steps is None:
-        return None
-    return TraceWriter(
-        args.output_dir,
-        trainer.table,
-        trainer._tokenizer,
-        every=args.trace_steps,
-        examples=args.trace_examples,
-        max_bytes=args.trace_max_bytes,
-        writes=trainer.accelerator.is_main_process,
     )

@@ -5,7 +5,7 @@ probable tokens are made for the trace alone, from hidden states of the traced c
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class TraceWriter:
         every (`int`): steps from one traced step to the next.
         examples (`int`): completions of a traced step.
         max_bytes (`int`): the file never grows beyond this; records that would not fit are counted in `dropped`.
+        probe (callable, *optional*): makes records of fixed prompts (`Inspector.records`).
         writes (`bool`): whether this process writes; the others take part where weights are sharded.
     """
 
@@ -56,13 +57,14 @@ class TraceWriter:
         every: int,
         examples: int,
         max_bytes: int = 2**26,
+        probe: Callable[..., list[dict[str, Any]]] | None = None,
         writes: bool = True,
     ) -> None:
         self.dropped = 0
         self._path = Path(folder) / TRACE_FILE
         self._table, self._tokenizer = table, tokenizer
         self._every, self._examples, self._max_bytes = every, examples, max_bytes
-        self._writes = writes
+        self._probe, self._writes = probe, writes
         self._pending: dict[int, Completion] = {}
         self._records: dict[int, dict[str, Any]] = {}
         self._thresholds: dict[str, float] | None = None
@@ -105,6 +107,9 @@ class TraceWriter:
             self._pending[number] = Completion(rows[number], step, number, rollout, "batch", score)
             seen[key] = rollout + 1
         self._thresholds = thresholds_of(metrics)
+        if self._writes and self._probe is not None:
+            made = self._probe(thresholds=self._thresholds, step=step, first_number=count)
+            self._records = {record["row"]: record for record in made}
         marks = torch.full((len(rows),), -1, dtype=torch.long)
         marks[:count] = torch.arange(count)
         batch[TRACED] = marks.to(batch["completion_ids"].device)

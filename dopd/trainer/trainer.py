@@ -33,6 +33,7 @@ from dopd.trainer.anchor import make_anchor
 from dopd.trainer.batch_scorer import BatchScorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.probes import make_trace
 from dopd.trainer.rollouts import finite_rollouts, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
@@ -145,7 +146,7 @@ class DOPDTrainer(DistillationTrainer):
         self._routed: RoutedLoss | None = None
         self.add_callback(AnchorUpdate(self))
         self.add_callback(MetricsFile(str(args.output_dir)))
-        self.trace = setup.make_trace(self)
+        self.trace = make_trace(self)
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
@@ -269,7 +270,8 @@ class DOPDTrainer(DistillationTrainer):
             if self.state.global_step == 0 or self._step == 0:
                 self.trace.start(self.state.global_step)
             if self.trace.wants(self.state.global_step, self.state.max_steps):
-                self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
+                with self._clock.phase("tracing"):
+                    self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
         return batch
 
     def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:

@@ -178,3 +178,30 @@ def test_gradient_shares_do_not_depend_on_how_a_batch_is_cut(tmp_path: Path) -> 
         (record,) = kit.train_records(made)
         shares.append([record[f"gradient/{label}"] for label in ("LH", "LL", "HT", "HS")])
     assert shares[0] == pytest.approx(shares[1], rel=1e-3)
+
+
+def test_probes_answer_the_same_prompts_at_every_traced_step_and_change_nothing(tmp_path: Path) -> None:
+    with_probes, records = traced(tmp_path / "with", trace_probes=2, max_steps=3, model=kit.many_ends(kit.student()))
+    without, _ = traced(tmp_path / "without", max_steps=3, model=kit.many_ends(kit.student()))
+    probes = [record for record in records if record["kind"] == "probe"]
+    assert [record["step"] for record in probes] == [0, 0, 1, 1, 2, 2]
+    assert len({record["prompt_key"] for record in probes}) == 2
+    assert [schema.problems(record) for record in probes] == [[]] * 6
+    batch = next(record for record in records if record["kind"] == "batch" and record["step"] == 1)
+    assert probes[2]["thresholds"] == batch["thresholds"]
+    expected = kit.parameters(without.model)
+    assert all(torch.equal(value, expected[name]) for name, value in with_probes.model.named_parameters())
+
+
+def test_a_probe_says_what_the_trace_of_a_batch_says(tmp_path: Path) -> None:
+    """Two routes to the same numbers: the training batch, and the inspector."""
+    made, records = traced(tmp_path, trace_examples=8, trace_probes=1, learning_rate=0.0)
+    record = records[0]
+    inspect = made.trace._probe.func
+    rows = [{**record, "prompt": [{"role": "user", "content": record["prompt"]}]}]
+    ids = [token["id"] for token in record["tokens"]]
+    (again,) = inspect(rows, answers=[ids], thresholds=record["thresholds"], kind="batch")
+    for token, other in zip(record["tokens"], again["tokens"], strict=True):
+        assert token["regime"] == other["regime"] and token["text"] == other["text"]
+        for name in ("gap", "logprob_teacher", "logprob_student", "logprob_plain", "entropy", "loss"):
+            assert token[name] == pytest.approx(other[name], abs=1e-4)

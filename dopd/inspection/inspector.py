@@ -1,0 +1,172 @@
+"""Completions looked at outside of a training batch: answered, scored from every view, routed, and recorded.
+
+Shapes: B completions, T completion tokens, H hidden size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.data.encode import encode_prompts
+from dopd.data.privileged import Prompt
+from dopd.errors import ConfigError
+from dopd.evaluation.student import StudentEvaluator, evaluation_mode
+from dopd.fused import TokenScores, fused_routed_loss, score_tokens
+from dopd.heads import Head
+from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
+from dopd.inspection.schema import MAX_TOKENS
+from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
+from dopd.rules import RoutingTable
+from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE, completion_hidden_states, last_hidden_states, left_padded
+
+PLAIN_STUDENT = "student"  # beside the sources of a table
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Answers prompts with the plain student and records every token of the answers.
+
+    Attributes:
+        table (`RoutingTable`): the method.
+        answering (`StudentEvaluator`): tokenizer, template, limits, seed and verifier (`unjudged` for none) of the
+            answers; its rows are not read.
+        models (callable): `"student"` or a source of the table -> context with that model.
+        hidden_states (callable): (model, input_ids, attention_mask, T) -> (B, T, H).
+        temperature (`float`): of the scored distributions.
+    """
+
+    table: RoutingTable
+    answering: StudentEvaluator
+    models: Callable[[str], AbstractContextManager[Any]]
+    hidden_states: Callable[[Any, Tensor, Tensor, int], Tensor] = last_hidden_states
+    temperature: float = 1.0
+
+    def records(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        answers: Sequence[list[int]] | None = None,
+        greedy: bool = False,
+        thresholds: Mapping[str, float] | None = None,
+        kind: str = "inspect",
+        step: int = 0,
+        first_number: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Records (`docs/trace_schema.md`) of one completion of each row; the random state is left as it was.
+
+        Args:
+            rows (`list[dict]`): `prompt`, `privileged_context` (optional), and what the verifier reads.
+            answers (`list[list[int]]`, *optional*): token ids to look at; the plain student answers if left out.
+            greedy (`bool`): the student's likeliest tokens in place of drawn ones.
+            thresholds (`dict`, *optional*): `gap` and `confidence` that route the tokens; the averages over these
+                completions if left out.
+            kind, step, first_number: what the records say of themselves.
+        """
+        with self.models(PLAIN_STUDENT) as student, torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.answering.seed)
+            with evaluation_mode(student):
+                if answers is None:
+                    answers = self.answering.answers(student, [row["prompt"] for row in rows], sampled=not greedy)
+                device = student.device
+        answers = [ids[:MAX_TOKENS] for ids in answers]
+        ids_BT, mask_BT = self._padded(answers, device)
+        states = {
+            name: self._states(name, rows, ids_BT, mask_BT) for name in (PLAIN_STUDENT, *sorted(self.table.sources))
+        }
+        scores = {name: score_tokens(*pair, ids_BT, mask_BT) for name, pair in states.items() if name != PLAIN_STUDENT}
+        regimes_BT, gap_BT, thresholds = self._route(scores, mask_BT, thresholds)
+        targets = {name: states[name] for name in self.table.target_sources}
+        with torch.no_grad():
+            routed = fused_routed_loss(
+                *states[PLAIN_STUDENT], targets, ids_BT, mask_BT, self.table, regimes=regimes_BT, scores=scores
+            )
+        teacher = scores.get("privileged_teacher", scores.get("teacher"))
+        student_scores = scores.get("privileged_student")
+        columns = {
+            "gap": gap_BT,
+            "logprob_teacher": None if teacher is None else teacher.logprobs,
+            "logprob_student": None if student_scores is None else student_scores.logprobs,
+        }
+        seen: dict[str, int] = {}
+        made = []
+        for n, (row, ids) in enumerate(zip(rows, answers, strict=True)):
+            rollout = seen[str(row["prompt"])] = seen.get(str(row["prompt"]), -1) + 1
+            details = {name: self._details(states[name], ids, n) for name in (PLAIN_STUDENT, *targets)}
+            made.append(
+                trace_record(
+                    Completion(row, step, first_number + n, rollout, kind, self._score(ids, row)),
+                    self.table,
+                    self.answering.processing_class,
+                    ids=ids,
+                    student=details.pop(PLAIN_STUDENT),
+                    targets=details,
+                    columns={k: None if c is None else c[n, : len(ids)].tolist() for k, c in columns.items()},
+                    regimes=None if regimes_BT is None else regimes_BT[n, : len(ids)].tolist(),
+                    losses=routed.per_token[n, : len(ids)].tolist(),
+                    thresholds=thresholds,
+                )
+            )
+        return made
+
+    def _states(
+        self, name: str, rows: Sequence[Mapping[str, Any]], ids_BT: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Head]:
+        """Hidden states (B, T, H) and head of a model at the completions, behind the prompts of its view."""
+        privileged = VIEW_OF_SOURCE.get(name) == PRIVILEGED
+        template = self.answering.template
+        prompts: list[Prompt] = [
+            template.apply(row["prompt"], row.get("privileged_context")) if privileged else row["prompt"]
+            for row in rows
+        ]
+        encoded = encode_prompts(self.answering.processing_class, prompts, self.answering.chat_template_kwargs)
+        with self.models(name) as model, evaluation_mode(model):
+            view = left_padded(encoded, self.answering.processing_class.pad_token_id, ids_BT.device)
+
+            def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+                return self.hidden_states(model, input_ids, attention_mask, num_keep)
+
+            hidden = completion_hidden_states(forward, view, ids_BT, mask_BT, self.answering.batch_size)
+            return hidden, Head.of_model(model, self.temperature)
+
+    def _padded(self, answers: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        if not all(answers):
+            raise ConfigError("a completion without tokens has nothing to look at")
+        longest = max(map(len, answers))
+        pad = self.answering.processing_class.pad_token_id
+        ids = [[*ids, *[pad] * (longest - len(ids))] for ids in answers]
+        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers]
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _route(
+        self, scores: Mapping[str, TokenScores], mask_BT: Tensor, given: Mapping[str, float] | None
+    ) -> tuple[Tensor | None, Tensor | None, dict[str, float] | None]:
+        if not self.table.routed:
+            return None, None, None
+        teacher, student = (scores[name].logprobs for name in ("privileged_teacher", "privileged_student"))
+        if given is None:
+            averages = gap_thresholds(teacher, student, mask_BT, trim=self.table.trim)
+        else:
+            averages = Thresholds(given["gap"], given["confidence"], 0.0, int(mask_BT.sum()), 0)
+        regimes = classify(teacher, student, mask_BT, averages)
+        return regimes, privilege_gap(teacher, student), {"gap": averages.gap, "confidence": averages.confidence}
+
+    def _details(self, state: tuple[Tensor, Head], ids: list[int], n: int) -> TokenDetails:
+        hidden, head = state
+        head = head.gathered(hidden.dtype)
+        return token_details(hidden[n, : len(ids)], head, torch.tensor(ids, device=hidden.device))
+
+    def _score(self, ids: list[int], row: Mapping[str, Any]) -> float | None:
+        """The verifier's score; an answer that was cut at the length limit is not a finished one."""
+        if self.answering.verifier is unjudged:
+            return None
+        ended = ids[-1] in self.answering.eos_token_ids
+        return float(self.answering.verifier(self.answering.text(ids), row)) if ended else 0.0
+
+
+def unjudged(completion: str, row: Mapping[str, Any]) -> float:
+    """In the place of a verifier where there is none."""
+    return 0.0
