@@ -12,6 +12,7 @@ import trainer_kit as kit
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
+from trl.trainer.utils import RepeatSampler
 
 import dopd
 from dopd.errors import ConfigError, ModelError
@@ -19,6 +20,7 @@ from dopd.tiny.models import TinySpec
 from dopd.trainer import DOPDTrainer
 from dopd.trainer.anchor import effective_weights, plain_copy
 from dopd.trainer.callbacks import read_metrics
+from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.trace import read_trace
 
 REGIMES = [regime.name for regime in dopd.Regime]
@@ -410,3 +412,12 @@ def test_sharded_weights_refuse_anchors_that_copy_the_student() -> None:
 
     with pytest.raises(ConfigError, match="FSDP and ZeRO-3"):
         make_anchor("ema", kit.student(spec=TinySpec(num_layers=1)), decay=0.9, sharded=True)
+
+
+def test_the_order_of_every_epoch_is_that_of_trls_sampler_whenever_it_is_asked_for() -> None:
+    options: dict[str, Any] = {"mini_repeat_count": 2, "batch_size": 2, "repeat_count": 2, "shuffle": True, "seed": 3}
+    unbroken = RepeatSampler(range(6), **options)
+    orders = [list(unbroken) for _ in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    for epoch in (2, 0, 1):
+        assert list(EpochRepeatSampler(range(6), **options, epoch=lambda epoch=epoch: epoch)) == orders[epoch]
