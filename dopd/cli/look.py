@@ -1,7 +1,12 @@
 """`dopd report` and `dopd inspect`: looking at runs, and at single answers."""
 
 import argparse
+import json
+import sys
+from pathlib import Path
 from typing import Any
+
+from dopd.errors import ConfigError
 
 
 def add_report(commands: Any, command: Any) -> None:
@@ -23,3 +28,77 @@ def _report(arguments: argparse.Namespace) -> None:
 
     path = write_report(arguments.runs, arguments.output)
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser; it needs no network")
+
+
+def add_inspect(commands: Any, command: Any) -> None:
+    """The parser of `dopd inspect`."""
+    parser = command(
+        commands,
+        "inspect",
+        "one prompt without training: every token of the student's answer, as the method would teach it",
+        "  dopd inspect --student tiny:dag/student --teacher tiny:dag/teacher --prompt 'a 3 b a 4 ? b' "
+        "--privileged 'plan a b' --privileged-template '{prompt} {privileged_context}'\n"
+        "  dopd inspect --student Qwen/Qwen3-1.7B --teacher Qwen/Qwen3-8B --prompt @question.txt "
+        "--privileged @hint.txt --html look.html\n"
+        "text that begins with @ names a file",
+    )
+    parser.add_argument("--student", required=True, help="hub id, folder, or tiny:TASK/ROLE")
+    parser.add_argument("--teacher", help="the same; a method that reads no teacher needs none")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--privileged", help="p: what teacher and privileged student see beside it")
+    parser.add_argument("--completion", help="an answer to look at (default: the student answers)")
+    parser.add_argument("--method", default="dopd", help="see `dopd methods`")
+    parser.add_argument("--rollouts", type=int, default=1, help="answers to draw (default 1)")
+    parser.add_argument("--greedy", action="store_true", help="the likeliest tokens in place of drawn ones")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
+    parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--html", help="also write a page")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON lines instead")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from dopd.cli.terminal import print_records
+    from dopd.report.page import inspection_page
+    from dopd.runs.inspection import inspect_prompt
+    from dopd.runs.progress import quiet_libraries
+
+    quiet_libraries()
+    records = inspect_prompt(
+        arguments.student,
+        arguments.teacher,
+        _text(arguments.prompt),
+        None if arguments.privileged is None else _text(arguments.privileged),
+        completion=None if arguments.completion is None else _text(arguments.completion),
+        method=arguments.method,
+        rollouts=arguments.rollouts,
+        greedy=arguments.greedy,
+        max_new_tokens=arguments.max_new_tokens,
+        privileged_template=arguments.privileged_template,
+        thresholds_from=arguments.thresholds_from,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        for record in records:
+            print(json.dumps(record))
+    else:
+        print_records(Console(), records)
+    if arguments.html:
+        subtitle = f"student {arguments.student}, teacher {arguments.teacher or 'none'}, method {arguments.method}"
+        Path(arguments.html).write_text(inspection_page("One prompt", subtitle, records), encoding="utf-8")
+        print(arguments.html, file=sys.stderr)
+
+
+def _text(given: str) -> str:
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{given[1:]!r} cannot be read: {error.strerror}") from None

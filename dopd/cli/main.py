@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_doctor(commands)
     look.add_report(commands, _command)
+    look.add_inspect(commands, _command)
     return parser
 
 

@@ -1,0 +1,95 @@
+"""Look at one prompt without training: the student answers it, and every token is scored and routed."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.errors import ConfigError, DataError
+from dopd.evaluation.student import StudentEvaluator
+from dopd.inspection.inspector import PLAIN_STUDENT, Inspector, unjudged
+from dopd.methods import table
+from dopd.report.records import read_run
+from dopd.rules import TEACHER_SOURCES
+from dopd.runs.build import load_model, load_tokenizer
+from dopd.runs.evaluate import eos_token_ids
+
+
+def inspect_prompt(
+    student_name: str,
+    teacher_name: str | None,
+    prompt: str,
+    privileged_context: str | None,
+    *,
+    completion: str | None = None,
+    method: str = "dopd",
+    rollouts: int = 1,
+    greedy: bool = False,
+    max_new_tokens: int = 256,
+    privileged_template: str | None = None,
+    thresholds_from: str | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Records (`docs/trace_schema.md`) of answers to one prompt.
+
+    Args:
+        student_name, teacher_name (`str`): hub ids, folders or `tiny:TASK/ROLE`; a method that reads no teacher needs
+            none.
+        prompt (`str`): the question; a chat model reads it as a user's turn.
+        privileged_context (`str`, *optional*): p.
+        completion (`str`, *optional*): an answer to look at; the student answers if left out.
+        method (`str`): a name that `dopd methods` lists.
+        rollouts (`int`): answers.
+        greedy (`bool`): the likeliest tokens in place of drawn ones.
+        thresholds_from (`str`, *optional*): a run folder whose last batch averages route the tokens. The averages over
+            these answers if left out.
+
+    Raises:
+        ConfigError, DataError, ModelError: what cannot work, and the fix.
+    """
+    routing = table(method)
+    if routing.needs_teacher and teacher_name is None:
+        raise ConfigError(f"method {method!r} reads a teacher: name one")
+    if rollouts < 1:
+        raise ConfigError(f"rollouts (={rollouts}) must be at least 1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(student_name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    student = load_model(student_name, dtype=dtype).to(device).eval()
+    teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
+    answering = StudentEvaluator(
+        rows=[],
+        verifier=unjudged,
+        processing_class=tokenizer,
+        eos_token_ids=eos_token_ids(student, tokenizer),
+        max_new_tokens=max_new_tokens,
+        template=PrivilegedTemplate(privileged_template),
+        seed=seed,
+    )
+    models = {PLAIN_STUDENT: student, "privileged_student": student, **dict.fromkeys(TEACHER_SOURCES, teacher)}
+    given: Prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    count = 1 if completion is not None or greedy else rollouts
+    answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
+    return Inspector(routing, answering, lambda name: nullcontext(models[name])).records(
+        [{"prompt": given, "privileged_context": privileged_context}] * count,
+        answers=answers,
+        greedy=greedy,
+        thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
+    )
+
+
+def last_thresholds(folder: str | Path) -> dict[str, float]:
+    """The averages that routed the last logged batch of a run.
+
+    Raises:
+        DataError: not a run folder, or a run that was not routed.
+    """
+    run = read_run(folder)
+    gap, confidence = run.series("threshold/gap")[1], run.series("threshold/confidence")[1]
+    if not gap:
+        raise DataError(f"{str(folder)!r} has no thresholds: its method routes nothing")
+    return {"gap": gap[-1], "confidence": confidence[-1]}
