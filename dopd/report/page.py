@@ -41,7 +41,11 @@ def write_report(paths: Sequence[str | Path], output: str | Path | None = None) 
 
 def report_page(paths: Sequence[str | Path]) -> str:
     """The page as text."""
-    groups, summary = group_runs(find_runs(paths)), find_summary(paths)
+    summary = find_summary(paths)
+    order = list(summary.get("methods", []))
+    groups = sorted(
+        group_runs(find_runs(paths)), key=lambda group: order.index(group.label) if group.label in order else len(order)
+    )
     runs = [(group, run) for group in groups for run in group.runs]
     table = differences(groups)
     data = {

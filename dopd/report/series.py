@@ -78,6 +78,8 @@ def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
         made.append(heat | {"kind": "heat"})
     phases = group.runs[0].names("seconds/")
     parts = [_group_points(group, name) for name in phases]
+    every = sorted(set().union(*parts))  # a phase that only some steps have takes no time in the others
+    parts = [{step: points.get(step, 0.0) for step in every} for points in parts]
     labels = [name.removeprefix("seconds/") for name in phases]
     made.append(_stack(f"Seconds per step: {group.label}", labels, list(PHASE_COLOURS), parts, whole=False))
     return [chart for chart in made if chart["x"]]

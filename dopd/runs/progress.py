@@ -1,8 +1,11 @@
 """What a person sees while a run is under way: one bar, and the numbers that matter beside it."""
 
 import logging
+import os
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import transformers
@@ -34,15 +37,19 @@ def quiet_libraries() -> None:
 
 
 class RunProgress(TrainerCallback):
-    """A progress bar with accuracy, entropy and loss in a terminal or notebook; one line per evaluation elsewhere."""
+    """A bar with accuracy, entropy, tokens per second and the time left, in a terminal or a notebook; elsewhere (a
+    file, a pipe, CI) one line for each evaluation.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._bar: Any = None
         self._latest: dict[str, str] = {}
+        self._speed = Speed()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and _is_watched():
+        self._speed = Speed(state.global_step)
+        if state.is_world_process_zero and is_watched():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._label, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -53,6 +60,7 @@ class RunProgress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         self._latest |= {label: f"{logs[name]:.3g}" for name, label in _SHOWN.items() if logs.get(name) is not None}
+        self._latest |= self._speed.read(state.global_step, state.max_steps, logs.get("num_tokens"))
         if self._bar is not None:
             self._bar.set_postfix(self._latest)
         elif "eval_accuracy_greedy" in logs:
@@ -65,6 +73,27 @@ class RunProgress(TrainerCallback):
             self._bar = None
 
 
+class Speed:
+    """Tokens per second of the latest steps, and the seconds that the remaining steps will take at the mean pace."""
+
+    def __init__(self, first_step: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._first_step, self._start = first_step, clock()
+        self._tokens: tuple[float, float] | None = None  # when, how many so far
+
+    def read(self, step: int, last_step: int, tokens: float | None) -> dict[str, str]:
+        """What there is to show at a step; `tokens` counts those of the whole run so far."""
+        now, shown = self._clock(), {}
+        if tokens is not None:
+            if self._tokens is not None and tokens > self._tokens[1] and now > self._tokens[0]:
+                shown["tokens/s"] = f"{(tokens - self._tokens[1]) / (now - self._tokens[0]):.0f}"
+            self._tokens = (now, tokens)
+        if step > self._first_step:
+            pace = (now - self._start) / (step - self._first_step)
+            shown["s left"] = f"{pace * (last_step - step):.0f}"
+        return shown
+
+
 def replace_host_progress(trainer: Any, label: str) -> None:
     """Put `RunProgress` in the place of the host's bar and of its printed dictionaries."""
     for callback in (ProgressCallback, PrinterCallback):
@@ -72,5 +101,15 @@ def replace_host_progress(trainer: Any, label: str) -> None:
     trainer.add_callback(RunProgress(label))
 
 
-def _is_watched() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+def is_watched() -> bool:
+    """Whether somebody sees a bar move: a terminal or a notebook, and not the log of a CI job."""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    return sys.stderr.isatty() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether the code runs in a cell of Jupyter, Colab or the like."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"

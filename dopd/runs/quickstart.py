@@ -15,6 +15,7 @@ from rich.markdown import Markdown
 from dopd.errors import ConfigError
 from dopd.methods import table
 from dopd.report.curves import CURVES_FILE, draw_comparison
+from dopd.report.page import write_report
 from dopd.report.records import METRICS_FILE, RunRecord, read_run
 from dopd.report.summary import examples_text, summary_table
 from dopd.runs.jobs import Job, run_jobs
@@ -31,8 +32,8 @@ def quickstart(
 
     Args:
         config (`str`, *optional*): recipe; the checkout's `recipes/tiny-dag.yaml` if left out.
-        folder (`str`): report folder: `summary.md`, `summary.json`, `curves.png`, `examples.md`, and a run folder for
-            each run.
+        folder (`str`): report folder: `report.html`, `summary.md`, `summary.json`, `curves.png`, `examples.md`, and a
+            run folder for each run.
         methods (`list[str]`): names of routing tables.
         seeds (`int`): runs of each method.
         jobs (`int`, *optional*): runs at a time; one for each core if left out.
@@ -59,8 +60,9 @@ def quickstart(
     summary = _write_report(target, settings, runs)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    report = write_report([target])
     console.print(Markdown((target / "summary.md").read_text()))
-    console.print(f"{summary['seconds']:.0f} s. Look at {target / CURVES_FILE} and {target / 'examples.md'}.")
+    console.print(f"{summary['seconds']:.0f} s. Open {report} in a browser; or look at {target / CURVES_FILE}.")
     return summary
 
 

@@ -1,7 +1,7 @@
 """Train one student from settings, and leave a run folder that reports can be made from.
 
 A run folder has `config.yaml` (resolved), `table.txt`, `metrics.jsonl`, `trace.jsonl`, `result.json` (the evaluation
-after training), `curves.png`, the student's checkpoint and tokenizer, and a model card.
+after training), `curves.png`, `report.html`, the student's checkpoint and tokenizer, and a model card.
 """
 
 import json
@@ -81,8 +81,10 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
         _final_evaluation(trainer, settings, seconds)
     if trainer.accelerator.is_main_process:
         from dopd.report.curves import draw_run
+        from dopd.report.page import write_report
 
         draw_run(folder)
+        write_report([folder])
     return folder
 
 
