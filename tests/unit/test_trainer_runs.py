@@ -236,8 +236,8 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"privileged_student": "ema"}, {"privileged_student": "frozen"}, {"gradient_accumulation_steps": 2}],
-    ids=lambda options: next(iter(options.values()), "current"),
+    [{"privileged_student": "ema"}, {"privileged_student": "frozen"}, {"gradient_accumulation_steps": 2}],
+    ids=lambda options: str(next(iter(options.values()))),
 )
 def test_a_resumed_run_is_the_unbroken_run_to_the_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     """Weights, optimizer, random state, order of prompts beyond the first epoch, moving average, metrics."""
