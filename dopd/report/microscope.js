@@ -44,7 +44,7 @@ function picker(id, label, values, current, nameOf, choosing, kind) {
     type: "button", title, "aria-label": title, disabled: place + move < 0 || place + move >= values.length,
     onclick: () => choosing(values[place + move]),
   }, text);
-  const inner = kind === "steps"
+  const inner = kind === "half steps"
     ? el("span", { class: "with-steps" }, go(-1, "\u2039", "earlier"), select, go(1, "\u203a", "later")) : select;
   return el("label", { class: kind || null }, label, inner);
 }
@@ -61,9 +61,9 @@ function drawPickers() {
     return `${keys.indexOf(key) + 1}${fixed}: ${visible(trace.prompt).slice(0, 44)}`;
   };
   byId("pickers").replaceChildren(
-    picker("run", "run", distinct(TRACES.map((trace) => trace.run)), item.run, runName, (run) => choose({ run })),
+    picker("run", "run", distinct(TRACES.map((trace) => trace.run)), item.run, runName, (run) => choose({ run }), "half"),
     picker("step", "step", distinct(where({ run: item.run }).map((n) => TRACES[n].step)).sort((a, b) => a - b), item.step,
-      String, (step) => choose({ step }), "steps"),
+      String, (step) => choose({ step }), "half steps"),
     picker("example", `example (of ${keys.length})`, keys, item.key, promptOf, (key) => choose({ key, rollout: 0 }), "wide"),
     picker("rollout", `rollout (of ${rollouts.length})`, rollouts, SCOPE.item,
       (n) => `${TRACES[n].rollout + 1}${TRACES[n].score === null ? "" : ", score " + number(TRACES[n].score, 0)}`,

@@ -37,7 +37,7 @@ DARK = {
     "bad": "#ffa36b",
     "method-last": "#ffffff",
 }
-TINT_LIGHT, TINT_DARK = 0.80, 0.55
+TINT_LIGHT, TINT_DARK = 0.80, 0.48
 
 
 def style_variables() -> str:

@@ -19,7 +19,7 @@ function topBars(title, flat, drawn, colour, field) {
   const rows = [];
   for (let n = 0; n < (flat || []).length; n += 2) {
     const text = STRINGS[flat[n]];
-    rows.push(el("code", { class: text === drawn ? "drawn" : null, title: text }, visible(text)),
+    rows.push(el("code", { class: text === drawn ? "drawn" : null, title: text }, visible(text.trim() || text)),
       bar(flat[n + 1], colour), el("span", {}, number(flat[n + 1])));
   }
   return el("div", { "data-field": field }, el("h4", {}, title),
@@ -51,15 +51,15 @@ function cardContent(item, n) {
   }
   if (item.gap[n] !== null) {
     const whole = Math.max(item.gap[n], 2 * item.thresholds.gap) || 1;
-    rows.push(el("span", {}, "gap (nats)"), bar(item.gap[n] / whole, regimeColour(label), item.thresholds.gap / whole),
-      el("span", {}, el("b", { "data-field": "gap" }, number(item.gap[n])), " of ",
+    rows.push(el("span", {}, "gap | threshold"), bar(item.gap[n] / whole, regimeColour(label), item.thresholds.gap / whole),
+      el("span", {}, el("b", { "data-field": "gap" }, number(item.gap[n])), " | ",
         el("span", { "data-field": "threshold" }, number(item.thresholds.gap))));
   }
   const drawn = STRINGS[item.text[n]];
   const meaning = DATA.regimes[label];
   return [
     el("div", { class: "top" },
-      el("code", { "data-field": "text" }, visible(drawn)),
+      el("code", { "data-field": "text" }, visible(drawn.trim() || drawn)),
       el("span", { class: "tok " + label, "--s": 1 }, label === "all" ? "not routed" : label),
       el("button", { type: "button", class: "close", "aria-label": "close", onclick: closeCard }, "\u00d7")),
     el("p", { class: "why" }, `${meaning.name}: ${meaning.meaning}`),
@@ -72,7 +72,8 @@ function cardContent(item, n) {
       fact("over", "support", rule.support.replace("_", " ")),
       fact("place", "place", `${n + 1} of ${item.num}`)),
     el("div", { class: "tops" },
-      topBars(SOURCE_NAMES[rule.source], item.target_top[n], drawn, regimeColour("HT"), "top_target"),
+      topBars(SOURCE_NAMES[rule.source], item.target_top[n], drawn,
+        regimeColour(rule.source === "privileged_student" ? "HS" : "HT"), "top_target"),
       topBars("student, plain", item.student_top[n], drawn, regimeColour("all"), "top_student")),
   ];
 }
@@ -93,6 +94,11 @@ function openCard(node, item, n, spoken) {
 
 function placeCard(node) {
   const box = node.getClientRects()[0];
+  if (getComputedStyle(CARD).position === "fixed") {  // a sheet at the bottom of a small screen: keep the token above it
+    const hidden = box.bottom + 14 - CARD.getBoundingClientRect().top;
+    if (hidden > 0) window.scrollBy(0, hidden);
+    return;
+  }
   const { offsetWidth: width, offsetHeight: height } = CARD;
   const room = document.documentElement.clientWidth;
   const left = Math.max(8, Math.min(room - width - 8, box.left + box.width / 2 - width / 2));
