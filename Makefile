@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help quickstart test test-slow test-weights lint benchmarks clean
+.PHONY: help quickstart test test-slow test-weights test-browser lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,13 +30,16 @@ test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu"
+	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu and not browser"
 
 test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m slow
 
 test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fetched as data: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m weights
+
+test-browser: $(VENV)/.installed-dev  ## the report in a headless browser: needs the packages chromium and chromium-driver
+	@$(ONE_THREAD) $(BIN)/pytest -m browser
 
 lint: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	@$(BIN)/ruff check --fix .

@@ -120,7 +120,7 @@ class _Pictures:
 
     def __init__(self) -> None:
         self._left = _MAX_IMAGE_BYTES
-        self._seen: dict[str, str | None] = {}
+        self._seen: dict[tuple[str, Path], str | None] = {}
 
     def of(self, record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not record.get("images"):
@@ -129,14 +129,13 @@ class _Pictures:
         return {"images": images, "boxes": [box for box in record.get("boxes", []) if _is_box(box, len(images))]}
 
     def _uri(self, source: str, folder: Path) -> str | None:
-        if source not in self._seen:
+        if (source, folder) not in self._seen:
             uri = _small_uri(source, folder)
-            if uri is not None and len(uri) <= self._left:
-                self._left -= len(uri)
-                self._seen[source] = uri
-            else:
-                self._seen[source] = None
-        return self._seen[source]
+            if uri is not None and len(uri) > self._left:
+                uri = None
+            self._left -= len(uri or "")
+            self._seen[source, folder] = uri
+        return self._seen[source, folder]
 
 
 def _small_uri(source: str, folder: Path) -> str | None:

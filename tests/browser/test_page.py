@@ -1,0 +1,390 @@
+"""The page in a real headless browser: it loads in silence, says what the trace says, and obeys the keyboard.
+
+Needs the system's chromium and chromedriver (Debian: `apt install chromium chromium-driver`) and selenium; run with
+`make test-browser`. `tests/unit/test_report.py` covers the same data without a browser.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.report_kit as kit
+from dopd.inspection.schema import read_trace
+from dopd.report.page import write_report
+from dopd.report.palette import contrast
+
+pytestmark = pytest.mark.browser
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip("no chromium or chromedriver: apt install chromium chromium-driver", allow_module_level=True)
+
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PHONE, DESK = (360, 740), (1280, 900)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("vanilla", "dopd"):
+        for seed in (0, 1):
+            kit.run_folder(folder / f"{method}-seed{seed}", method, seed)
+    boxes = [{"image": 0, "label": kit.EVIL, "xyxy": [0.25, 0.5, 0.75, 1.0]}]
+    for run in ("dopd-seed1", "vanilla-seed1"):  # the first has lost its picture
+        path = folder / run / "trace.jsonl"
+        seen = kit.record(9, 0, method=run[:-6], prompt="what is this?", images=["seen.png"], boxes=boxes)
+        kit.write_lines(path, [*read_trace(path), seen])
+    Image.new("RGB", (400, 200), "navy").save(folder / "vanilla-seed1" / "seen.png")
+    return write_report([folder])
+
+
+@pytest.fixture
+def page(driver: Any, report: Path) -> Any:
+    return opened(driver, report, DESK)
+
+
+def opened(driver: Any, report: Path, size: tuple[int, int], scheme: str = "light") -> Any:
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    driver.get(report.as_uri())
+    return driver
+
+
+def first_record(report: Path) -> dict[str, Any]:
+    """The completion that `show_first` puts into the page."""
+    return read_trace(report.parent / "dopd-seed0" / "trace.jsonl")[0]
+
+
+def show_first(page: Any) -> list[Any]:
+    page.execute_script("choose({run: 0, step: 0}); choose({rollout: 0})")
+    return find(page, "#panes .tok")
+
+
+def find(page: Any, selector: str) -> list[Any]:
+    return page.find_elements("css selector", selector)
+
+
+def text(page: Any, selector: str) -> str:
+    return page.find_element("css selector", selector).text
+
+
+def press(page: Any, *keys: str) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    for key in keys:
+        ActionChains(page).send_keys(getattr(Keys, key, key)).perform()
+
+
+def card(page: Any) -> dict[str, str]:
+    return {node.get_attribute("data-field"): node.text for node in find(page, "#card [data-field]")}
+
+
+# --- Loading
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_loads_in_silence(driver: Any, report: Path, scheme: str) -> None:
+    page = opened(driver, report, DESK, scheme)
+    for selector in ("#headline table", "#curves svg", "#panes .tok", "#differences table", "#largest-gaps button"):
+        assert find(page, selector), selector
+    assert page.get_log("browser") == []
+
+
+def test_nothing_is_fetched(page: Any) -> None:
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+# --- The card says what the trace says
+
+
+def test_the_card_of_every_token_equals_the_trace(page: Any, report: Path) -> None:
+    record, nodes = first_record(report), show_first(page)
+    assert len(nodes) == len(record["tokens"])
+    for n, token in enumerate(record["tokens"]):
+        page.execute_script("arguments[0].focus()", nodes[n])
+        values = card(page)
+        assert values["q_T"] == kit.probability(token["logprob_teacher"])
+        assert values["q_S"] == kit.probability(token["logprob_student"])
+        assert values["q_plain"] == kit.probability(token["logprob_plain"])
+        assert values["gap"] == kit.shown(token["gap"])
+        assert values["threshold"] == kit.shown(record["thresholds"]["gap"])
+        assert values["entropy"] == kit.shown(token["entropy"])
+        assert values["loss"] == kit.shown(token["loss"])
+        assert values["weight"] == kit.shown(token["weight"], 2)
+        assert values["divergence"] == record["rules"][token["regime"]]["divergence"].replace("_", " ")
+        assert nodes[n].get_attribute("class").split()[1] == token["regime"]
+        for name in ("top_target", "top_student"):
+            shown = page.execute_script(
+                "return [...document.querySelectorAll(`#card [data-field=${arguments[0]}] code`)]"
+                ".map((node) => [node.title, node.nextSibling.nextSibling.textContent])",
+                name,
+            )
+            assert shown == [[word, kit.shown(prob if prob != 0.61234 else 0.6123)] for word, prob in token[name]]
+
+
+def test_hovering_opens_the_card_and_leaving_closes_it(page: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    node = show_first(page)[2]
+    ActionChains(page).move_to_element(node).perform()
+    assert page.find_element("id", "card").is_displayed()
+    ActionChains(page).move_to_element(page.find_element("id", "title")).perform()
+    assert not page.find_element("id", "card").is_displayed()
+
+
+def test_colour_is_stronger_where_the_gap_is_larger(page: Any, report: Path) -> None:
+    tokens, nodes = first_record(report)["tokens"], show_first(page)
+    strengths = [float(page.execute_script("return arguments[0].style.getPropertyValue('--s')", n)) for n in nodes]
+    expected = [token["gap"] / (token["gap"] + kit.THRESHOLDS["gap"]) for token in tokens]
+    assert strengths == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_unrouted_run_is_shown_too(page: Any) -> None:
+    page.execute_script("choose({run: 2, step: 0})")
+    page.execute_script("document.querySelector('#panes .tok').focus()")
+    values = card(page)
+    assert "gap" not in values and "q_S" not in values and values["loss"]
+
+
+# --- Keyboard
+
+
+def test_arrows_move_between_tokens(page: Any) -> None:
+    nodes = show_first(page)
+    page.execute_script("arguments[0].focus()", nodes[0])
+
+    def at() -> int:
+        return int(page.execute_script("return document.activeElement.dataset.n"))
+
+    press(page, "ARROW_RIGHT", "ARROW_RIGHT")
+    assert at() == 2 and page.find_element("id", "card").is_displayed()
+    press(page, "ARROW_LEFT")
+    assert at() == 1
+    press(page, "END")
+    assert at() == len(nodes) - 1
+    press(page, "ARROW_UP")
+    assert at() < len(nodes) - 1
+    press(page, "HOME")
+    assert at() == 0
+    press(page, "ARROW_DOWN")
+    assert at() > 0
+    press(page, "ESCAPE")
+    assert not page.find_element("id", "card").is_displayed()
+
+
+def test_one_token_of_an_answer_is_in_the_tab_order(page: Any) -> None:
+    nodes = show_first(page)
+    page.execute_script("arguments[0].focus()", nodes[0])
+    press(page, "ARROW_RIGHT")
+    stops = [n for n, node in enumerate(find(page, "#panes .tok")) if node.get_attribute("tabindex") == "0"]
+    assert stops == [1]
+
+
+def test_letters_change_step_example_rollout_and_what_stands_beside(page: Any) -> None:
+    show_first(page)
+    state = "const item = TRACES[SCOPE.item]; return [item.step, item.key, item.rollout, SCOPE.beside >= 0]"
+    step, key, rollout, _ = page.execute_script(state)
+    press(page, "]")
+    assert page.execute_script(state)[0] > step
+    press(page, "[", "j")
+    assert page.execute_script(state)[1] != key
+    press(page, "k", "r")
+    assert page.execute_script(state)[1:3] == [key, 1 - rollout]
+    press(page, "c")
+    assert page.execute_script(state)[3] and len(find(page, ".pane")) == 2
+    press(page, "/")
+    assert page.execute_script("return document.activeElement.id") == "search"
+
+
+def test_charts_are_read_with_arrows(page: Any) -> None:
+    page.execute_script("document.querySelector('.chart svg').focus()")
+    before = text(page, ".chart .read")
+    press(page, "ARROW_LEFT")
+    assert text(page, ".chart .read") != before
+
+
+# --- Pickers and lists
+
+
+def test_the_same_prompt_stands_beside_it_from_another_method(page: Any) -> None:
+    show_first(page)
+    options = [node.text for node in find(page, "#pick-beside option")]
+    assert options[0] == "nothing" and any(option.startswith("vanilla, seed 0, step 2") for option in options)
+    place = next(n for n, option in enumerate(options) if option.startswith("vanilla"))
+    find(page, "#pick-beside option")[place].click()
+    prompts = [node.text for node in find(page, "[data-field=prompt]")]
+    assert len(prompts) == 2 and prompts[0] == prompts[1]
+    press(page, "j")
+    prompts = [node.text for node in find(page, "[data-field=prompt]")]
+    assert len(prompts) == 2 and prompts[0] == prompts[1]
+
+
+def test_search_finds_words_across_tokens(page: Any, report: Path) -> None:
+    show_first(page)
+    page.find_element("id", "search").send_keys("SevenTeen")
+    hits = find(page, "#search-hits button")
+    completions = sum(len(read_trace(path)) for path in report.parent.glob("*/trace.jsonl"))
+    assert text(page, "#search-count").startswith(f"{2 * completions} tokens")
+    assert [node.text for node in find(page, "#panes .tok.hit")] == ["seven", "teen"]
+    hits[0].click()
+    assert page.execute_script("return document.activeElement.classList.contains('tok')")
+    assert page.find_element("id", "card").is_displayed()
+
+
+def test_the_largest_gaps_come_first(page: Any, report: Path) -> None:
+    records = read_trace(report.parent / "dopd-seed0" / "trace.jsonl")
+    gaps = sorted((token["gap"] for record in records for token in record["tokens"]), reverse=True)
+    shown = [node.text for node in find(page, "#largest-gaps .number")]
+    assert shown == [kit.shown(gap) for gap in gaps[: len(shown)]] and len(shown) == 60
+    find(page, "#largest-gaps button")[0].click()
+    assert card(page)["gap"] == kit.shown(gaps[0])
+
+
+def test_words_are_counted_by_regime(page: Any, report: Path) -> None:
+    records = read_trace(report.parent / "dopd-seed0" / "trace.jsonl")
+    found = [token["regime"] for record in records for token in record["tokens"] if token["text"] == " so"]
+    cells = [node.text for node in find(page, "#words tr[data-word=so] td")][1:6]
+    assert cells == [str(len(found)), *(str(found.count(label)) for label in ("HT", "HS", "LH", "LL"))]
+
+
+def test_pictures_have_their_boxes(page: Any) -> None:
+    page.execute_script("choose({run: 1, step: 9})")
+    assert "could not be read" in text(page, ".pane") and not find(page, ".picture")
+    page.execute_script("choose({run: 3, step: 9})")
+    picture, box = page.find_element("css selector", ".picture img"), page.find_element("css selector", ".picture .box")
+    assert picture.rect["width"] == 400
+    assert box.rect["x"] - picture.rect["x"] == pytest.approx(100, abs=1)
+    assert box.rect["y"] - picture.rect["y"] == pytest.approx(100, abs=1)
+    assert (box.rect["width"], box.rect["height"]) == pytest.approx((200, 100), abs=1)
+    assert box.text == kit.EVIL
+
+
+# --- What a model wrote is text
+
+
+def test_markup_in_a_completion_is_shown_as_text(page: Any) -> None:
+    page.execute_script(
+        "choose({run: 0, step: 0}); choose({key: TRACES.find((item) => item.prompt.includes('second')).key})"
+    )
+    page.execute_script("choose({rollout: 1})")
+    assert text(page, "[data-field=prompt]") == f"second {kit.EVIL}"
+    assert find(page, "#panes .tok")[-1].text == kit.EVIL
+    page.execute_script("arguments[0].focus()", find(page, "#panes .tok")[-1])
+    assert card(page)["text"] == kit.EVIL
+    page.find_element("id", "search").send_keys("onerror")
+    assert find(page, "#search-hits button")
+    assert page.execute_script("return [window.owned, document.images.length]") == [None, 0]
+    assert page.title == "dag: dopd and vanilla" and page.get_log("browser") == []
+
+
+# --- Contrast, themes and small screens
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawn_text_has_the_contrast_of_wcag_aa(driver: Any, report: Path, scheme: str) -> None:
+    page = opened(driver, report, DESK, scheme)
+    show_first(page)
+    page.execute_script("document.querySelector('#panes .tok').focus()")
+    pairs = page.execute_script(CONTRAST_PAIRS)
+    assert len(pairs) > 100
+    low = [(tag, ink, behind) for tag, ink, behind in pairs if contrast(hexadecimal(ink), hexadecimal(behind)) < 4.5]
+    assert low == []
+
+
+# The colour of every text and, blended over one another on a canvas, the colours behind it.
+CONTRAST_PAIRS = """
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const behind = (node) => {
+  const layers = [];
+  for (let at = node; at; at = at.parentElement) layers.unshift(getComputedStyle(at).backgroundColor);
+  canvas.clearRect(0, 0, 1, 1);
+  for (const layer of layers) { canvas.fillStyle = layer; canvas.fillRect(0, 0, 1, 1); }
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).join(" ");
+};
+const solid = (colour) => {
+  canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).join(" ");
+};
+const seen = [];
+for (const node of document.querySelectorAll("main *, header *, #card *")) {
+  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+  const skipped = node.disabled || node.closest("svg, .unseen, noscript, .picture");
+  if (!own || skipped || !node.getClientRects().length) continue;
+  seen.push([node.tagName + "." + node.className, solid(getComputedStyle(node).color), behind(node)]);
+}
+return seen;
+"""
+
+
+def hexadecimal(channels: str) -> str:
+    return "#" + "".join(f"{int(value):02x}" for value in re.findall(r"\d+", channels))
+
+
+def test_the_button_and_the_key_change_the_theme(page: Any) -> None:
+    def background() -> str:
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    page.find_element("id", "theme").click()
+    dark = background()
+    press(page, "t")
+    assert dark != light == background()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_phone_never_scrolls_sideways(driver: Any, report: Path, beside: bool) -> None:
+    page = opened(driver, report, PHONE)
+    show_first(page)
+    if beside:
+        press(page, "c")
+    page.find_element("id", "search").send_keys("on")
+    widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    assert page.execute_script(widths) == [PHONE[0]] * 2
+    assert page.get_log("browser") == []
+
+
+def test_a_tap_opens_a_sheet_that_leaves_the_token_in_sight(driver: Any, report: Path) -> None:
+    page = opened(driver, report, PHONE)
+    node = show_first(page)[-1]
+    page.execute_script("arguments[0].scrollIntoView({block: 'end'}); arguments[0].click()", node)
+    sheet, token = (
+        page.execute_script("return arguments[0].getBoundingClientRect().toJSON()", n)
+        for n in (page.find_element("id", "card"), node)
+    )
+    assert sheet["left"] >= 0 and sheet["right"] <= PHONE[0] and sheet["bottom"] <= PHONE[1]
+    assert token["top"] >= 0 and token["bottom"] <= sheet["top"]
