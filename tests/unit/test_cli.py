@@ -69,6 +69,7 @@ def test_train_leaves_a_whole_run_folder(tmp_path: Path, config: dict[str, Any],
         "trace.jsonl",
         "result.json",
         "curves.png",
+        "report.html",
         "README.md",
     } <= names
     assert {"model.safetensors", "tokenizer.json"} <= names
