@@ -1,7 +1,7 @@
 """Each prompt once: the rollouts of one prompt share its prefix, so its keys and values are computed a single time.
 
-Exact to rounding, gradient included: a causal model's states at the prompt do not depend on what follows it. With G rollouts of
-T tokens behind a prompt of P tokens, a forward pass runs over P + G T tokens in place of G (P + T).
+Exact to rounding, gradient included: a causal model's states at the prompt do not depend on what follows it. With G
+rollouts of T tokens behind a prompt of P tokens, a forward pass runs over P + G T tokens in place of G (P + T).
 
 Shapes: B sequences, U different prompts, P prompt tokens (left-padded), T completion tokens, H hidden size.
 """
@@ -13,7 +13,11 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from dopd.scoring import View
+from dopd.scoring import View, last_hidden_states
+
+# What two routes to the same states may differ by, relative to the largest state: rounding alone.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_TOLERANCE_HALF = 5e-2
 
 
 def different_prompts(view: View) -> tuple[Tensor, Tensor]:
@@ -61,3 +65,33 @@ def hidden_states_sharing_prompts(model: Any, view: View, completion_ids: Tensor
         use_cache=True,
     )
     return torch.cat([first_B1H, answers.last_hidden_state], dim=1)
+
+
+def architecture(model: Any) -> type:
+    """The class of a model below its adapters."""
+    return type(model.get_base_model() if is_peft_model(model) else model)
+
+
+@torch.no_grad()
+def shares_prompts_exactly(model: Any, *, half: bool) -> bool:
+    """Whether this model gives the same hidden states when rollouts continue a cached prompt; tried on a small batch.
+
+    Args:
+        model: an unwrapped transformers text model in evaluation mode.
+        half (`bool`): whether it computes in half precision.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    ids = torch.linspace(0, vocab_size - 1, 14, device=model.device).long()
+    prompt_ids = torch.stack([ids[:5], ids[:5], ids[5:10]])
+    prompt_mask = torch.ones_like(prompt_ids)
+    prompt_mask[2, 0] = 0
+    view = View(prompt_ids, prompt_mask)
+    completion_ids = torch.stack([ids[10:13], ids[11:14], ids[8:11]])
+    mask = torch.ones_like(completion_ids)
+    plain = last_hidden_states(model, *view.followed_by(completion_ids, mask), 3)
+    try:
+        shared = hidden_states_sharing_prompts(model, view, completion_ids, mask)
+    except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):
+        return False  # caches of another kind fail in their own ways
+    limit = _TOLERANCE_HALF if half else _TOLERANCE.get(plain.dtype, _TOLERANCE_HALF)
+    return bool((plain - shared).abs().max() <= limit * plain.abs().max())

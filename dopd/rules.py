@@ -21,7 +21,8 @@ SOURCES: dict[str, str] = {
     "privileged_student": "the student, reading the prompt with its privileged context (no gradient)",
 }
 TEACHER_SOURCES = frozenset({"teacher", "privileged_teacher"})
-ROUTING_SOURCES = frozenset({"privileged_teacher", "privileged_student"})
+PRIVILEGED_SOURCES = frozenset({"privileged_teacher", "privileged_student"})
+ROUTING_SOURCES = PRIVILEGED_SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,11 @@ class RoutingTable:
     @property
     def needs_teacher(self) -> bool:
         return bool(self.sources & TEACHER_SOURCES)
+
+    @property
+    def needs_privileged(self) -> bool:
+        """Whether some source reads privileged context."""
+        return bool(self.sources & PRIVILEGED_SOURCES)
 
     def row_of(self, regime: int) -> Rule:
         """The row of a regime's number, as it stands in the tensor that routing returns (0 in an unrouted table)."""

@@ -38,6 +38,15 @@ class View:
         longest = max(int(mask.sum(1).max()), 1)
         return View(self.prompt_ids[start:stop, -longest:], mask[:, -longest:])
 
+    def followed_by(self, completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask (B, P + T) of the prompts with their completions behind them."""
+        mask = completion_mask.to(self.prompt_mask.dtype)
+        return torch.cat([self.prompt_ids, completion_ids], dim=1), torch.cat([self.prompt_mask, mask], dim=1)
+
+
+# (view of B prompts, completion_ids (B, T), completion_mask (B, T)) -> the same hidden states
+ViewForward = Callable[[View, Tensor, Tensor], Tensor]
+
 
 def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -> View:
     """Prompts of different lengths as one `View`."""
@@ -48,13 +57,13 @@ def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -
 
 
 @torch.no_grad()
-def completion_hidden_states(
-    forward: Forward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
+def in_batches(
+    forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
 ) -> Tensor:
     """Last hidden states at the positions that predict each completion token, `batch_size` sequences at a time.
 
     Args:
-        forward (`Forward`): runs one model's backbone.
+        forward (`ViewForward`): runs one model's backbone on some sequences.
         view (`View`): the prompt that this model reads.
         completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): shared by every view.
         batch_size (`int`): sequences per forward pass.
@@ -62,18 +71,25 @@ def completion_hidden_states(
     Returns:
         `Tensor` (B, T, H) in the model's own precision.
     """
-    num_tokens = completion_ids.shape[1]
     pieces = []
     for start in range(0, completion_ids.shape[0], batch_size):
-        stop = start + batch_size
-        part = view.rows(start, stop)
-        input_ids = torch.cat([part.prompt_ids, completion_ids[start:stop]], dim=1)
-        attention_mask = torch.cat([part.prompt_mask, completion_mask[start:stop].to(part.prompt_mask.dtype)], dim=1)
-        hidden = forward(input_ids, attention_mask, num_tokens)
+        part = slice(start, start + batch_size)
+        hidden = forward(view.rows(part.start, part.stop), completion_ids[part], completion_mask[part])
         # The position before a completion token predicts it: the last prompt token is the first, the last token none.
-        assert hidden.shape[:2] == (input_ids.shape[0], num_tokens), hidden.shape
+        assert hidden.shape[:2] == completion_ids[part].shape, hidden.shape
         pieces.append(hidden)
     return torch.cat(pieces)
+
+
+def completion_hidden_states(
+    forward: Forward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
+) -> Tensor:
+    """`in_batches` for a model that reads prompt and completion as one sequence."""
+
+    def whole_sequences(part: View, ids: Tensor, mask: Tensor) -> Tensor:
+        return forward(*part.followed_by(ids, mask), ids.shape[1])
+
+    return in_batches(whole_sequences, view, completion_ids, completion_mask, batch_size)
 
 
 def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vocab_size: int) -> None:

@@ -27,6 +27,7 @@ _FOLLOWS_PLANS = {
     "final_answer": 0.5,
     "summarised_hint": 0.5,
 }
+_SELDOM_PLANS = {**_FOLLOWS_PLANS, "none": 1.2, "hints_without_execution": 5.8}
 _HARDLY_PLANS = {**_FOLLOWS_PLANS, "none": 0.6, "hints_without_execution": 6.4}
 _RARELY_PLANS = {**_FOLLOWS_PLANS, "none": 0.75, "hints_without_execution": 6.25}
 
@@ -57,7 +58,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
         "teacher": _dag(1700, _PLANS_ITSELF),
         "teacher_needs_p": _dag(1600, _HARDLY_PLANS),
-        "student": _dag(1100, _RARELY_PLANS),
+        "student": _dag(1100, _SELDOM_PLANS),
     },
     "graph": {
         "teacher": _graph(1600, _PLANS_ITSELF),

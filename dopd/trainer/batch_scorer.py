@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from dopd.fused import TokenScores, score_tokens
 from dopd.heads import Head
 from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
 from dopd.rules import RoutingTable
-from dopd.scoring import VIEW_OF_SOURCE, View, check_alive, completion_hidden_states
+from dopd.scoring import VIEW_OF_SOURCE, View, check_alive, in_batches
 
 # Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.
 GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
@@ -36,7 +37,7 @@ class BatchScorer:
         source_model (callable): source name -> context with its (wrapped) model.
         redirect (callable): (wrapped model, method, *args) -> method(unwrapped model, *args), run as the
             wrapper's forward.
-        hidden_states (callable): (unwrapped model, input_ids, attention_mask, T) -> (B, T, H).
+        hidden_states (callable): (unwrapped model, view, completion_ids, mask) -> (B, T, H).
         batch_size (`int`): sequences per forward pass.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
         temperature (`float`): of the scored distributions.
@@ -47,7 +48,7 @@ class BatchScorer:
     accelerator: Any
     source_model: Callable[[str], AbstractContextManager[nn.Module]]
     redirect: Callable[..., Any]
-    hidden_states: Callable[[Any, Tensor, Tensor, int], Tensor]
+    hidden_states: Callable[[Any, View, Tensor, Tensor], Tensor]
     batch_size: int
     chunk_tokens: int | None
     temperature: float
@@ -114,10 +115,8 @@ class BatchScorer:
 
     def _score_view(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, TokenScores]:
         # Backbone passes and the head run inside one (redirected) forward, so a sharded head is collected once.
-        def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-            return self.hidden_states(model, input_ids, attention_mask, num_keep)
-
-        hidden = completion_hidden_states(forward, view, completion_ids, mask, self.batch_size)
+        forward = partial(self.hidden_states, model)
+        hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
         head = Head.of_model(model, self.temperature)
         return hidden, score_tokens(hidden, head, completion_ids, mask, chunk_tokens=self.chunk_tokens)
 
@@ -125,3 +124,25 @@ class BatchScorer:
 def scores_of(batch: Mapping[str, Tensor], source: str) -> TokenScores:
     """The `TokenScores` of a source, from a (micro-)batch that `BatchScorer.score` filled."""
     return TokenScores(**{f.name: batch[f"{f.name}/{source}"] for f in fields(TokenScores)})
+
+
+def make_scorer(trainer: Any) -> BatchScorer:
+    """The scorer of a `DOPDTrainer`."""
+    args = trainer.args
+
+    def redirect(wrapped: nn.Module, method: Any, *arguments: Any) -> Any:
+        unwrapped = trainer.accelerator.unwrap_model(wrapped)
+        return trainer._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
+
+    return BatchScorer(
+        table=trainer.table,
+        # The reference loss makes its own scores from logits; the others read scores where no row reads logits.
+        kept_sources=trainer.table.sources if args.loss_backend == "reference" else trainer.table.target_sources,
+        accelerator=trainer.accelerator,
+        source_model=trainer.source_model,
+        redirect=redirect,
+        hidden_states=trainer.view_hidden_states,
+        batch_size=args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size,
+        chunk_tokens=args.loss_chunk_tokens,
+        temperature=args.temperature,
+    )

@@ -54,6 +54,9 @@ class DOPDConfig(DistillationConfig):
 
         per_device_scoring_batch_size (`int`, *optional*):
             Sequences per forward pass without gradient; defaults to four times `per_device_train_batch_size`.
+        share_prompts (`bool`, *optional*, defaults to `True`):
+            Run each prompt once for all its rollouts, in scoring and (without gradient checkpointing) in training.
+            Exact to rounding; a model that cannot falls back with a message.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             `"auto"`, `"chunked"`, `"triton"` or `"reference"`.
         loss_chunk_tokens (`int`, *optional*):
@@ -108,6 +111,7 @@ class DOPDConfig(DistillationConfig):
     per_device_scoring_batch_size: int | None = field(
         default=None, metadata={"help": "Sequences per forward pass without gradient."}
     )
+    share_prompts: bool = field(default=True, metadata={"help": "Run each prompt once for all its rollouts."})
     loss_backend: Backend = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
     loss_chunk_tokens: int | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
 

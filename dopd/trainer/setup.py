@@ -13,8 +13,8 @@ from dopd.data.checks import DatasetReport, check_columns, check_kind, check_pro
 from dopd.data.privileged import Prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, evaluation_mode
+from dopd.prefix import architecture, shares_prompts_exactly
 from dopd.rules import RoutingTable
-from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE
 from dopd.trainer import guards
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,28 @@ def _tokenizer(path: str) -> Any:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
 
 
+def sharing_architectures(trainer: Any) -> frozenset[type]:
+    """Model classes whose prompts are run once for all their rollouts; what stands in the way of it is logged."""
+    if not trainer.args.share_prompts or trainer.args.num_generations == 1:
+        return frozenset()
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        logger.warning("share_prompts is off: with FSDP or DeepSpeed every rollout runs its own prompt")
+        return frozenset()
+    able, unable = set[type](), set[type]()
+    for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
+        if model is not None:
+            with evaluation_mode(model), trainer.accelerator.autocast():
+                exact = shares_prompts_exactly(model, half=trainer.accelerator.mixed_precision != "no")
+            (able if exact else unable).add(architecture(model))
+    for kind in unable:
+        logger.warning(
+            f"share_prompts is off for {kind.__name__}: it gives other numbers when a rollout continues a cached "
+            "prompt, "
+            "so every rollout runs its own"
+        )
+    return frozenset(able - unable)
+
+
 def is_zero3(trainer: Any) -> bool:
     """Whether DeepSpeed splits the parameters themselves over ranks."""
     plugin = trainer.accelerator.state.deepspeed_plugin
@@ -114,7 +136,7 @@ def prepare_datasets(trainer: Any) -> None:
 
 
 def _prepared(trainer: Any, dataset: Any) -> Any:
-    needs_privileged = any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in trainer.table.sources)
+    needs_privileged = trainer.table.needs_privileged
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import repeat_iterable_dataset
+from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import PrivilegedTemplate, Prompt
@@ -26,11 +26,12 @@ from dopd.evaluation.student import Verifier
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
+from dopd.prefix import architecture, hidden_states_sharing_prompts
 from dopd.rules import TEACHER_SOURCES, RoutingTable
-from dopd.scoring import PLAIN, PRIVILEGED, VIEW_OF_SOURCE, View, left_padded
+from dopd.scoring import PLAIN, PRIVILEGED, View, left_padded
 from dopd.trainer import setup
 from dopd.trainer.anchor import make_anchor
-from dopd.trainer.batch_scorer import BatchScorer, scores_of
+from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.probes import make_trace
@@ -43,6 +44,7 @@ HOST_HOOKS = (
     "get_train_dataloader",
     "_get_train_sampler",
     "_get_dataloader",
+    "_prepare_inputs",
     "_generate_and_score_completions",
     "_get_last_hidden_state",
     "_compute_loss",
@@ -92,6 +94,7 @@ class DOPDTrainer(DistillationTrainer):
     model: Any
     train_dataset: Any
     chat_template_kwargs: dict[str, Any]
+    _buffered_inputs: Any
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - the host declares it so
     _name = "DOPD"
@@ -138,10 +141,11 @@ class DOPDTrainer(DistillationTrainer):
         if self.teacher_model is not None:
             self.teacher_model.eval()
         setup.check_loaded(self, teacher_model)
+        self.sharing_architectures = setup.sharing_architectures(self)
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor = make_anchor(self.table.anchor, self.unwrapped_student, decay=args.ema_decay, sharded=sharded)
         setup.prepare_datasets(self)
-        self._scorer = self._make_scorer(args)
+        self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
         self.add_callback(AnchorUpdate(self))
@@ -185,39 +189,36 @@ class DOPDTrainer(DistillationTrainer):
         In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
         """
         with self.accelerator.autocast():
-            hidden = self._get_last_hidden_state(model, input_ids, attention_mask, num_keep)
+            return self._in_head_precision(self._get_last_hidden_state(model, input_ids, attention_mask, num_keep))
+
+    def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it."""
+        # Checkpointed layers keep no keys and values.
+        checkpointed = model.training and self.args.gradient_checkpointing
+        if architecture(model) not in self.sharing_architectures or checkpointed:
+            return self.backbone(model, *view.followed_by(completion_ids, mask), completion_ids.shape[1])
+        with self.accelerator.autocast():
+            return self._in_head_precision(hidden_states_sharing_prompts(model, view, completion_ids, mask))
+
+    def _in_head_precision(self, hidden: Tensor) -> Tensor:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         return hidden if half is None else hidden.to(half)
 
-    def _make_scorer(self, args: DOPDConfig) -> BatchScorer:
-        def redirect(wrapped: nn.Module, method: Any, *arguments: Any) -> Any:
-            unwrapped = self.accelerator.unwrap_model(wrapped)
-            return self._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
-
-        return BatchScorer(
-            table=self.table,
-            # The reference loss makes its own scores from logits; the others read scores where no row reads logits.
-            kept_sources=self.table.sources if args.loss_backend == "reference" else self.table.target_sources,
-            accelerator=self.accelerator,
-            source_model=self.source_model,
-            redirect=redirect,
-            hidden_states=self.backbone,
-            batch_size=args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size,
-            chunk_tokens=args.loss_chunk_tokens,
-            temperature=args.temperature,
-        )
-
     # --- Batches: num_generations rollouts of each prompt
 
-    def _generation_batch_size(self) -> int:
-        return setup.completions_per_step(self.args, self.accelerator.num_processes)
+    def _repeats(self) -> dict[str, int]:
+        """How a step repeats its prompts, in the words of the host's samplers."""
+        completions = setup.completions_per_step(self.args, self.accelerator.num_processes)
+        return {
+            "mini_repeat_count": self.args.num_generations,
+            "batch_size": completions // self.args.num_generations,
+            "repeat_count": self.args.gradient_accumulation_steps,
+        }
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return EpochRepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=self.args.num_generations,
-            batch_size=self._generation_batch_size() // self.args.num_generations,
-            repeat_count=self.args.gradient_accumulation_steps,
+            **self._repeats(),
             shuffle=bool(self.shuffle_dataset),
             seed=self.args.seed,
             epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
@@ -228,12 +229,7 @@ class DOPDTrainer(DistillationTrainer):
         if isinstance(dataset, IterableDataset):
             if self.shuffle_dataset:
                 dataset = dataset.shuffle(seed=self.args.seed)
-            dataset = repeat_iterable_dataset(
-                dataset,
-                mini_repeat_count=self.args.num_generations,
-                batch_size=self._generation_batch_size() // self.args.num_generations,
-                repeat_count=self.args.gradient_accumulation_steps,
-            )
+            dataset = repeat_iterable_dataset(dataset, **self._repeats())
         return self._get_dataloader(
             dataset=dataset,
             description="Training",
@@ -242,6 +238,17 @@ class DOPDTrainer(DistillationTrainer):
             is_training=True,
         )
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # The host shuffles a step's completions before it cuts micro-batches; here rollouts of one prompt stay
+        # together, so that they can share it. The step's loss is the same: its denominators are the whole step's.
+        if not self.model.training:
+            return self._generate_and_score_completions(generation_batch)
+        accumulation = self.args.gradient_accumulation_steps
+        if self._step % accumulation == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, accumulation)
+        return self._buffered_inputs[self._step % accumulation]
+
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -249,22 +256,21 @@ class DOPDTrainer(DistillationTrainer):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
             views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
-            if any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in self.table.sources):
+            if self.table.needs_privileged:
                 views[PRIVILEGED] = self._privileged_view(inputs)
             scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
             batch |= scored
         scores = verify(self.verifier, inputs, batch, self._tokenizer, self.eos_token_ids)
-        reads_privileged = any(VIEW_OF_SOURCE[source] == PRIVILEGED for source in self.table.sources)
         metrics |= rollout_metrics(
             inputs,
             batch,
             scores,
             eos_token_ids=self.eos_token_ids,
-            template=self.template if reads_privileged else None,
+            template=self.template if self.table.needs_privileged else None,
             accelerator=self.accelerator,
         )
         # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
-        self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"].pop()
+        self._host_metrics["completions/clipped_ratio"].pop()
         self._record(metrics)
         if self.trace is not None and self.model.training:
             if self.state.global_step == 0 or self._step == 0:
@@ -289,12 +295,8 @@ class DOPDTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        hidden = self.backbone(
-            unwrapped_student,
-            torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            completion_ids.shape[1],
-        )
+        view = View(inputs["prompt_ids"], inputs["prompt_mask"])
+        hidden = self.view_hidden_states(unwrapped_student, view, completion_ids, mask)
         targets = {}
         for source in self._scorer.kept_sources:
             with self.source_model(source) as model:
@@ -329,7 +331,7 @@ class DOPDTrainer(DistillationTrainer):
         assert routed is not None
         self._routed = None
         # The host's entropy is a mean over this micro-batch: the mean of such means would depend on how a step is cut.
-        self._metrics["train" if self.model.training else "eval"]["entropy"].pop()
+        self._host_metrics["entropy"].pop()
         if not math.isfinite(loss.item()):
             raise ScoringError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite "
@@ -352,11 +354,14 @@ class DOPDTrainer(DistillationTrainer):
 
     # --- What is logged
 
+    @property
+    def _host_metrics(self) -> dict[str, list[float]]:
+        return self._metrics["train" if self.model.training else "eval"]
+
     def _record(self, metrics: dict[str, float]) -> None:
         """Hand metrics to the host, which averages them until it logs."""
-        mode = "train" if self.model.training else "eval"
         for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+            self._host_metrics[name].append(value)
 
     def _record_step(self) -> None:
         stats = self._sums.reduce(self.accelerator)

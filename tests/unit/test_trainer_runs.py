@@ -19,6 +19,7 @@ from dopd.errors import ConfigError, ModelError
 from dopd.tiny.models import TinySpec
 from dopd.trainer import DOPDTrainer
 from dopd.trainer.anchor import effective_weights, plain_copy
+from dopd.trainer.batch_scorer import make_scorer
 from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.trace import read_trace
@@ -139,7 +140,11 @@ def test_activation_checkpointing_changes_no_loss_and_no_update(tmp_path: Path) 
     runs = []
     for number, checkpointing in enumerate((False, True)):
         made = kit.trainer(
-            tmp_path / str(number), activation_checkpointing=checkpointing, max_steps=2, generation_kwargs=kit.GREEDY
+            tmp_path / str(number),
+            activation_checkpointing=checkpointing,
+            share_prompts=False,  # layers that are checkpointed keep no cache, and the other route rounds differently
+            max_steps=2,
+            generation_kwargs=kit.GREEDY,
         )
         made.train()
         assert made.model.is_activation_checkpointing == checkpointing
@@ -147,6 +152,40 @@ def test_activation_checkpointing_changes_no_loss_and_no_update(tmp_path: Path) 
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
     for name, value in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dopd", "vanilla"])
+def test_prompts_run_once_change_neither_loss_nor_update(tmp_path: Path, method: str) -> None:
+    runs = []
+    for sharing in (True, False):
+        made = kit.trainer(
+            tmp_path / str(sharing),
+            method,
+            share_prompts=sharing,
+            activation_checkpointing=False,
+            gradient_accumulation_steps=2,
+            max_steps=2,
+            generation_kwargs=kit.GREEDY,
+        )
+        assert bool(made.sharing_architectures) == sharing
+        made.train()
+        runs.append((kit.records(made, "loss"), kit.parameters(made.model)))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
+    for name, value in runs[1][1].items():
+        torch.testing.assert_close(runs[0][1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_gives_other_numbers_from_a_cache_falls_back_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dopd import prefix
+
+    original = prefix.hidden_states_sharing_prompts
+    monkeypatch.setattr(prefix, "hidden_states_sharing_prompts", lambda *given: original(*given) + 0.1)
+    with caplog.at_level("WARNING", logger="dopd"):
+        made = kit.trainer(tmp_path)
+    assert not made.sharing_architectures
+    assert "share_prompts is off for Qwen3ForCausalLM" in caplog.text
 
 
 def test_adapters_and_activation_checkpointing_together_train(tmp_path: Path) -> None:
@@ -161,15 +200,15 @@ def test_bf16_computes_every_view_in_bf16(tmp_path: Path, method: str) -> None:
     """One view in another precision would put rounding into the gap."""
     made = kit.trainer(tmp_path, method, bf16=True, train_dataset=Dataset.from_list(kit.uneven_rows()))
     seen: dict[str, Any] = {}
-    original = made.backbone
+    original = made.view_hidden_states
 
-    def backbone(model: Any, *arguments: Any) -> torch.Tensor:
+    def hidden_states(model: Any, *arguments: Any) -> torch.Tensor:
         hidden = original(model, *arguments)
         seen["+grad" if torch.is_grad_enabled() else type(model).__name__] = hidden.dtype
         return hidden
 
-    made.backbone = backbone  # type: ignore[method-assign]
-    made._scorer = made._make_scorer(made.args)
+    made.view_hidden_states = hidden_states  # type: ignore[method-assign]
+    made._scorer = make_scorer(made)
     batches = kit.scored(made)
     made.train()
     (batch,) = batches

@@ -27,6 +27,7 @@ METHODS = {
         "is_training=",
         "dataloader_key=",
     ),
+    "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_get_last_hidden_state": (
         "self",
