@@ -146,11 +146,18 @@ function drawLists() {
   redraw();
 }
 
+// The first completion to look at: of the last step of the first routed run, the one with the most tokens of large gap.
+function opening() {
+  const run = (TRACES.find((item) => item.thresholds) || TRACES[0]).run;
+  const step = Math.max(...TRACES.filter((item) => item.run === run).map((item) => item.step));
+  const large = (item) => item.gap.filter((gap) => item.thresholds && gap >= item.thresholds.gap).length;
+  return where({ run, step }).reduce((best, n) => (large(TRACES[n]) > large(TRACES[best]) ? n : best));
+}
+
 if (TRACES.length) {
   byId("microscope").hidden = false;
   drawLegend();
   drawLists();
-  const routed = TRACES.findIndex((item) => item.thresholds);
-  SCOPE.item = nearest({ run: TRACES[Math.max(routed, 0)].run, step: Math.max(...TRACES.map((item) => item.step)) });
+  SCOPE.item = opening();
   drawScope();
 }

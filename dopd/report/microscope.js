@@ -3,7 +3,8 @@ const SCOPE = { item: 0, beside: -1, query: "" };
 
 function itemName(item) {
   const score = item.score === null ? "" : `, score ${number(item.score, item.score % 1 ? 2 : 0)}`;
-  return `${runName(item.run)}, step ${item.step}, rollout ${item.rollout + 1}${score}`;
+  const step = item.kind === "inspect" ? "" : `, step ${item.step}`;
+  return `${runName(item.run)}${step}, rollout ${item.rollout + 1}${score}`;
 }
 
 function distinct(values) {
@@ -39,6 +40,7 @@ function choose(wanted) {
 function picker(id, label, values, current, nameOf, choosing, kind) {
   const select = el("select", { id: "pick-" + id, onchange: () => choosing(values[select.selectedIndex]) },
     values.map((value) => el("option", { selected: value === current }, nameOf(value))));
+  if (values.length < 2 && ["run", "step"].includes(id)) return null;  // nothing to pick
   const place = values.indexOf(current);
   const go = (move, text, title) => el("button", {
     type: "button", title, "aria-label": title, disabled: place + move < 0 || place + move >= values.length,
@@ -60,7 +62,7 @@ function drawPickers() {
     const fixed = trace.kind === "probe" ? " (same at every step)" : "";
     return `${keys.indexOf(key) + 1}${fixed}: ${visible(trace.prompt).slice(0, 44)}`;
   };
-  byId("pickers").replaceChildren(
+  const pickers = [
     picker("run", "run", distinct(TRACES.map((trace) => trace.run)), item.run, runName, (run) => choose({ run }), "half"),
     picker("step", "step", distinct(where({ run: item.run }).map((n) => TRACES[n].step)).sort((a, b) => a - b), item.step,
       String, (step) => choose({ step }), "half steps"),
@@ -70,7 +72,9 @@ function drawPickers() {
       (n) => choose({ rollout: TRACES[n].rollout })),
     picker("beside", others.length ? `beside it: the same prompt (${others.length} more)` : "beside it: no other answer was traced",
       [-1, ...others], SCOPE.beside, (n) => (n < 0 ? "nothing" : itemName(TRACES[n])),
-      (n) => { SCOPE.beside = n; drawScope(); }, "wide"));
+      (n) => { SCOPE.beside = n; drawScope(); }, "wide"),
+  ];
+  byId("pickers").replaceChildren(...pickers.filter((node) => node));
 }
 
 // How strong a token's colour is: half at the threshold, more above it. Without a gap, by its loss.
@@ -185,8 +189,8 @@ function drawLegend() {
 
 function cycle(id, move) {
   const select = byId("pick-" + id);
+  if (!select || select.length < 2) return;
   const next = (select.selectedIndex + move + select.length) % select.length;
-  if (select.length < 2) return;
   select.selectedIndex = next;
   select.dispatchEvent(new Event("change"));
 }

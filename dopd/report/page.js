@@ -105,12 +105,9 @@ function headlineCell(cell, colour) {
 function drawHeadline() {
   const { columns, rows } = DATA.headline;
   if (!rows.length) return;
-  const methods = rows.filter((row) => row.kind === "method" && row.cells[0].mean !== undefined);
-  const best = Math.max(...methods.map((row) => row.cells[0].mean));
   const body = rows.map((row) => {
     const colour = methodColour(row.colour);
-    const isBest = methods.length > 1 && row.kind === "method" && row.cells[0].mean === best;
-    return el("tr", { class: isBest ? "best" : null },
+    return el("tr", {},
       el("th", { scope: "row" }, row.kind === "method" ? swatch(colour) : null, row.label),
       row.cells.map((cell) => headlineCell(cell, colour)));
   });
