@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd.inspection.schema import SCHEMA_VERSION
+
 MAX_BYTES = 6_000_000  # of all traces in a page
 _MAX_IMAGE_BYTES = 1_500_000  # of all pictures in a page
 _IMAGE_SIDE = 640
@@ -29,14 +31,18 @@ class Strings:
 def pack_traces(runs: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
     """Columns of every traced completion that fits: `strings`, `items`, `left_out`.
 
-    First and last step of every run come first, then the steps between them, halving the distances.
+    First and last step of every run come first, then the steps between them, halving the distances. Records of another
+    version of the format are left out.
 
     Args:
         runs (`list[tuple[Path, list[dict]]]`): folder and trace records of each run.
     """
     strings, pictures = Strings(), _Pictures()
     candidates = []
-    for number, (folder, records) in enumerate(runs):
+    foreign = 0
+    for number, (folder, every) in enumerate(runs):
+        records = [record for record in every if record.get("schema") == SCHEMA_VERSION]
+        foreign += len(every) - len(records)
         order = _spread(sorted({record["step"] for record in records}))
         candidates += [(order[r["step"]], r["row"], number, place, folder, r) for place, r in enumerate(records)]
     candidates.sort(key=lambda candidate: candidate[:4])
@@ -52,7 +58,7 @@ def pack_traces(runs: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> dic
     return {
         "strings": strings.texts,
         "items": [item for _, _, item in chosen],
-        "left_out": len(candidates) - len(chosen),
+        "left_out": foreign + len(candidates) - len(chosen),
     }
 
 

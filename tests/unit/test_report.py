@@ -270,6 +270,12 @@ def test_a_large_trace_is_thinned_from_the_middle(tmp_path: Path, monkeypatch: p
     assert len(json.dumps(packed["items"])) < 40_000
 
 
+def test_records_of_another_format_are_left_out(tmp_path: Path) -> None:
+    old = {"step": 0, "row": 0, "method": "dopd", "prompt": "a", "privileged_context": None, "tokens": []}
+    packed = data_of(report_page([kit.run_folder(tmp_path / "run", trace=[old, kit.record(1, 0)])]))["traces"]
+    assert [item["step"] for item in packed["items"]] == [1] and packed["left_out"] == 1
+
+
 def test_a_page_of_long_runs_stays_small(tmp_path: Path) -> None:
     trace = [kit.record(step, row, texts=kit.WORDS * 40) for step in range(12) for row in range(4)]
     run = kit.run_folder(tmp_path / "run", trace=trace, steps=3000)
