@@ -11,6 +11,8 @@ from datasets import Dataset
 from torch import Tensor
 
 import dopd
+from dopd.heads import Head
+from dopd.scoring import View
 from dopd.tiny.models import TinySpec
 from dopd.trainer import DOPDTrainer
 
@@ -265,3 +267,15 @@ def test_chunked_loss_and_reference_backend_agree_inside_the_trainer(tmp_path: P
         )  # fmt: skip
         losses.append(kit.loss_of(made, kit.rollout(made)).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_rollouts_come_from_the_distribution_that_is_scored(tmp_path: Path) -> None:
+    """Cached generation and the training forward must agree by far more than the signal that they are compared for."""
+    made = kit.trainer(tmp_path, generation_kwargs=kit.GREEDY)
+    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(8)])
+    view = View(batch["prompt_ids"], batch["prompt_mask"])
+    ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
+    with torch.no_grad():
+        hidden = made.view_hidden_states(made.model, view, ids, mask)
+        best = Head.of_model(made.model).logits(hidden).argmax(-1)
+    assert torch.equal(best[mask], ids[mask])
