@@ -10,6 +10,8 @@ import pytest
 import torch
 import trainer_kit as kit
 
+from dopd.inspection.schema import problems, read_json_lines
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,6 +70,11 @@ def test_evaluation_adds_up_over_ranks_and_is_written_once(two: dict[str, Any], 
     assert Counter(line["step"] for line in lines if "eval_accuracy_greedy" in line) == {0: 1, 1: 1, 2: 1}
     assert two["run"]["evaluated"]["eval_loss"] > 0
     assert (folder / "run" / "checkpoint-2" / "privileged_student.pt").exists()
+    traced = read_json_lines(folder / "run" / "trace.jsonl")
+    assert [(line["step"], line["kind"]) for line in traced] == [
+        (s, k) for s in (0, 1) for k in [*["batch"] * 4, "probe"]
+    ]
+    assert [problems(line) for line in traced] == [[]] * 10
 
 
 def test_ranks_hold_the_same_weights_after_training(two: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ def whole_run(folder: Path) -> dict[str, object]:
         verifier=kit.TASK.verify,
         student_eval_steps=1,
         trace_steps=1,
+        trace_probes=1,
         privileged_student="ema",
         save_strategy="steps",
         save_steps=1,
