@@ -110,6 +110,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
     parser.add_argument("--task", required=True, help="a name that `dopd tasks` lists")
+    parser.add_argument("--task-options", default="{}", help="difficulty knobs, as YAML: '{num_needed: 3}'")
     parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
     parser.add_argument("--prompts", type=int, default=512, help="problems (default 512)")
     parser.add_argument("--privileged-kind", default="hints_without_execution", help="see `dopd tasks`")
@@ -127,11 +128,13 @@ def _eval(arguments: argparse.Namespace) -> None:
     from dopd.cli.show import print_evaluation
     from dopd.runs.evaluate import evaluate_checkpoint
     from dopd.runs.progress import quiet_libraries
+    from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
     result = evaluate_checkpoint(
         arguments.model,
         arguments.task,
+        task_options=yaml_mapping("--task-options", arguments.task_options),
         split=arguments.split,
         prompts=arguments.prompts,
         privileged_kind=arguments.privileged_kind,

@@ -58,27 +58,30 @@ def _over_seeds(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence for each pair of methods: the paired difference over seeds, and whether it is outside chance."""
+    """What the differences say: every method against the start, and against the first method, seed by seed."""
     names = list(summary["methods"])
-    lines = []
-    for other in names[1:]:
-        first, second = summary["methods"][names[0]], summary["methods"][other]
-        differences = [
-            b["metrics"]["accuracy_greedy"] - a["metrics"]["accuracy_greedy"]
-            for a, b in zip(first, second, strict=True)
-        ]
-        interval = mean_interval(differences)
-        if len(differences) < 2:
-            lines.append(
-                f"\n{other} - {names[0]}: {100 * interval.mean:+.1f} points greedy; one seed says nothing about chance."
-            )
+    lines = ["", "Differences in points, 95% intervals over seeds:", ""]
+    for name in names:
+        runs = summary["methods"][name]
+        lines.append(f"- {name} against the start: {_differences([summary['start']] * len(runs), runs)}")
+    for name in names[1:]:
+        first, second = summary["methods"][names[0]], summary["methods"][name]
+        lines.append(f"- {name} against {names[0]}: {_differences(first, second)}")
+    return lines
+
+
+def _differences(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for kind in ("greedy", "sampled"):
+        key = f"accuracy_{kind}"
+        interval = mean_interval([b["metrics"][key] - a["metrics"][key] for a, b in zip(first, second, strict=True)])
+        if len(second) < 2:
+            parts.append(f"{kind} {100 * interval.mean:+.1f} (one seed says nothing about chance)")
             continue
         verdict = "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference beyond chance"
-        lines.append(
-            f"\n{other} - {names[0]}: {100 * interval.mean:+.1f} points greedy "
-            f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}] over {len(differences)} seeds: {verdict}."
-        )
-    return lines
+        bounds = f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+        parts.append(f"{kind} {100 * interval.mean:+.1f} {bounds}, {verdict}")
+    return "; ".join(parts) + "."
 
 
 def examples_text(traces: Sequence[Mapping[str, Any]]) -> str:

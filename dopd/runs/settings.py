@@ -135,6 +135,17 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def yaml_mapping(name: str, text: str) -> dict[str, Any]:
+    """A mapping written on the command line as YAML, or `ConfigError`."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} (={text!r}) must be a YAML mapping, for example '{{num_needed: 3}}'")
+    return value
+
+
 def _read_yaml(path: str | Path | None) -> dict[str, Any]:
     if path is None:
         return {}
