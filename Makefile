@@ -46,9 +46,10 @@ lint: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	@$(BIN)/ruff format .
 	@$(BIN)/mypy
 
-benchmarks: $(VENV)/.installed-dev  ## times the losses against peers
+benchmarks: $(VENV)/.installed-dev  ## times the losses and whole steps against peers
 	@$(PIP) --editable '.[bench]'
 	@$(ONE_THREAD) $(BIN)/python benchmarks/fused_loss.py
+	@$(ONE_THREAD) $(BIN)/python benchmarks/step.py
 
 clean:  ## remove the environment and run outputs
 	rm -rf $(VENV) runs

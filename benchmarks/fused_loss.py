@@ -8,18 +8,16 @@ Examples:
     python benchmarks/fused_loss.py
     python benchmarks/fused_loss.py --vocab 151936 --hidden 1024 2048 --tokens 128 --repeats 10 --csv out.csv
     python benchmarks/fused_loss.py --vocab 4096 --hidden 256 --fraction 0.06 0.15 1.0
+    python benchmarks/fused_loss.py --vocab 151936 --hidden 1024 --spread 12 --memory-tokens 0
+    python benchmarks/fused_loss.py --vocab 151936 --hidden 1024 --repeats 0 --memory-tokens 1536
     python benchmarks/fused_loss.py --profile --only "dopd bucket"
 
 Shapes: N tokens, H hidden size, V vocabulary.
 """
 
 import argparse
-import csv
 import gc
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import MIB, append_csv, machine, print_table, reset_high_water, resident
 from torch import Tensor
 
 from dopd.fused import fused_routed_loss, score_tokens
@@ -36,7 +35,6 @@ from dopd.heads import Head
 from dopd.methods import table as method
 from dopd.routing import Regime
 
-MIB = 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Standard deviation of the logits: at V = 151,936 an entropy of about 4 nats.
 LOGIT_SPREAD = 4.0
@@ -47,13 +45,15 @@ NOISE = {"student": 0.0, "privileged_student": 0.3, "privileged_teacher": 0.6, "
 class Problem:
     """Hidden states of every view, two heads, sampled ids, and regimes with a given fraction of HT tokens."""
 
-    def __init__(self, num_tokens: int, hidden: int, vocab: int, fraction: float, dtype: str, device: str) -> None:
+    def __init__(
+        self, num_tokens: int, hidden: int, vocab: int, fraction: float, spread: float, dtype: str, device: str
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
-        weight = normal(vocab, hidden) * (LOGIT_SPREAD / hidden**0.5)
+        weight = normal(vocab, hidden) * (spread / hidden**0.5)
         self.teacher_weight = (weight + 0.3 * normal(vocab, hidden) * weight.std()).to(DTYPES[dtype])
         self.weight = weight.to(DTYPES[dtype]).requires_grad_()
         plain = normal(1, num_tokens, hidden)
@@ -76,12 +76,13 @@ class Problem:
         self.hidden.grad = self.weight.grad = None
 
 
-def dopd_loss(problem: Problem, tail: str, backend: str) -> None:
+def dopd_loss(problem: Problem, tail: str, backend: str, worst: bool = False) -> None:
+    regimes = torch.full_like(problem.regimes, int(Regime.HT)) if worst else problem.regimes
     targets = problem.targets("privileged_teacher", "privileged_student")
     scores = {}
     if backend != "reference":
         scores = {source: score_tokens(*pair, problem.ids, problem.mask) for source, pair in targets.items()}
-    options: dict[str, Any] = {"regimes": problem.regimes, "scores": scores, "backend": backend}
+    options: dict[str, Any] = {"regimes": regimes, "scores": scores, "backend": backend}
     table = method("dopd", tail=tail)
     fused_routed_loss(
         problem.hidden, problem.weight, targets, problem.ids, problem.mask, table, **options
@@ -126,6 +127,7 @@ CONTESTANTS: dict[str, Callable[[Problem], None]] = {
     "liger jsd": liger,
     "dopd bucket": lambda problem: dopd_loss(problem, "bucket", "auto"),
     "dopd renormalize": lambda problem: dopd_loss(problem, "renormalize", "auto"),
+    "dopd, all tokens full": lambda problem: dopd_loss(problem, "bucket", "auto", worst=True),
     "naive dopd bucket": lambda problem: dopd_loss(problem, "bucket", "reference"),
     "js, one target": lambda problem: one_target(problem, "js", "auto"),
     "reverse kl, one target": lambda problem: one_target(problem, "reverse_kl", "auto"),
@@ -148,13 +150,16 @@ def measure_time(problem: Problem, names: list[str], repeats: int, device: str) 
             _wait(device)
             if repeat:
                 seconds[name].append((time.perf_counter() - start, time.process_time() - start_cpu))
+        if repeat:
+            last = {name: round(runs[-1][1], 2) for name, runs in seconds.items()}
+            print(f"round {repeat}, processor time:", last, flush=True)
     return seconds
 
 
-def measure_memory(name: str, shape: tuple[int, int, int, float, str, str]) -> float:
+def measure_memory(name: str, shape: tuple[int, int, int, float, float, str, str]) -> float:
     """MiB above the inputs at the peak of one call, gradients included. On a CPU it must own its process."""
     device = shape[-1]
-    small = Problem(8, 16, 512, 0.5, "float32", device)
+    small = Problem(8, 16, 512, 0.5, LOGIT_SPREAD, "float32", device)
     CONTESTANTS[name](small)  # imports, thread pools and scratch buffers of the libraries
     problem = Problem(*shape)
     gc.collect()
@@ -164,15 +169,9 @@ def measure_memory(name: str, shape: tuple[int, int, int, float, str, str]) -> f
         torch.cuda.reset_peak_memory_stats()
         CONTESTANTS[name](problem)
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident
-    before = _status("VmRSS")
+    before = reset_high_water()
     CONTESTANTS[name](problem)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return (resident("VmHWM") - before) / 1024
 
 
 def _wait(device: str) -> None:
@@ -194,34 +193,19 @@ def runnable(names: list[str], device: str) -> list[str]:
     kept = []
     for name in names:
         try:
-            CONTESTANTS[name](Problem(8, 16, 512, 0.5, "float32", device))
+            CONTESTANTS[name](Problem(8, 16, 512, 0.5, LOGIT_SPREAD, "float32", device))
             kept.append(name)
         except Exception as error:  # whatever another library raises is the finding
             print(f"  {name} does not run here: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
     return kept
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = next((line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line), "unknown")
-    fields: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "device": device}
-    if device == "cuda":
-        fields["device"] = torch.cuda.get_device_name()
-    fields["python"] = platform.python_version()
-    for package in ("torch", "trl", "liger-kernel"):
-        try:
-            fields[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            fields[package] = "absent"
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return fields | {"commit": git.stdout.strip() or "unknown"}
-
-
 def bench(options: argparse.Namespace, hidden: int, vocab: int, fraction: float, names: list[str]) -> list[dict]:
     """One table: every contestant at one shape."""
-    shape = (options.tokens, hidden, vocab, fraction, options.dtype, options.device)
-    seconds = measure_time(Problem(*shape), names, options.repeats, options.device)
+    shape = (options.tokens, hidden, vocab, fraction, options.spread, options.dtype, options.device)
+    seconds = {name: [(float("nan"),) * 2] for name in names}
+    if options.repeats:
+        seconds = measure_time(Problem(*shape), names, options.repeats, options.device)
     # On a machine that others use, the clock also counts their turns; processor time of one thread does not.
     clock, cpu = (
         {name: statistics.median(run[which] for run in runs) for name, runs in seconds.items()} for which in (0, 1)
@@ -233,7 +217,8 @@ def bench(options: argparse.Namespace, hidden: int, vocab: int, fraction: float,
     rows = []
     for name in names:
         peak = memory_in_own_process(name, memory_shape, options.threads) if options.memory_tokens else float("nan")
-        row = {"contestant": name, "vocab": vocab, "hidden": hidden, "fraction": fraction, "dtype": options.dtype}
+        row = {"contestant": name, "vocab": vocab, "hidden": hidden, "fraction": fraction}
+        row |= {"spread": options.spread, "dtype": options.dtype}
         row |= {"tokens": options.tokens, "repeats": options.repeats}
         row |= {"clock_s": round(clock[name], 4), "cpu_s": round(cpu[name], 4)}
         row |= {"fastest_clock_s": round(min(seconds[name])[0], 4)}
@@ -260,16 +245,19 @@ def show(rows: list[dict]) -> None:
         f"full-vocabulary fraction {first['fraction']}, {first['dtype']}; "
         f"the head's gradient alone is {first['head_gradient_mib']} MiB"
     )
-    lines = [columns, *[[str(row[column]) for column in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
+    print_table(rows, columns)
 
 
 def profile(options: argparse.Namespace, names: list[str]) -> None:
     """Where the time of each contestant goes, by operator."""
     problem = Problem(
-        options.tokens, options.hidden[0], options.vocab[0], options.fraction[0], options.dtype, options.device
+        options.tokens,
+        options.hidden[0],
+        options.vocab[0],
+        options.fraction[0],
+        options.spread,
+        options.dtype,
+        options.device,
     )
     for name in names:
         CONTESTANTS[name](problem)
@@ -286,12 +274,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, nargs="+", default=[151936, 4096])
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024, 2048], help="Qwen3-0.6B: 1024, 1.7B: 2048")
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.1], help="tokens whose row is full-vocabulary")
+    parser.add_argument(
+        "--spread", type=float, default=LOGIT_SPREAD, help="standard deviation of the logits; large: sure targets"
+    )
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--memory-tokens", type=int, default=512, help="0 leaves the memory out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each contestant, after one warm-up")
+    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each, after one warm-up; 0: none")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--csv", type=Path, help="append rows to this file")
     parser.add_argument("--profile", action="store_true", help="operators of each contestant, at the first shape")
@@ -322,17 +313,7 @@ def main() -> None:
                 rows = bench(options, hidden, vocab, fraction, chosen)
                 show(rows)
                 if options.csv:
-                    append(options.csv, [row | about for row in rows])
-
-
-def append(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+                    append_csv(options.csv, [row | about for row in rows])
 
 
 if __name__ == "__main__":
