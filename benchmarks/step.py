@@ -228,12 +228,19 @@ def report(options: argparse.Namespace, steps: dict, shares: dict, peaks: dict) 
         for phase in PHASES:
             row |= {f"{phase}_s": round(phases[phase][which], 3)}
         row["clock_step_s"] = round(phases["step"][0], 3)
-        row["fastest_clock_step_s"] = round(min(run["step"][0] for run in steps[name]), 3)
+        row["fastest_step_s"] = round(min(run["step"][which] for run in steps[name]), 3)
         for column, value in ratios(phases, median.get(YARDSTICK), which).items():
             row[column] = value
         row |= {"peak_mib": round(peaks.get(name, float("nan")), 1), "full_vocabulary_share": shares[name]}
         rows.append(row | shape)
-    columns = ["contestant", *[f"{phase}_s" for phase in PHASES], "step / trl", "without rollout / trl", "peak_mib"]
+    columns = [
+        "contestant",
+        *[f"{phase}_s" for phase in PHASES],
+        "fastest_step_s",
+        "step / trl",
+        "without rollout / trl",
+        "peak_mib",
+    ]
     print("\nmedian seconds, " + ("by the clock" if which == 0 else "processor time"))
     print_table(rows, [*columns, "full_vocabulary_share"])
     if YARDSTICK in median and "dopd" in median:
