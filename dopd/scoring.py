@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from torch.nn import functional
 
 from dopd.errors import ScoringError
 
@@ -56,6 +57,15 @@ def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -
     return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 
+def skipping_padding(forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """`forward` on the columns that some sequence reads; those left out come back as zeros, which nothing reads."""
+    num_tokens = completion_ids.shape[1]
+    longest = max(int(completion_mask.ne(0).any(0).sum()), 1)  # completions are padded on the right
+    trimmed = view.rows(0, completion_ids.shape[0])
+    hidden = forward(trimmed, completion_ids[:, :longest], completion_mask[:, :longest])
+    return functional.pad(hidden, (0, 0, 0, num_tokens - longest))
+
+
 @torch.no_grad()
 def in_batches(
     forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
@@ -74,7 +84,9 @@ def in_batches(
     pieces = []
     for start in range(0, completion_ids.shape[0], batch_size):
         part = slice(start, start + batch_size)
-        hidden = forward(view.rows(part.start, part.stop), completion_ids[part], completion_mask[part])
+        hidden = skipping_padding(
+            forward, view.rows(part.start, part.stop), completion_ids[part], completion_mask[part]
+        )
         # The position before a completion token predicts it: the last prompt token is the first, the last token none.
         assert hidden.shape[:2] == completion_ids[part].shape, hidden.shape
         pieces.append(hidden)

@@ -72,3 +72,18 @@ def rollout_metrics(
     *totals, count = accelerator.reduce(values, reduction="sum").tolist()
     metrics = {name: total / count for name, total in zip(sums, totals, strict=True)}
     return metrics | {"completions/clipped_ratio": 1.0 - metrics["completions/eos_ratio"]}
+
+
+def grouped_by_length(batch: dict[str, Any], num_generations: int) -> dict[str, Any]:
+    """The batch with its groups of rollouts in the order of their longest sequence.
+
+    Args:
+        batch (`dict`): tensors with a first dimension B, or none.
+        num_generations (`int`): rollouts of each prompt, which stand side by side. Where a rank holds parts of groups,
+            every completion counts as a group of its own.
+    """
+    lengths_B = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+    size = num_generations if len(lengths_B) % num_generations == 0 else 1
+    order_G = lengths_B.view(-1, size).amax(1).argsort(stable=True)
+    order_B = (order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten()
+    return {name: value[order_B] if value.dim() else value for name, value in batch.items()}

@@ -7,6 +7,7 @@ overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL rele
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from dopd.heads import Head
 from dopd.loss import RoutedLoss
 from dopd.prefix import architecture, hidden_states_sharing_prompts
 from dopd.rules import TEACHER_SOURCES, RoutingTable
-from dopd.scoring import PLAIN, PRIVILEGED, View, left_padded
+from dopd.scoring import PLAIN, PRIVILEGED, View, left_padded, skipping_padding
 from dopd.trainer import setup
 from dopd.trainer.anchor import make_anchor
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.probes import make_trace
-from dopd.trainer.rollouts import finite_rollouts, rollout_metrics, verify
+from dopd.trainer.rollouts import finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 
@@ -240,12 +241,14 @@ class DOPDTrainer(DistillationTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # The host shuffles a step's completions before it cuts micro-batches; here rollouts of one prompt stay
-        # together, so that they can share it. The step's loss is the same: its denominators are the whole step's.
+        # together, to share it, and groups of like length, to need little padding. The step's loss is the same: its
+        # denominators are the whole step's.
         if not self.model.training:
             return self._generate_and_score_completions(generation_batch)
         accumulation = self.args.gradient_accumulation_steps
         if self._step % accumulation == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
+            batch = grouped_by_length(batch, self.args.num_generations)
             self._buffered_inputs = split_tensor_dict(batch, accumulation)
         return self._buffered_inputs[self._step % accumulation]
 
@@ -296,7 +299,7 @@ class DOPDTrainer(DistillationTrainer):
         # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         view = View(inputs["prompt_ids"], inputs["prompt_mask"])
-        hidden = self.view_hidden_states(unwrapped_student, view, completion_ids, mask)
+        hidden = skipping_padding(partial(self.view_hidden_states, unwrapped_student), view, completion_ids, mask)
         targets = {}
         for source in self._scorer.kept_sources:
             with self.source_model(source) as model:

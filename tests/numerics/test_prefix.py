@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
-from dopd.scoring import View, last_hidden_states
+from dopd.scoring import View, last_hidden_states, skipping_padding
+from dopd.trainer.rollouts import grouped_by_length
 
 VOCAB = 40
 
@@ -88,3 +89,30 @@ def test_prompts_that_differ_only_in_padding_are_told_apart() -> None:
     assert len(first) == 2
     assert prompt_of_row[0] == prompt_of_row[2] != prompt_of_row[1]
     assert sorted(first.tolist()) == [0, 1]
+
+
+def test_padding_that_nobody_reads_is_not_computed(model: PreTrainedModel) -> None:
+    view, ids, mask = batch(2, 2, 9, 6)
+    mask[:, 4:] = 0
+    wide = View(torch.nn.functional.pad(view.prompt_ids, (3, 0)), torch.nn.functional.pad(view.prompt_mask, (3, 0)))
+    widths = []
+
+    def forward(part: View, part_ids: Tensor, part_mask: Tensor) -> Tensor:
+        widths.append((part.prompt_ids.shape[1], part_ids.shape[1]))
+        return plain(model, part, part_ids, part_mask)
+
+    hidden = skipping_padding(forward, wide, ids, mask)
+    longest = int(view.prompt_mask.sum(1).max())
+    assert widths == [(longest, 4)]
+    expected = plain(model, wide, ids, mask)
+    torch.testing.assert_close(hidden * mask.unsqueeze(-1), expected * mask.unsqueeze(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_groups_are_ordered_by_length_and_stay_together() -> None:
+    lengths = torch.tensor([5, 1, 2, 2, 3, 9, 1, 1])
+    completion_mask = (torch.arange(9) < lengths.unsqueeze(1)).long()
+    rows = {"prompt_mask": torch.ones(8, 2), "completion_mask": completion_mask, "row": torch.arange(8)}
+    ordered = grouped_by_length({**rows, "num_sequences": torch.tensor(8)}, 2)
+    assert ordered["row"].tolist() == [6, 7, 2, 3, 0, 1, 4, 5]
+    assert torch.equal(ordered["completion_mask"].sum(1), lengths[ordered["row"]])
+    assert grouped_by_length(rows, 3)["row"].tolist() == lengths.argsort(stable=True).tolist()
