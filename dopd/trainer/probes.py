@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import PLAIN_STUDENT, Inspector, unjudged
+from dopd.trainer.setup import answering
 from dopd.trainer.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
@@ -48,19 +48,9 @@ def _make_probe(trainer: Any) -> Callable[..., list[dict[str, Any]]] | None:
             with trainer.source_model(name) as model:
                 yield trainer.accelerator.unwrap_model(model)
 
-    answering = StudentEvaluator(
-        rows=[],
-        verifier=trainer.verifier or unjudged,
-        processing_class=trainer._tokenizer,
-        eos_token_ids=trainer.eos_token_ids,
-        max_new_tokens=trainer.max_completion_length,
-        batch_size=args.student_eval_batch_size,
-        template=trainer.template,
-        chat_template_kwargs=trainer.chat_template_kwargs,
-        seed=args.seed,
-    )
+    evaluator = answering(trainer, [], trainer.verifier or unjudged)
     inspector = Inspector(
-        trainer.table, answering, models, hidden_states=trainer.backbone, temperature=trainer.temperature
+        trainer.table, evaluator, models, hidden_states=trainer.backbone, temperature=trainer.temperature
     )
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
     return partial(inspector.records, rows, kind="probe")

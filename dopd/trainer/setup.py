@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from dopd.data.checks import DatasetReport, check_columns, check_kind, check_prompts, check_row, overlong_message
 from dopd.data.privileged import Prompt
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.evaluation.student import StudentEvaluator, evaluation_mode
+from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
 from dopd.prefix import architecture, shares_prompts_exactly
 from dopd.rules import RoutingTable
 from dopd.trainer import guards
@@ -237,14 +238,20 @@ def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvalu
             "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
             "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"
         )
+    rows = [dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))]
+    return answering(trainer, rows, trainer.verifier)
+
+
+def answering(trainer: Any, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:
+    """An evaluator that answers rows with the run's own tokenizer, template and lengths."""
     return StudentEvaluator(
-        rows=[dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))],
-        verifier=trainer.verifier,
+        rows=rows,
+        verifier=verifier,
         processing_class=trainer._tokenizer,
         eos_token_ids=trainer.eos_token_ids,
         max_new_tokens=trainer.max_completion_length,
-        batch_size=args.student_eval_batch_size,
+        batch_size=trainer.args.student_eval_batch_size,
         template=trainer.template,
         chat_template_kwargs=trainer.chat_template_kwargs,
-        seed=args.seed,
+        seed=trainer.args.seed,
     )
