@@ -47,25 +47,13 @@ def dopd(
 
 
 def _anchored(anchor: Anchor) -> Callable[..., RoutingTable]:
-    def build(
-        *,
-        top_k: int = 128,
-        tail: Tail = "bucket",
-        strong_weight: float = 1.0,
-        light_weight: float = 0.6,
-        weak_weight: float = 0.3,
-        trim: float = 0.05,
-    ) -> RoutingTable:
-        return dopd(
-            top_k=top_k,
-            tail=tail,
-            strong_weight=strong_weight,
-            light_weight=light_weight,
-            weak_weight=weak_weight,
-            anchor=anchor,
-            trim=trim,
-        )
+    def build(**options: Any) -> RoutingTable:
+        return dopd(anchor=anchor, **options)
 
+    # The options of `dopd`, with its defaults, but for the one that the name has settled.
+    signature = inspect.signature(dopd)
+    options = [parameter for name, parameter in signature.parameters.items() if name != "anchor"]
+    build.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     build.__doc__ = f"DOPD with the privileged student `{anchor}`. DEPARTURE from the paper, whose is the live one."
     return build
 

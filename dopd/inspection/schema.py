@@ -14,7 +14,7 @@ from typing import Any
 from dopd.errors import DataError
 
 SCHEMA_VERSION = 1
-TRACE_FILE = "trace.jsonl"
+METRICS_FILE, TRACE_FILE = "metrics.jsonl", "trace.jsonl"
 NUM_TOP = 5  # most probable tokens kept of each distribution
 MAX_TOKENS = 2048  # of one completion; `num_tokens` says how many it had
 MAX_CHARACTERS = 20_000  # of a prompt or a privileged context

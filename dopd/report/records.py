@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from dopd.errors import DataError
-from dopd.inspection.schema import TRACE_FILE, read_json_lines
+from dopd.inspection.schema import METRICS_FILE, TRACE_FILE, read_json_lines
 
-METRICS_FILE, CONFIG_FILE, RESULT_FILE = "metrics.jsonl", "config.yaml", "result.json"
+CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dopd.errors import ConfigError
+from dopd.inspection.schema import METRICS_FILE
 from dopd.methods import table
 from dopd.report.curves import CURVES_FILE, draw_comparison
 from dopd.report.page import write_report
-from dopd.report.records import METRICS_FILE, RunRecord, read_run
+from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_table
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.settings import RunSettings, load_settings

@@ -16,6 +16,7 @@ from trl import ModelConfig, get_peft_config
 
 from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.runs.build import check_model, first_line, keep_layers, load_model, load_rows, load_tokenizer, resolve_model
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings
@@ -23,8 +24,6 @@ from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.setup import make_evaluator
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
 
 
 def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig:

@@ -8,11 +8,10 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator, evaluation_mode
-from dopd.inspection.schema import append_line, read_json_lines, replace_lines, to_line
+from dopd.inspection.schema import METRICS_FILE, append_line, read_json_lines, replace_lines, to_line
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 DRIFT_WARNING = 0.1  # a fall of accuracy WITH privileged context that is worth a warning, from the best seen
 
 
