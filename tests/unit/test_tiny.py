@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from dopd.errors import ConfigError
-from dopd.tasks import PRIVILEGED_KINDS, TASKS, get_task
+from dopd.tasks import PRIVILEGED_KINDS, get_task
 from dopd.tiny import (
     RECIPES,
     Recipe,
@@ -23,6 +23,7 @@ from dopd.tiny import (
     tiny_model_path,
 )
 from dopd.tiny.pretrain import _batch
+from dopd.tiny.tokenizer import TEXT_TASKS
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
 RECIPE = Recipe(
@@ -40,7 +41,7 @@ def tokenizer():
     return build_tokenizer()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TEXT_TASKS)
 def test_tokenizer_loses_nothing(tokenizer, name):
     example = get_task(name).example("ood", 0)
     for text in (example.prompt, example.solution, *example.privileged.values()):
