@@ -20,7 +20,8 @@ LAYERS = [
     ["methods", "heads"],
     ["loss"],
     ["fused"],
-    ["tasks", "data", "scoring"],
+    ["tasks", "vision"],
+    ["data", "scoring"],
     ["prefix"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer

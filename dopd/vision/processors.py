@@ -1,0 +1,168 @@
+"""Processors of vision-language models without torchvision, which only video needs.
+
+Many processors ask for a video processor, and every video processor of transformers asks for torchvision. `image_only`
+makes of such a class one that reads images and text alone; what it saves names the original class, so that the
+checkpoint opens wherever the original does.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import VIDEO_PROCESSOR_NAME, cached_file
+
+from dopd.errors import ModelError
+
+INSTALL_TORCHVISION = "pip install torchvision (the build for your torch), or take a model that reads images without it"
+_VIDEO = "video_processor"
+
+
+class NoVideoProcessor:
+    """Stands where a processor looks for its video processor; reading a video with it is an error that says why."""
+
+    num_frames = 1
+    fps = 1
+    merge_size = 1
+    model_input_names: tuple[str, ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ModelError(f"this processor reads images and text only: videos need torchvision. {INSTALL_TORCHVISION}")
+
+
+def torchvision_works() -> bool:
+    """Whether torchvision can be used.
+
+    Raises:
+        ModelError: it is installed and cannot be imported. transformers goes by what is installed, and then reads no
+            image at all, with or without torchvision.
+    """
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a build for another torch fails with whatever its libraries raise
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"torchvision {version} is installed but cannot be imported ({words}), and with it there no image "
+            "processor of transformers works. pip uninstall torchvision (images do not need it), or install the build "
+            "for your torch"
+        ) from error
+    return True
+
+
+@functools.cache
+def image_only(base: type) -> Any:
+    """A subclass of a processor class without its video processor.
+
+    Every other argument of the base's `__init__` keeps its name, because a processor saves what its signature names. A
+    base without a video processor is returned as it is.
+
+    Args:
+        base (`type`): a subclass of transformers' `ProcessorMixin`, for example `Qwen3VLProcessor`.
+    """
+    whole = inspect.signature(base.__init__)  # type: ignore[misc]
+    if _VIDEO not in whole.parameters:
+        return base
+    parameters = [parameter for name, parameter in whole.parameters.items() if name != _VIDEO]
+    signature = whole.replace(parameters=parameters)
+
+    class ImageOnly(base):  # type: ignore[misc]
+        video_processor = NoVideoProcessor()
+        video_section: dict[str, Any] | None = None  # of the checkpoint that this processor was read from
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            bound = signature.bind(self, *args, **kwargs)
+            given = dict(bound.arguments)
+            given.pop("self")
+            extra = given.pop("kwargs", {})
+            base.__init__(self, **{_VIDEO: None}, **given, **extra)  # type: ignore[misc]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            # The base reads the names of its arguments off the code object, which here has none.
+            kwargs.pop("return_unused_kwargs", None)
+            given = dict(zip(cls.get_attributes(), args, strict=True))
+            settings = {**processor_dict, **kwargs}
+            named = {name: settings[name] for name in signature.parameters if name in settings and name not in given}
+            processor = cls(**given, **named)
+            processor.video_section = processor_dict.get(_VIDEO)
+            return processor
+
+        def to_dict(self) -> dict[str, Any]:
+            output = super().to_dict()
+            output.pop("video_section", None)
+            # Where torchvision is installed the original class reads this section.
+            section = self.video_section or _default_video_section(base)
+            return output if section is None else {**output, _VIDEO: section}
+
+    # What is saved as `processor_class` is this name: the checkpoint then opens with the original class elsewhere.
+    ImageOnly.__name__ = base.__name__
+    ImageOnly.__qualname__ = f"image_only({base.__name__})"
+    ImageOnly.__init__.__signature__ = signature  # type: ignore[attr-defined]
+    return ImageOnly
+
+
+def _default_video_section(base: type) -> dict[str, Any] | None:
+    # The mapping of transformers is emptied where torchvision is missing; the class of that name is still listed.
+    name = base.__name__.replace("Processor", "VideoProcessor")
+    return {f"{_VIDEO}_type": name} if hasattr(transformers, name) else None
+
+
+def is_vision_config(config: Any) -> bool:
+    """Whether a model with this configuration reads images beside text."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def load_processor(path: str, **kwargs: Any) -> Any:
+    """The processor of a vision-language checkpoint; without torchvision, one for images and text alone.
+
+    Args:
+        path (`str`): a hub id or a folder.
+        kwargs: as of `AutoProcessor.from_pretrained`, for example `revision`.
+
+    Raises:
+        ModelError: torchvision is broken, or this family cannot be read without it or without another package.
+    """
+    try:
+        if torchvision_works():
+            return AutoProcessor.from_pretrained(path, **kwargs)
+        config = AutoConfig.from_pretrained(path, **kwargs)
+        if type(config) not in PROCESSOR_MAPPING:
+            return AutoProcessor.from_pretrained(path, **kwargs)
+        processor = image_only(PROCESSOR_MAPPING[type(config)]).from_pretrained(path, **kwargs)
+    except ImportError as error:
+        raise ModelError(f"the processor of {path!r} cannot be made: {_advice(error)}") from error
+    if isinstance(getattr(processor, _VIDEO, None), NoVideoProcessor) and processor.video_section is None:
+        processor.video_section = _video_file(path, kwargs.get("revision"))
+    return processor
+
+
+def _video_file(path: str, revision: str | None) -> dict[str, Any] | None:
+    """What a checkpoint keeps of its video processor in a file of its own."""
+    found = cached_file(
+        path,
+        VIDEO_PROCESSOR_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def _advice(error: ImportError) -> str:
+    words = " ".join(str(error).split())
+    if "num2words" in words:
+        return "it needs num2words: pip install 'dopd[vision]'"
+    if "torchvision" in words.lower():
+        return f"its family reads images with torchvision only. {INSTALL_TORCHVISION}"
+    return words
