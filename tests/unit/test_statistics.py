@@ -1,0 +1,39 @@
+"""Intervals and paired tests against tables and hand-computed values."""
+
+import math
+
+import pytest
+
+from dopd.statistics import _T95, holm, mean_interval, paired_comparison, two_sided_p
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 8, 30])
+def test_the_95_percent_quantile_of_t_has_p_005(freedom: int) -> None:
+    assert two_sided_p(_T95[freedom - 1], freedom) == pytest.approx(0.05, abs=2e-5)
+
+
+def test_p_of_t_at_known_points() -> None:
+    assert two_sided_p(0.0, 4) == 1.0
+    assert two_sided_p(1.0, 1) == pytest.approx(0.5)  # the Cauchy distribution's quartile
+    assert two_sided_p(-2.0, 2) == pytest.approx(1 - 2 / math.sqrt(6))  # closed form for two degrees of freedom
+
+
+def test_paired_comparison_takes_differences_pair_by_pair() -> None:
+    result = paired_comparison([3.0, 5.0, 10.0], [1.0, 4.0, 7.0])  # differences 2, 1, 3
+    assert result.difference == mean_interval([2.0, 1.0, 3.0])
+    assert result.p == pytest.approx(two_sided_p(2 / math.sqrt(1 / 3), 2))
+
+
+def test_equal_runs_and_single_pairs_show_nothing() -> None:
+    assert paired_comparison([1.0, 2.0], [1.0, 2.0]).p == 1.0
+    assert paired_comparison([5.0], [1.0]).p == 1.0
+    assert paired_comparison([2.0, 3.0], [1.0, 2.0]).p == 0.0
+    with pytest.raises(ValueError):
+        paired_comparison([1.0], [1.0, 2.0])
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01 x 3, 0.03 x 2 = 0.06, then max(0.06, 0.04 x 1).
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
