@@ -113,7 +113,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--task-options", default="{}", help="difficulty knobs, as YAML: '{num_needed: 3}'")
     parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
     parser.add_argument("--prompts", type=int, default=512, help="problems (default 512)")
-    parser.add_argument("--privileged-kind", default="hints_without_execution", help="see `dopd tasks`")
+    parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -30,7 +30,6 @@ def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> N
 
 def print_tasks(name: str | None) -> None:
     """All tasks with a line each, or one with an example of each privileged text."""
-    from dopd.tasks import PRIVILEGED_KINDS
     from dopd.tasks.sources import SOURCES, get_source
 
     console = Console()
@@ -46,7 +45,7 @@ def print_tasks(name: str | None) -> None:
     console.print(f"[bold]prompt[/bold]    {escape(first['prompt'][0]['content'])}")
     console.print(f"[bold]solution[/bold]  {escape(first['solution'])}")
     console.print(f"[bold]answer[/bold]    {escape(first['answer'])}")
-    for privileged_kind in PRIVILEGED_KINDS:
+    for privileged_kind in source.privileged_kinds:
         text = source.rows("train", 1, privileged_kind)[0]["privileged_context"]
         console.print(f"[bold]{privileged_kind}[/bold]  {escape(str(text))}")
 

@@ -17,7 +17,7 @@ def evaluate_checkpoint(
     task_options: dict[str, Any] | None = None,
     split: str = "test",
     prompts: int = 512,
-    privileged_kind: str = "hints_without_execution",
+    privileged_kind: str | None = None,
     privileged_template: str | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 64,

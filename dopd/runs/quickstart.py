@@ -118,7 +118,8 @@ def _train_and_evaluate(
 
 
 def _eval_arguments(settings: RunSettings, name: str) -> list[str]:
-    arguments = ["eval", name, "--task", str(settings.task), "--json", "--privileged-kind", settings.privileged_kind]
+    arguments = ["eval", name, "--json", "--task", str(settings.task)]
+    arguments += ["--privileged-kind", str(settings.privileged_kind)]
     arguments += ["--prompts", str(settings.final_eval_prompts), "--task-options", json.dumps(settings.task_options)]
     arguments += ["--max-new-tokens", str(settings.trainer["max_completion_length"])]
     if settings.trainer.get("privileged_template"):

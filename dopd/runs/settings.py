@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from dopd.errors import ConfigError
-from dopd.tasks import PRIVILEGED_KINDS
+from dopd.tasks.sources import resolve_kind
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class RunSettings:
         dataset_config, dataset_train_split, dataset_test_split: as in TRL.
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`.
         task_options (`dict`): difficulty knobs of the task.
-        privileged_kind (`str`): which of a task's privileged texts is p.
+        privileged_kind (`str`, *optional*): which of a task's privileged texts is p; the task's own choice if not set.
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
             `package.module:function`; a task brings its own.
@@ -48,7 +48,7 @@ class RunSettings:
     dataset_test_split: str | None = None
     task: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
-    privileged_kind: str = "hints_without_execution"
+    privileged_kind: str | None = None
     train_prompts: int = 4096
     eval_prompts: int = 512
     verifier: str | None = None
@@ -67,10 +67,8 @@ class RunSettings:
                 f"exactly one of task (={self.task!r}) and dataset_name (={self.dataset_name!r}) must be set: a "
                 "task makes its problems, a dataset brings them"
             )
-        if self.privileged_kind not in PRIVILEGED_KINDS:
-            raise ConfigError(
-                f"privileged_kind (={self.privileged_kind!r}) must be one of {', '.join(PRIVILEGED_KINDS)}"
-            )
+        if self.task is not None:
+            self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
         for name in ("train_prompts", "eval_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} (={getattr(self, name)}) must be at least 1")

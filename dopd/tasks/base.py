@@ -5,6 +5,7 @@ Nothing here imports torch, so tasks can be read, tested and served without it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -43,7 +44,7 @@ class Example:
         prompt: What the student reads. Words separated by single spaces.
         solution: A gold completion (chain of thought that ends in the answer), without end-of-sequence token.
         answer: The final answer, one word.
-        privileged: Text per kind of `PRIVILEGED_KINDS` other than `"none"`.
+        privileged: Text per kind of the task's `privileged_kinds` other than `"none"`.
         metadata: JSON-serialisable facts about the problem (size, depth, ...).
     """
 
@@ -52,14 +53,6 @@ class Example:
     answer: str
     privileged: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-def prompt_text(row: Mapping[str, Any]) -> str:
-    """Text of a row's `prompt`, which is a conversation (its user turns are joined) or a plain string."""
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        return prompt
-    return " ".join(str(message["content"]) for message in prompt if message["role"] == "user")
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -80,13 +73,13 @@ def _is_test(canonical: str) -> bool:
 
 @dataclass(frozen=True)
 class AbstractTask(ABC):
-    """A family of problems with a verifier and one privileged text per kind.
+    """A family of problems with a verifier and one privileged text per kind; see `TextTask` for those of text alone.
 
     Subclasses are final frozen dataclasses whose fields are the difficulty knobs. They implement the methods with a
-    leading underscore plus `vocabulary`; the public methods here are final.
+    leading underscore plus `vocabulary`; the other public methods are final.
 
-    `train` and `test` are disjoint by construction: a hash of the canonical form of the problem decides its split,
-    whatever the seed and the knobs. `ood` problems are larger than any `train` or `test` problem of the same knobs.
+    `train` and `test` are disjoint by construction: a hash of the problem decides its split, whatever the seed and
+    the knobs. `ood` problems are larger than any `train` or `test` problem of the same knobs.
 
     Args:
         seed: Chooses the stream of problems; it does not change which problems belong to `test`.
@@ -96,6 +89,8 @@ class AbstractTask(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
+    privileged_kinds: ClassVar[tuple[str, ...]] = PRIVILEGED_KINDS
+    default_kind: ClassVar[str] = "hints_without_execution"  # of `rows`, and of runs that name none
 
     # ---- what a task implements
 
@@ -112,20 +107,30 @@ class AbstractTask(ABC):
         """One problem; `split` matters only for `ood` (larger)."""
 
     @abstractmethod
-    def _canonical(self, prompt: str) -> str:
-        """A form that is equal for prompts that pose the same problem (order of facts must not matter)."""
+    def _problem(self, example: Example) -> str:
+        """What decides the split of an example: equal for examples that pose the same problem."""
 
     @abstractmethod
-    def _is_correct(self, words: Sequence[str], prompt: str, answer: str) -> bool:
-        """Whether `words` (special tokens removed) solve the problem of `prompt`."""
+    def _solves(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        """Whether `words` (special tokens removed) solve the problem of a row."""
 
     @abstractmethod
     def _near_misses(self, example: Example) -> dict[str, str]:
         """Wrong completions that look right, by name."""
 
     @abstractmethod
-    def _secrets(self, example: Example) -> frozenset[str]:
-        """Words that `hints_without_execution` must not contain: intermediate values and the answer."""
+    def _check_privileged(self, example: Example, hints: Mapping[str, Sequence[str]]) -> None:
+        """Call `fail` if the words of a privileged text (`hints`, by kind) break the promise of their kind."""
+
+    # ---- what a task may replace, if a problem is more than the words of its prompt
+
+    def _columns(self, example: Example) -> dict[str, Any]:
+        """Columns of a row beside those that every task has."""
+        return {}
+
+    def facts(self, example: Example) -> Any:
+        """Everything about an example as JSON-serialisable values: what a model trained on it depends on."""
+        return dataclasses.astuple(example)
 
     # ---- what every task has
 
@@ -141,7 +146,7 @@ class AbstractTask(ABC):
         rng = random.Random(f"{self.name}/{self.seed}/{split}/{index}")
         for _ in range(_MAX_DRAWS):
             example = self._draw(rng, split)
-            if split == "ood" or _is_test(self._canonical(example.prompt)) == (split == "test"):
+            if split == "ood" or _is_test(self._problem(example)) == (split == "test"):
                 return example
         raise ConfigError(f"split: {split!r} holds no problem of {self!r}. Make the task larger.")
 
@@ -152,7 +157,8 @@ class AbstractTask(ABC):
         Args:
             completion: Decoded text. If special tokens were kept, `<eos>` ends the solution and only padding may
                 follow it.
-            row: A mapping with the columns `prompt` and `answer`, as made by `rows`.
+            row: A mapping with the columns `prompt` and `answer`, as made by `rows` (and, for a visual task,
+                `metadata`).
             finished: Whether the model ended by itself. Text cut by a length limit is never correct, and decoding
                 with `skip_special_tokens=True` hides that, so the caller says it.
         """
@@ -164,28 +170,27 @@ class AbstractTask(ABC):
             words = words[:end]
         if not finished or not words:
             return 0.0
-        return float(self._is_correct(words, prompt_text(row), str(row["answer"])))
+        return float(self._solves(words, row))
 
     @final
     def row(self, split: str, index: int, privileged_kind: str = "none") -> dict[str, Any]:
         """One dataset row; see `rows`."""
-        check_choice("privileged_kind", privileged_kind, PRIVILEGED_KINDS)
+        check_choice("privileged_kind", privileged_kind, self.privileged_kinds)
         return self._row(self.example(split, index), privileged_kind)
 
     @final
-    def rows(
-        self, split: str, count: int, privileged_kind: str = "hints_without_execution", start: int = 0
-    ) -> list[dict[str, Any]]:
-        """Dataset rows `start .. start + count - 1` of `split`.
+    def rows(self, split: str, count: int, privileged_kind: str | None = None, start: int = 0) -> list[dict[str, Any]]:
+        """Dataset rows `start .. start + count - 1` of `split`, with p of a kind (*optional*, `default_kind`).
 
         Columns: `prompt` (conversation with one user turn), `privileged_context` (str, `None` for kind `"none"`),
-        `answer`, `solution`, `task` (name) and `metadata` (JSON text).
+        `answer`, `solution`, `task` (name) and `metadata` (JSON text); visual tasks add `images` and `boxes`.
 
         Raises:
             ConfigError: if `split` or `privileged_kind` is unknown, or `count` or `start` is negative.
         """
         check_range("count", count, 0, 2**40, "Ask for at least 0 rows.")
-        return [self.row(split, index, privileged_kind) for index in range(start, start + count)]
+        kind = self.default_kind if privileged_kind is None else privileged_kind
+        return [self.row(split, index, kind) for index in range(start, start + count)]
 
     @final
     def _row(self, example: Example, privileged_kind: str) -> dict[str, Any]:
@@ -196,6 +201,7 @@ class AbstractTask(ABC):
             "solution": example.solution,
             "task": self.name,
             "metadata": json.dumps(dict(example.metadata), sort_keys=True),
+            **self._columns(example),
         }
 
     @final
@@ -221,15 +227,16 @@ class AbstractTask(ABC):
                 self._check_verifier(example, others[index - 1], checked)
                 self._check_hints(example, known, checked)
                 if len(example.solution.split()) > self.completion_words(split):
-                    self._fail(f"a gold solution of {split} is longer than completion_words({split!r})", example)
-                canonical[split].add(self._canonical(example.prompt))
+                    self.fail(f"a gold solution of {split} is longer than completion_words({split!r})", example)
+                canonical[split].add(self._problem(example))
         if shared := canonical["train"] & canonical["test"]:
             raise TaskValidationError(f"{self.name}: train and test share {len(shared)} problems: {min(shared)!r}")
         checked["disjoint"] = len(canonical["train"]) + len(canonical["test"])
         return checked
 
     @final
-    def _fail(self, what: str, example: Example) -> None:
+    def fail(self, what: str, example: Example) -> None:
+        """Raise `TaskValidationError`: `what` is wrong with an example."""
         raise TaskValidationError(f"{self.name}: {what}. Prompt: {example.prompt!r}, solution: {example.solution!r}")
 
     @final
@@ -237,9 +244,9 @@ class AbstractTask(ABC):
         row = self._row(example, "none")
         for gold in (example.solution, f"{example.solution} {EOS_WORD}", f"{example.solution} {EOS_WORD} {PAD_WORD}"):
             if self.verify(gold, row) != 1.0:
-                self._fail(f"the gold completion {gold!r} does not score 1.0", example)
+                self.fail(f"the gold completion {gold!r} does not score 1.0", example)
         if self.verify(example.solution, row, finished=False) != 0.0:
-            self._fail("a completion that was cut by the length limit does not score 0.0", example)
+            self.fail("a completion that was cut by the length limit does not score 0.0", example)
         checked["gold"] += 1
         words = example.solution.split()
         common = {
@@ -255,30 +262,23 @@ class AbstractTask(ABC):
             "said twice": f"{example.solution} {example.answer}",
             **{f"hint echoed ({kind})": text for kind, text in example.privileged.items()},
         }
-        if self._canonical(other.prompt) != self._canonical(example.prompt) and other.solution != example.solution:
+        if self._problem(other) != self._problem(example) and other.solution != example.solution:
             common["solution of another problem"] = other.solution
         for name, wrong in {**common, **self._near_misses(example)}.items():
             if self.verify(wrong, row) != 0.0:
-                self._fail(f"the near miss {name!r} does not score 0.0: {wrong!r}", example)
+                self.fail(f"the near miss {name!r} does not score 0.0: {wrong!r}", example)
             checked["near_misses"] += 1
 
     @final
     def _check_hints(self, example: Example, known: frozenset[str], checked: dict[str, int]) -> None:
-        if tuple(example.privileged) != PRIVILEGED_KINDS[1:]:
-            self._fail(f"privileged kinds are {tuple(example.privileged)}, expected {PRIVILEGED_KINDS[1:]}", example)
+        if tuple(example.privileged) != self.privileged_kinds[1:]:
+            kinds = self.privileged_kinds[1:]
+            self.fail(f"privileged kinds are {tuple(example.privileged)}, expected {kinds}", example)
         hints = {kind: text.split() for kind, text in example.privileged.items()}
-        for kind in ("final_answer", "hints_with_execution"):
-            if example.answer not in hints[kind]:
-                self._fail(f"{kind} does not contain the answer {example.answer!r}", example)
-        if leaked := self._secrets(example) & set(hints["hints_without_execution"]):
-            self._fail(f"hints_without_execution reveals {sorted(leaked)}", example)
-        if example.answer not in self._secrets(example):
-            self._fail("the answer is not among the secrets", example)
-        if len(hints["summarised_hint"]) > len(hints["hints_without_execution"]):
-            self._fail("summarised_hint is longer than hints_without_execution", example)
+        self._check_privileged(example, hints)
         texts = [example.prompt, example.solution, *example.privileged.values()]
         if strange := {word for text in texts for word in text.split()} - known:
-            self._fail(f"words outside vocabulary(): {sorted(strange)}", example)
+            self.fail(f"words outside vocabulary(): {sorted(strange)}", example)
         if any(text != " ".join(text.split()) for text in texts):
-            self._fail("words are not separated by single spaces", example)
+            self.fail("words are not separated by single spaces", example)
         checked["hints"] += len(hints)

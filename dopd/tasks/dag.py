@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from dopd.tasks.base import AbstractTask, Example, check_range
+from dopd.tasks.base import Example, check_range
+from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
 _DIGITS = "0123456789"
@@ -25,7 +26,7 @@ def _parse(prompt: str) -> tuple[_Definitions, str]:
 
 @final
 @dataclass(frozen=True)
-class DagTask(AbstractTask):
+class DagTask(TextTask):
     """Sums modulo 10 over shuffled definitions, of which only some are needed.
 
     Prompt: `D 1 3 H d d F 1 h ? H`, three words per definition (an upper-case head, two arguments; a variable is

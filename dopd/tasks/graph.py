@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from dopd.tasks.base import AbstractTask, Example, check_range
+from dopd.tasks.base import Example, check_range
+from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghijklmnop"
 _STEP = 2  # words per solution step: the edge that is taken
@@ -22,7 +23,7 @@ def _parse(prompt: str) -> tuple[set[tuple[str, str]], str, int]:
 
 @final
 @dataclass(frozen=True)
-class GraphTask(AbstractTask):
+class GraphTask(TextTask):
     """The only walk of a given length from a given node, among turnings that end too early.
 
     Prompt: `C d A b B c A f ? A 3`, two words per edge in random order (a node is upper-case where an edge leaves it,

@@ -32,23 +32,28 @@ class GsmSymbolic:
     """
 
     name: ClassVar[str] = "gsm_symbolic"
+    privileged_kinds: ClassVar[tuple[str, ...]] = PRIVILEGED_KINDS
+    default_kind: ClassVar[str] = "hints_without_execution"
     description: ClassVar[str] = "grade-school word problems (reasoning-gym); hints are the solution's steps"
     seed: int = 0
 
-    def rows(self, split: str, count: int, privileged_kind: str = "none", start: int = 0) -> list[dict[str, Any]]:
-        """`count` rows with `prompt`, `privileged_context`, `answer`, `solution`, `task` and `metadata`.
+    def rows(self, split: str, count: int, privileged_kind: str | None = None, start: int = 0) -> list[dict[str, Any]]:
+        """`count` rows, with p of a kind (*optional*, `default_kind`).
+
+        Columns: `prompt`, `privileged_context`, `answer`, `solution`, `task` and `metadata`.
 
         Raises:
             ConfigError: an unknown split or kind, or reasoning-gym is not installed.
         """
         if split not in SPLITS:
             raise ConfigError(f"split (={split!r}) must be one of {', '.join(SPLITS)}")
-        if privileged_kind not in PRIVILEGED_KINDS:
-            raise ConfigError(f"privileged_kind (={privileged_kind!r}) must be one of {', '.join(PRIVILEGED_KINDS)}")
+        kind = self.default_kind if privileged_kind is None else privileged_kind
+        if kind not in PRIVILEGED_KINDS:
+            raise ConfigError(f"privileged_kind (={kind!r}) must be one of {', '.join(PRIVILEGED_KINDS)}")
         problems = self._problems(split)
         for _ in range(start):
             next(problems)
-        return [_row(next(problems), privileged_kind) for _ in range(count)]
+        return [_row(next(problems), kind) for _ in range(count)]
 
     def verify(self, completion: str, row: Mapping[str, Any]) -> float:
         """1 if the final number of the completion equals the row's `answer`, else 0."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, final
 
-from dopd.tasks.base import AbstractTask, Example, check_range
+from dopd.tasks.base import Example, check_range
+from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
 _WIDTH = 5
@@ -64,7 +65,7 @@ def _parse(prompt: str) -> tuple[list[str], list[str], list[str]]:
 
 @final
 @dataclass(frozen=True)
-class ProgramTask(AbstractTask):
+class ProgramTask(TextTask):
     """Find a short program over lists of five letters from one test case, and trace it on a new input.
 
     Prompt: `a b c d e > b a c d e ? f a j b c`, the input and output of the test case and the input to run on.

@@ -141,11 +141,11 @@ def test_validate_fails_for_a_broken_task(task_class):
 
 def test_validate_notices_shared_problems():
     # The split is decided on a form that tells two orders apart, while the proof sees them as one problem.
-    def canonical(self, prompt):
-        return prompt if sys._getframe(1).f_code.co_name == "example" else "one problem"
+    def problem(self, example):
+        return example.prompt if sys._getframe(1).f_code.co_name == "example" else "one problem"
 
     with pytest.raises(TaskValidationError, match="train and test share 1 problems"):
-        _broken(DagTask, _canonical=canonical).validate(count=4)
+        _broken(DagTask, _problem=problem).validate(count=4)
 
 
 def test_unknown_names_and_values_are_explained():
