@@ -13,7 +13,7 @@ _HOMES = {
     "route": "dopd.routing",
     "divergence": "dopd.divergences",
     "Rule": "dopd.rules",
-    "RoutingTable": "dopd.rules",
+    "RoutingTable": "dopd.tables",
     "table": "dopd.methods",
     "routed_loss": "dopd.loss",
     "Head": "dopd.heads",
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dopd.methods import table as table
     from dopd.routing import Regime as Regime
     from dopd.routing import route as route
-    from dopd.rules import RoutingTable as RoutingTable
     from dopd.rules import Rule as Rule
+    from dopd.tables import RoutingTable as RoutingTable
     from dopd.trainer import DOPDConfig as DOPDConfig
     from dopd.trainer import DOPDTrainer as DOPDTrainer

@@ -3,16 +3,21 @@
 Shapes: B sequences, T completion tokens, V vocabulary, M tokens of one row.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dopd.divergences import divergence, entropy, log_probs, pick
+from dopd.assignment import Assignment, assign
+from dopd.divergences import divergence, entropy, log_probs, pick, sampled_terms, surrogate
 from dopd.errors import ConfigError
-from dopd.routing import UNROUTED, privilege_gap, route
-from dopd.rules import RoutingTable
+from dopd.routing import UNROUTED
+from dopd.rules import Rule
+from dopd.signals import SignalBatch, take_measure
+from dopd.sources import LIVE
+from dopd.tables import RoutingTable
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,10 @@ def routed_loss(
     mask: Tensor,
     table: RoutingTable,
     *,
-    regimes: Tensor | None = None,
+    assignment: Assignment | None = None,
     num_sequences: float | None = None,
 ) -> RoutedLoss:
-    """Route every completion token, then sum weight * divergence(student, target of its row).
+    """Decide what every completion token receives, then sum weight * divergence(student, target) over its rows.
 
     Args:
         student_logits (`Tensor` (B, T, V)): the trained distribution S(. | x, y_<n), WITHOUT privileged context, at the
@@ -57,7 +62,7 @@ def routed_loss(
         completion_ids (`LongTensor` (B, T)): the tokens that the student sampled.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
         table (`RoutingTable`): the method.
-        regimes (`LongTensor` (B, T), *optional*): decisions made for a larger batch, of which this is a part; made here
+        assignment (`Assignment`, *optional*): decisions made for a larger batch, of which this is a part; made here
             from this batch if left out.
         num_sequences (`float`, *optional*): the denominator of the mean over sequences, when this is a part of a larger
             batch; defaults to the sequences here that have a scored token.
@@ -69,45 +74,115 @@ def routed_loss(
         ConfigError: a source that the table needs is missing, shapes differ, or ids or regimes are out of range.
         ScoringError: log-probs of sampled tokens that are not finite.
     """
-    table.check_provided(targets)
+    table.check_provided(targets, decided=assignment is not None)
     _check_shapes(student_logits, targets, completion_ids, mask)
     keep_BT = mask != 0
     safe_ids_BT = torch.where(keep_BT, completion_ids, 0)  # a padding id may lie outside the vocabulary
+    if assignment is None:
+        scored = {**targets, LIVE: student_logits.detach()}
+        assignment = assign(table, _signals(table, scored, safe_ids_BT, mask))
+    assignment.check(mask, table)
 
-    gap_BT = None
-    if table.routed:
-        log_t_BT, log_s_BT = (
-            pick(log_probs(targets[source].detach()), safe_ids_BT)
-            for source in ("privileged_teacher", "privileged_student")
+    per_row: list[Tensor] = []
+    for index, rule in enumerate(table.rules):
+        per_token_BT = torch.zeros(
+            mask.shape, dtype=torch.promote_types(student_logits.dtype, torch.float32), device=mask.device
         )
-        gap_BT = privilege_gap(log_t_BT, log_s_BT)
-        if regimes is None:
-            regimes = route(log_t_BT, log_s_BT, mask, trim=table.trim)
-    elif regimes is None:
-        regimes = torch.where(keep_BT, 0, UNROUTED)
-    check_regimes(regimes, mask, table)
+        chosen_BT = assignment.chosen(index, rule)
+        if rule.weight and bool(chosen_BT.any()):
+            value_M = row_divergence(
+                rule,
+                student_logits[chosen_BT],
+                {name: targets[name][chosen_BT] for name in rule.target_names},
+                safe_ids_BT[chosen_BT],
+                advantages=assignment.advantages[index][chosen_BT] if index in assignment.advantages else None,
+                progress=assignment.progress,
+            ).to(per_token_BT.dtype)
+            factor_M = assignment.factors[index][chosen_BT].to(value_M) if index in assignment.factors else 1.0
+            per_token_BT = per_token_BT.masked_scatter(chosen_BT, rule.weight * factor_M * value_M)
+        per_row.append(per_token_BT)
 
-    per_token_BT = torch.zeros(
-        mask.shape, dtype=torch.promote_types(student_logits.dtype, torch.float32), device=mask.device
-    )
-    for number, rule in table.labelled_rows():
-        row_BT = regimes == number
-        if rule.weight == 0 or not bool(row_BT.any()):
-            continue
-        value_M = divergence(
-            student_logits[row_BT],
-            targets[rule.source][row_BT],
-            kind=rule.divergence,
-            support=rule.support,
-            top_k=rule.top_k,
-            tail=rule.tail,
-            sampled_ids=safe_ids_BT[row_BT] if rule.support == "sampled" else None,
-        )
-        per_token_BT = per_token_BT.masked_scatter(row_BT, rule.weight * value_M.to(per_token_BT.dtype))
-
+    per_token_BT = torch.stack(per_row).sum(0)
     loss = sequence_mean(per_token_BT, mask, num_sequences)
     entropy_BT = torch.where(keep_BT, entropy(log_probs(student_logits.detach())), 0.0)
-    return RoutedLoss(loss, per_token_BT, regimes, routing_sums(table, regimes, per_token_BT, gap_BT, entropy_BT))
+    sums = routing_sums(table, assignment, per_row, entropy_BT)
+    return RoutedLoss(loss, per_token_BT, assignment.regimes, sums)
+
+
+def row_divergence(
+    rule: Rule,
+    student_logits: Tensor,
+    targets: Mapping[str, Tensor],
+    sampled_ids: Tensor,
+    *,
+    advantages: Tensor | None = None,
+    progress: float = 0.0,
+) -> Tensor:
+    """What a row says of M tokens, before its weight: (M,), nats.
+
+    Args:
+        rule (`Rule`): the row.
+        student_logits (`Tensor` (M, V)): of the trained distribution; gradients reach these alone.
+        targets (`dict[str, Tensor]`): logits (M, V) of `rule.target_names`.
+        sampled_ids (`LongTensor` (M,)): the sampled tokens.
+        advantages (`Tensor` (M,), *optional*): of a policy-gradient row.
+        progress (`float`): share of the training that is over, for exponents that move.
+    """
+    if advantages is not None:
+        log_s_y = pick(log_probs(student_logits), sampled_ids)
+        advantages = advantages.to(log_s_y) if rule.clip is None else advantages.to(log_s_y).clamp(*rule.clip)
+        return surrogate(-advantages, advantages, log_s_y)
+    if rule.target is None:
+        target_logits = student_logits.detach()
+    else:
+        given = {**targets, LIVE: student_logits.detach()}
+        exponents = rule.target.exponents(progress)
+        if rule.support == "sampled":
+            # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
+            log_s_y = pick(log_probs(student_logits), sampled_ids)
+            log_t_y = torch.zeros_like(log_s_y)
+            for name, power in exponents.items():
+                log_t_y = log_t_y + power * pick(log_probs(given[name]), sampled_ids).detach()
+            return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
+        target_logits = product_logits([(power, given[name]) for name, power in exponents.items()])
+    return divergence(
+        student_logits,
+        target_logits,
+        kind=rule.divergence,
+        support=rule.support,
+        top_k=rule.top_k,
+        tail=rule.tail,
+        variant=rule.variant,
+    )
+
+
+def product_logits(factors: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Logits of the normalised product of powers, from (exponent, logits): softmax(sum_i w_i z_i), as
+    prod_i p_i^{w_i} is up to its normaliser.
+
+    A token that every factor with a positive exponent rules out stays ruled out, whatever the others say of it.
+    """
+    if len(factors) == 1 and factors[0][0] == 1.0:
+        return factors[0][1]
+    wide = torch.promote_types(factors[0][1].dtype, torch.float32)
+    positive = [(power, logits.to(wide)) for power, logits in factors if power > 0]
+    ruled_out = torch.stack([torch.isneginf(logits) for _, logits in positive]).any(0)
+    total = torch.zeros_like(positive[0][1])
+    for power, logits in factors:
+        if power:
+            # Log-probs, so that a large common offset of one model does not swallow the digits of another.
+            total = total + power * log_probs(logits).masked_fill(ruled_out, 0.0)
+    return total.masked_fill(ruled_out, -math.inf)
+
+
+def _signals(table: RoutingTable, logits: Mapping[str, Tensor], ids_BT: Tensor, mask: Tensor) -> SignalBatch:
+    """Scores that the table decides by, from logits, for a batch that is whole."""
+    logprobs, entropies = {}, {}
+    for name in table.scored_sources:
+        log_p = log_probs(logits[name].detach())
+        logprobs[name], entropies[name] = pick(log_p, ids_BT), entropy(log_p)
+    measures = {name: take_measure(name, logits) for name in table.measures}
+    return SignalBatch(mask, logprobs, entropies, measures)
 
 
 def sequence_mean(per_token: Tensor, mask: Tensor, num_sequences: float | None = None) -> Tensor:
@@ -128,30 +203,30 @@ def sequence_mean(per_token: Tensor, mask: Tensor, num_sequences: float | None =
 
 
 def routing_sums(
-    table: RoutingTable, regimes: Tensor, per_token: Tensor, gap: Tensor | None, entropy_BT: Tensor
+    table: RoutingTable, assignment: Assignment, per_row: Sequence[Tensor], entropy_BT: Tensor
 ) -> dict[str, Tensor]:
     """Sums over scored tokens, overall and for every row; they stay on the device, so that nothing waits for them.
 
     Args:
         table (`RoutingTable`): the method.
-        regimes (`LongTensor` (B, T)): -1 where nothing is scored.
-        per_token (`Tensor` (B, T)): weighted divergences, nats.
-        gap (`Tensor` (B, T), *optional*): privilege advantage gaps, nats.
+        assignment (`Assignment`): what each token receives.
+        per_row (`list[Tensor]`): weighted divergences (B, T) of every row, nats, 0 where it is not for the token.
         entropy_BT (`Tensor` (B, T)): entropy of the plain student, nats.
     """
-    scored_BT = regimes != UNROUTED
+    scored_BT = assignment.regimes != UNROUTED
     sums = {
         "tokens": scored_BT.sum(),
         "sequences": scored_BT.any(1).sum(),
         "entropy": entropy_BT.masked_fill(~scored_BT, 0.0).sum(),
     }
-    for number, rule in table.labelled_rows():
-        row_BT = regimes == number
+    for (index, rule), values_BT in zip(enumerate(table.rules), per_row, strict=True):
+        row_BT = assignment.chosen(index, rule)
+        factor = assignment.factors[index].sum() if index in assignment.factors else row_BT.sum()
         sums[f"tokens/{rule.label}"] = row_BT.sum()
-        sums[f"weight/{rule.label}"] = row_BT.sum() * torch.tensor(rule.weight, dtype=torch.float64)
-        sums[f"loss/{rule.label}"] = per_token.detach().masked_fill(~row_BT, 0.0).sum()
-        if gap is not None:
-            sums[f"gap/{rule.label}"] = gap.masked_fill(~row_BT, 0.0).sum()
+        sums[f"weight/{rule.label}"] = factor * torch.tensor(rule.weight, dtype=torch.float64)
+        sums[f"loss/{rule.label}"] = values_BT.detach().sum()
+        if assignment.gap is not None and rule.regime is not None:
+            sums[f"gap/{rule.label}"] = assignment.gap.masked_fill(~row_BT, 0.0).sum()
     return sums
 
 
@@ -168,20 +243,6 @@ def stats_of(sums: Mapping[str, float]) -> dict[str, float]:
         else:
             stats[name] = value / max(sums[f"tokens/{label}"], 1)
     return stats
-
-
-def check_regimes(regimes: Tensor, mask: Tensor, table: RoutingTable) -> None:
-    """Raise `ConfigError` unless every scored token has the number of a row of the table, and every other token -1."""
-    if regimes.shape != mask.shape:
-        raise ConfigError(f"regimes {tuple(regimes.shape)} must have the shape (B, T) of mask {tuple(mask.shape)}")
-    numbers = [number for number, _ in table.labelled_rows()]
-    known_BT = torch.isin(regimes, torch.tensor(numbers, device=regimes.device))
-    wrong_BT = torch.where(mask != 0, ~known_BT, regimes != UNROUTED)
-    if bool(wrong_BT.any()):
-        raise ConfigError(
-            f"regimes: {int(wrong_BT.sum())} of {regimes.numel()} do not fit the mask and table {table.name!r}: a "
-            f"scored token takes one of {numbers}, every other token {UNROUTED}. Cut regimes and mask from one batch"
-        )
 
 
 def _check_shapes(student_logits: Tensor, targets: Mapping[str, Tensor], completion_ids: Tensor, mask: Tensor) -> None:

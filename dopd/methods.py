@@ -8,7 +8,9 @@ from typing import Any
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.errors import ConfigError
 from dopd.routing import Regime
-from dopd.rules import Anchor, RoutingTable, Rule, Source
+from dopd.rules import Rule
+from dopd.sources import Anchor
+from dopd.tables import RoutingTable
 
 PAPER = "arXiv 2606.30626"
 
@@ -28,7 +30,7 @@ def dopd(
     DEPARTURE under another name: with `anchor` "frozen" or "ema" the table is called `dopd_frozen` or `dopd_ema`.
     """
 
-    def light(regime: Regime, source: Source, weight: float) -> Rule:
+    def light(regime: Regime, source: str, weight: float) -> Rule:
         return Rule(regime=regime, source=source, support="student_topk", tail=tail, top_k=top_k, weight=weight)
 
     return RoutingTable(
@@ -58,7 +60,7 @@ def _anchored(anchor: Anchor) -> Callable[..., RoutingTable]:
     return build
 
 
-def _uniform(name: str, source: Source, source_note: str) -> Callable[..., RoutingTable]:
+def _uniform(name: str, source: str, source_note: str) -> Callable[..., RoutingTable]:
     def build(
         *,
         divergence: DivergenceKind = "reverse_kl",

@@ -1,221 +1,245 @@
-"""A distillation method as data: one row for each kind of token, saying what it is taught and how hard.
+"""One row of a method: which tokens it is for, what they are taught, and how hard.
 
-The trainer, the reference loss and the fused losses read these rows; none of them knows a method or a regime by name.
+The trainer, the reference loss and the fused losses read rows; none of them knows a method or a regime by name.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from dopd.divergences import DivergenceKind, Support, Tail, check_choice, check_support
+from dopd.divergences import WITHOUT_TARGET, DivergenceKind, Support, Tail, Variant, check_choice, check_support
 from dopd.errors import ConfigError
 from dopd.routing import Regime
+from dopd.signals import SIGNALS
+from dopd.sources import LIVE, Target, target_of
 
-Source = Literal["teacher", "privileged_teacher", "privileged_student"]
-Anchor = Literal["current", "frozen", "ema"]
+_BOUNDS = ("top", "bottom", "above", "below")
 
-SOURCES: dict[str, str] = {
-    "teacher": "the teacher, reading the plain prompt",
-    "privileged_teacher": "the teacher, reading the prompt with its privileged context",
-    "privileged_student": "the student, reading the prompt with its privileged context (no gradient)",
-}
-TEACHER_SOURCES = frozenset({"teacher", "privileged_teacher"})
-PRIVILEGED_SOURCES = frozenset({"privileged_teacher", "privileged_student"})
-ROUTING_SOURCES = PRIVILEGED_SOURCES
+
+@dataclass(frozen=True)
+class SignalUse:
+    """A signal with its options.
+
+    Attributes:
+        name (`str`): a key of `SIGNALS`.
+        options (`tuple[tuple[str, Any], ...]`): what to change in it.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def compute(self, batch: Any) -> Any:
+        """Its values (B, T) on a `SignalBatch`."""
+        return SIGNALS[self.name].compute(batch, **dict(self.options))
+
+    def to_value(self) -> str | dict[str, Any]:
+        """As a YAML file has it."""
+        return {"signal": self.name, **dict(self.options)} if self.options else self.name
+
+    @classmethod
+    def of(cls, field_name: str, value: Any) -> "SignalUse":
+        """From a name, or from a mapping with the key `signal` and options of that signal."""
+        if isinstance(value, cls):
+            return value
+        options = dict(value) if isinstance(value, Mapping) else {"signal": value}
+        name = options.pop("signal", None)
+        if not isinstance(name, str) or name not in SIGNALS:
+            raise ConfigError(f"{field_name}: signal (={name!r}) must be one of {', '.join(SIGNALS)}")
+        allowed = list(inspect.signature(SIGNALS[name].compute).parameters)[1:]
+        unknown = sorted(set(options) - set(allowed))
+        if unknown:
+            raise ConfigError(
+                f"{field_name}: signal {name!r} has no option {', '.join(map(str, unknown))}; it has "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        return cls(name, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True)
+class Select:
+    """The tokens that a row is for, by a signal.
+
+    Attributes:
+        use (`SignalUse`): the signal.
+        bound (`str`): `"top"` or `"bottom"` (the share of the batch's tokens with the largest or smallest values;
+            ties at the boundary are kept), `"above"` or `"below"` (a value, not included).
+        value (`float`): the share, or the value.
+    """
+
+    use: SignalUse
+    bound: str
+    value: float
+
+    def to_value(self) -> dict[str, Any]:
+        """As a YAML file has it."""
+        return {"signal": self.use.name, **dict(self.use.options), self.bound: self.value}
+
+    @classmethod
+    def of(cls, value: Any) -> "Select":
+        """From a mapping with the key `signal`, its options, and exactly one of top, bottom, above and below."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"select (={value!r}) must be a mapping such as {{signal: student_entropy, top: 0.5}}")
+        given = [bound for bound in _BOUNDS if bound in value]
+        if len(given) != 1:
+            raise ConfigError(f"select (={dict(value)!r}) must have exactly one of {', '.join(_BOUNDS)}")
+        use = SignalUse.of("select", {key: item for key, item in value.items() if key not in _BOUNDS})
+        number = _number(f"select: {given[0]}", value[given[0]])
+        if given[0] in ("top", "bottom") and not 0.0 < number <= 1.0:
+            raise ConfigError(f"select: {given[0]} (={number}) must be in (0, 1]: the share of tokens to keep")
+        return cls(use, given[0], number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One row of a routing table: the signal that a token of `regime` receives.
+    """One row of a routing table: the signal that some tokens receive.
 
     Attributes:
-        regime (`Regime`, `str` or `int`, *optional*): the tokens that the row is for; `None` is every token.
-        source (`str`): who gives the target distribution, one of `SOURCES`.
-        divergence (`str`): `"forward_kl"`, `"reverse_kl"` or `"js"`, between the plain student and the target.
+        regime (`Regime`, `str` or `int`, *optional*): the regime that the row is for; `None` is every token.
+        source (`str` or `dict[str, float]`, *optional*): who gives the target distribution, one of `SOURCES`, or a
+            product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training). None
+            for a divergence without a target.
+        divergence (`str`): between the plain student and the target: a key of `DIVERGENCES`, or `"policy_gradient"`.
         support (`str`): `"full"`, `"student_topk"`, `"target_topk"` or `"sampled"`.
-        tail (`str`): what becomes of the mass outside a top-k support, `"bucket"` or `"renormalize"`.
+        tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"` or `"truncate"`.
         top_k (`int`): K of a top-k support.
         weight (`float`): factor on the divergence; 0 leaves the tokens out of the loss (not out of its denominator).
+        name (`str`): what statistics call the row; its regime, or `all`, if left out.
+        select (`dict`, *optional*): only tokens that a signal picks: `{signal: NAME, top: 0.5}` (or bottom, above,
+            below); the others stay in the loss's denominator.
+        scale (`str` or `dict`, *optional*): a signal that multiplies the weight, token by token.
+        advantage (`str` or `dict`, *optional*): the signal that is the advantage of `"policy_gradient"`.
+        beta, clamp, cap, clip: see `dopd.divergences.Variant`.
 
     Raises:
         ConfigError: a row that cannot work, with the reason and the fix.
     """
 
     regime: Regime | None = None
-    source: Source
+    source: Any = None
     divergence: DivergenceKind = "reverse_kl"
     support: Support = "full"
     tail: Tail = "bucket"
     top_k: int = 128
     weight: float = 1.0
+    name: str = ""
+    select: Any = None
+    scale: Any = None
+    advantage: Any = None
+    beta: float = 0.5
+    clamp: float | None = None
+    cap: float | None = None
+    clip: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regime", _as_regime(self.regime))
         try:
-            check_choice("source", self.source, Source)
-            check_choice("divergence", self.divergence, DivergenceKind)
-            check_support(self.divergence, self.support, self.top_k, self.tail)
-            if self.support.endswith("topk") and self.top_k == 1 and self.tail == "renormalize":
-                raise ConfigError(
-                    "top_k=1 with tail='renormalize' compares a single outcome of probability 1, so nothing would be "
-                    "learned. Use tail='bucket' or a larger top_k"
-                )
-            if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
-                raise ConfigError(f"weight (={self.weight!r}) must be a number")
-            if not (math.isfinite(self.weight) and self.weight >= 0):
+            self._check_divergence()
+            self._check_target()
+            self._read_signals()
+            if not (math.isfinite(_number("weight", self.weight)) and self.weight >= 0):
                 raise ConfigError(f"weight (={self.weight}) must be finite and at least 0")
         except ConfigError as error:
             raise ConfigError(f"row {self.label!r}: {error}") from None
 
+    def _check_divergence(self) -> None:
+        check_choice("divergence", self.divergence, DivergenceKind)
+        check_support(self.divergence, self.support, self.top_k, self.tail)
+        if self.support.endswith("topk") and self.top_k == 1 and self.tail == "renormalize":
+            raise ConfigError(
+                "top_k=1 with tail='renormalize' compares a single outcome of probability 1, so nothing would be "
+                "learned. Use tail='bucket' or a larger top_k"
+            )
+        if self.clip is not None:
+            if not isinstance(self.clip, list | tuple) or len(self.clip) != 2:
+                raise ConfigError(f"clip (={self.clip!r}) must be a pair (lowest, highest)")
+            low, high = (
+                math.copysign(math.inf, sign) if b is None else _number("clip", b)
+                for sign, b in zip((-1, 1), self.clip, strict=True)
+            )
+            object.__setattr__(self, "clip", (low, high))
+        self.variant.check(self.divergence, self.support)
+
+    def _check_target(self) -> None:
+        if self.divergence in WITHOUT_TARGET:
+            if self.source is not None:
+                raise ConfigError(
+                    f"source (={self.source!r}): divergence={self.divergence!r} reads no target; leave it out"
+                )
+            object.__setattr__(self, "_target", None)
+            return
+        if self.source is None:
+            raise ConfigError(f"source is missing: divergence={self.divergence!r} compares the student with a target")
+        target = target_of(self.source)
+        if target.single == LIVE:
+            raise ConfigError(
+                "source='student' alone is the trained distribution itself: divergence and gradient would be 0. "
+                "Use it in a product, or source='privileged_student'"
+            )
+        object.__setattr__(self, "_target", target)
+
+    def _read_signals(self) -> None:
+        for name in ("scale", "advantage"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, SignalUse.of(name, getattr(self, name)))
+        if self.select is not None:
+            object.__setattr__(self, "select", Select.of(self.select))
+        if (self.advantage is None) == (self.divergence == "policy_gradient"):
+            raise ConfigError(
+                f"advantage (={self.advantage!r}) names the signal of divergence='policy_gradient', and of no other "
+                f"(got divergence={self.divergence!r})"
+            )
+
     @property
     def label(self) -> str:
-        """The regime's name, or `all` for a row that takes every token."""
-        return "all" if self.regime is None else self.regime.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingTable:
-    """The rows of one method, exhaustive and exclusive: either one row for every token, or one for each regime.
-
-    Attributes:
-        name (`str`): what logs and reports call the method.
-        rules (`tuple[Rule, ...]`): the rows.
-        anchor (`str`): the weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial weights)
-            or `"ema"` (an exponential moving average).
-        trim (`float`): fraction of tokens with the largest gaps that the batch averages leave out.
-        source_note (`str`): where the method comes from.
-
-    Raises:
-        ConfigError: rows that overlap, leave a regime out, or cannot work together.
-    """
-
-    name: str
-    rules: tuple[Rule, ...]
-    anchor: Anchor = "current"
-    trim: float = 0.05
-    source_note: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
-        check_choice("anchor", self.anchor, Anchor)
-        if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
-            raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
-        if not self.rules:
-            raise ConfigError(f"table {self.name!r} has no rows: give it one without a regime, or one for each regime")
-        labels = [rule.label for rule in self.rules]
-        if "all" in labels and len(labels) > 1:
-            raise ConfigError(
-                f"table {self.name!r}: a row without a regime takes every token and must be alone, got {labels}"
-            )
-        doubled = sorted({label for label in labels if labels.count(label) > 1})
-        if doubled:
-            raise ConfigError(
-                f"table {self.name!r}: {', '.join(doubled)} has several rows; a token has exactly one target"
-            )
-        missing = [regime.name for regime in Regime if self.routed and regime.name not in labels]
-        if missing:
-            raise ConfigError(
-                f"table {self.name!r} has no row for {', '.join(missing)}; weight=0 leaves those tokens out"
-            )
-        if not any(rule.weight for rule in self.rules):
-            raise ConfigError(
-                f"table {self.name!r}: every weight is 0, nothing would be learned; give one row a weight above 0"
-            )
-        if self.anchor != "current" and "privileged_student" not in self.sources:
-            raise ConfigError(
-                f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "
-                "row reads. Leave anchor='current', or use a row with source='privileged_student'"
-            )
+        """The row's name, its regime, or `all` for a row that takes every token."""
+        return self.name or ("all" if self.regime is None else self.regime.name)
 
     @property
-    def routed(self) -> bool:
-        """Whether tokens are told apart by regime, which takes log-probs of both privileged views."""
-        return self.rules[0].regime is not None
+    def target(self) -> Target | None:
+        """What the row pulls towards; `None` without a target."""
+        target: Target | None = self._target  # type: ignore[attr-defined]
+        return target
 
     @property
-    def target_sources(self) -> frozenset[str]:
-        """Sources whose distribution some row with a weight reads."""
-        return frozenset(rule.source for rule in self.rules if rule.weight)
+    def target_names(self) -> frozenset[str]:
+        """Sources of the target that somebody has to provide (the trained student itself is there anyway)."""
+        return frozenset() if self.target is None else self.target.names - {LIVE}
 
     @property
-    def routing_sources(self) -> frozenset[str]:
-        """Sources whose log-probs of the sampled tokens decide the regime."""
-        return ROUTING_SOURCES if self.routed else frozenset()
+    def variant(self) -> Variant:
+        """The options of the divergence."""
+        return Variant(self.beta, self.clamp, self.cap, self.clip)
 
     @property
-    def sources(self) -> frozenset[str]:
-        """Every source that one step must score; nothing else is scored."""
-        return self.target_sources | self.routing_sources
+    def uses(self) -> list[SignalUse]:
+        """The signals that the row reads."""
+        picked = [] if self.select is None else [self.select.use]
+        return [*picked, *(use for use in (self.scale, self.advantage) if use is not None)]
 
-    @property
-    def needs_teacher(self) -> bool:
-        return bool(self.sources & TEACHER_SOURCES)
+    def to_row(self) -> dict[str, Any]:
+        """The row as a plain dict, ready for YAML; what has its default is left out, but for the basic fields."""
+        row: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _ALWAYS or value != item.default:
+                row[item.name] = value.to_value() if hasattr(value, "to_value") else value
+        row["regime"] = None if self.regime is None else self.regime.name
+        if self.clip is not None:
+            row["clip"] = [None if math.isinf(bound) else bound for bound in self.clip]
+        return row
 
-    @property
-    def needs_privileged(self) -> bool:
-        """Whether some source reads privileged context."""
-        return bool(self.sources & PRIVILEGED_SOURCES)
 
-    def row_of(self, regime: int) -> Rule:
-        """The row of a regime's number, as it stands in the tensor that routing returns (0 in an unrouted table)."""
-        if not self.routed:
-            return self.rules[0]
-        return next(rule for rule in self.rules if rule.regime == regime)
+_ALWAYS = ("regime", "source", "divergence", "support", "tail", "top_k", "weight")
 
-    def labelled_rows(self) -> list[tuple[int, Rule]]:
-        """(number in the regimes tensor, row), in the order of the numbers."""
-        if not self.routed:
-            return [(0, self.rules[0])]
-        return [(int(regime), self.row_of(regime)) for regime in Regime]
 
-    def check_provided(self, provided: Iterable[str]) -> None:
-        """Raise `ConfigError` if a source that the table scores is not among `provided`."""
-        missing = sorted(self.sources - set(provided))
-        if missing:
-            raise ConfigError(
-                f"table {self.name!r} needs {', '.join(f'{name} ({SOURCES[name]})' for name in missing)}, and nobody "
-                f"provides it; provided: {', '.join(sorted(provided)) or 'nothing'}"
-            )
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """The rows as plain dicts, ready for YAML."""
-        return [asdict(rule) | {"regime": None if rule.regime is None else rule.regime.name} for rule in self.rules]
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], *, name: str = "custom", **options: Any) -> "RoutingTable":
-        """A table from plain dicts, as a YAML file has them.
-
-        Raises:
-            ConfigError: an unknown or missing key, named with the row.
-        """
-        allowed = [field.name for field in fields(Rule)]
-        rules = []
-        for index, row in enumerate(rows):
-            if not isinstance(row, Mapping):
-                raise ConfigError(f"rules[{index}] (={row!r}) must be a mapping with the keys {', '.join(allowed)}")
-            unknown = sorted(set(row) - set(allowed))
-            if unknown:
-                raise ConfigError(f"rules[{index}]: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-            if "source" not in row:
-                raise ConfigError(f"rules[{index}]: source is missing; one of {', '.join(SOURCES)}")
-            rules.append(Rule(**row))
-        return cls(name=name, rules=tuple(rules), **options)
-
-    def describe(self) -> str:
-        """The table as aligned text, for `--dry-run` and logs."""
-        header = ["regime", "target", "divergence", "support", "weight"]
-        body = [
-            [rule.label, rule.source, rule.divergence, _support_text(rule), f"{rule.weight:g}"] for rule in self.rules
-        ]
-        widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *body]
-        ]
-        routing = f"routed by the privilege advantage gap, trim {self.trim:g}" if self.routed else "not routed"
-        anchor = f", privileged student: {self.anchor}" if "privileged_student" in self.sources else ""
-        return "\n".join([f"{self.name}: {routing}{anchor}", *(f"  {line}" for line in lines)])
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} (={value!r}) must be a number")
+    return float(value)
 
 
 def _as_regime(value: Any) -> Regime | None:
@@ -227,10 +251,3 @@ def _as_regime(value: Any) -> Regime | None:
         return Regime(value)
     allowed = ", ".join(regime.name for regime in Regime)
     raise ConfigError(f"regime (={value!r}) must be one of {allowed}, or left out for every token")
-
-
-def _support_text(rule: Rule) -> str:
-    return f"{rule.support} {rule.top_k}, {rule.tail}" if rule.support.endswith("topk") else rule.support
-
-
-assert set(SOURCES) == set(get_args(Source))

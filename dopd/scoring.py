@@ -14,9 +14,6 @@ from torch.nn import functional
 
 from dopd.errors import ScoringError
 
-PLAIN, PRIVILEGED = "plain", "privileged"
-VIEW_OF_SOURCE = {"teacher": PLAIN, "privileged_teacher": PRIVILEGED, "privileged_student": PRIVILEGED}
-
 # (input_ids (B, P + T), attention_mask (B, P + T), T) -> hidden states (B, T, H) that predict the completion tokens
 Forward = Callable[[Tensor, Tensor, int], Tensor]
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dopd.assignment import Assignment
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.chunked import chunked_routed_loss
@@ -18,7 +19,7 @@ from dopd.fused.rows import TorchRows
 from dopd.fused.scores import TokenScores, score
 from dopd.heads import Head
 from dopd.loss import RoutedLoss, routed_loss
-from dopd.rules import RoutingTable
+from dopd.tables import RoutingTable
 
 Backend = Literal["reference", "chunked", "triton", "auto"]
 AnyHead = Head | nn.Linear | Tensor
@@ -62,21 +63,22 @@ def fused_routed_loss(
     *,
     backend: Backend = "auto",
     chunk_tokens: int | None = None,
-    regimes: Tensor | None = None,
+    assignment: Assignment | None = None,
     num_sequences: float | None = None,
     scores: Mapping[str, TokenScores] | None = None,
 ) -> RoutedLoss:
     """`routed_loss` from hidden states and heads. Gradients reach the student's hidden states and its head.
 
-    Without `scores`, a routed table costs one dense projection for each of its two privileged sources here, also where
-    `regimes` are given, because the statistics report the gap.
+    Without an `assignment`, what the table decides by is computed here: one dense projection for each source that it
+    scores and is not in `scores`. A table costs one projection of the student for each of its layers (rows that add
+    up).
 
     Args:
         student_hidden (`Tensor` (B, T, H)): last hidden states of the plain student at the positions that predict the
             completion tokens.
         student_head (`Head`, `nn.Linear` or `Tensor` (V, H)): the student's output head.
         targets (`dict[str, tuple[Tensor, head]]`): source name -> hidden states (B, T, Hs) and head.
-        completion_ids, mask, table, regimes, num_sequences: see `routed_loss`.
+        completion_ids, mask, table, assignment, num_sequences: see `routed_loss`.
         backend (`str`, *optional*, defaults to `"auto"`): `"reference"` makes the logits of the whole batch;
             `"chunked"` and `"triton"` agree with it to rounding. `"auto"` is `"triton"` on CUDA, else `"chunked"`.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
@@ -93,7 +95,9 @@ def fused_routed_loss(
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
     head = Head.of(student_head)
-    _check_sources(targets, scores or {}, table)
+    # A source that only decides may come as scores; a source of a row gives its whole distribution.
+    provided = {*targets, *(set(scores or {}) - table.target_sources - table.measured_sources)}
+    table.check_provided(provided, decided=assignment is not None)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
     named = {f"targets[{source!r}]": pair for source, pair in sources.items()}
     _check_batch({"student_hidden": (student_hidden, head), **named}, completion_ids, mask)
@@ -108,7 +112,7 @@ def fused_routed_loss(
             completion_ids,
             mask,
             table,
-            regimes=regimes,
+            assignment=assignment,
             num_sequences=num_sequences,
         )
     with_grad = torch.is_grad_enabled()
@@ -123,7 +127,7 @@ def fused_routed_loss(
             table,
             rows=_row_operations(backend),
             chunk_tokens=chunk_tokens,
-            regimes=regimes,
+            assignment=assignment,
             num_sequences=num_sequences,
             scores=scores or {},
         )
@@ -172,11 +176,6 @@ def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tenso
         raise ConfigError(
             f"completion_ids {tuple(completion_ids.shape)} must have the shape (B, T) {tuple(mask.shape)} of the mask"
         )
-
-
-def _check_sources(targets: Mapping[str, object], scores: Mapping[str, TokenScores], table: RoutingTable) -> None:
-    # A source that routing alone reads may come as scores; a source of a row gives its whole distribution.
-    table.check_provided({*targets, *(set(scores) - table.target_sources)})
 
 
 def _check_scores(scores: Mapping[str, TokenScores], mask: Tensor) -> None:

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dopd.assignment import Assignment, assign
 from dopd.fused.products import wide, working_dtype, working_head
 from dopd.fused.rows import TorchRows
-from dopd.fused.scores import TokenScores, score
+from dopd.fused.scores import TokenScores, measures, score
 from dopd.fused.sweep import Sweep, Target
 from dopd.heads import Head
 from dopd.loss import RoutedLoss, routing_sums, sequence_mean
-from dopd.routing import UNROUTED, privilege_gap, route
-from dopd.rules import RoutingTable
+from dopd.routing import UNROUTED
+from dopd.rules import Rule
+from dopd.signals import SignalBatch
+from dopd.sources import LIVE
+from dopd.tables import RoutingTable
+
+_SILENT = -2  # a token whose entropy is told and that no row of a layer teaches
 
 
 @dataclass(frozen=True)
@@ -75,51 +81,83 @@ def chunked_routed_loss(
     *,
     rows: TorchRows,
     chunk_tokens: int | None,
-    regimes: Tensor | None,
+    assignment: Assignment | None,
     num_sequences: float | None,
     scores: Mapping[str, TokenScores],
 ) -> RoutedLoss:
     """`dopd.fused.fused_routed_loss`, from arguments that have been checked; `rows` does the row operations."""
     batch = _Batch(targets, completion_ids, mask, table, num_sequences)
     weight, bias, heads = _working_heads(student_hidden, student_head, batch)
-    known = _routing_scores(batch, heads, scores, rows, chunk_tokens)
-    keep_BT = mask != 0
-    gap_BT = None
-    if table.routed:
-        log_t_BT, log_s_BT = known["privileged_teacher"].logprobs, known["privileged_student"].logprobs
-        gap_BT = privilege_gap(log_t_BT, log_s_BT)
-        if regimes is None:
-            regimes = route(log_t_BT, log_s_BT, mask, trim=table.trim)
-    elif regimes is None:
-        regimes = torch.where(keep_BT, 0, UNROUTED)
+    if assignment is None:
+        known = _deciding_scores(batch, student_hidden, heads, scores, rows, chunk_tokens)
+        assignment = assign(table, _signals(batch, student_hidden, heads, known, chunk_tokens))
+    else:
+        known = dict(scores)
+    assignment.check(mask, table)
 
-    with torch.autocast(student_hidden.device.type, enabled=False):
-        dtype = heads["student"].weight.dtype
-        sweep = Sweep(
-            hidden_PH=student_hidden.detach().to(dtype).flatten(0, 1),
-            head=heads["student"],
-            targets={
-                source: Target(
-                    targets[source][0].detach().to(heads[source].weight.dtype).flatten(0, 1),
-                    heads[source],
-                    known.get(source),
-                )
-                for source in table.target_sources
-            },
-            ids_P=torch.where(keep_BT, completion_ids, 0).flatten(),  # a padding id may lie outside the vocabulary
-            regimes_P=regimes.flatten(),
-            table=table,
-            scale_P=_loss_scale(mask, num_sequences, wide(dtype), student_hidden.device).flatten(),
-            rows=rows,
-            chunk_tokens=chunk_tokens,
-        )
-        if torch.is_grad_enabled():
-            loss = _ChunkedLoss.apply(student_hidden, weight, bias, sweep, batch)
-        else:
-            sweep.run()
-            loss = _loss(sweep, batch)
-    per_token_BT, entropy_BT = sweep.value_P.view(mask.shape), sweep.entropy_P.view(mask.shape)
-    return RoutedLoss(loss, per_token_BT, regimes, routing_sums(table, regimes, per_token_BT, gap_BT, entropy_BT))
+    dtype = heads["student"].weight.dtype
+    scale_BT = _loss_scale(mask, num_sequences, wide(dtype), student_hidden.device)
+    sources = {
+        name: Target(targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1), heads[name], known.get(name))
+        for name in table.target_sources
+    }
+    losses: list[Tensor] = []
+    per_row: dict[int, Tensor] = {}
+    entropy_BT: Tensor | None = None
+    for position, layer in enumerate(table.layers):
+        numbers_BT = _numbers(layer, assignment, everyone=position == 0)
+        advantage_BT = assignment.advantages.get(layer[0][0])
+        factors = _factors(layer, assignment, scale_BT)
+        with torch.autocast(student_hidden.device.type, enabled=False):
+            sweep = Sweep(
+                hidden_PH=student_hidden.detach().to(dtype).flatten(0, 1),
+                head=heads["student"],
+                targets=sources,
+                ids_P=torch.where(
+                    mask != 0, completion_ids, 0
+                ).flatten(),  # a padding id may lie outside the vocabulary
+                numbers_P=numbers_BT.flatten(),
+                rules=dict(layer) | {_SILENT: Rule(divergence="entropy", weight=0.0)},
+                scale_P=scale_BT.flatten(),
+                factor_P=None if factors is None else factors.flatten(),
+                advantage_P=None if advantage_BT is None else advantage_BT.flatten(),
+                progress=assignment.progress,
+                rows=rows,
+                chunk_tokens=chunk_tokens,
+            )
+            if torch.is_grad_enabled():
+                losses.append(_ChunkedLoss.apply(student_hidden, weight, bias, sweep, batch))
+            else:
+                sweep.run()
+                losses.append(_loss(sweep, batch))
+        values_BT = sweep.value_P.view(mask.shape)
+        entropy_BT = sweep.entropy_P.view(mask.shape) if entropy_BT is None else entropy_BT
+        per_row |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in layer}
+    assert entropy_BT is not None
+    ordered = [per_row[index] for index in sorted(per_row)]
+    sums = routing_sums(table, assignment, ordered, entropy_BT)
+    return RoutedLoss(sum(losses[1:], losses[0]), torch.stack(ordered).sum(0), assignment.regimes, sums)
+
+
+def _numbers(layer: list[tuple[int, Rule]], assignment: Assignment, *, everyone: bool) -> Tensor:
+    """Index of the row of a layer that teaches each token (B, T). A token that none teaches is left out (-1), but for
+    the layer that sees everyone, because the student's entropy is told of all tokens."""
+    silent_BT = torch.where(assignment.regimes == UNROUTED, UNROUTED, _SILENT if everyone else UNROUTED)
+    for index, rule in layer:
+        silent_BT = torch.where(assignment.chosen(index, rule), index, silent_BT)
+    return silent_BT
+
+
+def _factors(layer: list[tuple[int, Rule]], assignment: Assignment, like_BT: Tensor) -> Tensor | None:
+    """Factors on the weights of a layer's rows (B, T); `None` where all are 1."""
+    if not any(index in assignment.factors for index, _ in layer):
+        return None
+    factors_BT = torch.ones_like(like_BT)
+    for index, rule in layer:
+        if index in assignment.factors:
+            chosen_BT = assignment.chosen(index, rule)
+            factors_BT = torch.where(chosen_BT, assignment.factors[index].to(like_BT.dtype), factors_BT)
+    return factors_BT
 
 
 def _working_heads(
@@ -129,7 +167,7 @@ def _working_heads(
     whole = student_head.gathered()
     heads = {"student": working_head(whole, working_dtype(student_hidden))}
     made = {(id(student_head.weight), heads["student"].weight.dtype): heads["student"].weight}
-    for source in sorted(batch.table.sources & set(batch.targets)):
+    for source in sorted((batch.table.sources & set(batch.targets)) - {LIVE}):
         hidden, head = batch.targets[source]
         key = (id(head.weight), working_dtype(hidden))
         if key not in made:
@@ -138,21 +176,42 @@ def _working_heads(
     return whole.weight, whole.bias, heads
 
 
-def _routing_scores(
+def _deciding_scores(
     batch: _Batch,
+    student_hidden: Tensor,
     heads: Mapping[str, Head],
     scores: Mapping[str, TokenScores],
     rows: TorchRows,
     chunk_tokens: int | None,
 ) -> dict[str, TokenScores]:
-    """The scores that were given, and those that routing needs besides."""
+    """The scores that were given, and those that the table decides by besides."""
     known = dict(scores)
-    for source in sorted(batch.table.routing_sources - set(known)):
-        hidden = batch.targets[source][0]
+    for source in sorted(batch.table.scored_sources - set(known)):
+        hidden = student_hidden if source == LIVE else batch.targets[source][0]
         known[source] = score(
             hidden, heads[source], batch.completion_ids, batch.mask, rows=rows, chunk_tokens=chunk_tokens
         )
     return known
+
+
+def _signals(
+    batch: _Batch,
+    student_hidden: Tensor,
+    heads: Mapping[str, Head],
+    known: Mapping[str, TokenScores],
+    chunk_tokens: int | None,
+) -> SignalBatch:
+    """What the table decides by, for a batch that is whole."""
+    measured = {
+        name: (student_hidden if name == LIVE else batch.targets[name][0], heads[name])
+        for name in batch.table.measured_sources
+    }
+    return SignalBatch(
+        batch.mask,
+        {name: scores.logprobs for name, scores in known.items()},
+        {name: scores.entropy for name, scores in known.items()},
+        measures(batch.table.measures, measured, batch.mask, chunk_tokens=chunk_tokens),
+    )
 
 
 def _loss_scale(mask: Tensor, num_sequences: float | None, dtype: torch.dtype, device: torch.device) -> Tensor:

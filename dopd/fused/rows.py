@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.divergences import DIVERGENCES, forward_kl, js, pick, reverse_kl
+from dopd.divergences import Divergence, forward_kl, js, pick, reverse_kl
 from dopd.fused.products import slope
 from dopd.heads import Head
 
@@ -51,20 +51,19 @@ class TorchRows:
         return stats
 
     def full_(
-        self, kind: str, student_CV: Tensor, target_CV: Tensor, scale_C: Tensor, head: Head
+        self, function: Divergence, student_CV: Tensor, target_CV: Tensor, scale_C: Tensor, head: Head
     ) -> tuple[Tensor, Tensor]:
         """Divergences over the whole vocabulary, and entropies of the student; nats.
 
         The student's tile becomes scale * d divergence / d (hidden @ weight.T); the target's tile is used up.
 
         Args:
-            kind (`str`): a key of `DIVERGENCES`.
+            function (`Divergence`): on log-probs over the vocabulary.
             student_CV, target_CV (`Tensor` (C, V)): logits.
             scale_C (`Tensor` (C,)): d loss / d divergence.
             head (`Head`): the student's.
         """
         value_C, entropy_C = (student_CV.new_empty(student_CV.shape[0]) for _ in range(2))
-        function = DIVERGENCES[kind]
         step = ANALYTIC.get(function)
         for rows in blocks(student_CV):
             z_RV = student_CV[rows]

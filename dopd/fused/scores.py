@@ -3,6 +3,7 @@
 Shapes: B sequences, T completion tokens, H hidden size, V vocabulary, N scored tokens, C tokens of a chunk.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from dopd.fused.products import chunk_size, dense_logits, wide, working_dtype, working_head
 from dopd.fused.rows import TorchRows, score_rows
 from dopd.heads import Head
+from dopd.signals import MEASURES, take_measure
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,48 @@ def score(
     spread_3BT = torch.zeros(3, *mask.shape, dtype=wide_dtype, device=hidden.device)
     spread_3BT[:, keep_BT] = scored_3N
     return TokenScores(*spread_3BT)
+
+
+@torch.no_grad()
+def measures(
+    names: Iterable[str],
+    sources: Mapping[str, tuple[Tensor, Head]],
+    mask: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+) -> dict[str, Tensor]:
+    """Measures of whole distributions (`dopd.signals.MEASURES`) at the scored positions, a chunk of tokens at a time.
+
+    Args:
+        names: which ones.
+        sources (`dict[str, tuple[Tensor, Head]]`): source -> last hidden states (B, T, H) and head.
+        mask (`Tensor` (B, T)): non-zero where a token is scored.
+        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
+
+    Returns:
+        Measure -> `Tensor` (B, T), float32 or wider; 0 where nothing is scored.
+    """
+    taken = {}
+    for name in sorted(names):
+        pairs = {source: sources[source] for source in MEASURES[name].sources}
+        heads = {source: working_head(head, working_dtype(hidden)) for source, (hidden, head) in pairs.items()}
+        states = {
+            source: hidden.detach()[mask != 0].to(heads[source].weight.dtype) for source, (hidden, _) in pairs.items()
+        }
+        first = next(iter(states.values()))
+        dtype, vocab_size = wide(first.dtype), next(iter(heads.values())).vocab_size
+        # Log-probs and what a measure makes of them stand beside the logits.
+        size = chunk_tokens or chunk_size(first.device, vocab_size, dtype.itemsize, tiles=3 * len(pairs))
+        values_N = torch.empty(len(first), dtype=dtype, device=first.device)
+        with torch.autocast(first.device.type, enabled=False):
+            for start in range(0, len(first), size):
+                part = slice(start, start + size)
+                logits = {
+                    source: dense_logits(
+                        states[source][part], heads[source], values_N.new_empty(len(states[source][part]), vocab_size)
+                    )
+                    for source in pairs
+                }
+                values_N[part] = take_measure(name, logits).to(dtype)
+        taken[name] = torch.zeros(mask.shape, dtype=dtype, device=first.device).masked_scatter(mask != 0, values_N)
+    return taken

@@ -65,8 +65,11 @@ def support_grad(function: Callable[[Tensor, Tensor], Tensor], student: Outcomes
         return SupportGrad(value_C, by_mass, None, None)
     with torch.enable_grad():
         leaf = log_t.detach().requires_grad_()
-        (by_target,) = torch.autograd.grad(function(log_s, leaf).sum(), leaf)
-    return SupportGrad(value_C, by_mass[:, :-1], by_mass[:, -1], by_target[:, -1].abs())
+        value = function(log_s, leaf)
+        # A divergence may read the target's order alone, or nothing of it.
+        by_target = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+    sensitivity_C = torch.zeros_like(value_C) if by_target is None else by_target[:, -1].abs()
+    return SupportGrad(value_C, by_mass[:, :-1], by_mass[:, -1], sensitivity_C)
 
 
 def topk_ids(logits_CV: Tensor, k: int) -> Tensor:

@@ -15,17 +15,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dopd.divergences import DIVERGENCES, pick
+from dopd.divergences import divergence_function, pick, sampled_terms
 from dopd.fused import products
 from dopd.fused.rows import TorchRows, score_rows
 from dopd.fused.scores import TokenScores
 from dopd.fused.supports import Outcomes, SupportGrad, mass_outside, support_grad, topk_ids
 from dopd.heads import Head
-from dopd.rules import RoutingTable, Rule
+from dopd.rules import Rule
+from dopd.sources import LIVE
 
 # A row's gradient outside its support is left out where its share is this fraction of the spacing of the working
 # dtype: 1/2048 of the row's gradient in bfloat16, 7e-9 in float32.
 TAIL_SHARE = 1 / 16
+# A logit so far below the largest stands for -inf (`products.LOG_ZERO`).
+RULED_OUT = products.LOG_ZERO / 10
 # Rounding of a log-sum-exp, in units of the spacing of numbers of its size; measured with hidden sizes to 2048.
 LOGSUMEXP_ULPS = 4
 
@@ -47,9 +50,12 @@ class Sweep:
     head: Head
     targets: Mapping[str, Target]
     ids_P: Tensor
-    regimes_P: Tensor
-    table: RoutingTable
-    scale_P: Tensor  # d loss / d (weight * divergence)
+    numbers_P: Tensor  # of the row of each token; -1 where the sweep leaves it out
+    rules: Mapping[int, Rule]
+    scale_P: Tensor  # d loss / d (weight * factor * divergence)
+    factor_P: Tensor | None  # on the row's weight
+    advantage_P: Tensor | None  # of policy-gradient rows
+    progress: float
     rows: TorchRows
     chunk_tokens: int | None
     wants: tuple[bool, bool, bool] = (False, False, False)  # gradients of hidden states, weight, bias
@@ -66,10 +72,10 @@ class Sweep:
             self.grad_hidden_PH = self.scale_P.new_zeros(self.hidden_PH.shape)
         if self.wants[2]:
             self.grad_bias_V = self.scale_P.new_zeros(self.head.vocab_size)
-        rows = self.table.labelled_rows()
+        rows = list(self.rules.items())
         # Sorted, so that a chunk has tokens of one row where it can, and the rows that need a second tile come first.
         rows.sort(key=lambda row: (self._tiles(row[1]) == 1, row[1].support != "full", row[0]))
-        indices = [(self.regimes_P == number).nonzero().squeeze(1) for number, _ in rows]
+        indices = [(self.numbers_P == number).nonzero().squeeze(1) for number, _ in rows]
         order_N, ends = torch.cat(indices), list(itertools.accumulate(map(len, indices)))
         num_two_tiles = sum(
             len(index_M) for index_M, (_, rule) in zip(indices, rows, strict=True) if self._tiles(rule) == 2
@@ -99,13 +105,16 @@ class Sweep:
 
     def _tiles(self, rule: Rule) -> int:
         """Tiles of (tokens, V) that a row needs: the student's, and the target's unless K columns of it are enough."""
-        return 1 if rule.weight == 0 or self._by_columns(rule) else 2
+        without = rule.weight == 0 or rule.divergence == "policy_gradient"
+        return 1 if without or self._by_columns(rule) else 2
 
     def _by_columns(self, rule: Rule) -> bool:
         """Whether the target's logits are needed at the support alone."""
-        scores = self.targets[rule.source].scores
         if rule.support == "sampled":
-            return scores is not None
+            return all(self.targets[name].scores is not None for name in rule.target_names)
+        if rule.target is None or rule.target.single is None:
+            return False
+        scores = self.targets[rule.target.single].scores
         known = rule.tail == "renormalize" or (scores is not None and scores.logsumexp is not None)
         return (
             rule.support == "student_topk"
@@ -129,7 +138,7 @@ class Sweep:
         for rule, part in parts:
             entropy_M, value_M, dense_C[part] = self._row(rule, index_C[part], hidden_CH[part], z_CV[part])
             self.entropy_P[index_C[part]] = entropy_M
-            self.value_P[index_C[part]] = rule.weight * value_M
+            self.value_P[index_C[part]] = self._weight(rule, index_C[part]) * value_M
         if not any(self.wants):
             return
         dense = dense_C.nonzero().squeeze(1)
@@ -152,32 +161,77 @@ class Sweep:
             return self._sampled(rule, index_C, z_CV)
         if rule.support != "full" and rule.top_k < self.head.vocab_size:
             return self._topk(rule, index_C, hidden_CH, z_CV)
-        target_CV = self._target_logits(rule, index_C)
-        scale_C = self.scale_P[index_C] * rule.weight
-        value_C, entropy_C = self.rows.full_(rule.divergence, z_CV, target_CV, scale_C, self.head)
+        target_CV = self._target_logits(rule, index_C, z_CV)
+        function = divergence_function(rule.divergence, rule.variant)
+        value_C, entropy_C = self.rows.full_(function, z_CV, target_CV, self._scale(rule, index_C), self.head)
         return entropy_C, value_C, True
 
-    def _target_logits(self, rule: Rule, index_C: Tensor) -> Tensor:
-        target = self.targets[rule.source]
-        return products.dense_logits(target.hidden_PH[index_C], target.head, self._tile(1, len(index_C)))
+    def _weight(self, rule: Rule, index_C: Tensor) -> Tensor | float:
+        return rule.weight if self.factor_P is None else rule.weight * self.factor_P[index_C]
+
+    def _scale(self, rule: Rule, index_C: Tensor) -> Tensor:
+        """d loss / d divergence."""
+        return self.scale_P[index_C] * self._weight(rule, index_C)
+
+    def _target_logits(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> Tensor:
+        """Logits of a row's target, in a tile of their own; `z_CV` has the student's."""
+        out_CV = self._tile(1, len(index_C))
+        if rule.target is None:
+            return out_CV.copy_(z_CV)
+        if rule.target.single is not None:
+            return self._source_logits(rule.target.single, index_C, out_CV)
+        exponents = rule.target.exponents(self.progress)
+        total_CV = out_CV.zero_()
+        ruled_out_CV = torch.zeros_like(out_CV, dtype=torch.bool)
+        for name, exponent in exponents.items():
+            if not exponent:
+                continue
+            part_CV = self._tile(2, len(index_C))
+            part_CV = part_CV.copy_(z_CV) if name == LIVE else self._source_logits(name, index_C, part_CV)
+            part_CV.sub_(part_CV.amax(-1, keepdim=True))
+            if exponent > 0:
+                ruled_out_CV |= part_CV < RULED_OUT
+            total_CV.add_(part_CV, alpha=exponent)
+        return total_CV.masked_fill_(ruled_out_CV, products.LOG_ZERO)
+
+    def _source_logits(self, name: str, index_C: Tensor, out_CV: Tensor) -> Tensor:
+        target = self.targets[name]
+        return products.dense_logits(target.hidden_PH[index_C], target.head, out_CV)
+
+    def _source_logprobs(self, name: str, index_C: Tensor, live_C: Tensor) -> Tensor:
+        """Log-probs of the sampled tokens; `live_C` has the student's."""
+        if name == LIVE:
+            return live_C
+        scores = self.targets[name].scores
+        if scores is not None:
+            return scores.logprobs.flatten()[index_C].to(live_C.dtype)
+        logits_CV = self._source_logits(name, index_C, self._tile(1, len(index_C)))
+        return score_rows(self.rows, logits_CV, self.ids_P[index_C])[0]
 
     def _sampled(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, bool]:
-        ids_C, scores = self.ids_P[index_C], self.targets[rule.source].scores
-        if scores is not None:
-            log_t_C = scores.logprobs.flatten()[index_C].to(z_CV.dtype)
-        else:
-            log_t_C, _ = score_rows(self.rows, self._target_logits(rule, index_C), ids_C)
+        ids_C = self.ids_P[index_C]
         picked_C = pick(z_CV, ids_C)
         slope_C = products.slope(self.head, picked_C)
         stats = self.rows.softmax_(z_CV, self.head)
-        value_C = picked_C - stats.logsumexp_C - log_t_C
-        # d/dz of value * log S(y) with the value held still: value * (onehot(y) - S).
-        scale_C = self.scale_P[index_C] * rule.weight * value_C
+        live_C = picked_C - stats.logsumexp_C
+        if rule.target is None:
+            assert self.advantage_P is not None
+            advantage_C = self.advantage_P[index_C].to(live_C.dtype)
+            advantage_C = advantage_C if rule.clip is None else advantage_C.clamp(*rule.clip)
+            value_C = -advantage_C
+        else:
+            log_t_C = torch.zeros_like(live_C)
+            for name, exponent in rule.target.exponents(self.progress).items():
+                log_t_C += exponent * self._source_logprobs(name, index_C, live_C)
+            value_C, advantage_C = sampled_terms(rule.divergence, live_C, log_t_C, rule.variant)
+        # d/dz of -advantage * log S(y) with the advantage held still: -advantage * (onehot(y) - S).
+        scale_C = self._scale(rule, index_C) * -advantage_C
         z_CV.mul_(-scale_C.unsqueeze(-1)).scatter_add_(1, ids_C.unsqueeze(-1), (scale_C * slope_C).unsqueeze(-1))
         return -stats.neg_entropy_C, value_C, True
 
     def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C)
+        target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C, z_CV)
+        bucket = rule.tail != "renormalize"
         if rule.support == "student_topk":
             ids_CK = topk_ids(z_CV, rule.top_k)
         else:
@@ -187,12 +241,12 @@ class Sweep:
         slope_CK = products.slope(self.head, inside_CK)
         # With the support taken out, the tile becomes the distribution of the rest.
         z_CV.scatter_(1, ids_CK, products.LOG_ZERO)
-        rest = self.rows.softmax_(z_CV, self.head if rule.tail == "bucket" else None)
-        student = Outcomes(inside_CK, rest.logsumexp_C if rule.tail == "bucket" else None)
-        function = DIVERGENCES[rule.divergence]
+        rest = self.rows.softmax_(z_CV, self.head if bucket else None)
+        student = Outcomes(inside_CK, rest.logsumexp_C if bucket else None)
+        function = divergence_function(rule.divergence, rule.variant, rule.tail)
         target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
         result = support_grad(function, student, target)
-        scale_C = (self.scale_P[index_C] * rule.weight).unsqueeze(-1)
+        scale_C = self._scale(rule, index_C).unsqueeze(-1)
         columns_CK = result.columns_CK * scale_C * slope_CK
         rest_C = None if result.rest_C is None else result.rest_C * scale_C.squeeze(-1)
         dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
@@ -201,21 +255,24 @@ class Sweep:
     def _target_outcomes(
         self, rule: Rule, index_C: Tensor, ids_CK: Tensor, target_CV: Tensor | None, student: Outcomes
     ) -> Outcomes:
-        bucket = rule.tail == "bucket"
+        bucket = rule.tail != "renormalize"
         if target_CV is not None:
             inside_CK = target_CV.gather(1, ids_CK)
             return Outcomes(inside_CK, self._rest(target_CV, ids_CK) if bucket else None)
-        target = self.targets[rule.source]
+        assert rule.target is not None and rule.target.single is not None
+        target = self.targets[rule.target.single]
         inside_CK = products.column_logits(target.hidden_PH[index_C], target.head, ids_CK)
         if not bucket:
             return Outcomes(inside_CK, None)
         assert target.scores is not None and target.scores.logsumexp is not None
         logsumexp_C = target.scores.logsumexp.flatten()[index_C].to(inside_CK.dtype)
         rest_C = mass_outside(inside_CK, logsumexp_C)
-        guess = support_grad(DIVERGENCES[rule.divergence], student, Outcomes(inside_CK, rest_C))
+        function = divergence_function(rule.divergence, rule.variant, rule.tail)
+        guess = support_grad(function, student, Outcomes(inside_CK, rest_C))
         poor = _poorly_known(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
         for part in poor.split(max(1, len(index_C) // 4)) if poor.numel() else ():
-            rest_C[part] = self._rest(self._target_logits(rule, index_C[part]), ids_CK[part])
+            logits_CV = self._source_logits(rule.target.single, index_C[part], self._tile(1, len(part)))
+            rest_C[part] = self._rest(logits_CV, ids_CK[part])
         return Outcomes(inside_CK, rest_C)
 
     def _rest(self, logits_CV: Tensor, ids_CK: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dopd.divergences import DIVERGENCES, forward_kl, js, reverse_kl
+from dopd.divergences import Divergence, forward_kl, js, reverse_kl
 from dopd.fused.rows import Stats, TorchRows
 from dopd.heads import Head
 
@@ -180,11 +180,11 @@ class TritonRows(TorchRows):
         return Stats(logsumexp_C, neg_entropy_C)
 
     def full_(
-        self, kind: str, student_CV: Tensor, target_CV: Tensor, scale_C: Tensor, head: Head
+        self, function: Divergence, student_CV: Tensor, target_CV: Tensor, scale_C: Tensor, head: Head
     ) -> tuple[Tensor, Tensor]:
-        number = KERNEL_OF.get(DIVERGENCES[kind])
+        number = KERNEL_OF.get(function)
         if number is None or student_CV.dtype != torch.float32 or not student_CV.shape[0]:
-            return super().full_(kind, student_CV, target_CV, scale_C, head)
+            return super().full_(function, student_CV, target_CV, scale_C, head)
         num_tokens, num_columns = student_CV.shape
         value_C, entropy_C = student_CV.new_empty(2, num_tokens)
         scale, inverse_cap = _slope_numbers(head)

@@ -21,7 +21,7 @@ from dopd.inspection.schema import (
     prompt_text,
     token_texts,
 )
-from dopd.rules import RoutingTable
+from dopd.tables import RoutingTable
 
 _CHUNK_LOGITS = 2**23  # logits that exist at a time: 32 MiB in float32
 
@@ -108,11 +108,11 @@ def trace_record(
         thresholds (`dict`, *optional*): batch averages that routed these tokens.
     """
     texts = token_texts(tokenizer, ids[:MAX_TOKENS])
-    rules = dict(table.labelled_rows())
+    rules = {int(rule.regime): rule for rule in table.rules if rule.regime is not None}
     tokens = []
     for n, (token, text) in enumerate(zip(ids, texts, strict=False)):
-        rule = rules[regimes[n] if regimes is not None else 0]
-        target = targets.get(rule.source)
+        rule = table.rules[0] if regimes is None else rules[regimes[n]]
+        target = targets.get(str(rule.target))
         tokens.append(
             {
                 "id": token,
@@ -144,12 +144,12 @@ def trace_record(
         "thresholds": None if thresholds is None else {k: json_number(v) for k, v in thresholds.items()},
         "rules": {
             rule.label: {
-                "source": rule.source,
+                "source": str(rule.target or "none"),
                 "divergence": rule.divergence,
                 "support": f"{rule.support} {rule.top_k}" if rule.support.endswith("topk") else rule.support,
                 "weight": rule.weight,
             }
-            for rule in rules.values()
+            for rule in table.rules
         },
         "tokens": tokens,
         **{name: completion.row[name] for name in ("images", "boxes") if _plain(completion.row.get(name))},

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopd.assignment import Assignment, assign
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import Prompt
 from dopd.errors import ConfigError
 from dopd.evaluation.student import StudentEvaluator, evaluation_mode
-from dopd.fused import TokenScores, fused_routed_loss, score_tokens
+from dopd.fused import TokenScores, fused_routed_loss, measures, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
 from dopd.inspection.schema import MAX_TOKENS
-from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
-from dopd.rules import RoutingTable
-from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE, completion_hidden_states, last_hidden_states, left_padded
-
-PLAIN_STUDENT = "student"  # beside the sources of a table
+from dopd.routing import Thresholds
+from dopd.scoring import completion_hidden_states, last_hidden_states, left_padded
+from dopd.signals import SignalBatch
+from dopd.sources import CONTEXT_COLUMNS, LIVE, SOURCES
+from dopd.tables import RoutingTable
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Inspector:
                 completions if left out.
             kind, step, first_number: what the records say of themselves.
         """
-        with self.models(PLAIN_STUDENT) as student, torch.no_grad(), torch.random.fork_rng():
+        with self.models(LIVE) as student, torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.answering.seed)
             with evaluation_mode(student):
                 if answers is None:
@@ -74,20 +75,18 @@ class Inspector:
                 device = student.device
         answers = [ids[:MAX_TOKENS] for ids in answers]
         ids_BT, mask_BT = self._padded(answers, device)
-        states = {
-            name: self._states(name, rows, ids_BT, mask_BT) for name in (PLAIN_STUDENT, *sorted(self.table.sources))
-        }
-        scores = {name: score_tokens(*pair, ids_BT, mask_BT) for name, pair in states.items() if name != PLAIN_STUDENT}
-        regimes_BT, gap_BT, thresholds = self._route(scores, mask_BT, thresholds)
+        states = {name: self._states(name, rows, ids_BT, mask_BT) for name in {LIVE, *self.table.sources}}
+        scores = {name: score_tokens(*pair, ids_BT, mask_BT) for name, pair in states.items()}
+        assignment = self._assigned(states, scores, mask_BT, rows, answers, thresholds)
         targets = {name: states[name] for name in self.table.target_sources}
         with torch.no_grad():
             routed = fused_routed_loss(
-                *states[PLAIN_STUDENT], targets, ids_BT, mask_BT, self.table, regimes=regimes_BT, scores=scores
+                *states[LIVE], targets, ids_BT, mask_BT, self.table, assignment=assignment, scores=scores
             )
         teacher = scores.get("privileged_teacher", scores.get("teacher"))
         student_scores = scores.get("privileged_student")
         columns = {
-            "gap": gap_BT,
+            "gap": assignment.gap,
             "logprob_teacher": None if teacher is None else teacher.logprobs,
             "logprob_student": None if student_scores is None else student_scores.logprobs,
         }
@@ -95,19 +94,19 @@ class Inspector:
         made = []
         for n, (row, ids) in enumerate(zip(rows, answers, strict=True)):
             rollout = seen[str(row["prompt"])] = seen.get(str(row["prompt"]), -1) + 1
-            details = {name: self._details(states[name], ids, n) for name in (PLAIN_STUDENT, *targets)}
+            details = {name: self._details(states[name], ids, n) for name in (LIVE, *targets)}
             made.append(
                 trace_record(
                     Completion(row, step, first_number + n, rollout, kind, self._score(ids, row)),
                     self.table,
                     self.answering.processing_class,
                     ids=ids,
-                    student=details.pop(PLAIN_STUDENT),
+                    student=details.pop(LIVE),
                     targets=details,
                     columns={k: None if c is None else c[n, : len(ids)].tolist() for k, c in columns.items()},
-                    regimes=None if regimes_BT is None else regimes_BT[n, : len(ids)].tolist(),
+                    regimes=assignment.regimes[n, : len(ids)].tolist() if self.table.routed else None,
                     losses=routed.per_token[n, : len(ids)].tolist(),
-                    thresholds=thresholds,
+                    thresholds=thresholds_of(assignment),
                 )
             )
         return made
@@ -116,11 +115,10 @@ class Inspector:
         self, name: str, rows: Sequence[Mapping[str, Any]], ids_BT: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Head]:
         """Hidden states (B, T, H) and head of a model at the completions, behind the prompts of its view."""
-        privileged = VIEW_OF_SOURCE.get(name) == PRIVILEGED
+        column = CONTEXT_COLUMNS.get(SOURCES[name].view)
         template = self.answering.template
         prompts: list[Prompt] = [
-            template.apply(row["prompt"], row.get("privileged_context")) if privileged else row["prompt"]
-            for row in rows
+            row["prompt"] if column is None else template.apply(row["prompt"], row.get(column)) for row in rows
         ]
         encoded = encode_prompts(self.answering.processing_class, prompts, self.answering.chat_template_kwargs)
         with self.models(name) as model, evaluation_mode(model):
@@ -141,18 +139,25 @@ class Inspector:
         mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers]
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _route(
-        self, scores: Mapping[str, TokenScores], mask_BT: Tensor, given: Mapping[str, float] | None
-    ) -> tuple[Tensor | None, Tensor | None, dict[str, float] | None]:
-        if not self.table.routed:
-            return None, None, None
-        teacher, student = (scores[name].logprobs for name in ("privileged_teacher", "privileged_student"))
-        if given is None:
-            averages = gap_thresholds(teacher, student, mask_BT, trim=self.table.trim)
-        else:
-            averages = Thresholds(given["gap"], given["confidence"], 0.0, int(mask_BT.sum()), 0)
-        regimes = classify(teacher, student, mask_BT, averages)
-        return regimes, privilege_gap(teacher, student), {"gap": averages.gap, "confidence": averages.confidence}
+    def _assigned(
+        self,
+        states: Mapping[str, tuple[Tensor, Head]],
+        scores: Mapping[str, TokenScores],
+        mask_BT: Tensor,
+        rows: Sequence[Mapping[str, Any]],
+        answers: Sequence[list[int]],
+        given: Mapping[str, float] | None,
+    ) -> Assignment:
+        rewards = [self._score(ids, row) or 0.0 for ids, row in zip(answers, rows, strict=True)]
+        batch = SignalBatch(
+            mask_BT,
+            {name: known.logprobs for name, known in scores.items()},
+            {name: known.entropy for name, known in scores.items()},
+            measures(self.table.measures, states, mask_BT),
+            rewards=torch.tensor(rewards, dtype=torch.float64, device=mask_BT.device),
+        )
+        averages = None if given is None else Thresholds(given["gap"], given["confidence"], 0.0, int(mask_BT.sum()), 0)
+        return assign(self.table, batch, thresholds=averages)
 
     def _details(self, state: tuple[Tensor, Head], ids: list[int], n: int) -> TokenDetails:
         hidden, head = state
@@ -170,3 +175,9 @@ class Inspector:
 def unjudged(completion: str, row: Mapping[str, Any]) -> float:
     """In the place of a verifier where there is none."""
     return 0.0
+
+
+def thresholds_of(assignment: Assignment) -> dict[str, float] | None:
+    """The averages that routed some tokens, as a record has them; `None` in an unrouted table."""
+    averages = assignment.thresholds
+    return None if averages is None else {"gap": averages.gap, "confidence": averages.confidence}

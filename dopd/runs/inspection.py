@@ -9,12 +9,12 @@ import torch
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.inspection.inspector import PLAIN_STUDENT, Inspector, unjudged
+from dopd.inspection.inspector import Inspector, unjudged
 from dopd.methods import table
 from dopd.report.records import read_run
-from dopd.rules import TEACHER_SOURCES
 from dopd.runs.build import load_model, load_tokenizer
 from dopd.runs.evaluate import eos_token_ids
+from dopd.sources import SOURCES, TEACHER_SOURCES
 
 
 def inspect_prompt(
@@ -70,7 +70,7 @@ def inspect_prompt(
         template=PrivilegedTemplate(privileged_template),
         seed=seed,
     )
-    models = {PLAIN_STUDENT: student, "privileged_student": student, **dict.fromkeys(TEACHER_SOURCES, teacher)}
+    models = {name: teacher if name in TEACHER_SOURCES else student for name in SOURCES}
     given: Prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]

@@ -12,6 +12,8 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
 from dopd.errors import ConfigError, ModelError
+from dopd.sources import SOURCES
+from dopd.tables import RoutingTable
 
 ANCHOR_FILE = "privileged_student.pt"
 
@@ -88,23 +90,53 @@ class AverageAnchor(AbstractAnchor):
         torch.save(self._model.state_dict(), folder / ANCHOR_FILE)
 
     def load(self, folder: Path) -> None:
+        self._model.load_state_dict(self._saved(folder))
+
+    @staticmethod
+    def _saved(folder: Path) -> Any:
         path = folder / ANCHOR_FILE
         if not path.exists():
             raise ModelError(
-                f"{folder} has no {ANCHOR_FILE}: it was not saved by a run with privileged_student='ema', and the "
-                "moving average cannot be worked out again. Resume with the settings of the run that saved it"
+                f"{folder} has no {ANCHOR_FILE}: it was not saved by a run whose privileged student is 'ema' or "
+                "'snapshot', and its weights cannot be worked out again. Resume with the settings of the run "
+                "that saved it"
             )
-        self._model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def make_anchor(kind: str, student: nn.Module, *, decay: float, sharded: bool) -> AbstractAnchor:
+class SnapshotAnchor(AverageAnchor):
+    """A copy of the student's effective weights, renewed every `steps` optimizer steps."""
+
+    def __init__(self, initial: nn.Module, steps: int) -> None:
+        super().__init__(initial, decay=0.0)
+        self._steps, self._since = steps, 0
+
+    def after_step(self, student: nn.Module) -> None:
+        self._since += 1
+        if self._since == self._steps:
+            super().after_step(student)
+            self._since = 0
+
+    def save(self, folder: Path) -> None:
+        torch.save({"since": self._since, "weights": self._model.state_dict()}, folder / ANCHOR_FILE)
+
+    def load(self, folder: Path) -> None:
+        state = self._saved(folder)
+        self._since = state["since"]
+        self._model.load_state_dict(state["weights"])
+
+
+def make_anchor(
+    kind: str, student: nn.Module, *, sharded: bool, decay: float = 0.98, snapshot_steps: int = 10
+) -> AbstractAnchor:
     """The anchor of a routing table.
 
     Args:
-        kind (`str`): `"current"`, `"frozen"` or `"ema"`.
+        kind (`str`): `"current"`, `"frozen"`, `"ema"` or `"snapshot"`.
         student (`nn.Module`): the unwrapped student with its initial weights, on its device.
-        decay (`float`): decay per optimizer step of `"ema"`.
         sharded (`bool`): whether parameters will be split over ranks.
+        decay (`float`): decay per optimizer step of `"ema"`.
+        snapshot_steps (`int`): optimizer steps after which `"snapshot"` is renewed.
 
     Raises:
         ConfigError: a copy of the weights is asked for where no rank holds them whole.
@@ -117,7 +149,30 @@ def make_anchor(kind: str, student: nn.Module, *, decay: float, sharded: bool) -
             "place. Use privileged_student='current', or DDP / ZeRO-1 / ZeRO-2"
         )
     initial = plain_copy(student)
+    if kind == "snapshot":
+        return SnapshotAnchor(initial, snapshot_steps)
     return FrozenAnchor(initial) if kind == "frozen" else AverageAnchor(initial, decay)
+
+
+def anchors_of(
+    table: RoutingTable, args: Any, student: nn.Module, *, sharded: bool
+) -> tuple[AbstractAnchor, AbstractAnchor]:
+    """The privileged student of a table, and the student's initial weights where the table reads them.
+
+    Args:
+        table (`RoutingTable`): the method; its own decay or interval goes before the config's.
+        args (`DOPDConfig`): the config.
+        student (`nn.Module`), sharded (`bool`): see `make_anchor`.
+    """
+    anchor = make_anchor(
+        table.anchor,
+        student,
+        sharded=sharded,
+        decay=args.ema_decay if table.ema_decay is None else table.ema_decay,
+        snapshot_steps=args.snapshot_steps if table.snapshot_steps is None else table.snapshot_steps,
+    )
+    reads_initial = any(SOURCES[source].model == "initial" for source in table.sources)
+    return anchor, make_anchor("frozen" if reads_initial else "current", student, sharded=sharded)
 
 
 def plain_copy(student: nn.Module) -> nn.Module:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dopd.errors import ScoringError
+from dopd.assignment import Assignment, assign
 from dopd.evaluation.student import evaluation_mode
-from dopd.fused import TokenScores, score_tokens
+from dopd.fused import TokenScores, measures, score_tokens
 from dopd.heads import Head
-from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
-from dopd.rules import RoutingTable
-from dopd.scoring import VIEW_OF_SOURCE, View, check_alive, in_batches
+from dopd.scoring import View, check_alive, in_batches
+from dopd.signals import SignalBatch
+from dopd.sources import SOURCES
+from dopd.tables import RoutingTable
 
 # Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.
 GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
-_PADDED = 1.0  # no log-prob is above 0, so this value marks what padding added
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,29 @@ class BatchScorer:
     temperature: float
 
     def score(
-        self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor
+        self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor, known: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """What a micro-batch needs for its loss, and metrics of the whole batch.
 
         Args:
-            views (`dict[str, View]`): `"plain"`, and `"privileged"` where the table reads it.
+            views (`dict[str, View]`): those that `table.views` names.
             completion_ids (`LongTensor` (B, T)): the same in every view.
             mask (`Tensor` (B, T)): non-zero where a token is scored.
+            known (`dict`, *optional*): fields of `SignalBatch` that are not scores, such as `rewards` and `step`.
 
         Returns:
             Tensors by name, each with a first dimension B (or none): `hidden/SOURCE`, the fields of `TokenScores` as
-            `FIELD/SOURCE`, `regimes` in a routed table, `num_sequences`; and metrics by name.
+            `FIELD/SOURCE`, those of `Assignment.tensors`, `num_sequences`; and metrics by name.
         """
         batch: dict[str, Tensor] = {}
         scores: dict[str, TokenScores] = {}
+        measured: dict[str, tuple[Tensor, Head]] = {}
         for source in sorted(self.table.sources):
-            view = views[VIEW_OF_SOURCE[source]]
+            view = views[SOURCES[source].view]
             with self.source_model(source) as model, evaluation_mode(model), torch.no_grad():
                 hidden, scores[source] = self.redirect(model, self._score_view, view, completion_ids, mask)
+                if source in self.table.measured_sources:
+                    measured[source] = (hidden, Head.of_model(self.accelerator.unwrap_model(model), self.temperature))
             vocab_size = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
             check_alive(source, scores[source].logprobs, scores[source].entropy, mask, vocab_size)
             if source in self.kept_sources:
@@ -80,30 +84,36 @@ class BatchScorer:
             batch |= {f"{f.name}/{source}": getattr(scores[source], f.name) for f in fields(TokenScores)}
         num_sequences = (mask != 0).any(1).sum()
         batch["num_sequences"] = self.accelerator.reduce(num_sequences, reduction="sum")
-        metrics: dict[str, float] = {}
-        if self.table.routed:
-            teacher, student = (scores[source].logprobs for source in ("privileged_teacher", "privileged_student"))
-            thresholds = self.batch_thresholds(teacher, student, mask)
-            batch["regimes"] = classify(teacher, student, mask, thresholds)
-            batch["gap"] = privilege_gap(teacher, student).masked_fill(mask == 0, 0.0)
-            metrics = {
-                "threshold/gap": thresholds.gap,
-                "threshold/confidence": thresholds.confidence,
-                "prob/privileged_teacher": thresholds.teacher_prob,
-                "prob/privileged_student": thresholds.student_prob,
-            } | self.gap_histogram(batch["gap"], mask)
-        return batch, metrics
+        batch_of_signals = SignalBatch(
+            mask,
+            {source: given.logprobs for source, given in scores.items()},
+            {source: given.entropy for source, given in scores.items()},
+            measures(self.table.measures, measured, mask, chunk_tokens=self.chunk_tokens),
+            gather=self.gather_tokens,
+            **(known or {}),
+        )
+        assignment = assign(self.table, batch_of_signals)
+        return batch | assignment.tensors(), self.routing_metrics(assignment, mask)
 
-    def batch_thresholds(self, teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor) -> Thresholds:
-        """Averages over every scored token of every rank, so that routing does not depend on how a batch is cut."""
-        keep_BT = mask != 0
-        pairs_N2 = torch.stack([teacher_logprobs[keep_BT], student_logprobs[keep_BT]], dim=1)
-        if not bool(torch.isfinite(pairs_N2).all()):
-            raise ScoringError("a sampled token has no finite log-prob under a privileged view: check both checkpoints")
-        padded_N2 = self.accelerator.pad_across_processes(pairs_N2, dim=0, pad_index=_PADDED)
-        all_N2 = self.accelerator.gather(padded_N2)
-        all_N2 = all_N2[all_N2[:, 0] != _PADDED].unsqueeze(0)
-        return gap_thresholds(all_N2[..., 0], all_N2[..., 1], torch.ones_like(all_N2[..., 0]), trim=self.table.trim)
+    def gather_tokens(self, values_N: Tensor) -> Tensor:
+        """Values of the tokens of this rank (N,) -> those of every rank."""
+        padded_N = self.accelerator.pad_across_processes(values_N, dim=0, pad_index=math.nan)
+        gathered = self.accelerator.gather(padded_N)
+        counts = self.accelerator.gather(torch.tensor([len(values_N)], device=values_N.device))
+        longest = len(padded_N)
+        return torch.cat([gathered[rank * longest : rank * longest + int(n)] for rank, n in enumerate(counts)])
+
+    def routing_metrics(self, assignment: Assignment, mask: Tensor) -> dict[str, float]:
+        """The averages that routed a batch, and how its gaps are spread; nothing in an unrouted table."""
+        thresholds = assignment.thresholds
+        if thresholds is None or assignment.gap is None:
+            return {}
+        return {
+            "threshold/gap": thresholds.gap,
+            "threshold/confidence": thresholds.confidence,
+            "prob/privileged_teacher": thresholds.teacher_prob,
+            "prob/privileged_student": thresholds.student_prob,
+        } | self.gap_histogram(assignment.gap, mask)
 
     def gap_histogram(self, gap: Tensor, mask: Tensor) -> dict[str, float]:
         """`gap_bin/EDGE`: share of the tokens of every rank whose gap is below EDGE and not below the edge before."""
@@ -137,7 +147,7 @@ def make_scorer(trainer: Any) -> BatchScorer:
     return BatchScorer(
         table=trainer.table,
         # The reference loss makes its own scores from logits; the others read scores where no row reads logits.
-        kept_sources=trainer.table.sources if args.loss_backend == "reference" else trainer.table.target_sources,
+        kept_sources=trainer.table.target_sources,
         accelerator=trainer.accelerator,
         source_model=trainer.source_model,
         redirect=redirect,

@@ -11,7 +11,8 @@ from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.api import Backend
 from dopd.methods import table
-from dopd.rules import Anchor, RoutingTable
+from dopd.sources import Anchor
+from dopd.tables import RoutingTable
 
 Overlong = Literal["error", "drop"]
 _TRL_BETA_DEFAULT = 1.0
@@ -33,10 +34,12 @@ class DOPDConfig(DistillationConfig):
         method_options (`dict`, *optional*):
             What to change in the named table, for example `{"top_k": 64, "tail": "renormalize", "weak_weight": 0.2}`.
         privileged_student (`str`, *optional*):
-            Weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial) or `"ema"`. `None` keeps
-            what the table says.
+            Weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial), `"ema"` or `"snapshot"`
+            (a copy that is renewed). `None` keeps what the table says.
         ema_decay (`float`, *optional*, defaults to `0.98`):
-            Decay per optimizer step of the moving average of `"ema"`.
+            Decay per optimizer step of the moving average of `"ema"`, where the method has none of its own.
+        snapshot_steps (`int`, *optional*, defaults to `10`):
+            Optimizer steps after which the copy of `"snapshot"` is renewed, where the method has none of its own.
 
         > Parameters that control the data
 
@@ -98,8 +101,10 @@ class DOPDConfig(DistillationConfig):
     method_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the named table (on a command line: JSON)."}
     )
-    privileged_student: str | None = field(default=None, metadata={"help": "`current`, `frozen` or `ema`."})
+    privileged_student: str | None = field(default=None, metadata={"help": "`current`, `frozen`, `ema` or `snapshot`."})
     ema_decay: float = field(default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."})
+
+    snapshot_steps: int = field(default=10, metadata={"help": "Steps between copies of privileged_student='snapshot'."})
 
     num_generations: int = field(default=4, metadata={"help": "Rollouts per prompt."})
     privileged_template: str | None = field(
@@ -144,6 +149,7 @@ class DOPDConfig(DistillationConfig):
             raise ConfigError(f"ema_decay (={self.ema_decay}) must be between 0 and 1, both excluded")
         for name in (
             "num_generations",
+            "snapshot_steps",
             "student_eval_prompts",
             "student_eval_batch_size",
             "trace_examples",

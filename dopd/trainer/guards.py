@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from dopd.errors import ConfigError, ModelError, ScoringError
 from dopd.heads import Head
-from dopd.rules import RoutingTable
+from dopd.tables import RoutingTable
 from dopd.trainer.anchor import effective_weights
 
 logger = logging.getLogger(__name__)

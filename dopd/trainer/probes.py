@@ -8,7 +8,8 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from dopd.inspection.inspector import PLAIN_STUDENT, Inspector, unjudged
+from dopd.inspection.inspector import Inspector, unjudged
+from dopd.sources import LIVE
 from dopd.trainer.setup import answering
 from dopd.trainer.trace import TraceWriter
 
@@ -41,7 +42,7 @@ def _make_probe(trainer: Any) -> Callable[..., list[dict[str, Any]]] | None:
 
     @contextmanager
     def models(name: str) -> Iterator[Any]:
-        if name == PLAIN_STUDENT:
+        if name == LIVE:
             with trainer.generating_model() as model:
                 yield model
         else:

@@ -26,6 +26,18 @@ def finite_rollouts(step: int) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def answers_of_at_most(limit: int | None, trainer: Any) -> Iterator[None]:
+    """Let the trainer's rollouts end after `limit` tokens, if that is fewer than its own limit."""
+    config = trainer.generation_config
+    whole = config.max_new_tokens
+    config.max_new_tokens = whole if limit is None else min(whole, limit)
+    try:
+        yield
+    finally:
+        config.max_new_tokens = whole
+
+
 def verify(
     verifier: Verifier | None,
     rows: Sequence[Mapping[str, Any]],
@@ -36,13 +48,20 @@ def verify(
     """The verifier's score of every completion; `None` without a verifier."""
     if verifier is None:
         return None
-    scores = []
-    for row, ids, mask in zip(rows, batch["completion_ids"], batch["completion_mask"], strict=True):
-        answer = ids[mask.bool()].tolist()
-        text = tokenizer.decode(answer, skip_special_tokens=True)
-        # A completion cut at the length limit is not a finished answer.
-        scores.append(float(verifier(text, row)) if answer[-1] in eos_token_ids else 0.0)
-    return scores
+    last_B = batch["completion_ids"].gather(1, (batch["completion_mask"].sum(1) - 1).clamp(min=0).unsqueeze(1))
+    # A completion cut at the length limit is not a finished answer.
+    return [
+        float(verifier(text, row)) if last in eos_token_ids else 0.0
+        for row, text, last in zip(rows, texts(batch, tokenizer), last_B.squeeze(1).tolist(), strict=True)
+    ]
+
+
+def texts(batch: Mapping[str, Tensor], tokenizer: Any) -> list[str]:
+    """Completions as text, without special tokens."""
+    return [
+        tokenizer.decode(ids[mask.bool()].tolist(), skip_special_tokens=True)
+        for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
 
 
 def rollout_metrics(

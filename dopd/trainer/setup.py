@@ -15,7 +15,7 @@ from dopd.data.privileged import Prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
 from dopd.prefix import architecture, shares_prompts_exactly
-from dopd.rules import RoutingTable
+from dopd.tables import RoutingTable
 from dopd.trainer import guards
 
 logger = logging.getLogger(__name__)

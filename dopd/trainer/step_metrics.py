@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dopd.loss import stats_of
-from dopd.rules import RoutingTable
+from dopd.routing import Regime
+from dopd.tables import RoutingTable
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def warn_of_collapse(stats: Mapping[str, float], table: RoutingTable, step: int)
     if not table.routed:
         return
     for name, share in stats.items():
-        if name.startswith("share/") and share > COLLAPSE_SHARE:
+        if name.startswith("share/") and name[6:] in Regime.__members__ and share > COLLAPSE_SHARE:
             logger.warning(
                 f"step {step}: {share:.1%} of the tokens are in regime {name[6:]}, so the routing says almost nothing. "
                 "Are teacher and student the checkpoints you meant, and does p tell them anything?"
@@ -67,8 +68,10 @@ class StepSums:
 
         def add(gradient: Tensor) -> None:
             norms = gradient.detach().double().norm(dim=-1)
-            for number, rule in table.labelled_rows():
-                self.add({f"gradient/{rule.label}": norms.masked_fill(regimes != number, 0.0).sum()})
+            for rule in table.rules:
+                if rule.regime is not None:
+                    share = norms.masked_fill(regimes != int(rule.regime), 0.0).sum()
+                    self.add({f"gradient/{rule.label}": share})
 
         hidden.register_hook(add)
 

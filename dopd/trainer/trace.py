@@ -25,7 +25,7 @@ from dopd.inspection.schema import (
     to_line,
 )
 from dopd.loss import RoutedLoss
-from dopd.rules import RoutingTable
+from dopd.tables import RoutingTable
 
 __all__ = ["TRACE_FILE", "TraceWriter", "read_trace"]
 
@@ -157,7 +157,7 @@ class TraceWriter:
                 student=details.pop(""),
                 targets=details,
                 columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
-                regimes=inputs["regimes"][place][kept].tolist() if "regimes" in inputs else None,
+                regimes=inputs["regimes"][place][kept].tolist() if self._table.routed else None,
                 losses=routed.per_token[place][kept].detach().tolist(),
                 thresholds=self._thresholds,
             )

@@ -20,6 +20,7 @@ from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
+from dopd.assignment import Assignment
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.errors import ConfigError, ScoringError
@@ -28,17 +29,19 @@ from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
 from dopd.prefix import architecture, hidden_states_sharing_prompts
-from dopd.rules import TEACHER_SOURCES, RoutingTable
-from dopd.scoring import PLAIN, PRIVILEGED, View, left_padded, skipping_padding
+from dopd.scoring import View, left_padded, skipping_padding
+from dopd.sources import SOURCES
+from dopd.tables import RoutingTable
 from dopd.trainer import setup
-from dopd.trainer.anchor import make_anchor
+from dopd.trainer.anchor import anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.probes import make_trace
-from dopd.trainer.rollouts import finite_rollouts, grouped_by_length, rollout_metrics, verify
+from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
+from dopd.trainer.views import as_the_student_reads, batch_views
 
 # Methods of TRL's DistillationTrainer that this class overrides or calls, and attributes that it reads.
 HOST_HOOKS = (
@@ -144,7 +147,7 @@ class DOPDTrainer(DistillationTrainer):
         setup.check_loaded(self, teacher_model)
         self.sharing_architectures = setup.sharing_architectures(self)
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
-        self.anchor = make_anchor(self.table.anchor, self.unwrapped_student, decay=args.ema_decay, sharded=sharded)
+        self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
         setup.prepare_datasets(self)
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
@@ -170,10 +173,14 @@ class DOPDTrainer(DistillationTrainer):
     @contextmanager
     def source_model(self, source: str) -> Iterator[nn.Module]:
         """The (wrapped) model of a source."""
-        if source in TEACHER_SOURCES:
+        origin = SOURCES[source].model
+        if origin == "teacher":
             yield self.teacher_model
+        elif origin == "student":
+            yield self.model_wrapped
         else:
-            with self.anchor.scoring_model(self.model_wrapped) as model:
+            anchor = self.initial if origin == "initial" else self.anchor
+            with anchor.scoring_model(self.model_wrapped) as model:
                 yield model
 
     @contextmanager
@@ -255,15 +262,15 @@ class DOPDTrainer(DistillationTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step):
+        inputs = as_the_student_reads(inputs, self.table, self.template)
+        limit = self.table.rollout_limit(self.state.global_step)
+        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
-            views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
-            if self.table.needs_privileged:
-                views[PRIVILEGED] = self._privileged_view(inputs)
-            scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+            scores = verify(self.verifier, inputs, batch, self._tokenizer, self.eos_token_ids)
+            views, known = batch_views(self, inputs, batch, scores)
+            scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"], known)
             batch |= scored
-        scores = verify(self.verifier, inputs, batch, self._tokenizer, self.eos_token_ids)
         metrics |= rollout_metrics(
             inputs,
             batch,
@@ -315,10 +322,10 @@ class DOPDTrainer(DistillationTrainer):
             self.table,
             backend=self.args.loss_backend,
             chunk_tokens=self.args.loss_chunk_tokens,
-            regimes=inputs.get("regimes"),
+            assignment=Assignment.of_tensors(inputs),
             # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
             num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
-            scores={source: scores_of(inputs, source) for source in self.table.sources},
+            scores={source: scores_of(inputs, source) for source in self._scorer.kept_sources},
         )
         if self.table.routed and hidden.requires_grad:
             self._sums.add_gradients(hidden, self._routed.regimes, self.table)

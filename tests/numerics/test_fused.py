@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dopd import divergences
+from dopd.assignment import Assignment
 from dopd.errors import ConfigError, ScoringError
 from dopd.fused import TokenScores, fused_routed_loss, score_tokens
 from dopd.fused.products import LOG_ZERO
@@ -19,7 +20,8 @@ from dopd.heads import Head
 from dopd.loss import RoutedLoss
 from dopd.methods import table as method
 from dopd.routing import Regime
-from dopd.rules import RoutingTable, Rule
+from dopd.rules import Rule
+from dopd.tables import RoutingTable
 
 DOUBLE = torch.float64
 SOURCES = ("teacher", "privileged_teacher", "privileged_student")
@@ -29,9 +31,11 @@ SUPPORTS = [
     ("student_topk", "renormalize"),
     ("target_topk", "bucket"),
     ("target_topk", "renormalize"),
+    ("student_topk", "truncate"),
+    ("target_topk", "truncate"),
 ]
 RULES = [(kind, support, tail) for kind in divergences.DIVERGENCES for support, tail in SUPPORTS]
-RULES.append(("reverse_kl", "sampled", "bucket"))
+RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js")]
 
 
 @dataclass
@@ -88,7 +92,8 @@ def make_case(
 
 
 def one_rule(kind: str, support: str, tail: str, top_k: int = 5, weight: float = 0.7) -> RoutingTable:
-    rule = Rule(source="teacher", divergence=kind, support=support, tail=tail, top_k=top_k, weight=weight)
+    source = None if kind in divergences.WITHOUT_TARGET else "teacher"
+    rule = Rule(source=source, divergence=kind, support=support, tail=tail, top_k=top_k, weight=weight)
     return RoutingTable(name="one", rules=(rule,))
 
 
@@ -148,7 +153,7 @@ def test_regimes_and_denominator_can_be_given() -> None:
     case, table = make_case(), method("dopd", top_k=4)
     regimes = torch.randint(len(Regime), case.mask.shape).masked_fill(case.mask == 0, -1)
     regimes[regimes == Regime.LL] = Regime.HT  # an empty regime
-    options: dict[str, Any] = {"regimes": regimes, "num_sequences": 17.0}
+    options: dict[str, Any] = {"assignment": Assignment(regimes, torch.rand(regimes.shape)), "num_sequences": 17.0}
     assert_same(case.run(table, "chunked", chunk_tokens=3, **options), case.run(table, "reference", **options))
 
 
@@ -156,6 +161,7 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
     case, table = make_case(), method("dopd", top_k=4)
     whole = case.run(table, "chunked")
     scores = {source: score_tokens(*case.targets[source], case.ids, case.mask) for source in table.sources}
+    gap = torch.rand(case.mask.shape)
     total = [torch.zeros_like(grad) for grad in whole.grads if grad is not None]
     for row in range(len(case.mask)):
         part = slice(row, row + 1)
@@ -165,7 +171,7 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
         run = micro.run(
             table,
             "chunked",
-            regimes=whole.result.regimes[part],
+            assignment=Assignment(whole.result.regimes[part], gap[part]),
             num_sequences=float((case.mask != 0).any(1).sum()),
             scores={source: _part(given, part) for source, given in scores.items()},
         )
@@ -237,7 +243,10 @@ def test_backward_twice_and_another_factor() -> None:
     torch.testing.assert_close(again, 6 / result.loss.detach() * first)
 
 
-@pytest.mark.parametrize(("kind", "support", "tail"), [r for r in RULES if r[1] in ("full", "student_topk")])
+DIFFERENTIABLE = [r for r in RULES if r[1] in ("full", "student_topk") and r[0] != "reverse_kl_detached"]
+
+
+@pytest.mark.parametrize(("kind", "support", "tail"), DIFFERENTIABLE)
 def test_gradcheck(kind: str, support: str, tail: str) -> None:
     case = make_case((2, 2, 3, 11), softcap=6.0)
     table = one_rule(kind, support, tail, top_k=4)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from dopd.assignment import Assignment
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.methods import table as method
@@ -34,7 +35,9 @@ def run_rank(rank: int) -> None:
     def loss(head: Head, part: slice, num_sequences: float) -> torch.Tensor:
         targets = {"privileged_teacher": (states[1, part], head), "privileged_student": (states[2, part], head)}
         arguments = (states[0, part], head, targets, ids[part], mask[part], table)
-        return fused_routed_loss(*arguments, regimes=regimes[part], num_sequences=num_sequences, chunk_tokens=2).loss
+        return fused_routed_loss(
+            *arguments, assignment=Assignment(regimes[part]), num_sequences=num_sequences, chunk_tokens=2
+        ).loss
 
     whole = Head(linear.weight.detach().clone().requires_grad_(), linear.bias.detach().clone().requires_grad_())
     loss(whole, slice(0, B), B).backward()

@@ -48,10 +48,10 @@ def check_row_operations(device: str) -> None:
                 torch.testing.assert_close(a.neg_entropy_C, b.neg_entropy_C, rtol=1e-5, atol=1e-5)
                 if write is not None:
                     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
-            for kind in divergences.DIVERGENCES:
+            for function in divergences.DIVERGENCES.values():
                 ours, theirs = student.clone(), student.clone()
                 a, b = (
-                    rows.full_(kind, tile, target.clone(), scale, head)
+                    rows.full_(function, tile, target.clone(), scale, head)
                     for rows, tile in ((TritonRows(), ours), (TorchRows(), theirs))
                 )
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import dopd
+from dopd.assignment import Assignment
 from dopd.divergences import entropy, log_probs, pick
 from dopd.errors import ConfigError, ScoringError
 from dopd.loss import routing_sums, sequence_mean, stats_of
@@ -60,6 +61,15 @@ def run_loss(batch: dict[str, Any], table: dopd.RoutingTable, **options: Any) ->
     result = dopd.routed_loss(**{**batch, "student_logits": leaf}, table=table, **options)
     result.loss.backward()
     return replace(result, loss=result.loss.detach(), per_token=result.per_token.detach()), leaf.grad
+
+
+def gap_of(batch: dict[str, Any]) -> Tensor:
+    """The privilege gap of every token, 0 where nothing is scored."""
+    teacher, student = (
+        pick(log_probs(batch["targets"][name]), batch["completion_ids"])
+        for name in ("privileged_teacher", "privileged_student")
+    )
+    return privilege_gap(teacher, student).masked_fill(~batch["mask"], 0.0)
 
 
 def logits_of(probs: list[list[float]]) -> Tensor:
@@ -173,7 +183,8 @@ def test_vanilla_gradient_agrees_with_differences_of_the_independent_value() -> 
 
 def test_no_row_is_the_no_op_of_the_students_own_plain_distribution() -> None:
     """LL and HS teach the PRIVILEGED student: every regime has a loss and a gradient of its own."""
-    assert "student" not in dopd.rules.SOURCES
+    with pytest.raises(ConfigError, match="source='student' alone is the trained distribution itself"):
+        dopd.Rule(source="student")
     result, gradient = run_loss(random_batch(3), dopd.table("dopd", top_k=4))
     for regime in dopd.Regime:
         rows = result.regimes == regime
@@ -259,6 +270,7 @@ def test_micro_batches_with_shared_regimes_sum_to_the_whole(table: dopd.RoutingT
     """Normalised by the sequences of the whole batch: by local counts, short parts would weigh more."""
     batch = random_batch(9)
     whole, whole_gradient = run_loss(batch, table)
+    gap = gap_of(batch) if table.routed else None
     for cuts in ([2, 2], [1, 3], [1, 1, 1, 1]):
         parts = []
         for part in range(len(cuts)):
@@ -266,7 +278,14 @@ def test_micro_batches_with_shared_regimes_sum_to_the_whole(table: dopd.RoutingT
             def cut(x: Tensor, part: int = part, cuts: list[int] = cuts) -> Tensor:
                 return x.split(cuts)[part]
 
-            parts.append(run_loss(mapped(batch, cut), table, regimes=cut(whole.regimes), num_sequences=4))
+            parts.append(
+                run_loss(
+                    mapped(batch, cut),
+                    table,
+                    assignment=Assignment(cut(whole.regimes), None if gap is None else cut(gap)),
+                    num_sequences=4,
+                )
+            )
         results, gradients = zip(*parts, strict=True)
         torch.testing.assert_close(sum(r.loss for r in results), whole.loss, rtol=1e-13, atol=0)
         torch.testing.assert_close(torch.cat(gradients), whole_gradient, rtol=1e-11, atol=1e-15)
@@ -352,8 +371,8 @@ def test_stats_equal_those_recomputed_and_shares_sum_to_one(table: dopd.RoutingT
     assert stats["num_tokens"] == int(mask.sum()) and stats["num_sequences"] == len(mask)
     assert sum(value for name, value in stats.items() if name.startswith("share/")) == pytest.approx(1.0)
     assert stats["entropy"] == pytest.approx(float(entropy(log_probs(batch["student_logits"]))[mask].mean()))
-    for number, rule in table.labelled_rows():
-        rows = result.regimes == number
+    for rule in table.rules:
+        rows = mask if rule.regime is None else result.regimes == int(rule.regime)
         assert stats[f"share/{rule.label}"] == pytest.approx(float(rows.sum() / mask.sum()))
         assert stats[f"weight/{rule.label}"] == pytest.approx(rule.weight)
         assert stats[f"loss/{rule.label}"] == pytest.approx(float(result.per_token[rows].mean()))
@@ -364,7 +383,9 @@ def test_sums_ignore_what_stands_at_masked_positions() -> None:
     table, batch = TABLES["dopd"], random_batch(14)
     result = dopd.routed_loss(**batch, table=table)
     junk = torch.where(batch["mask"], 0.5, math.nan)
-    stats = stats_of({name: float(x) for name, x in routing_sums(table, result.regimes, junk, junk, junk).items()})
+    assignment = Assignment(result.regimes, junk)
+    per_row = [torch.where(assignment.chosen(index, rule), 0.5, 0.0) for index, rule in enumerate(table.rules)]
+    stats = stats_of({name: float(x) for name, x in routing_sums(table, assignment, per_row, junk).items()})
     assert stats["entropy"] == 0.5
     assert all(stats[f"{name}/{rule.label}"] == 0.5 for name in ("loss", "gap") for rule in table.rules)
 
@@ -472,13 +493,13 @@ def test_regimes_that_do_not_fit_the_mask_are_refused(name: str) -> None:
     regimes = dopd.routed_loss(**batch, table=table).regimes
     for spoiled in (regimes.masked_fill(regimes == -1, 0), torch.full_like(regimes, -1), regimes + 4, regimes.roll(1)):
         with pytest.raises(ConfigError, match="do not fit the mask and table"):
-            dopd.routed_loss(**batch, table=table, regimes=spoiled)
+            dopd.routed_loss(**batch, table=table, assignment=Assignment(spoiled))
     with pytest.raises(ConfigError, match=r"regimes \(4, 5\) must have the shape"):
-        dopd.routed_loss(**batch, table=table, regimes=regimes[:, :5])
+        dopd.routed_loss(**batch, table=table, assignment=Assignment(regimes[:, :5]))
 
 
 def test_sampled_token_that_a_privileged_view_rules_out_is_refused() -> None:
     batch = random_batch(0)
     batch["targets"]["privileged_teacher"][0, 0, batch["completion_ids"][0, 0]] = -math.inf
-    with pytest.raises(ScoringError, match=r"teacher_logprobs: 1 of .* not finite"):
+    with pytest.raises(ScoringError, match=r"privileged_teacher: 1 of 18 scored log-probs are not finite"):
         dopd.routed_loss(**batch, table=dopd.table("dopd"))

@@ -89,7 +89,7 @@ def test_unknown_option_lists_those_there_are() -> None:
         ("dopd", {"weak_weight": -1.0}, "row 'LL': weight"),
         ("dopd", {"trim": 2}, "table 'dopd': trim"),
         ("dopd", {"tail": "none"}, "row 'LH': tail"),
-        ("vanilla", {"support": "sampled", "divergence": "js"}, "row 'all': support='sampled' estimates only"),
+        ("vanilla", {"support": "sampled", "divergence": "entropy"}, "row 'all': support='sampled' estimates"),
         ("vanilla", {"anchor": "ema"}, "table 'vanilla': anchor='ema' names the weights of the privileged student"),
     ],
 )

@@ -10,7 +10,7 @@ import yaml
 
 import dopd
 from dopd.errors import ConfigError
-from dopd.rules import SOURCES
+from dopd.sources import SOURCES
 
 TEACHER: dict[str, Any] = {"source": "privileged_teacher"}
 
@@ -26,15 +26,15 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
     ("row", "words"),
     [
         (
-            {"source": "student"},
-            r"row 'all': source \(='student'\) must be one of 'teacher', 'privileged_teacher', 'pr",
+            {"source": "tutor"},
+            r"row 'all': source \(='tutor'\) must be one of 'teacher', 'privileged_teacher', 'pr",
         ),
         (TEACHER | {"divergence": "kl"}, r"divergence \(='kl'\) must be one of 'forward_kl', 'reverse_kl', 'js'"),
         (
             TEACHER | {"support": "topk"},
             r"support \(='topk'\) must be one of 'full', 'student_topk', 'target_topk', 's",
         ),
-        (TEACHER | {"tail": "truncate"}, r"tail \(='truncate'\) must be one of 'bucket', 'renormalize'"),
+        (TEACHER | {"tail": "cut"}, r"tail \(='cut'\) must be one of 'bucket', 'renormalize', 'truncate'"),
         (TEACHER | {"top_k": 0}, r"top_k \(=0\) must be a whole number of at least 1"),
         (TEACHER | {"top_k": 12.0}, r"top_k \(=12.0\) must be a whole number of at least 1"),
         (TEACHER | {"weight": -0.1}, r"weight \(=-0.1\) must be finite and at least 0"),
@@ -50,11 +50,36 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
         (TEACHER | {"regime": True}, r"regime \(=True\) must be one of"),
         (TEACHER | {"regime": ["LH"]}, r"regime \(=\['LH'\]\) must be one of"),
         (
-            TEACHER | {"regime": "HT", "support": "sampled", "divergence": "forward_kl"},
-            r"row 'HT': support='sampled' estimates only divergence='reverse_kl' \(the samples come from the student\),"
-            r" got divergence='forward_kl'. Use support='target_topk' or 'full'",
+            TEACHER | {"regime": "HT", "support": "sampled", "divergence": "cross_entropy"},
+            r"row 'HT': support='sampled' estimates 'forward_kl', 'reverse_kl', 'js' or is the support of "
+            r"'policy_gradient', got divergence='cross_entropy'. Use support='target_topk' or 'full'",
         ),
-        (TEACHER | {"support": "sampled", "divergence": "js"}, "estimates only divergence='reverse_kl'"),
+        ({"divergence": "js"}, "source is missing: divergence='js' compares the student with a target"),
+        (
+            TEACHER | {"divergence": "entropy"},
+            r"source \(='privileged_teacher'\): divergence='entropy' reads no target",
+        ),
+        ({"source": "student"}, "source='student' alone is the trained distribution itself: divergence and gradient"),
+        ({"source": {"teacher": 1, "tutor": 1}}, r"source \(='tutor'\) must be one of 'teacher'"),
+        ({"source": {"teacher": 1, "reference": -1.0}}, "the exponents must sum to more than 0"),
+        ({"source": {"teacher": "1"}}, r"the exponent of teacher \(='1'\) must be a number, or \{start: .., end: ..\}"),
+        ({"source": {"teacher": {"start": 1}}}, "the exponent of teacher .* must have exactly the keys start and end"),
+        ({"source": {}}, "must name at least one source"),
+        ({"divergence": "policy_gradient", "advantage": "rlsd"}, "acts on the sampled token: set support='sampled'"),
+        (
+            {"divergence": "policy_gradient", "support": "sampled"},
+            r"advantage \(=None\) names the signal of divergence",
+        ),
+        (TEACHER | {"advantage": "rlsd"}, r"of no other \(got divergence='reverse_kl'\)"),
+        (TEACHER | {"scale": "mood"}, r"scale: signal \(='mood'\) must be one of student_entropy, teacher_entropy"),
+        (TEACHER | {"scale": {"signal": "tip", "rho": 1}}, "scale: signal 'tip' has no option rho; it has none"),
+        (TEACHER | {"select": "tip"}, r"select \(='tip'\) must be a mapping such as"),
+        (TEACHER | {"select": {"signal": "tip"}}, r"must have exactly one of top, bottom, above, below"),
+        (TEACHER | {"select": {"signal": "tip", "top": 0.5, "above": 1}}, r"must have exactly one of top, bottom"),
+        (TEACHER | {"select": {"signal": "tip", "top": 1.5}}, r"select: top \(=1.5\) must be in \(0, 1\]"),
+        (TEACHER | {"select": {"signal": "tip", "above": "x"}}, r"select: above \(='x'\) must be a number"),
+        (TEACHER | {"clip": 3.0, "support": "sampled"}, r"clip \(=3.0\) must be a pair \(lowest, highest\)"),
+        (TEACHER | {"beta": 0.3}, "beta .* is an option of divergence='js'"),
         (
             TEACHER | {"support": "student_topk", "top_k": 1, "tail": "renormalize"},
             "top_k=1 with tail='renormalize' compares a single outcome.*Use tail='bucket' or a larger top_k",
@@ -70,8 +95,11 @@ def test_row_that_cannot_work_is_refused_when_it_is_made(row: dict[str, Any], wo
 
 
 def test_row_that_teaches_the_plain_student_to_itself_cannot_be_written() -> None:
-    """KL(p || sg p) is a no-op: the plain student is not among the sources."""
-    assert set(SOURCES) == {"teacher", "privileged_teacher", "privileged_student"}
+    """KL(p || sg p) is a no-op; in a product the plain student is a target like another."""
+    for source in ("student", {"student": 1}, {"student": {"start": 1, "end": 1}}):
+        with pytest.raises(ConfigError, match="divergence and gradient would be 0"):
+            dopd.Rule(source=source)
+    assert dopd.Rule(source={"teacher": 1, "student": 0.5}).target_names == {"teacher"}
 
 
 def test_regime_of_a_row_by_name_number_or_member() -> None:
@@ -95,14 +123,14 @@ def test_rows_and_tables_are_frozen() -> None:
     ("rows", "options", "words"),
     [
         ([], {}, "table 'custom' has no rows: give it one without a regime, or one for each regime"),
-        ([TEACHER, TEACHER], {}, r"a row without a regime takes every token and must be alone, got \['all', 'all'\]"),
-        ([TEACHER, *four_rows()], {}, "a row without a regime takes every token and must be alone"),
-        ([*four_rows(), TEACHER | {"regime": "HS"}], {}, "HS has several rows; a token has exactly one target"),
+        ([TEACHER, TEACHER], {}, "several rows are called all; rows without a regime add up, so give each a name"),
+        ([*four_rows(), TEACHER | {"regime": "HS"}], {}, "HS has several rows; a regime's tokens have exactly one"),
         (four_rows()[:2], {}, "has no row for HT, HS; weight=0 leaves those tokens out"),
         (four_rows(weight=0), {}, "every weight is 0, nothing would be learned; give one row a weight above 0"),
         ([TEACHER | {"weight": 0.0}], {}, "every weight is 0"),
         ([TEACHER], {"anchor": "frozen"}, "anchor='frozen' names the weights of the privileged student.*no row reads"),
         ([TEACHER], {"anchor": "live"}, r"anchor \(='live'\) must be one of 'current', 'frozen', 'ema'"),
+        ([TEACHER], {"context": "web"}, r"context \(='web'\) must be one of 'column', 'sibling', 'none'"),
         ([TEACHER], {"trim": 1.0}, r"table 'custom': trim \(=1.0\) must be a number in \[0, 1\)"),
         ([TEACHER], {"trim": -0.1}, r"trim \(=-0.1\) must be a number in"),
         ([TEACHER], {"trim": "5%"}, r"trim \(='5%'\) must be a number in"),
@@ -112,7 +140,7 @@ def test_rows_and_tables_are_frozen() -> None:
             {},
             r"rules\[0\]: unknown key K, wieght; allowed: regime, source, divergence, support, tail, top_k, weight",
         ),
-        ([TEACHER, {"weight": 1.0}], {}, r"rules\[1\]: source is missing; one of teacher, privileged_teacher, privil"),
+        ([TEACHER, {"name": "b"}], {}, "row 'b': source is missing: divergence='reverse_kl' compares the student"),
         (["teacher"], {}, r"rules\[0\] \(='teacher'\) must be a mapping with the keys regime, source"),
     ],
 )
@@ -153,14 +181,45 @@ def test_row_of_weight_zero_needs_no_target_but_routing_still_reads_both_views()
 
 def test_every_regime_has_exactly_one_row() -> None:
     table = dopd.table("dopd")
-    numbered = [(number, rule.label) for number, rule in table.labelled_rows()]
-    assert numbered == [(0, "LH"), (1, "LL"), (2, "HT"), (3, "HS")]
-    assert all(table.row_of(int(regime)).regime is regime for regime in dopd.Regime)
-    backwards = dopd.RoutingTable.from_rows(table.to_rows()[::-1])
-    assert backwards.labelled_rows() == table.labelled_rows()
-    vanilla = dopd.table("vanilla")
-    assert vanilla.labelled_rows() == [(0, vanilla.rules[0])] and vanilla.row_of(0) is vanilla.rules[0]
-    assert not vanilla.routed and table.routed
+    assert [[rule.label for _, rule in layer] for layer in table.layers] == [["LH", "LL", "HT", "HS"]]
+    assert not dopd.table("vanilla").routed and table.routed
+
+
+def test_rows_without_a_regime_add_up_beside_the_regimes() -> None:
+    extra = {"name": "reward", "divergence": "policy_gradient", "support": "sampled", "advantage": "group_advantage"}
+    table = dopd.RoutingTable.from_rows([extra, *four_rows(), TEACHER | {"name": "all of it"}])
+    labels = [[(index, rule.label) for index, rule in layer] for layer in table.layers]
+    assert labels == [[(1, "LH"), (2, "LL"), (3, "HT"), (4, "HS")], [(0, "reward")], [(5, "all of it")]]
+    assert table.routed and table.needs_rewards and not dopd.table("dopd").needs_rewards
+
+
+def test_table_knows_what_its_signals_read() -> None:
+    rows = [
+        {"source": {"teacher": 1.25, "reference": -0.25}, "name": "product", "select": {"signal": "tip", "top": 0.5}},
+        {"source": "privileged_student", "name": "self", "scale": "contrast", "weight": 0.5},
+    ]
+    table = dopd.RoutingTable.from_rows(rows)
+    assert table.target_sources == {"teacher", "reference", "privileged_student"}
+    assert table.scored_sources == {"student"} and table.measures == {"reverse_kl", "contrast_kl"}
+    assert table.measured_sources == {"student", "teacher", "privileged_student", "contrast_student"}
+    assert table.views == {"plain", "privileged", "contrast"} and table.needs_privileged
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"source": {"teacher": 1.0, "student": {"start": 0.8, "end": 0.0}}},
+        {"source": "teacher", "support": "sampled", "clip": [-1.5, None]},
+        {"source": "teacher", "select": {"signal": "position", "growth": 256, "below": 1.0}, "name": "opening"},
+        {"divergence": "policy_gradient", "support": "sampled", "advantage": {"signal": "rlsd", "mix": 0.25}},
+        {"source": "teacher", "divergence": "js", "beta": 0.9, "scale": "student_surer", "cap": 20.0},
+    ],
+)
+def test_row_with_signals_and_options_survives_yaml(row: dict[str, Any]) -> None:
+    table = dopd.RoutingTable.from_rows([row])
+    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
+    again = dopd.RoutingTable.from_rows(rows)
+    assert again.rules == table.rules and again.describe() == table.describe() and row.items() <= rows[0].items()
 
 
 @pytest.mark.parametrize("method", ["dopd", "dopd_frozen", "dopd_ema", "vanilla", "privileged_teacher"])
@@ -181,15 +240,15 @@ def test_rows_written_by_hand_in_yaml_have_the_same_defaults_as_in_python() -> N
 def test_describe_says_what_each_token_is_taught() -> None:
     assert dopd.table("dopd").describe().splitlines() == [
         "dopd: routed by the privilege advantage gap, trim 0.05, privileged student: current",
-        "  regime  target              divergence  support                   weight",
-        "  LH      privileged_teacher  reverse_kl  student_topk 128, bucket  0.6",
-        "  LL      privileged_student  reverse_kl  student_topk 128, bucket  0.3",
-        "  HT      privileged_teacher  js          full                      1",
-        "  HS      privileged_student  reverse_kl  student_topk 128, bucket  0.6",
+        "  row  target              divergence  support                   weight",
+        "  LH   privileged_teacher  reverse_kl  student_topk 128, bucket  0.6",
+        "  LL   privileged_student  reverse_kl  student_topk 128, bucket  0.3",
+        "  HT   privileged_teacher  js          full                      1",
+        "  HS   privileged_student  reverse_kl  student_topk 128, bucket  0.6",
     ]
     assert dopd.table("vanilla").describe().splitlines() == [
         "vanilla: not routed",
-        "  regime  target   divergence  support  weight",
-        "  all     teacher  reverse_kl  full     1",
+        "  row  target   divergence  support  weight",
+        "  all  teacher  reverse_kl  full     1",
     ]
     assert "privileged student: ema" in dopd.table("dopd_ema").describe()

@@ -11,11 +11,12 @@ from peft import LoraConfig
 from transformers import AutoConfig, HfArgumentParser
 from trl import TrlParser
 
+from dopd import assignment
 from dopd.errors import ConfigError, DataError, ModelError, ScoringError
 from dopd.scoring import check_alive
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
-from dopd.trainer import DOPDConfig, batch_scorer, guards
+from dopd.trainer import DOPDConfig, guards
 from dopd.trainer.setup import max_prompt_tokens
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -178,7 +179,7 @@ def test_one_regime_with_nearly_every_token_is_told(
     def all_low(teacher: Any, student: Any, mask: torch.Tensor, thresholds: Any) -> torch.Tensor:
         return torch.where(mask != 0, 0, -1)
 
-    monkeypatch.setattr(batch_scorer, "classify", all_low)
+    monkeypatch.setattr(assignment, "classify", all_low)
     kit.trainer(tmp_path).train()
     assert "100.0% of the tokens are in regime LH" in messages(caplog)
 

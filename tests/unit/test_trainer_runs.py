@@ -323,7 +323,7 @@ def test_a_new_run_in_an_old_folder_starts_its_files_anew(tmp_path: Path) -> Non
 
 def test_a_checkpoint_without_its_moving_average_is_refused(tmp_path: Path) -> None:
     resumable(tmp_path, steps=2).train()
-    with pytest.raises(ModelError, match="not saved by a run with privileged_student='ema'"):
+    with pytest.raises(ModelError, match="not saved by a run whose privileged student is 'ema'"):
         resumable(tmp_path, steps=4, privileged_student="ema").train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-2")
         )

@@ -1,0 +1,173 @@
+"""What each token receives: its regime, and the factor and advantage that each row gives it, decided for a whole batch.
+
+Shapes: B sequences, T completion tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dopd.errors import ConfigError, ScoringError
+from dopd.routing import UNROUTED, Thresholds, classify, gap_thresholds, privilege_gap
+from dopd.rules import Rule, Select
+from dopd.signals import SignalBatch
+from dopd.tables import RoutingTable
+
+_REGIMES, _PROGRESS, _GAP = "regimes", "progress", "gap"
+_FACTOR, _ADVANTAGE = "factor/", "advantage/"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Decisions about every token of a batch, of which a loss may be given a part.
+
+    Attributes:
+        regimes (`LongTensor` (B, T)): the `Regime` of every token (0 in an unrouted table), -1 where it is not scored.
+        gap (`Tensor` (B, T), *optional*): privilege advantage gaps of a routed table, nats.
+        factors (`dict[int, Tensor]`): index of a row with `select` or `scale` -> factor on its weight (B, T), 0 where
+            the row leaves the token out.
+        advantages (`dict[int, Tensor]`): index of a policy-gradient row -> advantages (B, T).
+        progress (`float`): share of the training that is over, for exponents that move.
+        thresholds (`Thresholds`, *optional*): the averages that decided the regimes.
+    """
+
+    regimes: Tensor
+    gap: Tensor | None = None
+    factors: Mapping[int, Tensor] = field(default_factory=dict)
+    advantages: Mapping[int, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
+    thresholds: Thresholds | None = None
+
+    def chosen(self, index: int, rule: Rule) -> Tensor:
+        """The tokens that a row teaches, bool (B, T)."""
+        chosen_BT = self.regimes != UNROUTED if rule.regime is None else self.regimes == int(rule.regime)
+        return chosen_BT & (self.factors[index] != 0) if index in self.factors else chosen_BT
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The decisions as tensors by name, each with a first dimension B (or none), as a batch carries them."""
+        named = {_REGIMES: self.regimes, _PROGRESS: torch.tensor(self.progress, dtype=torch.float64)}
+        if self.gap is not None:
+            named[_GAP] = self.gap
+        named |= {f"{_FACTOR}{index}": value for index, value in self.factors.items()}
+        return named | {f"{_ADVANTAGE}{index}": value for index, value in self.advantages.items()}
+
+    @classmethod
+    def of_tensors(cls, batch: Mapping[str, Tensor]) -> "Assignment":
+        """The decisions about a (part of a) batch that carries what `tensors` returned."""
+        factors, advantages = (
+            {int(name.removeprefix(prefix)): value for name, value in batch.items() if name.startswith(prefix)}
+            for prefix in (_FACTOR, _ADVANTAGE)
+        )
+        return cls(batch[_REGIMES], batch.get(_GAP), factors, advantages, float(batch[_PROGRESS]))
+
+    def check(self, mask: Tensor, table: RoutingTable) -> None:
+        """Raise `ConfigError` unless these decisions are about the tokens of `mask` and the rows of `table`."""
+        check_regimes(self.regimes, mask, table)
+        for index, rule in enumerate(table.rules):
+            for what, given, needed in (
+                ("factors", self.factors, rule.select is not None or rule.scale is not None),
+                ("advantages", self.advantages, rule.advantage is not None),
+            ):
+                if (index in given) != needed or (needed and given[index].shape != mask.shape):
+                    raise ConfigError(
+                        f"{what} for row {rule.label!r} of table {table.name!r} must "
+                        f"{f'have the shape (B, T) {tuple(mask.shape)} of the mask' if needed else 'be left out'}: "
+                        "take them from dopd.assignment.assign for this table"
+                    )
+
+
+def assign(table: RoutingTable, batch: SignalBatch, *, thresholds: Thresholds | None = None) -> Assignment:
+    """Decide what every token receives, from the scores of a whole optimizer batch.
+
+    Args:
+        table (`RoutingTable`): the method.
+        batch (`SignalBatch`): scores of `table.scored_sources` and values of `table.measures`.
+        thresholds (`Thresholds`, *optional*): averages that route the tokens; those of this batch if left out.
+
+    Raises:
+        ConfigError: a score or reward that the table needs is missing.
+        ScoringError: a score is not finite.
+    """
+    _check_scored(table, batch)
+    keep_BT = batch.keep
+    gap_BT = None
+    if table.routed:
+        regimes_BT, gap_BT, thresholds = _routed(table, batch, thresholds)
+    else:
+        regimes_BT, thresholds = torch.where(keep_BT, 0, UNROUTED), None
+    factors, advantages = {}, {}
+    for index, rule in enumerate(table.rules):
+        if rule.select is not None or rule.scale is not None:
+            factor_BT = _finite(rule, rule.scale.compute(batch), keep_BT) if rule.scale else keep_BT.double()
+            if rule.select is not None:
+                factor_BT = torch.where(_selected(rule.select, batch), factor_BT, 0.0)
+            factors[index] = torch.where(keep_BT, factor_BT, 0.0)
+        if rule.advantage is not None:
+            advantages[index] = _finite(rule, rule.advantage.compute(batch), keep_BT)
+    return Assignment(regimes_BT, gap_BT, factors, advantages, batch.progress, thresholds)
+
+
+def _routed(
+    table: RoutingTable, batch: SignalBatch, thresholds: Thresholds | None
+) -> tuple[Tensor, Tensor, Thresholds]:
+    teacher_BT, student_BT = (batch.logprobs[name] for name in ("privileged_teacher", "privileged_student"))
+    if thresholds is None:
+        # Over every scored token of every rank, so that routing does not depend on how a batch is cut.
+        for name, logprobs_BT in (("privileged_teacher", teacher_BT), ("privileged_student", student_BT)):
+            wrong_N = ~torch.isfinite(logprobs_BT[batch.keep])
+            if bool(wrong_N.any()):
+                raise ScoringError(
+                    f"{name}: {int(wrong_N.sum())} of {wrong_N.numel()} scored log-probs are not finite. A "
+                    "sampled token "
+                    "must have a probability above zero in both privileged views: check both checkpoints, and "
+                    "that both "
+                    "suppress the same tokens"
+                )
+        teacher_1N, student_1N = (batch.everywhere(values).unsqueeze(0) for values in (teacher_BT, student_BT))
+        thresholds = gap_thresholds(teacher_1N, student_1N, torch.ones_like(teacher_1N), trim=table.trim)
+    regimes_BT = classify(teacher_BT, student_BT, batch.mask, thresholds)
+    return regimes_BT, privilege_gap(teacher_BT, student_BT).masked_fill(~batch.keep, 0.0), thresholds
+
+
+def _selected(select: Select, batch: SignalBatch) -> Tensor:
+    """Which tokens a selection picks, bool (B, T); shares are of the scored tokens of every rank."""
+    values_BT = select.use.compute(batch).double()
+    if select.bound in ("above", "below"):
+        inside_BT = values_BT > select.value if select.bound == "above" else values_BT < select.value
+        return inside_BT & batch.keep
+    values_N = batch.everywhere(values_BT)
+    if not values_N.numel():
+        return batch.keep
+    count = max(1, round(select.value * values_N.numel()))
+    if select.bound == "top":
+        return (values_BT >= values_N.topk(count).values[-1]) & batch.keep
+    return (values_BT <= values_N.topk(count, largest=False).values[-1]) & batch.keep
+
+
+def _finite(rule: Rule, values_BT: Tensor, keep_BT: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values_BT[keep_BT]).all()):
+        raise ScoringError(f"row {rule.label!r}: a signal is not finite at a scored token: check the checkpoints")
+    return torch.where(keep_BT, values_BT.double(), 0.0)
+
+
+def _check_scored(table: RoutingTable, batch: SignalBatch) -> None:
+    missing = sorted((table.scored_sources - set(batch.logprobs)) | (table.measures - set(batch.measures)))
+    if missing:
+        raise ConfigError(f"table {table.name!r} decides by {', '.join(missing)}, which the batch does not have")
+
+
+def check_regimes(regimes: Tensor, mask: Tensor, table: RoutingTable) -> None:
+    """Raise `ConfigError` unless every scored token has the number of a row of the table, and every other token -1."""
+    if regimes.shape != mask.shape:
+        raise ConfigError(f"regimes {tuple(regimes.shape)} must have the shape (B, T) of mask {tuple(mask.shape)}")
+    numbers = [int(rule.regime) for rule in table.rules if rule.regime is not None] or [0]
+    known_BT = torch.isin(regimes, torch.tensor(numbers, device=regimes.device))
+    wrong_BT = torch.where(mask != 0, ~known_BT, regimes != UNROUTED)
+    if bool(wrong_BT.any()):
+        raise ConfigError(
+            f"regimes: {int(wrong_BT.sum())} of {regimes.numel()} do not fit the mask and table {table.name!r}: a "
+            f"scored token takes one of {sorted(numbers)}, every other token {UNROUTED}. Cut regimes and mask "
+            "from one batch"
+        )

@@ -1,0 +1,85 @@
+"""What is known of one optimizer batch when signals are computed.
+
+Shapes: B sequences of this rank, T completion tokens, N scored tokens of every rank.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dopd.errors import ConfigError
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True)
+class SignalBatch:
+    """Scores of a whole optimizer batch; a signal is a function of it.
+
+    Attributes:
+        mask (`Tensor` (B, T)): non-zero where a token is scored.
+        logprobs (`dict[str, Tensor]`): source -> log-probs of the sampled tokens (B, T), nats.
+        entropies (`dict[str, Tensor]`): source -> entropies (B, T), nats.
+        measures (`dict[str, Tensor]`): measure -> (B, T).
+        rewards (`Tensor` (B,), *optional*): scores of a verifier, in [0, 1].
+        has_privileged (`Tensor` (B,), *optional*): whether a row has privileged context.
+        has_contrast (`Tensor` (B,), *optional*): whether a row has a contrasting context.
+        num_generations (`int`): rollouts of each prompt, side by side.
+        step (`int`): optimizer steps made before this batch.
+        progress (`float`): share of the training that is over, in [0, 1].
+        gather (callable): values (N',) of this rank -> the values of every rank (N,), the same on each.
+    """
+
+    mask: Tensor
+    logprobs: Mapping[str, Tensor]
+    entropies: Mapping[str, Tensor]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    rewards: Tensor | None = None
+    has_privileged: Tensor | None = None
+    has_contrast: Tensor | None = None
+    num_generations: int = 1
+    step: int = 0
+    progress: float = 0.0
+    gather: Callable[[Tensor], Tensor] = _alone
+
+    @property
+    def keep(self) -> Tensor:
+        """Scored positions, bool (B, T)."""
+        return self.mask != 0
+
+    def everywhere(self, values_BT: Tensor) -> Tensor:
+        """Values of the scored tokens of every rank, float64 (N,), in an order that nothing may depend on."""
+        return self.gather(values_BT[self.keep].double())
+
+    def per_token(self, values_B: Tensor) -> Tensor:
+        """A number of every sequence, at each of its positions: (B,) -> (B, T)."""
+        return values_B.double().unsqueeze(1).expand(self.mask.shape)
+
+    def rewards_of_groups(self) -> Tensor:
+        """Rewards (B / G, G) of the rollouts of each prompt.
+
+        Raises:
+            ConfigError: no verifier gave rewards, or a rank holds a part of a prompt's rollouts.
+        """
+        if self.rewards is None:
+            raise ConfigError(
+                "this method needs rewards: pass verifier=... to the trainer (a task brings its own), or rewards to "
+                "SignalBatch"
+            )
+        if len(self.rewards) % self.num_generations:
+            raise ConfigError(
+                f"a rank holds {len(self.rewards)} completions, which is not a multiple of num_generations "
+                f"(={self.num_generations}): this method compares the rollouts of a prompt. Set "
+                "per_device_train_batch_size * gradient_accumulation_steps to a multiple of num_generations"
+            )
+        return self.rewards.double().view(-1, self.num_generations)
+
+    def sequence_mean(self, values_BT: Tensor) -> Tensor:
+        """Mean over the scored tokens of every sequence, float64 (B,); 0 where there are none."""
+        keep_BT = self.keep
+        total_B = torch.where(keep_BT, values_BT.double(), 0.0).sum(1)
+        return total_B / keep_BT.sum(1).clamp(min=1)

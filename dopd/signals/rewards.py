@@ -1,0 +1,91 @@
+"""Signals that read a verifier's rewards. Shapes: B sequences, T completion tokens, G rollouts of a prompt."""
+
+import torch
+from torch import Tensor
+
+from dopd.signals.batch import SignalBatch
+
+# Rollouts of one prompt that all got the same reward say nothing about which is better.
+_EVEN = 1e-8
+
+
+def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
+    """(r - mean) / std over the rollouts of a prompt (GRPO, arXiv 2402.03300), at each of their tokens; (B, T).
+
+    The standard deviation is the sample's (divided by G - 1). A group of equal rewards has advantage 0.
+
+    Args:
+        scaled (`bool`): divide by the standard deviation.
+    """
+    rewards_GG = batch.rewards_of_groups()
+    centred_GG = rewards_GG - rewards_GG.mean(1, keepdim=True)
+    if scaled and rewards_GG.shape[1] > 1:
+        spread_G1 = rewards_GG.std(1, keepdim=True)
+        centred_GG = torch.where(spread_G1 > _EVEN, centred_GG / spread_G1.clamp(min=_EVEN), 0.0)
+    return batch.per_token(centred_GG.flatten())
+
+
+def uni_opd_margin(batch: SignalBatch, delta: float = 0.1, threshold: float = 0.5) -> Tensor:
+    """The additive shift of Uni-OPD (arXiv 2605.03677), mode "both"; (B, T), nats.
+
+    Per prompt, g = mean(a | right) - mean(a | wrong), a = sequence mean of log T - log S. Where g < delta, right
+    rollouts get (delta - g)/2 added to every token's advantage and wrong ones the negative of it.
+
+    Args:
+        delta (`float`): the margin asked for, nats.
+        threshold (`float`): reward from which a rollout is right.
+    """
+    means_B = batch.sequence_mean(batch.logprobs["teacher"].double() - batch.logprobs["student"].double())
+    right_GG = batch.rewards_of_groups() >= threshold
+    means_GG = means_B.view(right_GG.shape)
+    num_right_G1, num_wrong_G1 = right_GG.sum(1, keepdim=True), (~right_GG).sum(1, keepdim=True)
+    right_G1 = torch.where(right_GG, means_GG, 0.0).sum(1, keepdim=True) / num_right_G1.clamp(min=1)
+    wrong_G1 = torch.where(right_GG, 0.0, means_GG).sum(1, keepdim=True) / num_wrong_G1.clamp(min=1)
+    lacking_G1 = (delta - (right_G1 - wrong_G1)).clamp(min=0.0)
+    mixed_G1 = (num_right_G1 > 0) & (num_wrong_G1 > 0)
+    shift_GG = torch.where(mixed_G1, 0.5 * lacking_G1, 0.0) * torch.where(right_GG, 1.0, -1.0)
+    return batch.per_token(shift_GG.flatten())
+
+
+def rlsd(batch: SignalBatch, epsilon: float = 0.2, mix: float = 0.5, decay_steps: int = 50) -> Tensor:
+    """The token-sized advantage of RLSD (arXiv 2604.03128); (B, T).
+
+    Args:
+        epsilon (`float`): how far the size of a token may leave 1.
+        mix (`float`): share of the self-teacher's size at the first step; it falls to 0 in `decay_steps` steps.
+        decay_steps (`int`): optimizer steps.
+    """
+    advantage_BT = group_advantage(batch)
+    shift_BT = batch.logprobs["privileged_student"].double() - batch.logprobs["student"].double()
+    size_BT = torch.exp(torch.sign(advantage_BT) * shift_BT).clamp(1.0 - epsilon, 1.0 + epsilon)
+    share = mix * max(0.0, 1.0 - batch.step / decay_steps)
+    return advantage_BT * (1.0 - share + share * size_BT)
+
+
+def rlcsd(
+    batch: SignalBatch,
+    tau: float = 0.02,
+    mix: float = 0.5,
+    bound: float = 2.0,
+    threshold: float = 0.02,
+) -> Tensor:
+    """The contrast-shifted advantage of RLCSD (arXiv 2606.11709), with one wrong context; (B, T).
+
+    e = log S(y|x, right) - log S(y|x, wrong), r = clip(mix tanh(e / tau), +-bound); where |r| > threshold the advantage
+    is A + r, not let over 0 to the other sign, elsewhere A. Rows without both contexts keep A.
+
+    Args:
+        tau (`float`): nats.
+        mix, bound, threshold (`float`): see above.
+    """
+    advantage_BT = group_advantage(batch)
+    contrast_BT = batch.logprobs["privileged_student"].double() - batch.logprobs["contrast_student"].double()
+    shift_BT = (mix * torch.tanh(contrast_BT / tau)).clamp(-bound, bound)
+    shifted_BT = advantage_BT + shift_BT
+    anchored_BT = torch.where(advantage_BT > 0, shifted_BT.clamp(min=0.0), shifted_BT.clamp(max=0.0))
+    anchored_BT = torch.where(advantage_BT == 0, 0.0, anchored_BT)
+    selected_BT = shift_BT.abs() > threshold
+    for present_B in (batch.has_privileged, batch.has_contrast):
+        if present_B is not None:
+            selected_BT = selected_BT & (batch.per_token(present_B) > 0)
+    return torch.where(selected_BT, anchored_BT, advantage_BT)

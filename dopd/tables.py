@@ -1,0 +1,242 @@
+"""A distillation method as data: rows, exclusive by regime or added up, and where their contexts come from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from dopd.divergences import check_choice
+from dopd.errors import ConfigError
+from dopd.routing import Regime
+from dopd.rules import Rule
+from dopd.signals import MEASURES, SIGNALS
+from dopd.sources import ANCHOR_SOURCES, LIVE, PLAIN, PRIVILEGED, ROUTING_SOURCES, SOURCES, TEACHER_SOURCES, Anchor
+
+Context = Literal["column", "sibling", "none"]
+StudentView = Literal["plain", "privileged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingTable:
+    """The rows of one method: one for each regime (a token has exactly one of these), and rows without a regime, which
+    add up.
+
+    Attributes:
+        name (`str`): what logs and reports call the method.
+        rules (`tuple[Rule, ...]`): the rows.
+        anchor (`str`): the weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial weights),
+            `"ema"` (an exponential moving average) or `"snapshot"` (a copy of the student, renewed every so many
+            steps).
+        ema_decay (`float`, *optional*), snapshot_steps (`int`, *optional*): of those two, where the method has its own.
+        trim (`float`): fraction of tokens with the largest gaps that the batch averages leave out.
+        context (`str`): where the privileged context comes from: `"column"` (`privileged_context` of the dataset),
+            `"sibling"` (a right rollout of the same prompt, never the row's own) or `"none"`.
+        contrast (`str`): the same for the contrasting, wrong context (column `contrast_context`; a wrong rollout).
+        student_view (`str`): the prompt that the student answers and is trained on; `"privileged"` is a control.
+        rollout_growth (`tuple[int, int]`, *optional*): (start, growth): at optimizer step s answers end after
+            start + growth * s tokens.
+        merge_ends (`bool`): score all end-of-sequence tokens as one outcome, in every view.
+        source_note (`str`): where the method comes from.
+
+    Raises:
+        ConfigError: rows that overlap, leave a regime out, or cannot work together.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    anchor: Anchor = "current"
+    ema_decay: float | None = None
+    snapshot_steps: int | None = None
+    trim: float = 0.05
+    context: Context = "column"
+    contrast: Context = "column"
+    student_view: StudentView = "plain"
+    rollout_growth: tuple[int, int] | None = None
+    merge_ends: bool = False
+    source_note: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        check_choice("anchor", self.anchor, Anchor)
+        check_choice("context", self.context, Context)
+        check_choice("contrast", self.contrast, Context)
+        check_choice("student_view", self.student_view, StudentView)
+        if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
+            raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
+        self._check_rows()
+        if self.anchor != "current" and not self.sources & ANCHOR_SOURCES:
+            raise ConfigError(
+                f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "
+                "row reads. Leave anchor='current', or use a row with source='privileged_student'"
+            )
+
+    def _check_rows(self) -> None:
+        if not self.rules:
+            raise ConfigError(f"table {self.name!r} has no rows: give it one without a regime, or one for each regime")
+        regimes = [rule.regime.name for rule in self.rules if rule.regime is not None]
+        doubled = sorted({regime for regime in regimes if regimes.count(regime) > 1})
+        if doubled:
+            raise ConfigError(
+                f"table {self.name!r}: {', '.join(doubled)} has several rows; a regime's tokens have exactly one target"
+            )
+        labels = [rule.label for rule in self.rules]
+        same = sorted({label for label in labels if labels.count(label) > 1})
+        if same:
+            raise ConfigError(
+                f"table {self.name!r}: several rows are called {', '.join(same)}; rows without a regime add up, "
+                "so give "
+                "each a name of its own"
+            )
+        missing = [regime.name for regime in Regime if regimes and regime.name not in regimes]
+        if missing:
+            raise ConfigError(
+                f"table {self.name!r} has no row for {', '.join(missing)}; weight=0 leaves those tokens out"
+            )
+        if not any(rule.weight for rule in self.rules):
+            raise ConfigError(
+                f"table {self.name!r}: every weight is 0, nothing would be learned; give one row a weight above 0"
+            )
+
+    @property
+    def routed(self) -> bool:
+        """Whether tokens are told apart by regime, which takes log-probs of both privileged views."""
+        return any(rule.regime is not None for rule in self.rules)
+
+    @property
+    def layers(self) -> list[list[tuple[int, Rule]]]:
+        """Groups of (index of the row, row) of which a token belongs to one row at most: the regimes' rows together,
+        every other row alone. Layers add up.
+        """
+        rows = list(enumerate(self.rules))
+        routed = [row for row in rows if row[1].regime is not None]
+        return ([routed] if routed else []) + [[row] for row in rows if row[1].regime is None]
+
+    @property
+    def target_sources(self) -> frozenset[str]:
+        """Sources whose distribution some row with a weight reads."""
+        return frozenset().union(*(rule.target_names for rule in self.rules if rule.weight))
+
+    @property
+    def routing_sources(self) -> frozenset[str]:
+        """Sources whose log-probs of the sampled tokens decide the regime."""
+        return ROUTING_SOURCES if self.routed else frozenset()
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """Measures of whole distributions that some signal reads."""
+        return frozenset().union(*(SIGNALS[use.name].measures for rule in self.rules for use in rule.uses))
+
+    @property
+    def measured_sources(self) -> frozenset[str]:
+        """Sources whose whole distribution some measure reads."""
+        return frozenset().union(*(MEASURES[name].sources for name in self.measures))
+
+    @property
+    def scored_sources(self) -> frozenset[str]:
+        """Sources whose log-probs of the sampled tokens decide regimes or signals."""
+        signals = (SIGNALS[use.name].sources for rule in self.rules for use in rule.uses)
+        return self.routing_sources.union(*signals)
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Every source that one step must score; nothing else is scored."""
+        return self.target_sources | self.scored_sources | self.measured_sources
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The prompts that the sources read."""
+        return frozenset(SOURCES[name].view for name in self.sources)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.sources & TEACHER_SOURCES)
+
+    @property
+    def needs_privileged(self) -> bool:
+        """Whether some source, or the student itself, reads the dataset's privileged context."""
+        reads = PRIVILEGED in self.views and self.context == "column"
+        return reads or self.student_view == "privileged"
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether a verifier has to judge the rollouts before the loss."""
+        siblings = "sibling" in (self.context, self.contrast) and self.views != {PLAIN}
+        return siblings or any(SIGNALS[use.name].needs_rewards for rule in self.rules for use in rule.uses)
+
+    def rollout_limit(self, step: int) -> int | None:
+        """Most tokens of an answer at an optimizer step; `None` without a schedule of the table's own."""
+        return None if self.rollout_growth is None else self.rollout_growth[0] + self.rollout_growth[1] * step
+
+    def check_provided(self, provided: Iterable[str], *, decided: bool = False) -> None:
+        """Raise `ConfigError` if a source that the table reads is not among `provided`; the trained student always is.
+
+        Args:
+            provided: names of sources.
+            decided (`bool`): what each token receives is known, so that only targets are read.
+        """
+        needed = self.target_sources if decided else self.sources
+        missing = sorted(needed - set(provided) - {LIVE})
+        if missing:
+            raise ConfigError(
+                f"table {self.name!r} needs {', '.join(f'{name} ({SOURCES[name].about})' for name in missing)}, "
+                "and nobody "
+                f"provides it; provided: {', '.join(sorted(provided)) or 'nothing'}"
+            )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The rows as plain dicts, ready for YAML."""
+        return [rule.to_row() for rule in self.rules]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], *, name: str = "custom", **options: Any) -> "RoutingTable":
+        """A table from plain dicts, as a YAML file has them.
+
+        Raises:
+            ConfigError: an unknown or missing key, named with the row.
+        """
+        allowed = [field.name for field in fields(Rule)]
+        rules = []
+        for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise ConfigError(f"rules[{index}] (={row!r}) must be a mapping with the keys {', '.join(allowed)}")
+            unknown = sorted(set(row) - set(allowed))
+            if unknown:
+                raise ConfigError(f"rules[{index}]: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+            rules.append(Rule(**row))
+        return cls(name=name, rules=tuple(rules), **options)
+
+    def describe(self) -> str:
+        """The table as aligned text, for `--dry-run` and logs."""
+        header = ["row", "target", "divergence", "support", "weight"]
+        body = [
+            [rule.label, str(rule.target or "-"), _divergence_text(rule), _support_text(rule), _weight_text(rule)]
+            for rule in self.rules
+        ]
+        widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in [header, *body]
+        ]
+        routing = f"routed by the privilege advantage gap, trim {self.trim:g}" if self.routed else "not routed"
+        anchor = f", privileged student: {self.anchor}" if self.sources & ANCHOR_SOURCES else ""
+        return "\n".join([f"{self.name}: {routing}{anchor}", *(f"  {line}" for line in lines)])
+
+
+def _divergence_text(rule: Rule) -> str:
+    options = [f"beta {rule.beta:g}"] if rule.beta != 0.5 else []
+    options += [f"{name} {getattr(rule, name):g}" for name in ("clamp", "cap") if getattr(rule, name) is not None]
+    options += [f"clip {rule.clip[0]:g}..{rule.clip[1]:g}"] if rule.clip is not None else []
+    options += [f"of {rule.advantage.name}"] if rule.advantage is not None else []
+    return " ".join([rule.divergence, *options])
+
+
+def _support_text(rule: Rule) -> str:
+    return f"{rule.support} {rule.top_k}, {rule.tail}" if rule.support.endswith("topk") else rule.support
+
+
+def _weight_text(rule: Rule) -> str:
+    text = f"{rule.weight:g}"
+    if rule.scale is not None:
+        text += f" * {rule.scale.name}"
+    if rule.select is not None:
+        text += f" where {rule.select.use.name} {rule.select.bound} {rule.select.value:g}"
+    return text
