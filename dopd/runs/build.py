@@ -1,6 +1,7 @@
 """Models, data and verifiers by name."""
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import Verifier
 from dopd.runs.hub import unreachable
+from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.settings import RunSettings
 from dopd.tasks.sources import get_source, same_number_or_formula
+
+logger = logging.getLogger(__name__)
 
 TINY = "tiny:"
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -101,6 +105,16 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
 
 def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
     """Training rows, held-out rows and the verifier of a run."""
+    train, held_out, verifier = _clean_rows(settings)
+    if settings.privileged_noise:
+        train, count = corrupt(train, PrivilegedNoise.from_mapping(settings.privileged_noise))
+        logger.warning(
+            f"privileged_noise {settings.privileged_noise}: p of {count} of {len(train)} training rows corrupted"
+        )
+    return train, held_out, verifier
+
+
+def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
         train = source.rows("train", settings.train_prompts, settings.privileged_kind)
