@@ -177,4 +177,4 @@ def _box(thing: Thing) -> str:
 
 
 def _things(metadata: Mapping[str, Any]) -> list[Thing]:
-    return [Thing(*fields[:4], box=tuple(fields[4])) for fields in metadata["things"]]
+    return [Thing(color, shape, row, column, tuple(box)) for color, shape, row, column, box in metadata["things"]]
