@@ -78,7 +78,7 @@ def corrupt(rows: Dataset, noise: PrivilegedNoise) -> tuple[Dataset, int]:
     changed = list(column)
     for index in chosen:
         changed[index] = _corrupted(column, index, given, noise, rng)
-    return rows.remove_columns(_COLUMN).add_column(_COLUMN, changed), len(chosen)  # type: ignore[call-arg]
+    return rows.remove_columns(_COLUMN).add_column(_COLUMN, changed), len(chosen)
 
 
 def _corrupted(

@@ -29,6 +29,7 @@ LAYERS = [
     ["trainer"],
     ["report"],
     ["runs"],  # from a configuration to a run folder
+    ["experiments"],  # many runs, and what they say of a claim
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
