@@ -6,22 +6,24 @@ Shapes: B completions, T completion tokens, H hidden size.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dopd.data.encode import encode_prompts
 from dopd.data.privileged import Prompt
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
 from dopd.evaluation.student import StudentEvaluator, evaluation_mode
 from dopd.fused import TokenScores, fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
+from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import MAX_TOKENS
 from dopd.routing import Thresholds, classify, gap_thresholds, privilege_gap
-from dopd.rules import RoutingTable
-from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE, completion_hidden_states, last_hidden_states, left_padded
+from dopd.rules import TEACHER_SOURCES, RoutingTable
+from dopd.scoring import PRIVILEGED, VIEW_OF_SOURCE, View, in_batches, view_hidden_states
 
 PLAIN_STUDENT = "student"  # beside the sources of a table
 
@@ -35,14 +37,14 @@ class Inspector:
         answering (`StudentEvaluator`): tokenizer, template, limits, seed and verifier (`unjudged` for none) of the
             answers; its rows are not read.
         models (callable): `"student"` or a source of the table -> context with that model.
-        hidden_states (callable): (model, input_ids, attention_mask, T) -> (B, T, H).
+        hidden_states (callable): (model, view, completion_ids, mask) -> (B, T, H).
         temperature (`float`): of the scored distributions.
     """
 
     table: RoutingTable
     answering: StudentEvaluator
     models: Callable[[str], AbstractContextManager[Any]]
-    hidden_states: Callable[[Any, Tensor, Tensor, int], Tensor] = last_hidden_states
+    hidden_states: Callable[[Any, View, Tensor, Tensor], Tensor] = view_hidden_states
     temperature: float = 1.0
 
     def records(
@@ -70,7 +72,7 @@ class Inspector:
             torch.manual_seed(self.answering.seed)
             with evaluation_mode(student):
                 if answers is None:
-                    answers = self.answering.answers(student, [row["prompt"] for row in rows], sampled=not greedy)
+                    answers = self.answering.answers(student, [plain_prompt(row) for row in rows], sampled=not greedy)
                 device = student.device
         answers = [ids[:MAX_TOKENS] for ids in answers]
         ids_BT, mask_BT = self._padded(answers, device)
@@ -94,13 +96,14 @@ class Inspector:
         seen: dict[str, int] = {}
         made = []
         for n, (row, ids) in enumerate(zip(rows, answers, strict=True)):
-            rollout = seen[str(row["prompt"])] = seen.get(str(row["prompt"]), -1) + 1
+            key = row_key(row)
+            rollout = seen[key] = seen.get(key, -1) + 1
             details = {name: self._details(states[name], ids, n) for name in (PLAIN_STUDENT, *targets)}
             made.append(
                 trace_record(
                     Completion(row, step, first_number + n, rollout, kind, self._score(ids, row)),
                     self.table,
-                    self.answering.processing_class,
+                    self.answering.tokenizer,
                     ids=ids,
                     student=details.pop(PLAIN_STUDENT),
                     targets=details,
@@ -117,26 +120,20 @@ class Inspector:
     ) -> tuple[Tensor, Head]:
         """Hidden states (B, T, H) and head of a model at the completions, behind the prompts of its view."""
         privileged = VIEW_OF_SOURCE.get(name) == PRIVILEGED
-        template = self.answering.template
         prompts: list[Prompt] = [
-            template.apply(row["prompt"], row.get("privileged_context")) if privileged else row["prompt"]
-            for row in rows
+            privileged_prompt(row, self.answering.template) if privileged else plain_prompt(row) for row in rows
         ]
-        encoded = encode_prompts(self.answering.processing_class, prompts, self.answering.chat_template_kwargs)
+        view = self.answering.view(prompts, ids_BT.device, teacher=name in TEACHER_SOURCES)
         with self.models(name) as model, evaluation_mode(model):
-            view = left_padded(encoded, self.answering.processing_class.pad_token_id, ids_BT.device)
-
-            def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-                return self.hidden_states(model, input_ids, attention_mask, num_keep)
-
-            hidden = completion_hidden_states(forward, view, ids_BT, mask_BT, self.answering.batch_size)
+            forward = partial(self.hidden_states, model)
+            hidden = in_batches(forward, view, ids_BT, mask_BT, self.answering.batch_size)
             return hidden, Head.of_model(model, self.temperature)
 
     def _padded(self, answers: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
         if not all(answers):
             raise ConfigError("a completion without tokens has nothing to look at")
         longest = max(map(len, answers))
-        pad = self.answering.processing_class.pad_token_id
+        pad = self.answering.tokenizer.pad_token_id
         ids = [[*ids, *[pad] * (longest - len(ids))] for ids in answers]
         mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers]
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

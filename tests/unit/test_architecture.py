@@ -14,15 +14,15 @@ PACKAGE = ROOT / "dopd"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics"],
+    ["vision"],
     ["routing"],
     ["divergences"],
     ["rules"],
     ["methods", "heads"],
     ["loss"],
     ["fused"],
-    ["tasks", "vision"],
-    ["data", "scoring"],
-    ["prefix"],
+    ["tasks", "scoring"],
+    ["data", "prefix"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],
