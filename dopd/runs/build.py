@@ -10,14 +10,16 @@ from urllib.parse import parse_qs
 import torch
 from datasets import Dataset, load_dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import Verifier
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.settings import RunSettings
 from dopd.tasks.sources import get_source, same_number_or_formula
+from dopd.vision import is_vision_config, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, *, dtype: str = "float32") -> Any:
-    """A causal language model from a hub id, a folder or a `tiny:` reference.
+    """A causal or vision-language model from a hub id, a folder or a `tiny:` reference.
 
     Raises:
         ModelError: it cannot be read.
@@ -53,7 +55,9 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=precision)
+        sees = is_vision_config(AutoConfig.from_pretrained(path))
+        family: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        return family.from_pretrained(path, dtype=precision)
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
@@ -76,6 +80,28 @@ def load_tokenizer(name: str) -> Any:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def load_processing_class(name: str) -> Any:
+    """The tokenizer of a text model, or the processor of a vision-language model; padding on the left.
+
+    Raises:
+        ModelError: it cannot be read, or needs a package that is not here.
+    """
+    path = resolve_model(name)
+    check_model(path)
+    try:
+        sees = is_vision_config(AutoConfig.from_pretrained(path))
+        made = load_processor(path) if sees else load_tokenizer(name)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the processor of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    tokenizer = tokenizer_of(made)
+    tokenizer.padding_side = "left"
+    return made
 
 
 def first_line(error: BaseException) -> str:
