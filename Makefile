@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help quickstart test test-slow test-weights test-browser lint benchmarks clean
+.PHONY: help quickstart experiments test test-slow test-weights test-browser lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -25,6 +25,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 quickstart: $(VENV)/.installed  ## tiny teacher and student, Vanilla OPD beside DOPD, table and plots: minutes on two cores
 	@$(BIN)/dopd quickstart
+
+experiments: $(VENV)/.installed  ## the paper's tables and figures at tiny scale: hours; goes on where it stopped
+	@$(ONE_THREAD) $(BIN)/dopd experiment all
 
 test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from dopd.errors import ModelError
+from dopd.vision.tokens import placeholder_ids
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Head:
     def of_model(cls, model: Any, temperature: float = 1.0) -> "Head":
         """The head of a transformers causal or vision-language model, with the scale and cap that its config declares.
 
+        Tokens that stand for a piece of an image get probability 0: they are not sampled, so they are not scored.
+
         Raises:
             ModelError: the model has no output embedding.
         """
@@ -79,7 +82,7 @@ class Head:
         config = model.config.get_text_config()
         return cls(
             output.weight,
-            getattr(output, "bias", None),
+            _without(placeholder_ids(model.config), output),
             logit_scale=_logit_scale(config),
             softcap=_first_of(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
             temperature=temperature,
@@ -91,6 +94,17 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         # Every rank has the gradient of its own part of the batch; FSDP averages those, and so does this.
         tensor = tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def _without(ids: list[int], output: Any) -> Tensor | None:
+    """The bias of an output embedding with -inf at some ids; as it is where there are none."""
+    bias = getattr(output, "bias", None)
+    if not ids:
+        return bias
+    weight = output.weight
+    forbidden = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
+    forbidden[ids] = -torch.inf
+    return forbidden if bias is None else _whole(bias, None) + forbidden
 
 
 def _first_of(config: Any, *names: str) -> float | None:

@@ -6,6 +6,7 @@ rollouts of T tokens behind a prompt of P tokens, a forward pass runs over P + G
 Shapes: B sequences, U different prompts, P prompt tokens (left-padded), T completion tokens, H hidden size.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from dopd.scoring import View, last_hidden_states
+from dopd.scoring import View, backbone_of, view_hidden_states
+from dopd.vision.media import FeatureCache, different_sets, image_inputs
+from dopd.vision.tokens import placeholder_ids
 
 # What two routes to the same states may differ by, relative to the largest state: rounding alone.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -26,45 +29,95 @@ def different_prompts(view: View) -> tuple[Tensor, Tensor]:
     Returns:
         Rows of the first occurrence of each prompt (U,), and for every row the number of its prompt (B,).
     """
-    # A padding token may also stand in a prompt, so the mask is part of what is compared.
+    # A padding token may also stand in a prompt, so the mask is part of what is compared; so are the images.
     keys_BP = torch.where(view.prompt_mask != 0, view.prompt_ids, -1)
+    if view.images:
+        numbers = torch.tensor(different_sets(view.images)[1], device=keys_BP.device)
+        keys_BP = torch.cat([keys_BP, numbers.unsqueeze(1)], dim=1)
     _, prompt_B = torch.unique(keys_BP, dim=0, return_inverse=True)
     rows_B = torch.arange(len(prompt_B), device=prompt_B.device)
     first_U = rows_B.new_full((int(prompt_B.max()) + 1,), len(prompt_B)).scatter_reduce(0, prompt_B, rows_B, "amin")
     return first_U, prompt_B
 
 
-def hidden_states_sharing_prompts(model: Any, view: View, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+def hidden_states_sharing_prompts(
+    model: Any, view: View, completion_ids: Tensor, completion_mask: Tensor, *, cache: FeatureCache | None = None
+) -> Tensor:
     """Last hidden states at the positions that predict each completion token, every different prompt run once.
 
     Args:
-        model: an unwrapped transformers text model.
+        model: an unwrapped transformers model.
         view (`View`): B prompts, of which some are equal.
         completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): as in `completion_hidden_states`.
+        cache (`FeatureCache`, *optional*): image features made earlier with the same weights.
 
     Returns:
         `Tensor` (B, T, H), with a gradient where gradients are enabled.
     """
-    backbone = (model.base_model.model if is_peft_model(model) else model).base_model
+    backbone = backbone_of(model)
     first_U, prompt_B = different_prompts(view)
-    mask_UP = view.prompt_mask[first_U]
-    cache = DynamicCache(config=backbone.config.get_text_config())
+    ids_UP, mask_UP = view.prompt_ids[first_U], view.prompt_mask[first_U]
+    images = tuple(view.images[row] for row in first_U.tolist()) if view.images else ()
+    types = {name: values[first_U] for name, values in view.token_types.items()}
+    pictures = image_inputs(backbone, images, ids_UP, cache=cache)
+    positions_UP, offset_U = _positions(backbone, ids_UP, mask_UP, types, pictures)
     prompts = backbone(
-        input_ids=view.prompt_ids[first_U], attention_mask=mask_UP, past_key_values=cache, use_cache=True
+        input_ids=ids_UP,
+        attention_mask=mask_UP,
+        past_key_values=DynamicCache(config=backbone.config.get_text_config()),
+        use_cache=True,
+        **types,
+        **pictures,
+        **positions_UP,
     )
     # The last prompt token predicts the first completion token.
     first_B1H = prompts.last_hidden_state[prompt_B, -1:]
     if completion_ids.shape[1] == 1:
         return first_B1H
-    cache = prompts.past_key_values
-    cache.batch_select_indices(prompt_B)
+    kept = prompts.past_key_values
+    kept.batch_select_indices(prompt_B)
+    mask_BL = torch.cat([mask_UP[prompt_B], completion_mask[:, :-1].to(mask_UP.dtype)], dim=1)
     answers = backbone(
         input_ids=completion_ids[:, :-1],
-        attention_mask=torch.cat([mask_UP[prompt_B], completion_mask[:, :-1].to(mask_UP.dtype)], dim=1),
-        past_key_values=cache,
+        attention_mask=mask_BL,
+        past_key_values=kept,
         use_cache=True,
+        **_positions_behind(mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
     )
     return torch.cat([first_B1H, answers.last_hidden_state], dim=1)
+
+
+# Families whose positions have several dimensions keep the offset between tokens and positions on the model object,
+# where any pass in between replaces it. So positions are given to both passes, and that offset is never read.
+
+
+def _positions(
+    backbone: Any, ids_UP: Tensor, mask_UP: Tensor, types: Mapping[str, Tensor], pictures: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Positions of the prompts as arguments, and how far the positions behind a prompt are from its token count (U,);
+    nothing for families that count tokens themselves.
+    """
+    if not hasattr(backbone, "get_rope_index"):
+        return {}, None
+    text_UP = _token_positions(mask_UP)
+    if "image_grid_thw" not in pictures:
+        return {"position_ids": text_UP.expand(4, -1, -1)}, torch.zeros_like(text_UP[:, 0])
+    seen_3UP, offset_U1 = backbone.get_rope_index(
+        ids_UP, image_grid_thw=pictures["image_grid_thw"], attention_mask=mask_UP, **types
+    )
+    return {"position_ids": torch.cat([text_UP.unsqueeze(0), seen_3UP])}, offset_U1.view(-1)
+
+
+def _positions_behind(mask_BL: Tensor, offset_U: Tensor | None, prompt_B: Tensor, num_tokens: int) -> dict[str, Tensor]:
+    if offset_U is None:
+        return {}
+    text_BT = _token_positions(mask_BL)[:, -num_tokens:]
+    seen_BT = text_BT + offset_U[prompt_B].unsqueeze(1)
+    return {"position_ids": torch.stack([text_BT, seen_BT, seen_BT, seen_BT])}
+
+
+def _token_positions(mask: Tensor) -> Tensor:
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def architecture(model: Any) -> type:
@@ -73,22 +126,27 @@ def architecture(model: Any) -> type:
 
 
 @torch.no_grad()
-def shares_prompts_exactly(model: Any, *, half: bool) -> bool:
+def shares_prompts_exactly(model: Any, *, half: bool, view: View | None = None) -> bool:
     """Whether this model gives the same hidden states when rollouts continue a cached prompt; tried on a small batch.
 
     Args:
-        model: an unwrapped transformers text model in evaluation mode.
+        model: an unwrapped transformers model in evaluation mode.
         half (`bool`): whether it computes in half precision.
+        view (`View`, *optional*): three prompts to try, two of them equal; a few tokens if left out. A vision-language
+            model is tried with images.
     """
     vocab_size = model.config.get_text_config().vocab_size
     ids = torch.linspace(0, vocab_size - 1, 14, device=model.device).long()
-    prompt_ids = torch.stack([ids[:5], ids[:5], ids[5:10]])
-    prompt_mask = torch.ones_like(prompt_ids)
-    prompt_mask[2, 0] = 0
-    view = View(prompt_ids, prompt_mask)
+    if view is None:
+        prompt_ids = torch.stack([ids[:5], ids[:5], ids[5:10]])
+        prompt_mask = torch.ones_like(prompt_ids)
+        prompt_mask[2, 0] = 0
+        view = View(prompt_ids, prompt_mask)
     completion_ids = torch.stack([ids[10:13], ids[11:14], ids[8:11]])
+    if view.images:  # a placeholder cannot stand in a completion
+        completion_ids[torch.isin(completion_ids, torch.tensor(placeholder_ids(model.config), device=ids.device))] = 1
     mask = torch.ones_like(completion_ids)
-    plain = last_hidden_states(model, *view.followed_by(completion_ids, mask), 3)
+    plain = view_hidden_states(model, view, completion_ids, mask, as_features=False)
     try:
         shared = hidden_states_sharing_prompts(model, view, completion_ids, mask)
     except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):

@@ -3,8 +3,8 @@
 Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dopd.errors import ScoringError
+from dopd.vision.media import FeatureCache, ImageSet, image_inputs
 
 # (input_ids (B, P + T), attention_mask (B, P + T), T) -> hidden states (B, T, H) that predict the completion tokens
 Forward = Callable[[Tensor, Tensor, int], Tensor]
@@ -23,23 +24,40 @@ class View:
     """A prompt as one model reads it. Each view has its own prompt length; completion ids are shared by all.
 
     Attributes:
-        prompt_ids (`LongTensor` (B, P)): left-padded.
+        prompt_ids (`LongTensor` (B, P)): left-padded; image tokens expanded.
         prompt_mask (`LongTensor` (B, P)): 0 at padding.
+        images (`tuple`): of each row, an `ImageSet` or `None`; empty where no row can have images.
+        token_types (`dict[str, Tensor]`): what a vision-language processor says of every token (B, P), 0 at padding.
+        for_teacher (`View`, *optional*): the same prompts as the teacher's own processor encodes them, where it does
+            so otherwise than the student's.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
+    images: tuple[ImageSet | None, ...] = ()
+    token_types: Mapping[str, Tensor] = field(default_factory=dict)
+    for_teacher: "View | None" = None
 
     def rows(self, start: int, stop: int) -> "View":
         """Rows [start, stop), without the padding that none of them needs."""
         mask = self.prompt_mask[start:stop]
         longest = max(int(mask.sum(1).max()), 1)
-        return View(self.prompt_ids[start:stop, -longest:], mask[:, -longest:])
+        return View(
+            self.prompt_ids[start:stop, -longest:],
+            mask[:, -longest:],
+            self.images[start:stop],
+            {name: types[start:stop, -longest:] for name, types in self.token_types.items()},
+            None if self.for_teacher is None else self.for_teacher.rows(start, stop),
+        )
 
     def followed_by(self, completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask (B, P + T) of the prompts with their completions behind them."""
         mask = completion_mask.to(self.prompt_mask.dtype)
         return torch.cat([self.prompt_ids, completion_ids], dim=1), torch.cat([self.prompt_mask, mask], dim=1)
+
+    def types_followed_by(self, completion_ids: Tensor) -> dict[str, Tensor]:
+        """The token types (B, P + T): a completion is text."""
+        return {name: functional.pad(types, (0, completion_ids.shape[1])) for name, types in self.token_types.items()}
 
 
 # (view of B prompts, completion_ids (B, T), completion_mask (B, T)) -> the same hidden states
@@ -133,9 +151,54 @@ def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vo
         )
 
 
+def backbone_of(model: Any) -> Any:
+    """A transformers model below its language-model head and its adapters."""
+    return (model.base_model.model if is_peft_model(model) else model).base_model
+
+
 def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
     """Hidden states (B, num_keep, H) of a transformers text model that predict the last `num_keep` tokens."""
-    if is_peft_model(model):
-        model = model.base_model.model
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    hidden = backbone_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return hidden[:, -num_keep - 1 : -1]
+
+
+def view_hidden_states(
+    model: Any,
+    view: View,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    cache: FeatureCache | None = None,
+    as_features: bool = True,
+) -> Tensor:
+    """Hidden states (B, T, H) that predict the completions behind the prompts of a view, images included.
+
+    Args:
+        model: an unwrapped transformers model.
+        view (`View`): B prompts.
+        completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): shared by every view.
+        cache (`FeatureCache`, *optional*): image features made earlier with the same weights.
+        as_features (`bool`): whether each different image is encoded once; `False` hands pixels over for every row.
+    """
+    backbone = backbone_of(model)
+    input_ids, attention_mask = view.followed_by(completion_ids, completion_mask)
+    output = backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
+        **view.types_followed_by(completion_ids),
+        **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=as_features),
+    )
+    return output.last_hidden_state[:, -completion_ids.shape[1] - 1 : -1]
+
+
+def generation_inputs(model: Any, view: View, *, cache: FeatureCache | None = None) -> dict[str, Any]:
+    """Keyword arguments of `generate` for the prompts of a view, each different image encoded once.
+
+    Args:
+        model: an unwrapped transformers model.
+        view (`View`): B prompts.
+        cache (`FeatureCache`, *optional*): keeps the image features for the passes that follow.
+    """
+    images = image_inputs(backbone_of(model), view.images, view.prompt_ids, cache=cache)
+    return {"input_ids": view.prompt_ids, "attention_mask": view.prompt_mask, **view.token_types, **images}

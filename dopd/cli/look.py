@@ -46,6 +46,8 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--teacher", help="the same; a method that reads no teacher needs none")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--privileged", help="p: what teacher and privileged student see beside it")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture of the question")
+    parser.add_argument("--privileged-image", action="append", default=[], metavar="FILE", help="a picture of p")
     parser.add_argument("--completion", help="an answer to look at (default: the student answers)")
     parser.add_argument("--method", default="dopd", help="see `dopd methods`")
     parser.add_argument("--rollouts", type=int, default=1, help="answers to draw (default 1)")
@@ -74,6 +76,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
         arguments.teacher,
         _text(arguments.prompt),
         None if arguments.privileged is None else _text(arguments.privileged),
+        images=arguments.image,
+        privileged_images=arguments.privileged_image,
         completion=None if arguments.completion is None else _text(arguments.completion),
         method=arguments.method,
         rollouts=arguments.rollouts,

@@ -1,4 +1,4 @@
-"""`dopd train | eval | tasks | methods | tiny | quickstart | doctor`: each command is a thin call into the library."""
+"""The command line: each command is a thin call into the library."""
 
 import argparse
 import logging
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import dopd
-from dopd.cli import look
+from dopd.cli import experiments, look
 from dopd.errors import DopdError
 
 USER_ERROR = 2
@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     look.add_report(commands, _command)
     look.add_inspect(commands, _command)
+    experiments.add_experiment(commands, _command)
     return parser
 
 

@@ -1,13 +1,19 @@
 """Checks of a dataset before anything is trained on it; what is missing or dropped is counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm.auto import tqdm
+
+from dopd.data.encode import image_sources
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, open_image
 from dopd.data.privileged import Prompt
+from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 
 CHECK_BATCH = 512  # rows tokenised at a time while lengths are checked
+SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
 
 @dataclass(frozen=True)
@@ -18,11 +24,15 @@ class DatasetReport:
         num_rows (`int`): rows that will be used.
         num_without_privileged (`int`): rows among them without privileged context (p = "" in every view).
         num_dropped (`int`): rows left out because a view of the prompt was too long.
+        num_broken (`int`): rows left out because an image of theirs cannot be read.
+        first_broken (`str`): what was wrong with the first of these.
     """
 
     num_rows: int
     num_without_privileged: int
     num_dropped: int
+    num_broken: int = 0
+    first_broken: str = ""
 
     def sentences(self) -> list[str]:
         """The findings worth telling a user, one sentence each."""
@@ -34,6 +44,11 @@ class DatasetReport:
             )
         if self.num_dropped:
             lines.append(f"{self.num_dropped} prompts were dropped because a view of them is longer than allowed")
+        if self.num_broken:
+            lines.append(
+                f"{self.num_broken} rows were dropped because an image of theirs cannot be read; the first: "
+                f"{self.first_broken}"
+            )
         return lines
 
 
@@ -41,7 +56,7 @@ def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str
     """Raise `DataError` if a column that the method reads is missing."""
     if "prompt" not in columns:
         raise DataError(f"column 'prompt' is missing; the dataset has {', '.join(columns) or 'no columns'}")
-    if needs_privileged and "privileged_context" not in columns:
+    if needs_privileged and not {"privileged_context", PRIVILEGED_COLUMN} & set(columns):
         raise DataError(
             f"column 'privileged_context' is missing and method {method!r} reads it; the dataset has "
             f"{', '.join(columns)}. Add the column (None in a row without privileged information), or choose "
@@ -77,8 +92,20 @@ def check_kind(row: dict[str, Any], index: int, kinds: set[type]) -> None:
         raise DataError(f"row {index}, column 'prompt': text and conversations are mixed in one dataset")
 
 
-def is_blank(privileged_context: str | None) -> bool:
-    return privileged_context is None or not privileged_context.strip()
+def check_images(row: Mapping[str, Any], index: int) -> None:
+    """Read every image of a row.
+
+    Raises:
+        BrokenImageError: one cannot be read; the message names row, column and place.
+    """
+    sources = [(name, images_of(row, (name,))) for name in (*COLUMNS, PRIVILEGED_COLUMN)]
+    written = [source for source in image_sources(row["prompt"]) if source is not None]
+    for column, images in [*sources, ("prompt", written)]:
+        for place, source in enumerate(images):
+            try:
+                open_image(source)
+            except DataError as error:
+                raise BrokenImageError(f"row {index}, column {column!r}, image {place}: {error}") from error
 
 
 def check_prompts(
@@ -90,6 +117,7 @@ def check_prompts(
     num_tokens: Callable[[list[Prompt]], list[int]],
     max_prompt_tokens: int,
     drop_overlong: bool,
+    skip_broken_images: bool = False,
 ) -> tuple[Any, DatasetReport]:
     """Check every row of a map-style dataset, and the length of every view of its prompt.
 
@@ -104,6 +132,7 @@ def check_prompts(
         num_tokens (callable): prompts of one kind (all text, or all conversations) -> their lengths in tokens.
         max_prompt_tokens (`int`): the most tokens that any view may have.
         drop_overlong (`bool`): leave rows out, and count them, instead of raising.
+        skip_broken_images (`bool`): leave rows with an image that cannot be read out, and count them.
 
     Returns:
         The dataset (without dropped rows) and the `DatasetReport`.
@@ -116,17 +145,27 @@ def check_prompts(
     check_columns(dataset.column_names, needs_privileged=needs_privileged, method=method)
     kept: list[int] = []
     num_blank = 0
+    broken: list[str] = []
     kinds: set[type] = set()
-    for start in range(0, len(dataset), CHECK_BATCH):
-        indices = range(start, min(start + CHECK_BATCH, len(dataset)))
-        rows = [dataset[index] for index in indices]
-        for index, row in zip(indices, rows, strict=True):
+    # A bar that appears where this takes longer than one waits: images are read, one by one.
+    for start in tqdm(range(0, len(dataset), CHECK_BATCH), desc="checking prompts", delay=5, leave=False):
+        rows = {}
+        for index in range(start, min(start + CHECK_BATCH, len(dataset))):
+            row = dataset[index]
             check_row(row, index)
             check_kind(row, index, kinds)
-        row_views = [views(row) for row in rows]
+            try:
+                check_images(row, index)
+            except BrokenImageError as error:
+                if not skip_broken_images:
+                    raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
+                broken.append(str(error))
+                continue
+            rows[index] = row
+        row_views = [named_views(views, row, index) for index, row in rows.items()]
         lengths = num_tokens([view for prompts in row_views for view in prompts])
         position = 0
-        for index, row, prompts in zip(indices, rows, row_views, strict=True):
+        for (index, row), prompts in zip(rows.items(), row_views, strict=True):
             longest = max(lengths[position : position + len(prompts)])
             position += len(prompts)
             if longest > max_prompt_tokens:
@@ -134,14 +173,25 @@ def check_prompts(
                     raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
                 continue
             kept.append(index)
-            num_blank += is_blank(row.get("privileged_context"))
+            num_blank += lacks_privileged(row)
+    num_dropped = len(dataset) - len(kept) - len(broken)
     if not kept:
+        unread = f"; {len(broken)} have images that cannot be read, the first: {broken[0]}" if broken else ""
         raise DataError(
-            f"all {len(dataset)} prompts are longer than {max_prompt_tokens} tokens: raise max_prompt_length"
+            f"all {num_dropped} prompts are longer than {max_prompt_tokens} tokens: raise max_prompt_length{unread}"
         )
-    num_dropped = len(dataset) - len(kept)
-    report = DatasetReport(len(kept), num_blank if needs_privileged else 0, num_dropped)
-    return (dataset.select(kept) if num_dropped else dataset), report
+    report = DatasetReport(
+        len(kept), num_blank if needs_privileged else 0, num_dropped, len(broken), broken[0] if broken else ""
+    )
+    return (dataset.select(kept) if num_dropped or broken else dataset), report
+
+
+def named_views(views: Callable[[dict[str, Any]], list[Prompt]], row: dict[str, Any], index: int) -> list[Prompt]:
+    """The prompts of a row; what cannot be made of it is said with the row's number."""
+    try:
+        return views(row)
+    except DataError as error:
+        raise DataError(f"row {index}: {error}") from error
 
 
 def overlong_message(where: str, length: int, allowed: int) -> str:

@@ -1,8 +1,53 @@
-"""Prompts to token ids, the same way for every view and for evaluation."""
+"""Prompts to token ids and images, the same way for every view and for evaluation."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from dopd.data.images import image_key, image_size, open_image
 from dopd.data.privileged import Prompt
+from dopd.data.views import image_in, is_image
+from dopd.errors import DataError
+from dopd.scoring import View, left_padded
+from dopd.vision.media import ImageSet
+from dopd.vision.tokens import placeholder_texts
+
+_TYPES = "token_type_ids"  # how fields that say something of every token end
+
+
+def reads_images(processing_class: Any) -> bool:
+    """Whether this is the processor of a vision-language model, and not a tokenizer."""
+    return isinstance(processing_class, ProcessorMixin)
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    return processing_class.tokenizer if reads_images(processing_class) else processing_class
+
+
+def encode_view(
+    processing_class: Any, prompts: list[Prompt], chat_template_kwargs: dict[str, Any], device: Any
+) -> View:
+    """Prompts as one `View`: token ids padded on the left and, with a processor, images beside them.
+
+    Args:
+        processing_class: a tokenizer, or the processor of a vision-language model.
+        prompts (`list`): all texts, or all conversations (of which some may have images).
+        chat_template_kwargs (`dict`): arguments of `apply_chat_template`, for example `{"enable_thinking": False}`.
+        device: of the token ids. Images stay in the host's memory until a model reads them.
+    """
+    pad_id = tokenizer_of(processing_class).pad_token_id
+    if not reads_images(processing_class):
+        return left_padded(encode_prompts(processing_class, prompts, chat_template_kwargs), pad_id, device)
+    encoded = _encode_each_once(processing_class, prompts, chat_template_kwargs)
+    view = left_padded([one.ids for one in encoded], pad_id, device)
+    names = dict.fromkeys(name for one in encoded for name in one.types)
+    types = {name: left_padded([one.types[name] for one in encoded], 0, device).prompt_ids for name in names}
+    return View(view.prompt_ids, view.prompt_mask, tuple(one.images for one in encoded), types)
 
 
 def encode_prompts(
@@ -14,15 +59,151 @@ def encode_prompts(
     and on in another would put the difference into the first token). Text gets whatever the tokenizer adds by itself.
 
     Args:
-        processing_class: a tokenizer.
+        processing_class: a tokenizer, or a processor.
         prompts (`list`): texts, or conversations.
         chat_template_kwargs (`dict`): arguments of `apply_chat_template`, for example `{"enable_thinking": False}`.
     """
     if not prompts:
         return []
+    if reads_images(processing_class):
+        return [one.ids for one in _encode_each_once(processing_class, prompts, chat_template_kwargs)]
     if isinstance(prompts[0], str):
         return processing_class(text=prompts)["input_ids"]
     encoded = processing_class.apply_chat_template(
         conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
     )
     return encoded["input_ids"]
+
+
+@dataclass
+class PromptLengths:
+    """Counts the tokens of prompts without preparing every image for a model.
+
+    How many tokens images stand for depends on their sizes alone, so it is worked out once for each combination of
+    sizes.
+
+    Attributes:
+        processing_class: a tokenizer or a processor.
+        chat_template_kwargs (`dict`): as in training.
+    """
+
+    processing_class: Any
+    chat_template_kwargs: dict[str, Any]
+    _more: dict[tuple[tuple[int, int], ...], int] = field(default_factory=dict)
+
+    def __call__(self, prompts: list[Prompt]) -> list[int]:
+        if not reads_images(self.processing_class):
+            return [len(ids) for ids in encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)]
+        return [self._length(prompt) for prompt in prompts]
+
+    def _length(self, prompt: Prompt) -> int:
+        if isinstance(prompt, str):
+            return len(_encode(self.processing_class, prompt, {}).ids)
+        blocks = as_blocks(prompt)
+        check_placeholders(self.processing_class, blocks)
+        sizes = tuple(image_size(source) for source in image_sources(blocks))
+        text = self.processing_class.apply_chat_template(
+            blocks, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
+        )
+        length = len(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if sizes not in self._more:
+            whole = _encode(self.processing_class, prompt, self.chat_template_kwargs)
+            self._more[sizes] = len(whole.ids) - length
+        return length + self._more[sizes]
+
+
+def as_blocks(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation with every content as a list of blocks, which is what processors read, without empty fields."""
+    return [
+        {
+            **message,
+            "content": [{"type": "text", "text": message["content"]}]
+            if isinstance(message["content"], str)
+            # Datasets give every block of a column the same fields, None where a block has no such field.
+            else [{name: value for name, value in block.items() if value is not None} for block in message["content"]],
+        }
+        for message in prompt
+    ]
+
+
+def image_sources(prompt: Prompt) -> list[Any]:
+    """What the image blocks of a conversation hold, in order."""
+    if isinstance(prompt, str):
+        return []
+    contents = [message["content"] for message in prompt if isinstance(message["content"], list)]
+    return [image_in(block) for content in contents for block in content if is_image(block)]
+
+
+def check_placeholders(processor: Any, prompt: Prompt) -> None:
+    """Raise `DataError` where the text of a prompt holds a token that stands for an image, or a block a video."""
+    tokens = placeholder_texts(processor)
+    for message in as_blocks(prompt) if isinstance(prompt, list) else [{"content": [{"text": prompt}]}]:
+        for block in message["content"]:
+            found = [token for token in tokens if token in block.get("text", "")]
+            if found:
+                raise DataError(
+                    f"column 'prompt' or 'privileged_context': the text holds {found[0]!r}, which stands for an image "
+                    "and may not be written. Remove it; to say where an image goes, use a {'type': 'image'} block"
+                )
+            if block.get("type") not in (None, "text", "image"):
+                raise DataError(f"column 'prompt': a block of type {block['type']!r}; only text and image can be read")
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One prompt: its token ids, what the processor says of each, and its images."""
+
+    ids: list[int]
+    types: Mapping[str, list[int]]
+    images: ImageSet | None
+
+
+def _encode_each_once(processor: Any, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[_Encoded]:
+    """Rollouts of one prompt repeat it: it is opened and encoded a single time."""
+    made: dict[str, _Encoded] = {}
+    keys = [json.dumps(prompt, default=image_key, sort_keys=True) for prompt in prompts]
+    for key, prompt in zip(keys, prompts, strict=True):
+        if key not in made:
+            made[key] = _encode(processor, prompt, options)
+    return [made[key] for key in keys]
+
+
+def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded:
+    if isinstance(prompt, str):
+        check_placeholders(processor, prompt)
+        output = processor(text=[prompt], return_tensors="pt")
+        keys: list[str] = []
+    else:
+        blocks = as_blocks(prompt)
+        check_placeholders(processor, blocks)
+        keys = [image_key(source) for source in image_sources(blocks)]
+        output = processor.apply_chat_template(
+            [_opened(blocks)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **options,
+        )
+    fields: dict[str, Tensor] = {
+        name: torch.as_tensor(value)
+        for name, value in output.items()
+        if name not in ("input_ids", "attention_mask") and not name.endswith(_TYPES)
+    }
+    types = {name: value[0].tolist() for name, value in output.items() if name.endswith(_TYPES)}
+    # Another processor makes other fields of the same images.
+    images = ImageSet((str(id(processor)), *keys), fields) if keys else None
+    return _Encoded(output["input_ids"][0].tolist(), types, images)
+
+
+def _opened(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image", "image": open_image(image_in(block))} if is_image(block) else block
+                for block in message["content"]
+            ],
+        }
+        for message in blocks
+    ]

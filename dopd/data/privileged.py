@@ -1,6 +1,7 @@
 """The privileged view of a prompt: the same prompt with p in it, for the teacher and the privileged student alone."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +42,24 @@ class PrivilegedTemplate:
                     "times. Example: '{prompt}\\n\\nHint: {privileged_context}'"
                 )
 
-    def apply(self, prompt: Prompt, privileged_context: str | None) -> Prompt:
+    def apply(self, prompt: Prompt, privileged_context: str | None, privileged_images: Sequence[Any] = ()) -> Prompt:
         """The prompt with p in it; the prompt itself, unchanged, where p is missing or blank.
 
         Args:
             prompt (`str` or `list[dict]`): text, or a conversation with string or block contents.
-            privileged_context (`str`, *optional*): p.
+            privileged_context (`str`, *optional*): the text of p.
+            privileged_images (`list`): the images of p, which come before the text of the last user turn.
 
         Raises:
-            DataError: a conversation without a user turn, or a user turn without text.
+            DataError: a conversation without a user turn, a user turn without text, or images for a text prompt.
         """
-        if privileged_context is None or not privileged_context.strip():
+        blank = privileged_context is None or not privileged_context.strip()
+        if blank and not privileged_images:
             return prompt
         if isinstance(prompt, str):
-            return self._fill(self.template or DEFAULT_TEXT_TEMPLATE, prompt, privileged_context)
+            if privileged_images:
+                raise DataError("privileged_images need a conversation as prompt: a text has no place for images")
+            return self._fill(self.template or DEFAULT_TEXT_TEMPLATE, prompt, str(privileged_context))
         messages = list(prompt)
         last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         if last_user is None:
@@ -63,22 +68,19 @@ class PrivilegedTemplate:
                 + ", ".join(str(message["role"]) for message in messages)
             )
         message = messages[last_user]
-        template = self.template or DEFAULT_CHAT_TEMPLATE
-        messages[last_user] = {
-            **message,
-            "content": self._fill_content(template, message["content"], privileged_context),
-        }
+        content = message["content"]
+        if not blank:
+            content = self._fill_content(self.template or DEFAULT_CHAT_TEMPLATE, content, str(privileged_context))
+        if privileged_images:
+            content = _with_privileged_images(content, privileged_images)
+        messages[last_user] = {**message, "content": content}
         return messages
 
     def _fill_content(self, template: str, content: Any, privileged_context: str) -> Any:
         if isinstance(content, str):
             return self._fill(template, content, privileged_context)
-        texts = [i for i, block in enumerate(content) if block.get("type") == "text"]
-        if not texts:
-            raise DataError("prompt: the last user turn has no text block, so privileged_context has no place in it")
-        blocks = list(content)
-        block = blocks[texts[-1]]
-        blocks[texts[-1]] = {**block, "text": self._fill(template, block["text"], privileged_context)}
+        blocks, last = list(content), _last_text(content)
+        blocks[last] = {**blocks[last], "text": self._fill(template, blocks[last]["text"], privileged_context)}
         return blocks
 
     @staticmethod
@@ -86,3 +88,17 @@ class PrivilegedTemplate:
         # One pass: braces inside the prompt or inside p are text, never fields.
         values = {"{prompt}": prompt, "{privileged_context}": privileged_context}
         return re.sub(r"\{prompt\}|\{privileged_context\}", lambda match: values[match.group()], template)
+
+
+def _last_text(content: Sequence[Mapping[str, Any]]) -> int:
+    texts = [i for i, block in enumerate(content) if block.get("type") == "text"]
+    if not texts:
+        raise DataError("prompt: the last user turn has no text block, so privileged information has no place in it")
+    return texts[-1]
+
+
+def _with_privileged_images(content: Any, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Behind the images of the plain prompt, so that what both views share comes first."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    last = _last_text(blocks)
+    return [*blocks[:last], *({"type": "image", "image": image} for image in images), *blocks[last:]]

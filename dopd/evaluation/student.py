@@ -6,19 +6,22 @@ Accuracy with privileged context is no goal: it is read because it falls first w
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from dopd.data.encode import encode_prompts
+from dopd.data.encode import encode_view, image_sources, tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.methods import table
-from dopd.scoring import completion_hidden_states, last_hidden_states, left_padded
+from dopd.scoring import View, generation_inputs, in_batches, view_hidden_states
 from dopd.statistics import wilson_interval
+from dopd.vision.tokens import placeholder_ids
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
@@ -31,6 +34,8 @@ class EvaluationResult:
     Attributes:
         greedy, sampled, privileged (`list[float]`): scores of greedy and sampled (T = 1) answers without privileged
             context, and of greedy answers with it.
+        blank (`list[float]`): of prompts with images: scores of greedy answers to grey images of the same size. What
+            is right there was not read off an image.
         lengths (`list[int]`): tokens of the sampled answers.
         ended (`list[float]`): 1 where a sampled answer ended by itself.
         entropy, divergence (`list[float]`): sums over the tokens of a sampled answer: entropy of the student, and
@@ -44,6 +49,7 @@ class EvaluationResult:
     ended: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
     divergence: list[float] = field(default_factory=list)
+    blank: list[float] = field(default_factory=list)
 
     def __add__(self, other: "EvaluationResult") -> "EvaluationResult":
         return EvaluationResult(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -55,6 +61,7 @@ class EvaluationResult:
             "accuracy_greedy": _mean(self.greedy),
             "accuracy_sampled": _mean(self.sampled),
             "accuracy_privileged": _mean(self.privileged),
+            "accuracy_blank": _mean(self.blank),
             "length": _mean(self.lengths),
             "eos_ratio": _mean(self.ended),
             "entropy": sum(self.entropy) / tokens,
@@ -67,6 +74,8 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """`metrics`, accuracies with 95% intervals, and every prompt's scores, for paired comparisons."""
         scores = {"greedy": self.greedy, "sampled": self.sampled, "privileged": self.privileged}
+        if self.blank:
+            scores["blank"] = self.blank
         intervals = {name: wilson_interval(sum(values), len(values)) for name, values in scores.items() if values}
         return {
             "metrics": self.metrics(),
@@ -82,13 +91,15 @@ class StudentEvaluator:
     Attributes:
         rows (`list[dict]`): dataset rows: `prompt`, `privileged_context` (optional), and what the verifier reads.
         verifier (`Verifier`): scores a completion.
-        processing_class: the tokenizer.
+        processing_class: the tokenizer, or the processor of a vision-language model.
         eos_token_ids (`list[int]`): every token that ends a completion.
         max_new_tokens (`int`): most tokens of an answer.
         batch_size (`int`): prompts answered at a time.
         template (`PrivilegedTemplate`): where privileged context goes.
         chat_template_kwargs (`dict`): as in training.
         seed (`int`): of the sampled answers; sampling leaves the caller's random state as it was.
+        blank_control (`bool`): whether prompts with images are also answered with grey images in their places.
+        teacher_processing_class (*optional*): of a teacher that encodes images otherwise.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -100,6 +111,12 @@ class StudentEvaluator:
     template: PrivilegedTemplate = field(default_factory=PrivilegedTemplate)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    blank_control: bool = True
+    teacher_processing_class: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.processing_class)
 
     def evaluate(self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1)) -> EvaluationResult:
         """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they
@@ -114,12 +131,16 @@ class StudentEvaluator:
         return result
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:
-        plain: list[Prompt] = [row["prompt"] for row in rows]
-        hinted = [row for row in rows if row.get("privileged_context")]
+        plain: list[Prompt] = [plain_prompt(row) for row in rows]
+        hinted = [row for row in rows if not lacks_privileged(row)]
         result = EvaluationResult(greedy=self._scores(self.answers(model, plain, sampled=False), rows))
         if hinted:
-            prompts = [self.template.apply(row["prompt"], row["privileged_context"]) for row in hinted]
+            prompts = [privileged_prompt(row, self.template) for row in hinted]
             result.privileged = self._scores(self.answers(model, prompts, sampled=False), hinted)
+        pictured = [(row, prompt) for row, prompt in zip(rows, plain, strict=True) if image_sources(prompt)]
+        if pictured and self.blank_control:
+            blank = [with_blank_images(prompt) for _, prompt in pictured]
+            result.blank = self._scores(self.answers(model, blank, sampled=False), [row for row, _ in pictured])
         sampled = self.answers(model, plain, sampled=True)
         result.sampled = self._scores(sampled, rows)
         result.lengths = [len(ids) for ids in sampled]
@@ -129,22 +150,23 @@ class StudentEvaluator:
 
     def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
-        view = self._view(model, prompts)
+        view = self.view(prompts, model.device)
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=sampled,
             temperature=1.0 if sampled else None,
             top_k=0 if sampled else None,
-            pad_token_id=self.processing_class.pad_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.eos_token_ids,
+            suppress_tokens=placeholder_ids(model.config) or None,
             disable_compile=True,
         )
-        output = model.generate(input_ids=view.prompt_ids, attention_mask=view.prompt_mask, generation_config=config)
+        output = model.generate(**generation_inputs(model, view), generation_config=config)
         return [self._until_end(ids) for ids in output[:, view.prompt_ids.shape[1] :].tolist()]
 
     def text(self, ids: list[int]) -> str:
         """A completion as text, without special tokens."""
-        return self.processing_class.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _until_end(self, ids: list[int]) -> list[int]:
         ends = [position for position, token in enumerate(ids) if token in self.eos_token_ids]
@@ -157,24 +179,22 @@ class StudentEvaluator:
             for ids, row in zip(answers, rows, strict=True)
         ]
 
-    def _view(self, model: Any, prompts: list[Prompt]) -> Any:
-        ids = encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
-        return left_padded(ids, self.processing_class.pad_token_id, model.device)
+    def view(self, prompts: list[Prompt], device: Any, *, teacher: bool = False) -> View:
+        """Prompts as the student reads them, or as the teacher does."""
+        processing_class = self.teacher_processing_class if teacher else None
+        return encode_view(processing_class or self.processing_class, prompts, self.chat_template_kwargs, device)
 
     def _score_tokens(
         self, model: Any, teacher: Any, prompts: list[Prompt], answers: list[list[int]], result: EvaluationResult
     ) -> None:
-        view = self._view(model, prompts)
         longest = max(map(len, answers))
-        pad = self.processing_class.pad_token_id
+        pad = self.tokenizer.pad_token_id
         ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in answers], device=model.device)
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers], device=model.device)
 
         def hidden(of: nn.Module) -> Tensor:
-            def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-                return last_hidden_states(of, input_ids, attention_mask, num_keep)
-
-            return completion_hidden_states(forward, view, ids_BT, mask_BT, self.batch_size)
+            view = self.view(prompts, model.device, teacher=of is teacher)
+            return in_batches(partial(view_hidden_states, of), view, ids_BT, mask_BT, self.batch_size)
 
         student_hidden, student_head = hidden(model), Head.of_model(model)
         result.entropy = score_tokens(student_hidden, student_head, ids_BT, mask_BT).entropy.sum(1).tolist()

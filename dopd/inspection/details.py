@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dopd.heads import Head
+from dopd.inspection.pictures import pictures_of, row_key
 from dopd.inspection.schema import (
     MAX_CHARACTERS,
     MAX_TOKENS,
     NUM_TOP,
     SCHEMA_VERSION,
     json_number,
-    prompt_key,
     prompt_text,
     token_texts,
 )
@@ -134,7 +134,7 @@ def trace_record(
         "step": completion.step,
         "row": completion.number,
         "method": table.name,
-        "prompt_key": prompt_key(prompt, privileged),
+        "prompt_key": row_key(completion.row),
         "rollout": completion.rollout,
         "prompt": prompt[:MAX_CHARACTERS],
         "privileged_context": None if privileged is None else str(privileged)[:MAX_CHARACTERS],
@@ -152,7 +152,7 @@ def trace_record(
             for rule in table.rules
         },
         "tokens": tokens,
-        **{name: completion.row[name] for name in ("images", "boxes") if _plain(completion.row.get(name))},
+        **pictures_of(completion.row),
     }
 
 
@@ -166,8 +166,3 @@ def teacher_view(table: RoutingTable) -> str | None:
 def _top(details: TokenDetails, n: int, tokenizer: Any) -> list[list[Any]]:
     pairs = zip(details.top_ids[n].tolist(), details.top_probs[n].tolist(), strict=True)
     return [[tokenizer.decode([token]), json_number(prob)] for token, prob in pairs]
-
-
-def _plain(value: Any) -> bool:
-    """Whether a column can be kept as it is: a list of texts (files, data URIs) or of mappings."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str | dict) for item in value)

@@ -5,25 +5,28 @@ Shapes: B completions, T completion tokens, H hidden size.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dopd.assignment import Assignment, assign
-from dopd.data.encode import encode_prompts
+from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
 from dopd.evaluation.student import StudentEvaluator, evaluation_mode
 from dopd.fused import TokenScores, fused_routed_loss, measures, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
+from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import MAX_TOKENS
 from dopd.routing import Thresholds
-from dopd.scoring import completion_hidden_states, last_hidden_states, left_padded
+from dopd.scoring import View, in_batches, view_hidden_states
 from dopd.signals import SignalBatch
-from dopd.sources import CONTEXT_COLUMNS, LIVE, SOURCES
+from dopd.sources import LIVE, PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.tables import RoutingTable
 
 
@@ -36,14 +39,14 @@ class Inspector:
         answering (`StudentEvaluator`): tokenizer, template, limits, seed and verifier (`unjudged` for none) of the
             answers; its rows are not read.
         models (callable): `"student"` or a source of the table -> context with that model.
-        hidden_states (callable): (model, input_ids, attention_mask, T) -> (B, T, H).
+        hidden_states (callable): (model, view, completion_ids, mask) -> (B, T, H).
         temperature (`float`): of the scored distributions.
     """
 
     table: RoutingTable
     answering: StudentEvaluator
     models: Callable[[str], AbstractContextManager[Any]]
-    hidden_states: Callable[[Any, Tensor, Tensor, int], Tensor] = last_hidden_states
+    hidden_states: Callable[[Any, View, Tensor, Tensor], Tensor] = view_hidden_states
     temperature: float = 1.0
 
     def records(
@@ -71,7 +74,7 @@ class Inspector:
             torch.manual_seed(self.answering.seed)
             with evaluation_mode(student):
                 if answers is None:
-                    answers = self.answering.answers(student, [row["prompt"] for row in rows], sampled=not greedy)
+                    answers = self.answering.answers(student, [plain_prompt(row) for row in rows], sampled=not greedy)
                 device = student.device
         answers = [ids[:MAX_TOKENS] for ids in answers]
         ids_BT, mask_BT = self._padded(answers, device)
@@ -93,13 +96,14 @@ class Inspector:
         seen: dict[str, int] = {}
         made = []
         for n, (row, ids) in enumerate(zip(rows, answers, strict=True)):
-            rollout = seen[str(row["prompt"])] = seen.get(str(row["prompt"]), -1) + 1
+            key = row_key(row)
+            rollout = seen[key] = seen.get(key, -1) + 1
             details = {name: self._details(states[name], ids, n) for name in (LIVE, *targets)}
             made.append(
                 trace_record(
                     Completion(row, step, first_number + n, rollout, kind, self._score(ids, row)),
                     self.table,
-                    self.answering.processing_class,
+                    self.answering.tokenizer,
                     ids=ids,
                     student=details.pop(LIVE),
                     targets=details,
@@ -115,26 +119,25 @@ class Inspector:
         self, name: str, rows: Sequence[Mapping[str, Any]], ids_BT: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Head]:
         """Hidden states (B, T, H) and head of a model at the completions, behind the prompts of its view."""
-        column = CONTEXT_COLUMNS.get(SOURCES[name].view)
-        template = self.answering.template
-        prompts: list[Prompt] = [
-            row["prompt"] if column is None else template.apply(row["prompt"], row.get(column)) for row in rows
-        ]
-        encoded = encode_prompts(self.answering.processing_class, prompts, self.answering.chat_template_kwargs)
+        view_name, template = SOURCES[name].view, self.answering.template
+        prompts: list[Prompt]
+        if view_name == PLAIN:
+            prompts = [plain_prompt(row) for row in rows]
+        else:
+            # A completion that is looked at has no siblings: what the row says takes their place.
+            table = replace(self.table, context="none" if self.table.context == "none" else "column", contrast="column")
+            prompts = [privileged_prompt(row, template) for row in rows_for_view(view_name, table, rows)]
+        view = self.answering.view(prompts, ids_BT.device, teacher=name in TEACHER_SOURCES)
         with self.models(name) as model, evaluation_mode(model):
-            view = left_padded(encoded, self.answering.processing_class.pad_token_id, ids_BT.device)
-
-            def forward(input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-                return self.hidden_states(model, input_ids, attention_mask, num_keep)
-
-            hidden = completion_hidden_states(forward, view, ids_BT, mask_BT, self.answering.batch_size)
+            forward = partial(self.hidden_states, model)
+            hidden = in_batches(forward, view, ids_BT, mask_BT, self.answering.batch_size)
             return hidden, Head.of_model(model, self.temperature)
 
     def _padded(self, answers: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
         if not all(answers):
             raise ConfigError("a completion without tokens has nothing to look at")
         longest = max(map(len, answers))
-        pad = self.answering.processing_class.pad_token_id
+        pad = self.answering.tokenizer.pad_token_id
         ids = [[*ids, *[pad] * (longest - len(ids))] for ids in answers]
         mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers]
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

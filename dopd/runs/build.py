@@ -1,6 +1,7 @@
 """Models, data and verifiers by name."""
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,18 @@ from urllib.parse import parse_qs
 import torch
 from datasets import Dataset, load_dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import Verifier
 from dopd.runs.hub import unreachable
+from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.settings import RunSettings
 from dopd.tasks.sources import get_source, same_number_or_formula
+from dopd.vision import is_vision_config, load_processor
+
+logger = logging.getLogger(__name__)
 
 TINY = "tiny:"
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -38,7 +44,7 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, *, dtype: str = "float32") -> Any:
-    """A causal language model from a hub id, a folder or a `tiny:` reference.
+    """A causal or vision-language model from a hub id, a folder or a `tiny:` reference.
 
     Raises:
         ModelError: it cannot be read.
@@ -49,7 +55,9 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=precision)
+        sees = is_vision_config(AutoConfig.from_pretrained(path))
+        family: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        return family.from_pretrained(path, dtype=precision)
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
@@ -72,6 +80,28 @@ def load_tokenizer(name: str) -> Any:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def load_processing_class(name: str) -> Any:
+    """The tokenizer of a text model, or the processor of a vision-language model; padding on the left.
+
+    Raises:
+        ModelError: it cannot be read, or needs a package that is not here.
+    """
+    path = resolve_model(name)
+    check_model(path)
+    try:
+        sees = is_vision_config(AutoConfig.from_pretrained(path))
+        made = load_processor(path) if sees else load_tokenizer(name)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the processor of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    tokenizer = tokenizer_of(made)
+    tokenizer.padding_side = "left"
+    return made
 
 
 def first_line(error: BaseException) -> str:
@@ -101,6 +131,16 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
 
 def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
     """Training rows, held-out rows and the verifier of a run."""
+    train, held_out, verifier = _clean_rows(settings)
+    if settings.privileged_noise:
+        train, count = corrupt(train, PrivilegedNoise.from_mapping(settings.privileged_noise))
+        logger.warning(
+            f"privileged_noise {settings.privileged_noise}: p of {count} of {len(train)} training rows corrupted"
+        )
+    return train, held_out, verifier
+
+
+def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
         train = source.rows("train", settings.train_prompts, settings.privileged_kind)

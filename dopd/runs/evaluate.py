@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
+from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.runs.build import load_model, load_tokenizer
+from dopd.runs.build import load_model, load_processing_class
 from dopd.tasks.sources import get_source
 
 
@@ -38,13 +39,14 @@ def evaluate_checkpoint(
     source = get_source(task, **(task_options or {}))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
-    tokenizer = load_tokenizer(model_name)
+    processing_class = load_processing_class(model_name)
+    tokenizer = tokenizer_of(processing_class)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     evaluator = StudentEvaluator(
         rows=source.rows(split, prompts, privileged_kind),
         verifier=source.verify,
-        processing_class=tokenizer,
+        processing_class=processing_class,
         eos_token_ids=eos_token_ids(model, tokenizer),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

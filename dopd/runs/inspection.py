@@ -1,18 +1,21 @@
 """Look at one prompt without training: the student answers it, and every token is scored and routed."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dopd.data.encode import reads_images, tokenizer_of
+from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector, unjudged
 from dopd.methods import table
 from dopd.report.records import read_run
-from dopd.runs.build import load_model, load_tokenizer
+from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.evaluate import eos_token_ids
 from dopd.sources import SOURCES, TEACHER_SOURCES
 
@@ -23,6 +26,8 @@ def inspect_prompt(
     prompt: str,
     privileged_context: str | None,
     *,
+    images: Sequence[str] = (),
+    privileged_images: Sequence[str] = (),
     completion: str | None = None,
     method: str = "dopd",
     rollouts: int = 1,
@@ -40,6 +45,8 @@ def inspect_prompt(
             none.
         prompt (`str`): the question; a chat model reads it as a user's turn.
         privileged_context (`str`, *optional*): p.
+        images, privileged_images (`list[str]`): files of pictures, for vision-language models: those of the question,
+            and those that only teacher and privileged student see.
         completion (`str`, *optional*): an answer to look at; the student answers if left out.
         method (`str`): a name that `dopd methods` lists.
         rollouts (`int`): answers.
@@ -56,7 +63,8 @@ def inspect_prompt(
     if rollouts < 1:
         raise ConfigError(f"rollouts (={rollouts}) must be at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(student_name)
+    processing_class = load_processing_class(student_name)
+    tokenizer = tokenizer_of(processing_class)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     student = load_model(student_name, dtype=dtype).to(device).eval()
@@ -64,22 +72,31 @@ def inspect_prompt(
     answering = StudentEvaluator(
         rows=[],
         verifier=unjudged,
-        processing_class=tokenizer,
+        processing_class=processing_class,
+        teacher_processing_class=_teachers_own(processing_class, teacher_name) if teacher is not None else None,
         eos_token_ids=eos_token_ids(student, tokenizer),
         max_new_tokens=max_new_tokens,
         template=PrivilegedTemplate(privileged_template),
         seed=seed,
     )
     models = {name: teacher if name in TEACHER_SOURCES else student for name in SOURCES}
-    given: Prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    if (images or privileged_images) and not reads_images(processing_class):
+        raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
+    chats = getattr(processing_class, "chat_template", None) or tokenizer.chat_template
+    given: Prompt = [{"role": "user", "content": prompt}] if chats else prompt
+    pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
     return Inspector(routing, answering, lambda name: nullcontext(models[name])).records(
-        [{"prompt": given, "privileged_context": privileged_context}] * count,
+        [{"prompt": given, "privileged_context": privileged_context, **pictures}] * count,
         answers=answers,
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
     )
+
+
+def _teachers_own(processing_class: Any, teacher_name: str | None) -> Any:
+    return load_processing_class(str(teacher_name)) if reads_images(processing_class) else None
 
 
 def last_thresholds(folder: str | Path) -> dict[str, float]:

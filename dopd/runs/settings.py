@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dopd.errors import ConfigError
+from dopd.runs.noise import PrivilegedNoise
 from dopd.tasks.sources import resolve_kind
 
 
@@ -31,6 +32,8 @@ class RunSettings:
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`.
         task_options (`dict`): difficulty knobs of the task.
         privileged_kind (`str`, *optional*): which of a task's privileged texts is p; the task's own choice if not set.
+        privileged_noise (`dict`): corrupts p in training rows, for example `{kind: wrong, share: 0.5}`; see
+            `dopd.runs.noise`.
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
             `package.module:function`; a task brings its own.
@@ -49,6 +52,7 @@ class RunSettings:
     task: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: str | None = None
+    privileged_noise: dict[str, Any] = field(default_factory=dict)
     train_prompts: int = 4096
     eval_prompts: int = 512
     verifier: str | None = None
@@ -69,6 +73,8 @@ class RunSettings:
             )
         if self.task is not None:
             self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
+        if self.privileged_noise:
+            PrivilegedNoise.from_mapping(self.privileged_noise)
         for name in ("train_prompts", "eval_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} (={getattr(self, name)}) must be at least 1")

@@ -17,7 +17,15 @@ from trl import ModelConfig, get_peft_config
 from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
-from dopd.runs.build import check_model, first_line, keep_layers, load_model, load_rows, load_tokenizer, resolve_model
+from dopd.runs.build import (
+    check_model,
+    first_line,
+    keep_layers,
+    load_model,
+    load_processing_class,
+    load_rows,
+    resolve_model,
+)
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
@@ -106,7 +114,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             args=config,
             train_dataset=train_rows,
             eval_dataset=held_out,
-            processing_class=load_tokenizer(settings.model_name_or_path),
+            processing_class=load_processing_class(settings.model_name_or_path),
             verifier=verifier,
             peft_config=_peft_config(settings),
         )

@@ -13,6 +13,8 @@ from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
 from dopd.tasks.program import ProgramTask
 from dopd.tasks.registry import TASKS, get_task
+from dopd.tasks.scenes import ScenesTask
+from dopd.tasks.text import TextTask
 
 __all__ = [
     "PRIVILEGED_KINDS",
@@ -23,6 +25,8 @@ __all__ = [
     "Example",
     "GraphTask",
     "ProgramTask",
+    "ScenesTask",
     "TaskValidationError",
+    "TextTask",
     "get_task",
 ]

@@ -13,8 +13,9 @@ from dopd.tasks.base import AbstractTask
 from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
 from dopd.tasks.program import ProgramTask
+from dopd.tasks.scenes import ScenesTask
 
-_CLASSES: tuple[type[AbstractTask], ...] = (DagTask, GraphTask, ProgramTask)
+_CLASSES: tuple[type[AbstractTask], ...] = (DagTask, GraphTask, ProgramTask, ScenesTask)
 
 TASKS: Mapping[str, type[AbstractTask]] = MappingProxyType({task.name: task for task in _CLASSES})
 

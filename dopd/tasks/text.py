@@ -35,6 +35,11 @@ class TextTask(AbstractTask):
         """Words that `hints_without_execution` must not contain: intermediate values and the answer."""
 
     @final
+    def canonical(self, row: Mapping[str, Any]) -> str:
+        """A text that is equal for rows that pose the same problem; the order of facts does not matter."""
+        return self._canonical(prompt_text(row))
+
+    @final
     def _problem(self, example: Example) -> str:
         return self._canonical(example.prompt)
 

@@ -52,6 +52,8 @@ class DOPDConfig(DistillationConfig):
             Most tokens of any view of a prompt; `None` is what the models' contexts leave beside the completion.
         overlong_prompts (`str`, *optional*, defaults to `"error"`):
             `"error"`, or `"drop"` to leave such rows out and count them. Nothing is ever truncated.
+        skip_broken_images (`bool`, *optional*, defaults to `False`):
+            Leave rows with an image that cannot be read out, and count them, instead of stopping.
 
         > Parameters that control scoring and the loss
 
@@ -112,6 +114,7 @@ class DOPDConfig(DistillationConfig):
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
     overlong_prompts: str = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
+    skip_broken_images: bool = field(default=False, metadata={"help": "Leave rows with broken images out (counted)."})
 
     per_device_scoring_batch_size: int | None = field(
         default=None, metadata={"help": "Sequences per forward pass without gradient."}

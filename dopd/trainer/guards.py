@@ -14,6 +14,7 @@ from dopd.errors import ConfigError, ModelError, ScoringError
 from dopd.heads import Head
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import effective_weights
+from dopd.vision.tokens import placeholder_ids
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +138,12 @@ def self_divergence(model: Any, hidden_states: Any) -> float:
     count = min(8, config.vocab_size)
     input_ids = torch.linspace(0, config.vocab_size - 1, count, device=model.device).long().unsqueeze(0)
     mask = torch.ones_like(input_ids)
-    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-    rebuilt = Head.of_model(model).logits(hidden_states(input_ids, mask, count - 1)).double().log_softmax(-1)
+    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1].double()
+    rebuilt = Head.of_model(model).logits(hidden_states(input_ids, mask, count - 1)).double()
+    # The head gives placeholders of images no probability, the model's own does.
+    said = torch.ones(own.shape[-1], dtype=torch.bool, device=model.device)
+    said[placeholder_ids(model.config)] = False
+    own, rebuilt = own[..., said].log_softmax(-1), rebuilt[..., said].log_softmax(-1)
     return float((own.exp() * (own - rebuilt)).sum(-1).abs().max())
 
 

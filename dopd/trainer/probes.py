@@ -51,7 +51,7 @@ def _make_probe(trainer: Any) -> Callable[..., list[dict[str, Any]]] | None:
 
     evaluator = answering(trainer, [], trainer.verifier or unjudged)
     inspector = Inspector(
-        trainer.table, evaluator, models, hidden_states=trainer.backbone, temperature=trainer.temperature
+        trainer.table, evaluator, models, hidden_states=trainer.view_hidden_states, temperature=trainer.temperature
     )
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
     return partial(inspector.records, rows, kind="probe")

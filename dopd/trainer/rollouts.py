@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
 from dopd.evaluation.student import Verifier
 
@@ -70,21 +70,20 @@ def rollout_metrics(
     scores: Sequence[float] | None,
     *,
     eos_token_ids: Sequence[int],
-    template: PrivilegedTemplate | None,
+    needs_privileged: bool,
     accelerator: Any,
 ) -> dict[str, float]:
     """Shares over the completions of all ranks: of those that ended by themselves, that were right, that lacked p.
 
     Args:
-        template (`PrivilegedTemplate`, *optional*): where privileged context goes; `None` where the method reads none.
+        needs_privileged (`bool`): whether the method reads privileged context.
     """
     mask = batch["completion_mask"].bool()
     last = batch["completion_ids"].gather(1, (mask.sum(1) - 1).clamp(min=0).unsqueeze(1))
     ended = torch.isin(last, torch.tensor(eos_token_ids, device=last.device)).float()
     sums = {"completions/eos_ratio": ended.sum()}
-    if template is not None:
-        missing = sum(template.apply(row["prompt"], row.get("privileged_context")) is row["prompt"] for row in rows)
-        sums["privileged/missing_ratio"] = ended.new_tensor(float(missing))
+    if needs_privileged:
+        sums["privileged/missing_ratio"] = ended.new_tensor(float(sum(map(lacks_privileged, rows))))
     if scores is not None:
         sums["rollout/accuracy"] = ended.new_tensor(sum(scores))
     values = torch.stack([*sums.values(), ended.new_tensor(float(len(rows)))])
@@ -97,7 +96,7 @@ def grouped_by_length(batch: dict[str, Any], num_generations: int) -> dict[str, 
     """The batch with its groups of rollouts in the order of their longest sequence.
 
     Args:
-        batch (`dict`): tensors with a first dimension B, or none.
+        batch (`dict`): tensors with a first dimension B, or none, and lists of B things.
         num_generations (`int`): rollouts of each prompt, which stand side by side. Where a rank holds parts of groups,
             every completion counts as a group of its own.
     """
@@ -105,4 +104,10 @@ def grouped_by_length(batch: dict[str, Any], num_generations: int) -> dict[str, 
     size = num_generations if len(lengths_B) % num_generations == 0 else 1
     order_G = lengths_B.view(-1, size).amax(1).argsort(stable=True)
     order_B = (order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten()
-    return {name: value[order_B] if value.dim() else value for name, value in batch.items()}
+    return {name: _reordered(value, order_B) for name, value in batch.items()}
+
+
+def _reordered(value: Any, order: Tensor) -> Any:
+    if isinstance(value, list):
+        return [value[row] for row in order.tolist()]
+    return value[order] if value.dim() else value

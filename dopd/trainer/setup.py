@@ -10,13 +10,26 @@ from datasets import IterableDataset
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from dopd.data.checks import DatasetReport, check_columns, check_kind, check_prompts, check_row, overlong_message
+from dopd.data.checks import (
+    SKIP_ADVICE,
+    DatasetReport,
+    check_columns,
+    check_images,
+    check_kind,
+    check_prompts,
+    check_row,
+    named_views,
+    overlong_message,
+)
+from dopd.data.encode import PromptLengths, check_placeholders, reads_images
+from dopd.data.images import BrokenImageError
 from dopd.data.privileged import Prompt
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
 from dopd.prefix import architecture, shares_prompts_exactly
 from dopd.tables import RoutingTable
-from dopd.trainer import guards
+from dopd.trainer import guards, images
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +117,12 @@ def sharing_architectures(trainer: Any) -> frozenset[type]:
     able, unable = set[type](), set[type]()
     for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
         if model is not None:
+            half = trainer.accelerator.mixed_precision != "no"
+            trial = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
             with evaluation_mode(model), trainer.accelerator.autocast():
-                exact = shares_prompts_exactly(model, half=trainer.accelerator.mixed_precision != "no")
+                exact = shares_prompts_exactly(model, half=half)
+                if trial is not None:
+                    exact = exact and shares_prompts_exactly(model, half=half, view=trial)
             (able if exact else unable).add(architecture(model))
     for kind in unable:
         logger.warning(
@@ -140,16 +157,21 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     needs_privileged = trainer.table.needs_privileged
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
+    dataset = images.undecoded(dataset)
+    num_tokens = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs)
 
     def views(row: dict[str, Any]) -> list[Prompt]:
-        privileged = trainer.template.apply(row["prompt"], row.get("privileged_context"))
-        return [row["prompt"], privileged] if needs_privileged else [row["prompt"]]
-
-    def num_tokens(prompts: list[Prompt]) -> list[int]:
-        return [len(ids) for ids in trainer.encode(prompts)]
+        images.check_readable(row, trainer.processing_class)
+        prompts = [plain_prompt(row)]
+        if needs_privileged:
+            prompts.append(privileged_prompt(row, trainer.template))
+        if reads_images(trainer.processing_class):
+            for prompt in prompts:
+                check_placeholders(trainer.processing_class, prompt)
+        return prompts
 
     if isinstance(dataset, IterableDataset):
-        return _checked_stream(dataset, views, num_tokens, allowed, drop, needs_privileged, trainer.table.name)
+        return _checked_stream(trainer, dataset, views, num_tokens, allowed)
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -158,27 +180,37 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         num_tokens=num_tokens,
         max_prompt_tokens=allowed,
         drop_overlong=drop,
+        skip_broken_images=trainer.args.skip_broken_images,
     )
     _tell(report, needs_privileged)
     return dataset
 
 
-def _checked_stream(
-    stream: Any, views: Any, num_tokens: Any, allowed: int, drop: bool, needs_privileged: bool, method: str
-) -> Any:
-    """The stream with every row checked as it passes; a row that is too long raises, or is left out with a warning."""
-    dropped = 0
+def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int) -> Any:
+    """The stream with every row checked as it passes; a row that cannot be used raises, or is left out with a
+    warning.
+    """
+    dropped = broken = 0
     kinds: set[type] = set()
+    args, table = trainer.args, trainer.table
 
     def fits(row: dict[str, Any], index: int) -> bool:
-        nonlocal dropped
-        check_columns(list(row), needs_privileged=needs_privileged, method=method)
+        nonlocal dropped, broken
+        check_columns(list(row), needs_privileged=table.needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)
-        longest = max(num_tokens(views(row)))
+        try:
+            check_images(row, index)
+        except BrokenImageError as error:
+            if not args.skip_broken_images:
+                raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
+            broken += 1
+            logger.warning(f"row {index} of the stream dropped ({broken} with broken images so far): {error}")
+            return False
+        longest = max(num_tokens(named_views(views, row, index)))
         if longest <= allowed:
             return True
-        if not drop:
+        if args.overlong_prompts != "drop":
             raise DataError(overlong_message(f"row {index}", longest, allowed))
         dropped += 1
         logger.warning(f"row {index} of the stream dropped ({dropped} so far): a view has {longest} > {allowed} tokens")
@@ -243,11 +275,12 @@ def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvalu
 
 
 def answering(trainer: Any, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:
-    """An evaluator that answers rows with the run's own tokenizer, template and lengths."""
+    """An evaluator that answers rows with the run's own tokenizer or processor, template and lengths."""
     return StudentEvaluator(
         rows=rows,
         verifier=verifier,
-        processing_class=trainer._tokenizer,
+        processing_class=trainer.processing_class,
+        teacher_processing_class=trainer.teacher_processor,
         eos_token_ids=trainer.eos_token_ids,
         max_new_tokens=trainer.max_completion_length,
         batch_size=trainer.args.student_eval_batch_size,

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from dopd.heads import Head
 from dopd.inspection.details import Completion, token_details, trace_record
+from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import (
     MAX_TOKENS,
     TRACE_FILE,
     append_line,
-    prompt_key,
-    prompt_text,
     read_trace,
     replace_lines,
     to_line,
@@ -101,7 +100,7 @@ class TraceWriter:
         self._records, self._pending = {}, {}
         seen: dict[str, int] = {}
         for number in range(count):
-            key = prompt_key(prompt_text(rows[number]["prompt"]), rows[number].get("privileged_context"))
+            key = row_key(rows[number])
             score = None if scores is None else scores[number]
             rollout = seen.get(key, 0)
             self._pending[number] = Completion(rows[number], step, number, rollout, "batch", score)

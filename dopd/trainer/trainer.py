@@ -11,28 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
-from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.assignment import Assignment
-from dopd.data.encode import encode_prompts
-from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ConfigError, ScoringError
 from dopd.evaluation.student import Verifier
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
-from dopd.prefix import architecture, hidden_states_sharing_prompts
-from dopd.scoring import View, left_padded, skipping_padding
+from dopd.scoring import skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
-from dopd.trainer import setup
+from dopd.trainer import images, setup
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
@@ -41,6 +37,7 @@ from dopd.trainer.probes import make_trace
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
+from dopd.trainer.viewing import ViewingTrainer
 from dopd.trainer.views import as_the_student_reads, batch_views
 
 # Methods of TRL's DistillationTrainer that this class overrides or calls, and attributes that it reads.
@@ -50,6 +47,8 @@ HOST_HOOKS = (
     "_get_dataloader",
     "_prepare_inputs",
     "_generate_and_score_completions",
+    "_tokenize_prompts",
+    "_generate_single_turn",
     "_get_last_hidden_state",
     "_compute_loss",
     "compute_loss",
@@ -60,7 +59,7 @@ HOST_HOOKS = (
 )
 
 
-class DOPDTrainer(DistillationTrainer):
+class DOPDTrainer(ViewingTrainer):
     """Distil a teacher into a student on the student's own answers, routing each token by a table.
 
     A TRL user changes the import and adds one column:
@@ -84,8 +83,10 @@ class DOPDTrainer(DistillationTrainer):
         args ([`DOPDConfig`], *optional*): configuration.
         train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None,
             where the method reads it) and whatever the verifier reads.
-        processing_class: as in TRL.
+        processing_class: as in TRL: a tokenizer, or the processor of a vision-language model.
         verifier (callable, *optional*): (completion text, row) -> score in [0, 1]. With it, accuracies are logged.
+        teacher_processing_class (*optional*): processor of a teacher that encodes images otherwise than the student;
+            read from `teacher_model` if that is a name or a folder.
         host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
 
     Raises:
@@ -97,7 +98,6 @@ class DOPDTrainer(DistillationTrainer):
     args: DOPDConfig
     model: Any
     train_dataset: Any
-    chat_template_kwargs: dict[str, Any]
     _buffered_inputs: Any
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - the host declares it so
@@ -117,6 +117,7 @@ class DOPDTrainer(DistillationTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         verifier: Verifier | None = None,
+        teacher_processing_class: Any = None,
         **host_options: Any,
     ) -> None:
         if args is None:
@@ -137,18 +138,17 @@ class DOPDTrainer(DistillationTrainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=images.processor_for(model, processing_class),
             **host_options,
         )
-        if self._is_vlm:
-            raise ConfigError("processing_class is a processor: vision-language models are not supported yet")
         if self.teacher_model is not None:
             self.teacher_model.eval()
         setup.check_loaded(self, teacher_model)
-        self.sharing_architectures = setup.sharing_architectures(self)
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
         setup.prepare_datasets(self)
+        self._prepare_viewing(teacher_model, teacher_processing_class)
+        self.sharing_architectures = setup.sharing_architectures(self)
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
@@ -190,27 +190,6 @@ class DOPDTrainer(DistillationTrainer):
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ) as model:
             yield model
-
-    def backbone(self, model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route.
-
-        In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
-        """
-        with self.accelerator.autocast():
-            return self._in_head_precision(self._get_last_hidden_state(model, input_ids, attention_mask, num_keep))
-
-    def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it."""
-        # Checkpointed layers keep no keys and values.
-        checkpointed = model.training and self.args.gradient_checkpointing
-        if architecture(model) not in self.sharing_architectures or checkpointed:
-            return self.backbone(model, *view.followed_by(completion_ids, mask), completion_ids.shape[1])
-        with self.accelerator.autocast():
-            return self._in_head_precision(hidden_states_sharing_prompts(model, view, completion_ids, mask))
-
-    def _in_head_precision(self, hidden: Tensor) -> Tensor:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        return hidden if half is None else hidden.to(half)
 
     # --- Batches: num_generations rollouts of each prompt
 
@@ -276,7 +255,7 @@ class DOPDTrainer(DistillationTrainer):
             batch,
             scores,
             eos_token_ids=self.eos_token_ids,
-            template=self.template if self.table.needs_privileged else None,
+            needs_privileged=self.table.needs_privileged,
             accelerator=self.accelerator,
         )
         # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
@@ -290,14 +269,6 @@ class DOPDTrainer(DistillationTrainer):
                     self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
         return batch
 
-    def _privileged_view(self, inputs: list[dict[str, Any]]) -> View:
-        prompts = [self.template.apply(row["prompt"], row.get("privileged_context")) for row in inputs]
-        return left_padded(self.encode(prompts), self._tokenizer.pad_token_id, self.accelerator.device)
-
-    def encode(self, prompts: list[Prompt]) -> list[list[int]]:
-        """Token ids of prompts, rendered as the host renders them for rollouts."""
-        return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
-
     # --- Loss
 
     def _compute_loss(
@@ -305,7 +276,7 @@ class DOPDTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        view = View(inputs["prompt_ids"], inputs["prompt_mask"])
+        view = self.plain_view(inputs)
         hidden = skipping_padding(partial(self.view_hidden_states, unwrapped_student), view, completion_ids, mask)
         targets = {}
         for source in self._scorer.kept_sources:

@@ -3,14 +3,18 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from dopd.data.contexts import rows_for_view
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import lacks_privileged, privileged_prompt
 from dopd.scoring import View
-from dopd.sources import CONTEXT_COLUMNS, PLAIN, PRIVILEGED
+from dopd.sources import CONTRAST, PLAIN, PRIVILEGED
 from dopd.tables import RoutingTable
-from dopd.trainer.contexts import PRESENCE, contexts_of
 from dopd.trainer.rollouts import texts
+
+# Which field of `SignalBatch` says whether a row has the context of a view.
+PRESENCE = {PRIVILEGED: "has_privileged", CONTRAST: "has_contrast"}
 
 
 def as_the_student_reads(
@@ -19,19 +23,20 @@ def as_the_student_reads(
     """The rows with the prompt that the student answers and is trained on."""
     if table.student_view == "plain":
         return rows
-    column = CONTEXT_COLUMNS[PRIVILEGED]
-    return [row | {"prompt": template.apply(row["prompt"], row.get(column))} for row in rows]
+    # The prompt has the row's images in it then.
+    without_images = dict.fromkeys((*COLUMNS, PRIVILEGED_COLUMN))
+    return [row | without_images | {"prompt": privileged_prompt(row, template)} for row in rows]
 
 
 def batch_views(
-    trainer: Any, rows: list[dict[str, Any]], batch: dict[str, Tensor], scores: list[float] | None
+    trainer: Any, rows: list[dict[str, Any]], batch: dict[str, Any], scores: list[float] | None
 ) -> tuple[dict[str, View], dict[str, Any]]:
     """The views that the table reads, by name, and fields of `SignalBatch` that are not scores.
 
     Args:
         trainer: a `DOPDTrainer`.
         rows: the batch's rows, the rollouts of a prompt side by side.
-        batch (`dict[str, Tensor]`): the host's batch of rollouts.
+        batch (`dict`): the host's batch of rollouts.
         scores (`list[float]`, *optional*): a verifier's scores of the rollouts.
     """
     table, device = trainer.table, trainer.accelerator.device
@@ -41,12 +46,11 @@ def batch_views(
         "progress": trainer.state.global_step / max(trainer.state.max_steps, 1),
         "rewards": None if scores is None else torch.tensor(scores, dtype=torch.float64, device=device),
     }
-    views = {PLAIN: View(batch["prompt_ids"], batch["prompt_mask"])}
+    views = {PLAIN: trainer.plain_view(batch)}
     completions = texts(batch, trainer._tokenizer) if table.needs_rewards else []
     for name in sorted(table.views - {PLAIN}):
-        contexts = contexts_of(name, table, rows, completions, scores, known["num_generations"])
-        told = [row | {CONTEXT_COLUMNS[PRIVILEGED]: text} for row, text in zip(rows, contexts, strict=True)]
+        told = rows_for_view(name, table, rows, completions, scores, known["num_generations"])
         views[name] = trainer._privileged_view(told)
         if name in PRESENCE:
-            known[PRESENCE[name]] = torch.tensor([bool(text and str(text).strip()) for text in contexts], device=device)
+            known[PRESENCE[name]] = torch.tensor([not lacks_privileged(row) for row in told], device=device)
     return views, known

@@ -76,7 +76,7 @@ def image_only(base: type) -> Any:
     parameters = [parameter for name, parameter in whole.parameters.items() if name != _VIDEO]
     signature = whole.replace(parameters=parameters)
 
-    class ImageOnly(base):  # type: ignore[misc]
+    class ImageOnly(base):
         video_processor = NoVideoProcessor()
         video_section: dict[str, Any] | None = None  # of the checkpoint that this processor was read from
 

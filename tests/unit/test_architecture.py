@@ -14,6 +14,7 @@ PACKAGE = ROOT / "dopd"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics"],
+    ["vision"],
     ["routing"],
     ["divergences"],
     ["sources", "signals"],
@@ -22,15 +23,15 @@ LAYERS = [
     ["assignment", "methods", "heads"],
     ["loss"],
     ["fused"],
-    ["tasks", "vision"],
-    ["data", "scoring"],
-    ["prefix"],
+    ["tasks", "scoring"],
+    ["data", "prefix"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],
     ["trainer"],
     ["report"],
     ["runs"],  # from a configuration to a run folder
+    ["experiments"],  # many runs, and what they say of a claim
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

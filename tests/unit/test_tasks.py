@@ -9,7 +9,19 @@ import sys
 import pytest
 
 from dopd.errors import ConfigError
-from dopd.tasks import PRIVILEGED_KINDS, SPLITS, TASKS, DagTask, GraphTask, ProgramTask, TaskValidationError, get_task
+from dopd.tasks import (
+    PRIVILEGED_KINDS,
+    SPLITS,
+    TASKS,
+    DagTask,
+    GraphTask,
+    ProgramTask,
+    TaskValidationError,
+    TextTask,
+    get_task,
+)
+
+TEXT_TASKS = {name: kind for name, kind in TASKS.items() if issubclass(kind, TextTask)}
 
 KNOBS = [
     ("dag", {}),
@@ -21,6 +33,9 @@ KNOBS = [
     ("program", {}),
     ("program", {"num_ops": 1}),
     ("program", {"num_ops": 4, "seed": 4}),
+    ("scenes", {}),
+    ("scenes", {"questions": ["scan"]}),
+    ("scenes", {"min_things": 2, "max_things": 9, "questions": ["nearest", "relation"], "seed": 4}),
 ]
 
 
@@ -58,36 +73,39 @@ def test_first_hundred_problems_are_pinned(name, seed, digest):
 @pytest.mark.parametrize("name", TASKS)
 def test_rows(name):
     task = get_task(name)
-    for kind in PRIVILEGED_KINDS:
+    columns = ["prompt", "privileged_context", "answer", "solution", "task", "metadata"]
+    for kind in task.privileged_kinds:
         rows = task.rows("test", 3, kind, start=5)
         assert rows == [task.row("test", index, kind) for index in (5, 6, 7)]
         for row in rows:
-            assert list(row) == ["prompt", "privileged_context", "answer", "solution", "task", "metadata"]
+            assert list(row)[: len(columns)] == columns
+            assert name not in TEXT_TASKS or len(row) == len(columns)
             assert [message["role"] for message in row["prompt"]] == ["user"]
             assert (row["privileged_context"] is None) == (kind == "none")
             assert json.loads(row["metadata"])
     assert task.rows("train", 0) == []
+    assert task.rows("train", 1) == task.rows("train", 1, task.default_kind)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_problems_depend_on_seed_split_and_index_only(name):
     task = get_task(name)
     assert task.example("train", 3) == get_task(name).example("train", 3)
-    prompts = {
-        task.example("train", 3).prompt,
-        task.example("train", 4).prompt,
-        task.example("test", 3).prompt,
-        task.example("ood", 3).prompt,
-        get_task(name, seed=1).example("train", 3).prompt,
+    problems = {
+        task._problem(task.example("train", 3)),
+        task._problem(task.example("train", 4)),
+        task._problem(task.example("test", 3)),
+        task._problem(task.example("ood", 3)),
+        task._problem(get_task(name, seed=1).example("train", 3)),
     }
-    assert len(prompts) == 5
+    assert len(problems) == 5
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_train_of_any_seed_is_disjoint_from_test_of_any_other(name):
     first, second = get_task(name, seed=0), get_task(name, seed=7)
-    train = {first._canonical(first.example("train", i).prompt) for i in range(300)}
-    assert not train & {second._canonical(second.example("test", i).prompt) for i in range(100)}
+    train = {first._problem(first.example("train", i)) for i in range(300)}
+    assert not train & {second._problem(second.example("test", i)) for i in range(100)}
 
 
 def test_verify_reads_special_tokens_and_plain_prompts():
@@ -112,7 +130,7 @@ def _broken(task_class, **methods):
     return type("Broken", (task_class,), methods)()
 
 
-@pytest.mark.parametrize("task_class", TASKS.values())
+@pytest.mark.parametrize("task_class", TEXT_TASKS.values())
 def test_validate_fails_for_a_broken_task(task_class):
     def last_word_only(self, words, prompt, answer):
         return words[-1] == answer

@@ -29,6 +29,8 @@ METHODS = {
     ),
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_tokenize_prompts": ("self", "prompts"),
+    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "has_tool_images="),
     "_get_last_hidden_state": (
         "self",
         "unwrapped_model",

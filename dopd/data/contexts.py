@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.errors import ConfigError
-from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PRAISE, PRIVILEGED
+from dopd.sources import CONTEXT_COLUMNS, CRITICISM, PRAISE, PRIVILEGED
 from dopd.tables import RoutingTable
 
-# Which field of `SignalBatch` says whether a row has the context of a view.
-PRESENCE = {PRIVILEGED: "has_privileged", CONTRAST: "has_contrast"}
 # What Cal-OPD (arXiv 2609.21619) tells the teacher of an answer that it is about to score.
 JUDGEMENTS = {
     PRAISE: "The answer below was checked and is correct.",
@@ -17,35 +16,43 @@ JUDGEMENTS = {
 RIGHT_FROM = 0.5  # the score from which a rollout counts as right
 
 
-def contexts_of(
+def rows_for_view(
     view: str,
     table: RoutingTable,
     rows: Sequence[Mapping[str, Any]],
-    completions: Sequence[str],
-    scores: Sequence[float] | None,
-    num_generations: int,
-) -> list[Any]:
-    """The context that a view adds to each row's prompt; `None` where there is none.
+    completions: Sequence[str] = (),
+    scores: Sequence[float] | None = None,
+    num_generations: int = 1,
+) -> list[dict[str, Any]]:
+    """The rows with what a view is told in the place of `privileged_context` (and `privileged_images`).
 
     Args:
         view (`str`): one of the views of `dopd.sources`, not the plain one.
         table (`RoutingTable`): says where contexts come from.
         rows: the batch's rows, the rollouts of a prompt side by side.
-        completions (`list[str]`): the rollouts as text.
-        scores (`list[float]`, *optional*): a verifier's scores of the rollouts.
+        completions (`list[str]`): the rollouts as text, for contexts from siblings.
+        scores (`list[float]`, *optional*): a verifier's scores of the rollouts, for the same.
         num_generations (`int`): rollouts of each prompt.
 
     Raises:
         ConfigError: contexts come from siblings, and there are no scores or parts of groups alone.
     """
-    if view in JUDGEMENTS:
-        return [JUDGEMENTS[view]] * len(rows)
     origin = table.context if view == PRIVILEGED else table.contrast
-    if origin == "none":
-        return [None] * len(rows)
-    if origin == "column":
-        return [row.get(CONTEXT_COLUMNS[view]) for row in rows]
-    return sibling_contexts(completions, scores, num_generations, right=view == PRIVILEGED)
+    if view == PRIVILEGED and origin == "column":
+        return [dict(row) for row in rows]
+    contexts: Sequence[Any]
+    if view in JUDGEMENTS:
+        contexts = [JUDGEMENTS[view]] * len(rows)
+    elif origin == "none":
+        contexts = [None] * len(rows)
+    elif origin == "column":
+        contexts = [row.get(CONTEXT_COLUMNS[view]) for row in rows]
+    else:
+        contexts = sibling_contexts(completions, scores, num_generations, right=view == PRIVILEGED)
+    return [
+        {**row, CONTEXT_COLUMNS[PRIVILEGED]: context, PRIVILEGED_COLUMN: None}
+        for row, context in zip(rows, contexts, strict=True)
+    ]
 
 
 def sibling_contexts(
@@ -57,8 +64,8 @@ def sibling_contexts(
     if len(completions) % num_generations:
         raise ConfigError(
             f"contexts from siblings: a rank holds {len(completions)} completions, which is not a multiple of "
-            f"num_generations (={num_generations}). Set per_device_train_batch_size * "
-            "gradient_accumulation_steps to one"
+            f"num_generations (={num_generations}). Set per_device_train_batch_size * gradient_accumulation_steps to "
+            "one"
         )
     contexts: list[str | None] = []
     for place in range(len(completions)):

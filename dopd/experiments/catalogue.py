@@ -1,0 +1,54 @@
+"""Every experiment by name. A new one is a function that returns an `Experiment`, and a line here."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from dopd.errors import ConfigError
+from dopd.experiments.ablations import figure4, figure10, robustness, table4, table6, table7, table8
+from dopd.experiments.comparisons import (
+    figure3,
+    figure7a,
+    figure7b,
+    figure8,
+    table1_dag,
+    table1_graph,
+    table1_program,
+    table3,
+    tuning,
+    weak_teacher,
+)
+from dopd.experiments.spec import Experiment
+
+_MAKERS: tuple[Callable[[], Experiment], ...] = (
+    tuning,
+    figure3,
+    weak_teacher,
+    figure4,
+    table4,
+    table8,
+    table6,
+    table7,
+    figure10,
+    robustness,
+    figure8,
+    table1_dag,
+    table1_graph,
+    table1_program,
+    table3,
+    figure7a,
+    figure7b,
+)
+EXPERIMENTS: Mapping[str, Callable[[], Experiment]] = {maker.__name__: maker for maker in _MAKERS}
+
+
+def get_experiment(name: str) -> Experiment:
+    """The experiment called `name`.
+
+    Raises:
+        ConfigError: there is none of that name (with the closest one).
+    """
+    if name not in EXPERIMENTS:
+        close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"experiment (={name!r}) must be one of {', '.join(EXPERIMENTS)}.{hint}")
+    return EXPERIMENTS[name]()

@@ -1,0 +1,149 @@
+"""One figure for an experiment: points with intervals, lines over a setting, or curves over a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd.experiments.analysis import Values, summarise
+from dopd.experiments.spec import Experiment
+from dopd.report.palette import METHOD_COLOURS
+from dopd.statistics import mean_interval
+
+FIGURE_FILE = "figure.png"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_LABELS = {
+    "greedy": "greedy accuracy without p (%)",
+    "sampled": "sampled accuracy without p (%)",
+    "privileged": "greedy accuracy WITH p (%)",
+    "entropy": "entropy (nats per token)",
+    "rollout/accuracy": "accuracy of the rollouts (%)",
+    "learned": "accuracy right after a stage (%)",
+    "kept": "change on earlier families (points)",
+}
+_POINT_METRICS = ("greedy", "sampled")
+_IN_PERCENT = ("accuracy", "greedy", "sampled", "privileged", "learned", "kept")
+
+Records = Mapping[str, Sequence[Mapping[str, Any]]]  # by condition
+
+
+def draw(experiment: Experiment, values: Values, records: Records, path: Path) -> None:
+    """Write the experiment's figure as PNG. Marks differ in shape as well as in colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawing = {"points": _points, "lines": _lines, "curves": _curves}[experiment.figure]
+    figure = drawing(pyplot, experiment, values, records)
+    figure.suptitle(experiment.title, fontsize=11)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if metric.rpartition("/")[2] in _IN_PERCENT else 1.0
+
+
+def _label(metric: str) -> str:
+    return _LABELS.get(metric, metric)
+
+
+def _points(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
+    labels = [condition.label for condition in experiment.conditions][::-1]
+    metrics = [name for name in experiment.columns if name in ("learned", "kept")] or _POINT_METRICS
+    figure, panels = pyplot.subplots(
+        1, len(metrics), sharey=True, figsize=(9, 1.4 + 0.28 * len(labels)), layout="constrained"
+    )
+    for place, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
+        for row, label in enumerate(labels):
+            interval = summarise(values, label, metric)
+            if interval is None:
+                continue
+            runs = [m[metric] * _scale(metric) for m in values[label].values() if metric in m]
+            axes.plot(runs, [row] * len(runs), "|", color="#888888", markersize=7)
+            low, high = (
+                _scale(metric) * (interval.mean - interval.low),
+                _scale(metric) * (interval.high - interval.mean),
+            )
+            axes.errorbar(
+                _scale(metric) * interval.mean,
+                row,
+                xerr=None if len(runs) < 2 else [[low], [high]],
+                fmt=_MARKERS[place],
+                color=METHOD_COLOURS[place],
+                capsize=2,
+            )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlabel(_label(metric))
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
+    figure, panels = pyplot.subplots(1, len(_POINT_METRICS), figsize=(9, 3.6), layout="constrained")
+    groups = list(dict.fromkeys(c.group for c in experiment.conditions if c.x is not None))
+    for axes, metric in zip(panels, _POINT_METRICS, strict=True):
+        for place, group in enumerate(groups):
+            members = sorted((c.x, c.label) for c in experiment.conditions if c.group == group and c.x is not None)
+            found = [(x, summarise(values, label, metric)) for x, label in members]
+            kept = [(x, interval) for x, interval in found if interval is not None]
+            if not kept:
+                continue
+            middle = [100 * interval.mean for _, interval in kept]
+            errors = [
+                [100 * (i.mean - i.low) for _, i in kept],
+                [100 * (i.high - i.mean) for _, i in kept],
+            ]
+            axes.errorbar(
+                [x for x, _ in kept],
+                middle,
+                yerr=None if any(len(values[label]) < 2 for _, label in members if label in values) else errors,
+                fmt=f"-{_MARKERS[place]}",
+                color=METHOD_COLOURS[place % len(METHOD_COLOURS)],
+                capsize=2,
+                label=group,
+            )
+        axes.set_ylabel(_label(metric))
+        axes.set_xlabel(experiment.curves[0] if experiment.curves else "setting")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def _curves(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
+    shown = experiment.curves
+    figure, panels = pyplot.subplots(
+        1, len(shown), figsize=(4.6 * len(shown), 3.6), layout="constrained", squeeze=False
+    )
+    drawn = [c.label for c in experiment.conditions if any(r["curves"].get(shown[0]) for r in records.get(c.label, ()))]
+    for axes, name in zip(panels[0], shown, strict=True):
+        for place, label in enumerate(drawn):
+            runs = [record["curves"][name] for record in records[label] if record["curves"].get(name)]
+            if not runs:
+                continue
+            length = min(map(len, runs))
+            intervals = [mean_interval([run[at] for run in runs]) for at in range(length)]
+            steps = _steps(records[label][0], name, length)
+            colour, scale = METHOD_COLOURS[place % len(METHOD_COLOURS)], _scale(name)
+            axes.plot(
+                steps,
+                [scale * i.mean for i in intervals],
+                marker=_MARKERS[place],
+                markersize=4,
+                color=colour,
+                label=label,
+            )
+            if len(runs) > 1:
+                low, high = [scale * i.low for i in intervals], [scale * i.high for i in intervals]
+                axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel(_label(name.removeprefix("eval/")))
+        axes.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8)
+    return figure
+
+
+def _steps(record: Mapping[str, Any], name: str, length: int) -> list[float]:
+    if name.startswith("eval/"):
+        return list(record["curves"]["eval/step"][:length])
+    return [10 * place + 5 for place in range(length)]

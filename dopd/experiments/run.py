@@ -1,0 +1,77 @@
+"""Run an experiment: what is missing is run, what is there is used again, and the folder is written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dopd.errors import ConfigError
+from dopd.experiments.catalogue import get_experiment
+from dopd.experiments.pool import execute_all
+from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS
+from dopd.experiments.spec import Experiment, RunSpec
+from dopd.experiments.store import RunStore, missing
+from dopd.experiments.writing import INCOMPLETE, write_experiment
+
+
+def run_experiment(
+    name: str,
+    *,
+    folder: str | Path = "experiments",
+    seeds: int | None = None,
+    jobs: int | None = None,
+    resume: bool = True,
+    only_report: bool = False,
+    store: RunStore | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Make an experiment's missing runs at tiny scale and write its folder.
+
+    Args:
+        name (`str`): a key of `EXPERIMENTS`.
+        folder (`str` or `Path`): where the experiment's folder is made.
+        seeds (`int`, *optional*): run seeds for each pretraining seed; the protocol's if left out.
+        jobs (`int`, *optional*): runs at a time; one for each core if left out.
+        resume (`bool`): use finished runs; `False` makes every run anew.
+        only_report (`bool`): make no run; write the folder from those that are finished.
+        store (`RunStore`, *optional*): where finished runs are kept.
+
+    Returns:
+        What results.json holds.
+    """
+    experiment = get_experiment(name)
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"seeds (={seeds}) must be at least 1")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs (={jobs}) must be at least 1")
+    console, store = console or Console(), store or RunStore()
+    conditions = experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS if seeds is None else tuple(range(seeds)))
+    _say_plan(console, experiment, conditions)
+    keyed = [(condition.label, store.key(spec), spec) for condition, spec in conditions]
+    finished = store.read()
+    if not only_report:
+        todo = missing([(key, spec) for _, key, spec in keyed], finished if resume else ())
+        count = len({key for _, key, _ in keyed})
+        console.print(f"{count - len(todo)} of {count} runs are there; {len(todo)} to do")
+        execute_all(todo, store.add, jobs=jobs or os.cpu_count() or 1, console=console)
+        finished = store.read()
+    runs = [(label, finished[key]) for label, key, _ in keyed if key in finished]
+    target = Path(folder) / experiment.name
+    result = write_experiment(experiment, runs, [(label, spec) for label, _, spec in keyed], target)
+    console.print(
+        f"[bold]{experiment.name}: {result['verdict']}[/bold] ({len(runs)} of {len(keyed)} runs). See {target}"
+    )
+    if result["verdict"] == INCOMPLETE:
+        console.print("Start the command again to go on.")
+    return result
+
+
+def _say_plan(console: Console, experiment: Experiment, runs: Sequence[tuple[Any, RunSpec]]) -> None:
+    models = sorted({model for _, spec in runs for model in spec.models})
+    console.print(
+        f"[bold]{experiment.title}[/bold] ({experiment.source}): {len(experiment.conditions)} conditions, "
+        f"{len(runs)} runs.\n"
+        f"Tiny models: {', '.join(models)} (trained here the first time, a minute or two each, then kept)"
+    )

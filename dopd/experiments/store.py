@@ -1,0 +1,66 @@
+"""Finished runs on this machine: one JSON line each, so that an interrupted experiment goes on where it stopped."""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dopd.experiments.spec import RunSpec
+from dopd.runs.build import TINY, resolve_model
+from dopd.tiny import cache_root
+
+logger = logging.getLogger(__name__)
+
+
+class RunStore:
+    """Records by key. Several processes may add to one file: a line is written in one piece.
+
+    Args:
+        path (`Path`, *optional*): the file; `experiments/runs.jsonl` in the cache folder if left out.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or cache_root() / "experiments" / "runs.jsonl"
+        self._identities: dict[str, str] = {}
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Every finished run by its key; lines that are not whole are counted and said."""
+        if not self.path.exists():
+            return {}
+        records, broken = {}, 0
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+                records[record["key"]] = record
+            except (ValueError, KeyError, TypeError):
+                broken += 1
+        if broken:
+            logger.warning(f"{self.path}: {broken} line(s) are not whole records (an interrupted write); left out")
+        return records
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record, which has its `key`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def key(self, spec: RunSpec) -> str:
+        """The key of a run with the models of this machine; trains the tiny models that are missing."""
+        return spec.key({name: self._identity(name) for name in spec.models})
+
+    def _identity(self, model: str) -> str:
+        # The folder of a tiny model is named by a hash of its recipe and seed.
+        if model not in self._identities:
+            self._identities[model] = Path(resolve_model(model)).name if model.startswith(TINY) else model
+        return self._identities[model]
+
+
+def missing(wanted: Iterable[tuple[str, RunSpec]], finished: Iterable[str]) -> list[tuple[str, RunSpec]]:
+    """The (key, run) pairs that are still to do, each once, in the order given."""
+    done = set(finished)
+    todo: dict[str, RunSpec] = {}
+    for key, spec in wanted:
+        if key not in done:
+            todo.setdefault(key, spec)
+    return list(todo.items())

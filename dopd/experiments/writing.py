@@ -1,0 +1,188 @@
+"""The folder of an experiment: every run as data, a README for people, and the figure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd.experiments.analysis import Judgement, Values, collect, judge, summarise, verdict
+from dopd.experiments.figures import FIGURE_FILE, draw
+from dopd.experiments.spec import Claim, Experiment, RunSpec
+from dopd.statistics import Interval
+
+RESULTS_FILE = "results.json"
+README_FILE = "README.md"
+NOTES_FILE = "notes.md"  # written by hand: why, and what was seen on the way; the README takes it in
+INCOMPLETE = "not finished"
+
+_COLUMN_NAMES = {
+    "greedy": "greedy (%)",
+    "sampled": "sampled (%)",
+    "privileged": "greedy with p (%)",
+    "entropy": "entropy (nats)",
+    "length": "length (tokens)",
+    "learned": "learned (%)",
+    "kept": "kept (points)",
+    "early_gain": "early gain (points)",
+    "late_change": "late change (points)",
+    "entropy_ratio": "entropy, end / start",
+}
+_PLAIN = ("entropy", "length", "entropy_ratio", "tokens")  # neither shares nor their differences
+Runs = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def write_experiment(
+    experiment: Experiment, runs: Runs, wanted: Sequence[tuple[str, RunSpec]], folder: Path
+) -> dict[str, Any]:
+    """Write results, figure and README of the runs that there are; returns what results.json holds.
+
+    Args:
+        runs: (label, record) of finished runs.
+        wanted: (label, run) of all runs of the experiment, finished or not.
+        folder (`Path`): made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = collect(runs)
+    complete = len(runs) == len(wanted)
+    judgements = judge(experiment, values) if complete else []
+    result = {
+        "experiment": experiment.name,
+        "source": experiment.source,
+        "finished_runs": len(runs),
+        "wanted_runs": len(wanted),
+        "verdict": verdict(judgements) if complete else INCOMPLETE,
+        "claims": [_claim_json(judgement) for judgement in judgements],
+        "runs": [{"condition": label, **record} for label, record in runs],
+    }
+    (folder / RESULTS_FILE).write_text(_compact_json(result), encoding="utf-8")
+    records: dict[str, list[Mapping[str, Any]]] = {}
+    for label, record in runs:
+        records.setdefault(label, []).append(record)
+    if runs:
+        draw(experiment, values, records, folder / FIGURE_FILE)
+    notes = folder / NOTES_FILE
+    text = readme(experiment, result, values, judgements, notes.read_text(encoding="utf-8") if notes.exists() else "")
+    (folder / README_FILE).write_text(text, encoding="utf-8")
+    return result
+
+
+def readme(
+    experiment: Experiment, result: Mapping[str, Any], values: Values, judgements: Sequence[Judgement], notes: str
+) -> str:
+    """The README: claim, protocol, ours beside the paper's, tests, verdict, why, deviations."""
+    diverged = [run["condition"] for run in result["runs"] if run["status"] != "finished"]
+    seeds = sorted({(run["run"]["pretraining_seed"], run["run"]["run_seed"]) for run in result["runs"]})
+    lines = [
+        f"# {experiment.title}",
+        "",
+        f"**Verdict: {result['verdict']}** ({result['finished_runs']} of {result['wanted_runs']} runs).",
+        "",
+        f"**Claim** (arXiv 2606.30626, {experiment.source}): {experiment.claim}",
+        "",
+        f"**Protocol**: [PROTOCOL.md](../PROTOCOL.md). {experiment.protocol}",
+        "",
+        f"![{experiment.title}]({FIGURE_FILE})" if result["runs"] else "No run is finished.",
+        "",
+        "## Ours beside the paper's",
+        f"Mean [95% interval] over {len(seeds)} runs (pretraining seed / run seed: "
+        f"{', '.join(f'{a}/{b}' for a, b in seeds) or 'none'}). The paper's numbers are of other models and "
+        f"benchmarks: "
+        "compare the order, not the size.",
+        "",
+        *_table(experiment, values),
+        "",
+        f"Diverged, counted as 0: {', '.join(diverged) if diverged else 'none'}. Runs dropped: none.",
+        "",
+        "## Tests",
+        *(_tests(judgements) if judgements else ["Made when every run is finished."]),
+        "",
+    ]
+    if notes.strip():
+        lines += ["## Why", notes.strip(), ""]
+    lines += ["## Deviations from the paper", *(f"- {text}" for text in experiment.deviations), *_COMMON_DEVIATIONS, ""]
+    lines += [f"Again: `dopd experiment {experiment.name}`. Every run: [{RESULTS_FILE}]({RESULTS_FILE}).", ""]
+    return "\n".join(lines)
+
+
+_COMMON_DEVIATIONS = (
+    "- Models of about 0.2 M parameters on generated problems, 80 steps, top 8 of some 80 words where the paper has "
+    "128.",
+)
+
+
+def _table(experiment: Experiment, values: Values) -> list[str]:
+    paper = list(dict.fromkeys(name for condition in experiment.conditions for name in condition.paper))
+    header = [
+        "condition",
+        *(_COLUMN_NAMES.get(name, name) for name in experiment.columns),
+        *(f"paper: {p}" for p in paper),
+    ]
+    rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for condition in experiment.conditions:
+        cells = [_interval(summarise(values, condition.label, name), name) for name in experiment.columns]
+        theirs = [f"{condition.paper[name]:g}" if name in condition.paper else "" for name in paper]
+        rows.append(f"| {' | '.join([condition.label, *cells, *theirs])} |")
+    return rows
+
+
+def _interval(interval: Interval | None, metric: str, *, sign: bool = False) -> str:
+    if interval is None:
+        return ""
+    plain = metric.rpartition("/")[2] in _PLAIN
+    scale, digits = (1.0, 3 if "entropy" in metric else 1) if plain else (100.0, 1)
+    plus = "+" if sign or metric in ("early_gain", "late_change", "kept") else ""
+    texts = [f"{scale * value:{plus}.{digits}f}" for value in (interval.mean, interval.low, interval.high)]
+    return texts[0] if interval.low == float("-inf") else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def _tests(judgements: Sequence[Judgement]) -> list[str]:
+    rows = [
+        "Paired over equal seeds; p is Holm's, over all tests of this experiment.",
+        "",
+        "| claim | metric | difference [95% interval] | p | outcome |",
+        "|---|---|---|---|---|",
+    ]
+    for judgement in judgements:
+        for place, test in enumerate(judgement.tests):
+            p = "" if test.p != test.p else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+            name = f"{judgement.claim.text} ({_formula(judgement.claim)})" if place == 0 else ""
+            outcome = f"**{judgement.outcome}**" if place == 0 else ""
+            difference = _interval(test.comparison.difference, test.metric, sign=True)
+            rows.append(f"| {name} | {test.metric} | {difference} | {p} | {outcome} |")
+    return rows
+
+
+def _formula(claim: Claim) -> str:
+    second = claim.second or "0"
+    if claim.kind == "near":
+        return f"{claim.first} within {claim.margin:g} of {second}"
+    return f"{claim.first} {'>' if claim.kind == 'above' else '<'} {second}"
+
+
+def _claim_json(judgement: Judgement) -> dict[str, Any]:
+    tests = [
+        {
+            "metric": test.metric,
+            "difference": [round(v, 6) for v in _bounds(test.comparison.difference)],
+            "p_holm": None if test.p != test.p else round(test.p, 6),
+            "pairs": test.pairs,
+        }
+        for test in judgement.tests
+    ]
+    return {
+        "text": judgement.claim.text,
+        "formula": _formula(judgement.claim),
+        "outcome": judgement.outcome,
+        "tests": tests,
+    }
+
+
+def _bounds(interval: Interval) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
+
+
+def _compact_json(result: Mapping[str, Any]) -> str:
+    """One line for each run: a diff then shows which runs changed."""
+    head = {name: value for name, value in result.items() if name != "runs"}
+    body = ",\n".join(json.dumps(run, sort_keys=True) for run in result["runs"])
+    return json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{body}\n]\n}}\n'

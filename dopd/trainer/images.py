@@ -1,0 +1,202 @@
+"""What a vision-language run checks and prepares before the first step: processors, datasets, trial passes."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, IterableDataset, List, Sequence
+from PIL import Image as Picture
+
+from dopd.data.encode import encode_view, image_sources, reads_images
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
+from dopd.data.views import plain_prompt
+from dopd.errors import ConfigError, DataError, ModelError
+from dopd.evaluation.student import evaluation_mode
+from dopd.prefix import architecture
+from dopd.scoring import View, view_hidden_states
+from dopd.vision.processors import is_vision_config, load_processor
+from dopd.vision.tokens import placeholder_ids
+
+logger = logging.getLogger(__name__)
+
+_TRIAL_ROWS = 64  # of the dataset, looked through for images to try
+_TRIAL_SIDE = 448
+_TRIAL_TOKENS = 3
+# Two routes to the same states differ by rounding alone, relative to the largest state.
+_TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
+
+
+def processor_for(model: Any, processing_class: Any) -> Any:
+    """The processor of a vision-language model that came without one; other models keep what they came with.
+
+    The host would ask transformers for it, which needs torchvision for many families.
+
+    Raises:
+        ModelError: it cannot be made here; the message says what is missing.
+    """
+    config = _config_of(model) if isinstance(model, str) else model.config
+    if config is None or not is_vision_config(config):
+        return processing_class
+    if processing_class is None:
+        return load_processor(model if isinstance(model, str) else config._name_or_path, padding_side="left")
+    if not reads_images(processing_class):
+        logger.warning(
+            f"{type(config).__name__} is a vision-language model, but processing_class is a tokenizer: only text can "
+            "be read. Pass its processor (dopd.vision.load_processor) to train with images"
+        )
+    return processing_class
+
+
+def _config_of(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        return None  # the reader of the model says what is wrong
+
+
+def undecoded(dataset: Any) -> Any:
+    """The dataset with its images as files and bytes: they are opened where they are read, and errors name the row."""
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return dataset
+    for column in (*COLUMNS, PRIVILEGED_COLUMN):
+        kind = dataset.features.get(column) if isinstance(dataset, Dataset) else None
+        inner = getattr(kind, "feature", None)
+        if isinstance(kind, Image):
+            dataset = dataset.cast_column(column, Image(decode=False))
+        elif isinstance(inner, Image):
+            dataset = dataset.cast_column(column, (List if isinstance(kind, List) else Sequence)(Image(decode=False)))
+    return dataset
+
+
+def check_readable(row: dict[str, Any], processing_class: Any) -> None:
+    """Raise `DataError` for a row with images that the model cannot read."""
+    if not reads_images(processing_class) and (image_sources(plain_prompt(row)) or row.get(PRIVILEGED_COLUMN)):
+        raise DataError(
+            "it has images, but the model reads text only: choose a vision-language model (and its processor), or "
+            "remove the image columns"
+        )
+
+
+def teacher_processor(trainer: Any, teacher_source: Any, given: Any, trial: View) -> Any:
+    """The teacher's own processor if it encodes prompts or images otherwise than the student's; else `None`.
+
+    Args:
+        teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
+        given: a processor passed for the teacher, if any.
+        trial (`View`): prompts with images, as the student's processor encodes them.
+    """
+    if trainer.teacher_model is None or not reads_images(trainer.processing_class):
+        return None
+    processor = given
+    if processor is None and isinstance(teacher_source, str):
+        processor = load_processor(teacher_source, padding_side="left")
+    if processor is None:
+        return None
+    prompts = trial_prompts(trainer)
+    own = encode_view(processor, prompts, trainer.chat_template_kwargs, trial.prompt_ids.device)
+    if same_encoding(trial, own):
+        return None
+    logger.warning(
+        "student and teacher encode prompts with images differently: each reads them through its own processor. Their "
+        "completions are the same tokens"
+    )
+    return processor
+
+
+def same_encoding(first: View, second: View) -> bool:
+    """Whether two processors gave the same tokens and the same pixels."""
+    if first.prompt_ids.shape != second.prompt_ids.shape or not torch.equal(first.prompt_ids, second.prompt_ids):
+        return False
+    for mine, theirs in zip(first.images, second.images, strict=True):
+        if mine is None or theirs is None or mine.fields.keys() != theirs.fields.keys():
+            return mine is theirs
+        for name, value in mine.fields.items():
+            other = theirs.fields[name]
+            if value.shape != other.shape or not torch.allclose(value.double(), other.double(), atol=1e-5):
+                return False
+    return True
+
+
+def trial_prompts(trainer: Any) -> list[Any]:
+    """Three prompts with images, two of them equal: of the dataset if its first rows have images, else noise."""
+    found: list[Any] = []
+    dataset = trainer.train_dataset
+    if dataset is not None and not isinstance(dataset, IterableDataset):
+        prompts = (plain_prompt(dataset[n]) for n in range(min(_TRIAL_ROWS, len(dataset))))
+        found = [prompt for prompt in prompts if image_sources(prompt)][:2]
+    if not found:
+        noise = np.random.default_rng(0).integers(0, 256, (2, _TRIAL_SIDE, _TRIAL_SIDE, 3), dtype=np.uint8)
+        found = [
+            [{"role": "user", "content": [{"type": "image", "image": Picture.fromarray(pixels)}, _WORDS]}]
+            for pixels in noise
+        ]
+    return [found[0], found[0], found[-1]]
+
+
+_WORDS = {"type": "text", "text": "?"}
+
+
+@torch.no_grad()
+def encodes_images_once(model: Any, view: View, *, half: bool) -> bool:
+    """Whether a model gives the same states when features made once are handed to every row that shows an image.
+
+    Raises:
+        ModelError: it cannot read the images at all.
+    """
+    ids = torch.full((len(view.prompt_ids), _TRIAL_TOKENS), _a_word(model), device=view.prompt_ids.device)
+    mask = torch.ones_like(ids)
+    with evaluation_mode(model):
+        try:
+            plain = view_hidden_states(model, view, ids, mask, as_features=False)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot read a prompt with an image as its processor encodes it: "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}. Does the processor belong to this model?"
+            ) from error
+        try:
+            once = view_hidden_states(model, view, ids, mask)
+        except (ValueError, RuntimeError, TypeError, AttributeError, KeyError):
+            return False
+    limit = _TOLERANCE_HALF if half or plain.dtype in (torch.bfloat16, torch.float16) else _TOLERANCE
+    return bool((plain - once).abs().max() <= limit * plain.abs().max())
+
+
+def architectures(trainer: Any) -> frozenset[type]:
+    """Model classes that take the features of each image, made once; where that is not exact it is logged."""
+    able = set[type]()
+    for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
+        trial = None if model is None else trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
+        if model is None or trial is None:
+            continue
+        with trainer.accelerator.autocast():
+            exact = encodes_images_once(model, trial, half=trainer.accelerator.mixed_precision != "no")
+        if exact:
+            able.add(architecture(model))
+        else:
+            logger.warning(
+                f"{architecture(model).__name__} does not take the features of an image made beforehand: every "
+                "rollout encodes its images"
+            )
+    return frozenset(able)
+
+
+def _a_word(model: Any) -> int:
+    forbidden = set(placeholder_ids(model.config))
+    return next(token for token in range(model.config.get_text_config().vocab_size) if token not in forbidden)
+
+
+def forbid_placeholders(trainer: Any) -> None:
+    """Tokens that stand for images are not sampled, as they are not scored."""
+    ids = placeholder_ids(trainer.unwrapped_student.config)
+    if not ids:
+        return
+    config = trainer.generation_config
+    config.suppress_tokens = sorted({*(config.suppress_tokens or []), *ids})
+    if trainer.use_vllm:
+        options = trainer.vllm_generation.generation_kwargs
+        if "logit_bias" in options:
+            raise ConfigError("generation_kwargs: logit_bias is set by dopd for vision-language models; remove it")
+        trainer.vllm_generation.generation_kwargs = {**options, "logit_bias": dict.fromkeys(ids, -100.0)}

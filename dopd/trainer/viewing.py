@@ -1,0 +1,176 @@
+"""The part of the trainer that knows what models read: prompts and images as views, rollouts, hidden states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import DistillationTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
+from dopd.data.images import open_image
+from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.errors import ScoringError
+from dopd.evaluation.student import evaluation_mode
+from dopd.prefix import architecture, hidden_states_sharing_prompts
+from dopd.scoring import View, generation_inputs, view_hidden_states
+from dopd.trainer import images
+from dopd.vision.media import FeatureCache
+from dopd.vision.tokens import placeholder_ids
+
+_TYPES = "types/"  # of a batch: token types, before their name
+_IMAGES = "images"
+
+
+class ViewingTrainer(DistillationTrainer):
+    """Encodes rows as views, draws rollouts from the plain view, and reads hidden states behind any view.
+
+    Text goes the host's way. A vision-language model's prompts are encoded here, once, and the images stay beside the
+    token ids: the host has one prompt per completion and no place for a second view with other images.
+    """
+
+    args: Any
+    template: PrivilegedTemplate
+    sharing_architectures: frozenset[type]
+    processing_class: Any
+    chat_template_kwargs: dict[str, Any]
+
+    def _prepare_viewing(self, teacher_source: Any, teacher_processing_class: Any) -> None:
+        """Try what can be shared, on prompts with images if the model reads any. Datasets are prepared before."""
+        self.features = FeatureCache()
+        self.teacher_processor: Any = None
+        self._rollout_view: View | None = None
+        self._rollout_pictures: list[Any] = []
+        self._trial: View | None = None
+        if reads_images(self.processing_class):
+            images.forbid_placeholders(self)
+            prompts = images.trial_prompts(self)
+            self._trial = self.view_of(prompts)
+            self.teacher_processor = images.teacher_processor(
+                self, teacher_source, teacher_processing_class, self._trial
+            )
+            self._trial = self.view_of(prompts)
+        self.image_architectures = images.architectures(self)
+
+    def trial_view(self, *, teacher: bool) -> View | None:
+        """Three prompts with images to try a model with, two of them equal; `None` where the models read text."""
+        return self._trial.for_teacher or self._trial if teacher and self._trial is not None else self._trial
+
+    # --- Encoding
+
+    def encode(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Token ids of prompts, rendered as the host renders them for rollouts."""
+        return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
+
+    def view_of(self, prompts: list[Prompt]) -> View:
+        """Prompts as a view: `encode` padded, with images beside it."""
+        view = encode_view(self.processing_class, prompts, self.chat_template_kwargs, self.accelerator.device)
+        if self.teacher_processor is None:
+            return view
+        own = encode_view(self.teacher_processor, prompts, self.chat_template_kwargs, self.accelerator.device)
+        return View(view.prompt_ids, view.prompt_mask, view.images, view.token_types, own)
+
+    def _privileged_view(self, rows: Sequence[Mapping[str, Any]]) -> View:
+        return self.view_of([privileged_prompt(row, self.template) for row in rows])
+
+    def plain_view(self, batch: Mapping[str, Any]) -> View:
+        """The student's plain view of a (micro-)batch."""
+        types = {name.removeprefix(_TYPES): value for name, value in batch.items() if name.startswith(_TYPES)}
+        return View(batch["prompt_ids"], batch["prompt_mask"], tuple(batch.get(_IMAGES, ())), types)
+
+    # --- Rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The host's batch of rollouts; for a vision-language model, what `plain_view` reads is in it."""
+        if not reads_images(self.processing_class):
+            return super()._generate_and_score_completions(inputs)
+        self.features.clear()  # the weights have changed since
+        prompts = [plain_prompt(row) for row in inputs]
+        view = self._rollout_view = self.view_of(prompts)
+        if self.use_vllm:
+            self._rollout_pictures = [
+                [open_image(source) for source in image_sources(prompt)] or None for prompt in prompts
+            ]
+        try:
+            # The hooks below take the place of whatever the host makes of these prompts.
+            batch = super()._generate_and_score_completions([{"prompt": ""}] * len(inputs))
+        finally:
+            self._rollout_view = None
+        forbidden = torch.tensor(placeholder_ids(self.accelerator.unwrap_model(self.model).config))
+        if bool(torch.isin(batch["completion_ids"].cpu(), forbidden).any()):
+            raise ScoringError(
+                "a completion holds a token that stands for an image, which cannot be scored: the engine that sampled "
+                "it ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
+            )
+        batch |= {"prompt_ids": view.prompt_ids, "prompt_mask": view.prompt_mask, _IMAGES: list(view.images)}
+        return batch | {_TYPES + name: value for name, value in view.token_types.items()}
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        view = self._rollout_view
+        if view is None:
+            return super()._tokenize_prompts(prompts)
+        rows = zip(view.prompt_ids, view.prompt_mask, strict=True)
+        return [ids[mask.bool()].tolist() for ids, mask in rows], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
+    ) -> list[list[int]]:
+        view = self._rollout_view
+        if view is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *options, **named)
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, self._rollout_pictures, {}, *options, **named)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            with evaluation_mode(model), self.accelerator.autocast():
+                inputs = generation_inputs(model, view, cache=self.features)
+            sequences = model.generate(**inputs, generation_config=self.generation_config)
+        return [self._until_end(ids) for ids in sequences[:, view.prompt_ids.shape[1] :].tolist()]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = [place for place, token in enumerate(ids) if token in self.eos_token_ids]
+        return ids[: ends[0] + 1] if ends else ids
+
+    # --- Hidden states
+
+    def backbone(self, model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
+        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route.
+
+        In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
+        """
+        with self.accelerator.autocast():
+            return self._in_head_precision(self._get_last_hidden_state(model, input_ids, attention_mask, num_keep))
+
+    def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it, and each
+        different image encoded once.
+        """
+        if view.for_teacher is not None and model is self.accelerator.unwrap_model(self.teacher_model):
+            view = view.for_teacher
+        # Checkpointed layers keep no keys and values.
+        checkpointed = model.training and self.args.gradient_checkpointing
+        shares = architecture(model) in self.sharing_architectures and not checkpointed
+        if not shares and not view.token_types and not view.images:
+            return self.backbone(model, *view.followed_by(completion_ids, mask), completion_ids.shape[1])
+        with self.accelerator.autocast():
+            if shares:
+                hidden = hidden_states_sharing_prompts(model, view, completion_ids, mask, cache=self.features)
+            else:
+                once = architecture(model) in self.image_architectures
+                hidden = view_hidden_states(model, view, completion_ids, mask, cache=self.features, as_features=once)
+            return self._in_head_precision(hidden)
+
+    def _in_head_precision(self, hidden: Tensor) -> Tensor:
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        return hidden if half is None else hidden.to(half)
