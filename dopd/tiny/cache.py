@@ -9,12 +9,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dopd.errors import ConfigError
 from dopd.tasks import get_task
-from dopd.tiny.pretrain import CARD_NAME, Recipe, pretrain
+from dopd.tiny.kits import make_kit
+from dopd.tiny.pretrain import CARD_NAME, pretrain
+from dopd.tiny.recipe import Recipe
 from dopd.tiny.recipes import RECIPES
-from dopd.tiny.tokenizer import build_tokenizer
 
 # Raise it when the training loop, the tokenizer or the chat template changes: cached models are then made anew.
 RECIPE_VERSION = 1
@@ -41,12 +43,12 @@ def get_recipe(task: str, role: str) -> Recipe:
 def recipe_key(recipe: Recipe, seed: int) -> str:
     """Twelve hex digits that change with anything that decides the weights."""
     task = get_task(recipe.task, **recipe.knobs)
-    parts = {
+    parts: dict[str, Any] = {
         "version": RECIPE_VERSION,
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
-        "vocabulary": sorted(build_tokenizer().get_vocab().items()),
-        "problems": [dataclasses.astuple(task.example("train", index)) for index in range(8)],
+        "vocabulary": sorted(make_kit(recipe).tokenizer.get_vocab().items()),
+        "problems": [task.facts(task.example("train", index)) for index in range(8)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -60,7 +62,7 @@ def tiny_model_path(
     cache_dir: str | Path | None = None,
     num_problems: int = 256,
 ) -> Path:
-    """Folder of the tiny model `role` of `task`; trains it first if it is not in the cache (one to three minutes).
+    """Folder of the tiny model `role` of `task`; trains it first if it is not in the cache (minutes).
 
     The folder appears complete or not at all, so an interrupted or a second, simultaneous training is harmless.
 

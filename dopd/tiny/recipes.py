@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dopd.tiny.pretrain import Recipe
+from dopd.tiny.recipe import Recipe, SightRecipe
+from dopd.tiny.sight import SightSpec
 
 # The teacher sees most problems without a hint; the other two see the plan more often than nothing, so that they
 # learn to carry a plan out well before they learn to make one.
@@ -54,6 +55,25 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
     return Recipe(task="graph", knobs=_GRAPH_KNOBS, levels=_GRAPH_LEVELS, kinds=kinds, steps=steps)
 
 
+_SCENES_KNOBS = {"min_things": 3, "max_things": 6}
+
+
+def _scenes(steps: int, grounding_steps: int, kinds: Mapping[str, float], spec: SightSpec) -> Recipe:
+    return SightRecipe(
+        task="scenes",
+        knobs=_SCENES_KNOBS,
+        levels=({"questions": ("scan",)}, {}, {}, {}),
+        grounding={"questions": ("scan",)},
+        grounding_steps=grounding_steps,
+        kinds=kinds,
+        spec=spec,
+        steps=steps,
+    )
+
+
+_SEES = {"none": 5.0, "box_label": 4.0, "box_caption": 1.0, "caption": 1.0, "final_answer": 1.0}
+
+
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
         "teacher": _dag(1700, _PLANS_ITSELF),
@@ -64,5 +84,9 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         "teacher": _graph(1600, _PLANS_ITSELF),
         "teacher_needs_p": _graph(550, _RARELY_PLANS),
         "student": _graph(425, _FOLLOWS_PLANS),
+    },
+    "scenes": {
+        "teacher": _scenes(2400, 300, _SEES, SightSpec(hidden_size=96)),
+        "student": _scenes(1200, 250, _SEES, SightSpec(num_layers=2)),
     },
 }

@@ -12,17 +12,18 @@ from dopd.tasks import PRIVILEGED_KINDS, get_task
 from dopd.tiny import (
     RECIPES,
     Recipe,
+    TextKit,
     TinySpec,
     build_model,
     build_tokenizer,
     cache,
+    kits,
     measure_accuracy,
     pretrain,
     prompt_with_privilege,
     render_prompt,
     tiny_model_path,
 )
-from dopd.tiny.pretrain import _batch
 from dopd.tiny.tokenizer import TEXT_TASKS
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
@@ -97,7 +98,8 @@ def test_model_is_a_stock_qwen3(tokenizer):
 @pytest.mark.parametrize("kind", PRIVILEGED_KINDS)
 def test_training_sequences_follow_the_format_contract(tokenizer, kind):
     task = get_task("graph")
-    input_ids, targets = _batch(task, tokenizer.get_vocab(), kind, start=0, size=3)
+    inputs, targets = TextKit().batch(task, kind, start=0, size=3)
+    input_ids = inputs["input_ids"]
     for i in range(3):
         row = task.row("train", i, kind)
         text = prompt_with_privilege(row["prompt"][0]["content"], row["privileged_context"])
@@ -146,11 +148,12 @@ class _Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_accuracy_is_measured_on_whole_answers(tokenizer, cut):
+    kit = TextKit()
     task = get_task("dag")
     oracle = _Oracle(tokenizer, task, 8, cut)
     state = torch.get_rng_state()
     for kind in PRIVILEGED_KINDS:
-        assert measure_accuracy(oracle, tokenizer, task, kind, num_problems=8) == (0.0 if cut else 1.0)
+        assert measure_accuracy(oracle, kit, task, kind, num_problems=8) == (0.0 if cut else 1.0)
     assert torch.equal(state, torch.get_rng_state())
     assert oracle.training
 
@@ -200,17 +203,18 @@ def test_cache_key_covers_everything_that_decides_the_weights(monkeypatch):
     ]
     monkeypatch.setattr(cache, "RECIPE_VERSION", -1)
     others.append(cache.recipe_key(RECIPE, 0))
-    monkeypatch.setattr(cache, "build_tokenizer", lambda: build_tokenizer(["one", "two"]))
+    monkeypatch.setattr(kits, "build_tokenizer", lambda: build_tokenizer(["one", "two"]))
     others.append(cache.recipe_key(RECIPE, 0))
     assert len({key, *others}) == 7
 
 
 def test_named_recipes_are_complete():
+    assert {"dag", "graph", "scenes"} <= set(RECIPES)
     for task, roles in RECIPES.items():
-        assert list(roles) == ["teacher", "teacher_needs_p", "student"]
+        assert {"teacher", "student"} <= set(roles)
         for recipe in roles.values():
             assert recipe.task == task
-            assert get_task(task, **recipe.knobs).completion_words() <= 24
+            assert get_task(task, **recipe.knobs).completion_words() <= 26
             assert recipe.knobs == roles["student"].knobs
 
 
