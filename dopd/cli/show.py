@@ -1,6 +1,8 @@
 """What commands print."""
 
+import inspect
 import json
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,6 +10,10 @@ from rich.table import Table
 
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
+from dopd.sources import CONTRAST, SOURCES
+
+if TYPE_CHECKING:
+    from dopd.tables import RoutingTable
 
 
 def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> None:
@@ -52,19 +58,41 @@ def print_tasks(name: str | None) -> None:
 
 def print_methods(name: str | None) -> None:
     """All routing tables with a line each, or one with its rows."""
-    from dopd.methods import METHODS, table
+    from dopd.methods import CARDS, METHODS, table
 
     console = Console(soft_wrap=True)
     if name is not None:
-        built = table(name)
+        built, card = table(name), CARDS[name]
         console.print(escape(built.describe()))
-        console.print(f"source: {escape(built.source_note)}")
+        lines = {
+            "what": card.about,
+            "loss": card.equation,
+            "source": f"{card.source} (confidence: {card.confidence})",
+            "departures": card.departures or "none known",
+            "needs": ", ".join(needs_of(built)) or "nothing beside the student",
+            "options": ", ".join(map(str, inspect.signature(METHODS[name]).parameters.values())) or "none",
+        }
+        for label, text in lines.items():
+            console.print(f"{label}: {escape(text)}")
         return
-    listing = Table("method", "rows", "scores", "source")
-    for key in METHODS:
-        built = table(key)
-        listing.add_row(key, str(len(built.rules)), ", ".join(sorted(built.sources)), escape(built.source_note))
+    listing = Table("method", "what it does", "needs", "source")
+    for key, card in CARDS.items():
+        listing.add_row(key, escape(card.about), escape(", ".join(needs_of(table(key)))), escape(card.source))
     Console().print(listing)
+    console.print("`dopd methods NAME` shows its rows, its loss, where it departs from its source, and its options.")
+
+
+def needs_of(table: "RoutingTable") -> list[str]:
+    """What a method needs beside prompts and the student, in words."""
+    sources = [SOURCES[name] for name in table.sources]
+    needs = ["a teacher"] if table.needs_teacher else []
+    needs += ["privileged_context"] if table.needs_privileged else []
+    if any(source.view == CONTRAST for source in sources) and table.contrast == "column":
+        needs.append("contrast_context")
+    needs += ["a verifier"] if table.needs_rewards else []
+    if any(source.model == "initial" for source in sources) or (table.anchor != "current"):
+        needs.append("a second copy of the student")
+    return needs
 
 
 def print_tiny(task: str, role: str | None, seed: int) -> None:

@@ -1,12 +1,15 @@
 """The named tables: the paper's settings, and what may be changed about them."""
 
+import dataclasses
 import inspect
+from pathlib import Path
 
 import pytest
+import yaml
 
 import dopd
 from dopd.errors import ConfigError
-from dopd.methods import METHODS
+from dopd.methods import CARDS, METHODS
 
 
 def test_defaults_are_the_papers_settings() -> None:
@@ -60,12 +63,39 @@ def test_options_reach_the_rows() -> None:
 def test_every_method_builds_names_itself_and_says_where_it_is_from(name: str) -> None:
     table = dopd.table(name)
     assert table.name == name and table.source_note
-    assert "top_k" in inspect.signature(METHODS[name]).parameters
+    card = CARDS[name]
+    assert card.about and card.equation and table.source_note == card.note
+    for option in inspect.signature(METHODS[name]).parameters.values():
+        assert option.kind is option.KEYWORD_ONLY and option.default is not option.empty, option
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_plain_rows_that_a_yaml_file_could_hold(name: str) -> None:
+    """Nothing hides in code: the table made again from its rows and options is the same."""
+    table = dopd.table(name)
+    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
+    options = {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name != "rules"}
+    again = dopd.RoutingTable.from_rows(rows, **options)
+    assert again == table and again.sources == table.sources and again.measures == table.measures
+
+
+def test_every_method_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+def test_privileged_student_of_any_method_may_have_other_weights_and_the_name_says_so() -> None:
+    table = dopd.table("sdft", anchor="frozen")
+    assert (table.name, table.anchor) == ("sdft", "frozen")  # an option of that method
+    table = dopd.table("sdpo", anchor="frozen")
+    assert (table.name, table.anchor, table.ema_decay) == ("sdpo_frozen", "frozen", None)
+    assert "DEPARTURE: frozen" in table.source_note
+    assert dopd.table("sdpo", anchor="ema") == dopd.table("sdpo")
 
 
 @pytest.mark.parametrize(("typo", "meant"), [("dpod", "dopd"), ("vanila", "vanilla"), ("privileged_techer", "privil")])
 def test_unknown_method_suggests_the_closest(typo: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=rf"method \(='{typo}'\) must be one of dopd, .*Did you mean '{meant}"):
+    with pytest.raises(ConfigError, match=rf"method \(='{typo}'\) must be one of dopd, .*Did you mean .*'{meant}"):
         dopd.table(typo)
 
 
@@ -90,7 +120,7 @@ def test_unknown_option_lists_those_there_are() -> None:
         ("dopd", {"trim": 2}, "table 'dopd': trim"),
         ("dopd", {"tail": "none"}, "row 'LH': tail"),
         ("vanilla", {"support": "sampled", "divergence": "entropy"}, "row 'all': support='sampled' estimates"),
-        ("vanilla", {"anchor": "ema"}, "table 'vanilla': anchor='ema' names the weights of the privileged student"),
+        ("vanilla", {"anchor": "ema"}, "table 'vanilla_ema': anchor='ema' names the weights of the privileged student"),
     ],
 )
 def test_option_with_a_value_that_cannot_work_is_refused_with_its_row(

@@ -1,0 +1,15 @@
+"""Named routing tables. A method is rows and a source; nothing here runs."""
+
+from dopd.methods.registry import CARDS, METHODS, Card, table
+
+# isort: split
+# In the order in which methods are listed.
+from dopd.methods import dual
+
+# isort: split
+from dopd.methods import plain
+
+# isort: split
+from dopd.methods import adaptive, contrastive, rewarded, self_taught
+
+__all__ = ["CARDS", "METHODS", "Card", "adaptive", "contrastive", "dual", "plain", "rewarded", "self_taught", "table"]

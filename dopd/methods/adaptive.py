@@ -1,0 +1,155 @@
+"""Methods that pick tokens, or weigh them, by what student and teacher say of them; no privileged context."""
+
+import math
+
+from dopd.methods.registry import CARDS, Card, method
+from dopd.rules import Rule
+from dopd.tables import RoutingTable
+
+
+@method(
+    "eopd",
+    Card(
+        "EOPD: a sampled reverse KL everywhere, and a forward KL where the teacher is unsure",
+        "arXiv 2603.07079",
+        "-A log S(y) + 1[H_T > t] sum_{v in K} T(v) (log T(v) - log S(v)); K: the teacher's top 16, no tail",
+        departures="no PPO clipping: rollouts are used once, so that the ratio is 1",
+    ),
+)
+def eopd(*, threshold: float = 0.8, top_k: int = 16) -> RoutingTable:
+    unsure = {"signal": "teacher_entropy", "above": threshold}
+    rules = (
+        Rule(name="sampled", source="teacher", support="sampled"),
+        Rule(
+            name="unsure",
+            source="teacher",
+            divergence="forward_kl",
+            support="target_topk",
+            tail="truncate",
+            top_k=top_k,
+            select=unsure,
+        ),
+    )
+    return RoutingTable(name="eopd", rules=rules, source_note=CARDS["eopd"].note)
+
+
+@method(
+    "tip",
+    Card(
+        "TIP: the half of the tokens with the highest student entropy or divergence",
+        "arXiv 2604.14084",
+        "KL(S || T) on the top half by h + d - h d; h, d: H_S and KL(S || T), min-max",
+        departures="min-max over the batch (the source leaves the scope open); divided by the share that is kept, not "
+        "by the kept tokens of each sequence",
+    ),
+)
+def tip(*, fraction: float = 0.5) -> RoutingTable:
+    rule = Rule(name="kept", source="teacher", select={"signal": "tip", "top": fraction}, weight=1.0 / fraction)
+    return RoutingTable(name="tip", rules=(rule,), source_note=CARDS["tip"].note)
+
+
+@method(
+    "ta_opd",
+    Card(
+        "TA-OPD: the few tokens where the teacher disagrees and still backs what the student can say",
+        "arXiv 2605.26844",
+        "-A log S(y) on the top 5% by disagreement x compatibility",
+        "medium",
+        "disagreement is |log T(y) - log S(y)|; divided by the share that is kept",
+    ),
+)
+def ta_opd(*, fraction: float = 0.05) -> RoutingTable:
+    rule = Rule(
+        name="kept",
+        source="teacher",
+        support="sampled",
+        select={"signal": "ta_opd", "top": fraction},
+        weight=1.0 / fraction,
+    )
+    return RoutingTable(name="ta_opd", rules=(rule,), source_note=CARDS["ta_opd"].note)
+
+
+@method(
+    "reopold",
+    Card(
+        "REOPOLD: sampled rewards bounded from below, on the tokens with the highest student entropy",
+        "arXiv 2603.11137",
+        "-max(A, log(l / (1 - l))) log S(y) on the top q by H_S",
+        "medium",
+        "the second stage alone: the first stage's mask and the step of the switch are not known",
+    ),
+)
+def reopold(*, mixture: float = 0.2, fraction: float = 0.5) -> RoutingTable:
+    rule = Rule(
+        name="kept",
+        source="teacher",
+        support="sampled",
+        clip=(math.log(mixture / (1.0 - mixture)), None),
+        select={"signal": "student_entropy", "top": fraction},
+    )
+    return RoutingTable(name="reopold", rules=(rule,), source_note=CARDS["reopold"].note)
+
+
+@method(
+    "tsd_kd",
+    Card(
+        "TSD-KD: a weighted JSD, the teacher's order of the student's favourites, and less entropy",
+        "arXiv 2603.13260",
+        "sigmoid(H_S - H_T) JSD_0.9 + 0.1 ListMLE(top 10) on the opening + H_S on its highest tokens",
+        departures="each term is averaged over all tokens; the source averages the last over the tokens that it picks",
+    ),
+)
+def tsd_kd(*, beta: float = 0.9, top_k: int = 10, opening: float = 0.1, highest: float = 0.1) -> RoutingTable:
+    rules = (
+        Rule(name="direct", source="teacher", divergence="js", beta=beta, scale="student_surer"),
+        Rule(
+            name="order",
+            source="teacher",
+            divergence="list_mle",
+            support="student_topk",
+            tail="renormalize",
+            top_k=top_k,
+            weight=0.1,
+            select={"signal": "opening", "below": opening},
+        ),
+        Rule(name="entropy", divergence="entropy", select={"signal": "student_entropy", "top": highest}),
+    )
+    return RoutingTable(name="tsd_kd", rules=rules, source_note=CARDS["tsd_kd"].note)
+
+
+@method(
+    "cal_opd",
+    Card(
+        "Cal-OPD: no push inside the band that praise and criticism move the teacher in",
+        "arXiv 2609.21619",
+        "-A log S(y), A = clip(log S, l0 - c down, l0 + c up) - log S",
+        "medium",
+        "the words of praise and criticism are ours",
+    ),
+)
+def cal_opd(*, tolerance: float = 5.0) -> RoutingTable:
+    rule = Rule(
+        divergence="policy_gradient", support="sampled", advantage={"signal": "cal_opd", "tolerance": tolerance}
+    )
+    return RoutingTable(name="cal_opd", rules=(rule,), source_note=CARDS["cal_opd"].note)
+
+
+@method(
+    "opsa",
+    Card(
+        "OPSA: a control without a teacher, which pushes the student's unlikeliest tokens down",
+        "arXiv 2608.31046",
+        "-A log S(y) on the fifth with the lowest log S(y), A = -1/2 - (H - H_min) / (2 (H_max - H_min))",
+        "medium",
+        "entropies are scaled over the batch",
+    ),
+)
+def opsa(*, fraction: float = 0.2) -> RoutingTable:
+    rule = Rule(
+        name="unlikely",
+        divergence="policy_gradient",
+        support="sampled",
+        advantage="opsa",
+        select={"signal": "student_logprob", "bottom": fraction},
+    )
+    return RoutingTable(name="opsa", rules=(rule,), source_note=CARDS["opsa"].note)

@@ -1,0 +1,247 @@
+"""DOPD, its ablations, and the naive ways to use privileged context (arXiv 2606.30626)."""
+
+import inspect
+from typing import Any
+
+from dopd.divergences import DivergenceKind, Support, Tail
+from dopd.methods.registry import CARDS, Build, Card, method
+from dopd.routing import Regime
+from dopd.rules import Rule
+from dopd.sources import Anchor
+from dopd.tables import RoutingTable
+
+PAPER = "arXiv 2606.30626"
+TEACHER, STUDENT = "privileged_teacher", "privileged_student"
+EQUATION = "by regime: w KL(S || T(.|p)), w KL(S || S(.|p)) on the top K, or JS(S, T(.|p))"
+
+
+@method(
+    "dopd", Card("routes each token by the privilege gap to one of four targets", f"{PAPER}, Section 3.3", EQUATION)
+)
+def dopd(
+    *,
+    top_k: int = 128,
+    tail: Tail = "bucket",
+    strong_weight: float = 1.0,
+    light_weight: float = 0.6,
+    weak_weight: float = 0.3,
+    anchor: Anchor = "current",
+    trim: float = 0.05,
+) -> RoutingTable:
+    """The paper's four rows: Section 3.3, weights b_l = 0.6 and b_w = 0.3, K = 128, the live privileged student.
+
+    DEPARTURE under another name: with `anchor` "frozen", "ema" or "snapshot" the table is called `dopd_ANCHOR`.
+    """
+
+    def light(regime: Regime, source: str, weight: float) -> Rule:
+        return Rule(regime=regime, source=source, support="student_topk", tail=tail, top_k=top_k, weight=weight)
+
+    return RoutingTable(
+        name="dopd" if anchor == "current" else f"dopd_{anchor}",
+        rules=(
+            light(Regime.LH, TEACHER, light_weight),
+            light(Regime.LL, STUDENT, weak_weight),
+            Rule(regime=Regime.HT, source=TEACHER, divergence="js", support="full", weight=strong_weight),
+            light(Regime.HS, STUDENT, light_weight),
+        ),
+        anchor=anchor,
+        trim=trim,
+        source_note=CARDS["dopd" if anchor == "current" else f"dopd_{anchor}"].note,
+    )
+
+
+def _fixed(base: Build, **settled: Any) -> Build:
+    """`base` with some options settled; the others keep their defaults."""
+
+    def build(**options: Any) -> RoutingTable:
+        return base(**settled, **options)
+
+    signature = inspect.signature(base)
+    left = [parameter for name, parameter in signature.parameters.items() if name not in settled]
+    build.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+    return build
+
+
+for _anchor, _weights in (
+    ("frozen", "the student's initial weights"),
+    ("ema", "a moving average of the student's weights"),
+    ("snapshot", "a copy of the student that is renewed every few steps"),
+):
+    method(
+        f"dopd_{_anchor}",
+        Card(
+            f"DOPD whose privileged student has {_weights}",
+            f"{PAPER}, Section 3.3",
+            EQUATION,
+            departures=f"{_anchor} privileged student; the paper's is the live one",
+        ),
+    )(_fixed(dopd, anchor=_anchor))
+
+
+def _ablated(name: str, **changes: Any) -> RoutingTable:
+    """A variant of DOPD: `targets`, `divergence`, `support`, `weights` by regime in the order LH, LL, HT, HS."""
+    targets = changes.get("targets", (TEACHER, STUDENT, TEACHER, STUDENT))
+    weights = changes.get("weights", (0.6, 0.3, 1.0, 0.6))
+    rules = tuple(
+        Rule(
+            regime=regime,
+            source=target,
+            divergence=changes.get("divergence") or ("js" if regime is Regime.HT else "reverse_kl"),
+            support=changes.get("support") or ("full" if regime is Regime.HT else "student_topk"),
+            top_k=changes["top_k"],
+            weight=weight,
+        )
+        for regime, target, weight in zip(Regime, targets, weights, strict=True)
+    )
+    return RoutingTable(name=name, rules=rules, context=changes.get("context", "column"), source_note=CARDS[name].note)
+
+
+def _ablation_card(about: str, reading: str = "") -> Card:
+    return Card(about, f"{PAPER}, Table 8", EQUATION, "medium" if reading else "high", reading)
+
+
+@method("dopd_no_privilege", _ablation_card("DOPD without privileged context: both policies read the plain prompt"))
+def dopd_no_privilege(*, top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_no_privilege", top_k=top_k, context="none")
+
+
+@method("dopd_no_student_targets", _ablation_card("DOPD with the privileged teacher as target in every regime"))
+def dopd_no_student_targets(*, top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_no_student_targets", top_k=top_k, targets=(TEACHER,) * 4)
+
+
+@method("dopd_no_teacher_targets", _ablation_card("DOPD with the privileged student as target in every regime"))
+def dopd_no_teacher_targets(*, top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_no_teacher_targets", top_k=top_k, targets=(STUDENT,) * 4)
+
+
+@method(
+    "dopd_one_divergence",
+    _ablation_card(
+        "DOPD with one divergence in every regime", "the paper does not say which; JS unless told otherwise"
+    ),
+)
+def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_one_divergence", top_k=top_k, divergence=divergence)
+
+
+@method(
+    "dopd_one_support",
+    _ablation_card(
+        "DOPD with one support in every regime", "the paper does not say which; top K unless told otherwise"
+    ),
+)
+def dopd_one_support(*, support: Support = "student_topk", top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_one_support", top_k=top_k, support=support)
+
+
+@method(
+    "dopd_equal",
+    Card(
+        "all four regimes with JS over the top K and equal weights", f"{PAPER}, Table 6", "JS(S, target of the regime)"
+    ),
+)
+def dopd_equal(*, top_k: int = 128) -> RoutingTable:
+    return _ablated("dopd_equal", top_k=top_k, divergence="js", support="student_topk", weights=(1.0,) * 4)
+
+
+@method(
+    "dopd_unrouted",
+    _ablation_card(
+        "both targets on every token, without routing",
+        "the paper does not say what replaces routing; here every token gets half of the teacher's row and half of the "
+        "student's",
+    ),
+)
+def dopd_unrouted(*, top_k: int = 128) -> RoutingTable:
+    return RoutingTable(
+        name="dopd_unrouted",
+        rules=(
+            Rule(name="teacher", source=TEACHER, divergence="js", weight=0.5),
+            Rule(name="student", source=STUDENT, support="student_topk", top_k=top_k, weight=0.5 * 0.6),
+        ),
+        source_note=CARDS["dopd_unrouted"].note,
+    )
+
+
+def one_row(
+    name: str,
+    source: str,
+    divergence: DivergenceKind,
+    support: Support,
+    top_k: int,
+    tail: Tail,
+    anchor: Anchor = "current",
+) -> RoutingTable:
+    """A table that teaches every token alike."""
+    rule = Rule(source=source, divergence=divergence, support=support, top_k=top_k, tail=tail)
+    return RoutingTable(name=name, rules=(rule,), anchor=anchor, source_note=CARDS[name].note)
+
+
+@method(
+    "privileged_teacher",
+    Card("the privileged teacher teaches every token", f"{PAPER}, Figure 3 (naive, teacher only)", "KL(S || T(.|p))"),
+)
+def privileged_teacher(
+    *,
+    divergence: DivergenceKind = "reverse_kl",
+    support: Support = "full",
+    top_k: int = 128,
+    tail: Tail = "bucket",
+) -> RoutingTable:
+    return one_row("privileged_teacher", TEACHER, divergence, support, top_k, tail)
+
+
+@method(
+    "privileged_student",
+    Card("the privileged student teaches every token", f"{PAPER}, Figure 3 (naive, student only)", "KL(S || S(.|p))"),
+)
+def privileged_student(
+    *,
+    divergence: DivergenceKind = "reverse_kl",
+    support: Support = "full",
+    top_k: int = 128,
+    tail: Tail = "bucket",
+    anchor: Anchor = "current",
+) -> RoutingTable:
+    return one_row("privileged_student", STUDENT, divergence, support, top_k, tail, anchor)
+
+
+@method(
+    "privileged_both",
+    Card(
+        "teacher and student both read the privileged context, in rollouts too",
+        f"{PAPER}, Figure 3 (naive, both)",
+        "KL(S(.|p) || T(.|p)), y ~ S(.|p)",
+    ),
+)
+def privileged_both(
+    *,
+    divergence: DivergenceKind = "reverse_kl",
+    support: Support = "full",
+    top_k: int = 128,
+    tail: Tail = "bucket",
+) -> RoutingTable:
+    rule = Rule(source="teacher", divergence=divergence, support=support, top_k=top_k, tail=tail)
+    note = CARDS["privileged_both"].note
+    return RoutingTable(name="privileged_both", rules=(rule,), student_view="privileged", source_note=note)
+
+
+@method(
+    "vanilla_drop",
+    Card(
+        "Vanilla OPD without a share of its tokens, picked by the privilege gap or at random",
+        f"{PAPER}, Figure 4",
+        "KL(S || T) on the tokens that are left",
+    ),
+)
+def vanilla_drop(*, drop: str = "top", fraction: float = 0.2) -> RoutingTable:
+    """`drop`: "top" or "bottom" (by the privilege gap), or "random"; `fraction`: the share of tokens left out."""
+    signal, kept = {
+        "top": ("privilege_gap", "bottom"),
+        "bottom": ("privilege_gap", "top"),
+        "random": ("random", "bottom"),
+    }.get(drop, ("", ""))
+    select = {"signal": signal or f"drop={drop}", kept or "top": 1.0 - fraction}
+    rule = Rule(name="kept", source="teacher", select=select)
+    return RoutingTable(name="vanilla_drop", rules=(rule,), source_note=CARDS["vanilla_drop"].note)
