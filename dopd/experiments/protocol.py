@@ -9,7 +9,7 @@ from collections.abc import Mapping
 PRETRAINING_SEEDS = (0, 3)
 RUN_SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # a run seed that no test uses
-GRID = (2e-4, 5e-4, 1e-3, 2e-3)
+GRID = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 DEFAULT_RATE = 5e-4  # of a method that has not been tuned
 
 # By method, with the strong teacher unless its role is named: method or method@role.

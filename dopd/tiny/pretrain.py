@@ -18,7 +18,7 @@ from torch import nn
 
 from dopd.tasks import AbstractTask, get_task
 from dopd.tiny.kits import Kit, make_kit
-from dopd.tiny.recipe import Recipe
+from dopd.tiny.recipe import MixedRecipe, Recipe
 
 CARD_NAME = "dopd_tiny.json"
 _INNER = (".layers.", ".blocks.", ".merger.", "merger_list.")  # modules whose matrices Muon trains
@@ -54,7 +54,7 @@ def _train(model: Any, kit: Kit, recipe: Recipe, seed: int, label: str) -> float
     console = Console(stderr=True)
     for step in track(range(recipe.steps), label, console=console, transient=True, disable=not console.is_terminal):
         knobs, kind = recipe.draw(step, rng)
-        task = get_task(recipe.task, **knobs, seed=seed)
+        task = get_task(**{"name": recipe.task, **knobs, "seed": seed})
         inputs, targets = kit.batch(task, kind, step * recipe.batch_size, recipe.batch_size)
         scale = min(1.0, (step + 1) / 50) * min(1.0, 1.6 * (1 - step / recipe.steps) + 0.05)
         chosen = targets != -100
@@ -159,6 +159,10 @@ def pretrain(
         trained, trained_cpu = time.perf_counter(), time.process_time()
         model.eval()
         accuracies = _measure(model, kit, task, num_problems)
+        if isinstance(recipe, MixedRecipe):
+            for name, levels in recipe.others.items():
+                other = get_task(name, **levels[-1])
+                accuracies[f"accuracy_{name}"] = _measure(model, kit, other, num_problems)["accuracy"]
         measured = time.perf_counter()
     card = {
         "recipe": dataclasses.asdict(recipe),

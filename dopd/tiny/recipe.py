@@ -84,3 +84,26 @@ class SightRecipe(Recipe):
         """Knobs and privileged kind of the problems of a step."""
         knobs, kind = super().draw(step, rng)
         return ({**self.knobs, **self.grounding}, "none") if step < self.grounding_steps else (knobs, kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedRecipe(Recipe):
+    """A recipe whose model learns several text tasks at once, each in an equal share of the steps.
+
+    Args:
+        others: Levels of the further tasks, by name; the last level of each is what the model is measured on.
+    """
+
+    others: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, levels in self.others.items():
+            check_choice("others", name, tuple(TASKS))
+            if not levels:
+                raise ConfigError(f"others[{name!r}]: got no level, allowed: at least one. Name one, or leave it out.")
+
+    def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
+        knobs, kind = super().draw(step, rng)
+        name = rng.choice([self.task, *self.others])
+        return (knobs if name == self.task else {"name": name, **rng.choice(self.others[name])}), kind

@@ -1,6 +1,7 @@
 """The part of the trainer that knows what models read: prompts and images as views, rollouts, hidden states."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class ViewingTrainer(DistillationTrainer):
         self.features = FeatureCache()
         self.teacher_processor: Any = None
         self._rollout_view: View | None = None
+        self._rollout_for_teacher: View | None = None
         self._rollout_pictures: list[Any] = []
         self._trial: View | None = None
         if reads_images(self.processing_class):
@@ -70,7 +72,7 @@ class ViewingTrainer(DistillationTrainer):
         if self.teacher_processor is None:
             return view
         own = encode_view(self.teacher_processor, prompts, self.chat_template_kwargs, self.accelerator.device)
-        return View(view.prompt_ids, view.prompt_mask, view.images, view.token_types, own)
+        return replace(view, for_teacher=own)
 
     def _privileged_view(self, rows: Sequence[Mapping[str, Any]]) -> View:
         return self.view_of([privileged_prompt(row, self.template) for row in rows])
@@ -79,6 +81,10 @@ class ViewingTrainer(DistillationTrainer):
         """The student's plain view of a (micro-)batch."""
         types = {name.removeprefix(_TYPES): value for name, value in batch.items() if name.startswith(_TYPES)}
         return View(batch["prompt_ids"], batch["prompt_mask"], tuple(batch.get(_IMAGES, ())), types)
+
+    def rollout_view(self, batch: Mapping[str, Any]) -> View:
+        """The plain view of a whole batch, fresh from its rollouts, for every model that scores it."""
+        return replace(self.plain_view(batch), for_teacher=self._rollout_for_teacher)
 
     # --- Rollouts
 
@@ -89,6 +95,7 @@ class ViewingTrainer(DistillationTrainer):
         self.features.clear()  # the weights have changed since
         prompts = [plain_prompt(row) for row in inputs]
         view = self._rollout_view = self.view_of(prompts)
+        self._rollout_for_teacher = view.for_teacher
         if self.use_vllm:
             self._rollout_pictures = [
                 [open_image(source) for source in image_sources(prompt)] or None for prompt in prompts

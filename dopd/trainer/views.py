@@ -46,7 +46,7 @@ def batch_views(
         "progress": trainer.state.global_step / max(trainer.state.max_steps, 1),
         "rewards": None if scores is None else torch.tensor(scores, dtype=torch.float64, device=device),
     }
-    views = {PLAIN: trainer.plain_view(batch)}
+    views = {PLAIN: trainer.rollout_view(batch)}
     completions = texts(batch, trainer._tokenizer) if table.needs_rewards else []
     for name in sorted(table.views - {PLAIN}):
         told = rows_for_view(name, table, rows, completions, scores, known["num_generations"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from dopd.tiny import (
     render_prompt,
     tiny_model_path,
 )
+from dopd.tiny.recipe import MixedRecipe
 from dopd.tiny.tokenizer import TEXT_TASKS
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
@@ -230,3 +232,22 @@ def test_wrong_settings_are_explained(tmp_path):
     with pytest.raises(ConfigError, match="kinds: got 'plan'"):
         Recipe(task="dag", kinds={"plan": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mixed_recipe_trains_on_every_task_and_measures_each():
+    mixed = MixedRecipe(
+        task="dag",
+        knobs={"num_needed": 1, "num_variables": 2},
+        others={"graph": ({"path_length": 2, "num_forks": 1},), "program": ({"num_ops": 1},)},
+        spec=SMALL,
+        steps=4,
+        batch_size=4,
+    )
+    rng = random.Random(0)
+    drawn = [mixed.draw(step, rng)[0] for step in range(60)]
+    assert {knobs.get("name", "dag") for knobs in drawn} == {"dag", "graph", "program"}
+    assert all(set(knobs) == {"name", "num_ops"} for knobs in drawn if knobs.get("name") == "program")
+    _, _, card = pretrain(mixed, num_problems=4)
+    assert set(card["accuracy_graph"]) == set(card["accuracy"]) == {*PRIVILEGED_KINDS, "none_greedy"}
+    with pytest.raises(ConfigError, match="others"):
+        dataclasses.replace(mixed, others={"poems": ({},)})

@@ -1,0 +1,400 @@
+"""Every vision-language family: what one model computes from prompts with images, and what a run makes of it.
+
+The models are untrained, of the families' own transformers classes, with processors of their own classes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import vision_kit as kit
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from dopd.data.encode import encode_view
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.fused import score_tokens
+from dopd.heads import Head
+from dopd.prefix import hidden_states_sharing_prompts
+from dopd.scoring import View, backbone_of, generation_inputs, view_hidden_states
+from dopd.vision import load_processor
+from dopd.vision.tokens import placeholder_ids
+
+FAMILIES = list(kit.FAMILIES)
+# Two packings of images: these two stand for all where a whole run is compared with another.
+PACKINGS = ["qwen3_vl", "idefics3"]
+TOLERANCE = 2e-5
+# The last hidden state of CLIP's patches does not pass through its last norm, which is for the pooled output.
+UNUSED = {"llava": ("post_layernorm",)}
+
+
+class Made:
+    """One family's processor and model, and a batch of prompts: one with an image, twice; two images; none."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.processor = kit.processor(name)
+        self.model = kit.model(name, self.processor)
+        self.prompts = [
+            kit.user("how many red ?", kit.picture(0)),
+            kit.user("how many red ?", kit.picture(0)),
+            kit.user("what is the circle left of ?", kit.picture(1), kit.picture(2)),
+            kit.user("what ?"),
+        ]
+        self.view = self.encode(self.prompts)
+        self.ids = self.completion(4, 5)
+        self.mask = torch.ones_like(self.ids)
+
+    def encode(self, prompts: list[Any]) -> View:
+        return encode_view(self.processor, prompts, {}, "cpu")
+
+    def completion(self, rows: int, tokens: int) -> Tensor:
+        first = self.processor.tokenizer.convert_tokens_to_ids(kit.WORDS[0])
+        return torch.randint(first, len(self.processor.tokenizer), (rows, tokens))
+
+    @torch.no_grad()
+    def hidden(self, view: View, rows: slice = slice(None), **options: Any) -> Tensor:
+        return view_hidden_states(self.model, view, self.ids[rows], self.mask[rows], **options)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request: pytest.FixtureRequest) -> Made:
+    torch.manual_seed(0)
+    return Made(request.param)
+
+
+# --- One model
+
+
+@torch.no_grad()
+def test_cached_generation_gives_the_logits_of_the_full_forward(made: Made) -> None:
+    forbidden = placeholder_ids(made.model.config)
+    output = made.model.generate(
+        **generation_inputs(made.model, made.view),
+        max_new_tokens=5,
+        min_new_tokens=5,
+        do_sample=False,
+        suppress_tokens=forbidden,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ids = output.sequences[:, made.view.prompt_ids.shape[1] :]
+    hidden = view_hidden_states(made.model, made.view, ids, torch.ones_like(ids))
+    full = made.model.get_output_embeddings()(hidden)
+    torch.testing.assert_close(torch.stack(output.logits, dim=1), full, atol=TOLERANCE, rtol=1e-4)
+
+
+def test_padding_on_the_left_changes_nothing(made: Made) -> None:
+    together = made.hidden(made.view)
+    for row, prompt in enumerate(made.prompts):
+        alone = made.hidden(made.encode([prompt]), slice(row, row + 1))
+        torch.testing.assert_close(together[row : row + 1], alone, atol=TOLERANCE, rtol=1e-4)
+
+
+def test_a_slice_of_a_batch_gives_the_rows_of_the_batch(made: Made) -> None:
+    together = made.hidden(made.view)
+    for part in (slice(0, 2), slice(1, 3), slice(2, 4), slice(3, 4)):
+        sliced = made.view.rows(part.start, part.stop)
+        torch.testing.assert_close(made.hidden(sliced, part), together[part], atol=TOLERANCE, rtol=1e-4)
+
+
+def test_each_image_once_and_each_prompt_once_are_exact_in_value_and_gradient(made: Made) -> None:
+    weights = torch.randn(*made.ids.shape, 24)
+
+    def outcome(states: Any) -> tuple[Tensor, list[Tensor]]:
+        made.model.zero_grad()
+        hidden = states()
+        (hidden * weights).sum().backward()
+        return hidden.detach(), [p.grad.clone() for p in made.model.parameters() if p.grad is not None]
+
+    arguments = (made.model, made.view, made.ids, made.mask)
+    plain, plain_gradients = outcome(lambda: view_hidden_states(*arguments, as_features=False))
+    for states in (
+        lambda: view_hidden_states(*arguments),
+        lambda: hidden_states_sharing_prompts(*arguments),
+    ):
+        hidden, gradients = outcome(states)
+        torch.testing.assert_close(hidden, plain, atol=TOLERANCE, rtol=1e-4)
+        for mine, theirs in zip(gradients, plain_gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_another_image_or_another_order_gives_other_states(made: Made) -> None:
+    base = made.hidden(made.view)
+    other = made.hidden(
+        made.encode(
+            [
+                kit.user("how many red ?", kit.picture(9)),
+                made.prompts[1],
+                kit.user("what is the circle left of ?", kit.picture(2), kit.picture(1)),
+                made.prompts[3],
+            ]
+        )
+    )
+    changed = (base - other).abs().amax((1, 2))
+    assert changed[0] > 1e-2 and changed[2] > 1e-2
+    assert changed[1] < TOLERANCE and changed[3] < TOLERANCE
+
+
+@torch.no_grad()
+def test_the_same_words_about_different_images_are_different_prompts(made: Made) -> None:
+    view = made.encode([kit.user("how many red ?", kit.picture(n)) for n in (0, 5, 0, 5)])
+    shared = hidden_states_sharing_prompts(made.model, view, made.ids, made.mask)
+    torch.testing.assert_close(shared, made.hidden(view, as_features=False), atol=TOLERANCE, rtol=1e-4)
+
+
+def test_without_p_the_privileged_view_is_the_plain_view(made: Made) -> None:
+    row = {**kit.rows(1)[0], "privileged_context": " "}
+    template = PrivilegedTemplate()
+    plain, privileged = (made.encode([p]) for p in (plain_prompt(row), privileged_prompt(row, template)))
+    assert torch.equal(plain.prompt_ids, privileged.prompt_ids)
+    one = slice(0, 1)
+    assert torch.equal(made.hidden(plain, one), made.hidden(privileged, one))
+    with_p = made.encode([privileged_prompt(kit.rows(1)[0], template)])
+    assert (made.hidden(plain, one) - made.hidden(with_p, one)).abs().max() > 1e-2
+
+
+def test_placeholders_have_no_probability_and_everything_else_sums_to_one(made: Made) -> None:
+    forbidden = placeholder_ids(made.model.config)
+    assert forbidden
+    hidden = made.hidden(made.view)
+    probs = Head.of_model(made.model).logits(hidden).softmax(-1)
+    assert bool((probs[..., forbidden] == 0).all())
+    raw = made.model.get_output_embeddings()(hidden).detach()
+    raw[..., forbidden] = -torch.inf
+    torch.testing.assert_close(probs, raw.softmax(-1))
+    scores = score_tokens(hidden, Head.of_model(made.model), made.ids, made.mask)
+    expected = raw.log_softmax(-1).gather(-1, made.ids.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(scores.logprobs, expected, atol=TOLERANCE, rtol=1e-4)
+    assert bool(torch.isfinite(scores.entropy).all())
+
+
+def test_model_and_processor_come_back_from_a_folder(made: Made, tmp_path: Path) -> None:
+    made.model.save_pretrained(tmp_path)
+    made.processor.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    view = encode_view(load_processor(str(tmp_path)), made.prompts, {}, "cpu")
+    assert torch.equal(view.prompt_ids, made.view.prompt_ids)
+    with torch.no_grad():
+        again = view_hidden_states(model, view, made.ids, made.mask)
+    torch.testing.assert_close(again, made.hidden(made.view))
+
+
+# --- Runs
+
+
+@contextmanager
+def counted_images(model: Any) -> Iterator[list[int]]:
+    """How many images (of one a prompt) each call of a model's vision tower encodes."""
+    backbone = backbone_of(model)
+    original, calls = backbone.get_image_features, []
+
+    def counting(*args: Any, **fields: Any) -> Any:
+        sizes = fields.get("image_grid_thw", fields["pixel_values"])
+        calls.append(len(sizes))
+        return original(*args, **fields)
+
+    counting.__wrapped__ = original  # type: ignore[attr-defined]
+    backbone.get_image_features = counting
+    try:
+        yield calls
+    finally:
+        del backbone.get_image_features
+
+
+@contextmanager
+def counted_tokens(model: Any) -> Iterator[list[int]]:
+    """How many image tokens stand in the first row of each batch of prompts that a backbone reads."""
+    backbone, seen = backbone_of(model), []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs.get("mm_encoder_outputs"):
+            seen.append(int((kwargs["input_ids"][0] == module.config.image_token_id).sum()))
+
+    handle = backbone.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", ["dopd", "vanilla"])
+def test_two_steps_of_training(name: str, method: str, tmp_path: Path) -> None:
+    made = kit.trainer(name, tmp_path, method)
+    before = {key: value.clone() for key, value in made.model.state_dict().items()}
+    made.train()
+    losses = [record["loss"] for record in made.state.log_history if "loss" in record]
+    assert len(losses) == 2 and all(loss > 0 for loss in losses)
+    moved = [key for key, value in made.model.state_dict().items() if not torch.equal(value, before[key])]
+    assert any("vis" in key for key in moved) and any("lm_head" in key or "embed" in key for key in moved)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_gets_a_gradient_through_the_loss(name: str, tmp_path: Path) -> None:
+    made = kit.trainer(name, tmp_path)
+    made.model.train()
+    batch = made._prepare_inputs([made.train_dataset[n // 2] for n in range(4)])
+    made._compute_loss(made.unwrapped_student, batch, None)[0].backward()
+    lacking = [
+        key
+        for key, value in made.model.named_parameters()
+        if (value.grad is None or not bool(value.grad.abs().max() > 0))
+        and not any(part in key for part in UNUSED.get(name, ()))
+    ]
+    # The keys' bias of an attention adds the same to every score of a query: its gradient is 0 to rounding.
+    assert [key for key in lacking if "k_proj.bias" not in key] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_are_encoded_once_for_all_rollouts_and_once_for_both_views_of_the_student(
+    name: str, tmp_path: Path
+) -> None:
+    made = kit.trainer(name, tmp_path)
+    assert made.sharing_architectures and made.image_architectures
+    made.model.train()
+    rows = [made.train_dataset[n // 2] for n in range(4)]  # two prompts, two rollouts each
+    with counted_images(made.model) as student, counted_images(made.teacher_model) as teacher:
+        batch = made._prepare_inputs(rows)
+        # Rollouts and the privileged student read the same images with the same weights.
+        assert (student, teacher) == ([2], [2])
+        made._compute_loss(made.unwrapped_student, batch, None)
+    assert student == [2, 2]  # the pass with gradient
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_placeholders_are_sampled_neither_in_rollouts_nor_in_evaluation(name: str, tmp_path: Path) -> None:
+    processor = kit.processor(name)
+    model = kit.model(name, processor)
+    forbidden = placeholder_ids(model.config)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    bias = torch.zeros(head.weight.shape[0])
+    bias[forbidden] = 50.0  # left to itself, the model says nothing else
+    head.bias = torch.nn.Parameter(bias)
+    made = kit.trainer(
+        name,
+        tmp_path,
+        "vanilla",
+        model=model,
+        processing_class=processor,
+        eval_dataset=Dataset.from_list(kit.rows()),
+        verifier=lambda completion, row: 0.0,
+        student_eval_steps=1,
+    )
+    evaluator = next(c for c in made.callback_handler.callbacks if hasattr(c, "_evaluator"))._evaluator
+    with torch.no_grad():
+        free = model.generate(**generation_inputs(model, evaluator.view([kit.user("?")], "cpu")), max_new_tokens=3)
+    assert bool(torch.isin(free[:, -1], torch.tensor(forbidden)).all())
+    prompts = [plain_prompt(row) for row in kit.rows()]
+    answers = evaluator.answers(model, prompts, sampled=False) + evaluator.answers(model, prompts, sampled=True)
+    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
+    said = {token for answer in answers for token in answer} | set(batch["completion_ids"].flatten().tolist())
+    assert said and not said & set(forbidden)
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_gradient_accumulation_changes_neither_loss_nor_update(name: str, tmp_path: Path) -> None:
+    outcomes = []
+    # From long to short, so that groups change places; one row without an image.
+    rows = [kit.rows(3)[2], kit.rows(2)[1], {**kit.rows(4)[3], "images": []}, kit.rows(1)[0]]
+    for size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        torch.manual_seed(0)
+        made = kit.trainer(
+            name,
+            tmp_path / str(size),
+            train_dataset=Dataset.from_list(rows),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            generation_kwargs={"do_sample": False},
+            max_steps=1,
+            optim="sgd",
+            max_grad_norm=0.0,
+        )
+        made.train()
+        loss = next(record["loss"] for record in made.state.log_history if "loss" in record)
+        outcomes.append((loss, {key: value.clone() for key, value in made.model.state_dict().items()}))
+    for loss, weights in outcomes[1:]:
+        assert loss == pytest.approx(outcomes[0][0], abs=1e-5)
+        for key, value in weights.items():
+            torch.testing.assert_close(value, outcomes[0][1][key], atol=1e-6, rtol=1e-4)
+
+
+def test_images_keep_to_their_rows_where_a_batch_is_put_in_order_and_cut(tmp_path: Path) -> None:
+    made = kit.trainer("qwen3_vl", tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    made.model.train()
+    rows = [{**row, "prompt": kit.user("red " * (4 - n) + "?")} for n, row in enumerate(kit.rows())]
+    for row in rows:
+        row["prompt"][0]["content"].insert(0, {"type": "image"})
+    expected = {tuple(made.encode([plain_prompt(row)])[0]): made.view_of([plain_prompt(row)]).images[0] for row in rows}
+    inputs = [rows[n // 2] for n in range(8)]  # from long to short: every group changes its place
+    lengths = []
+    for step in range(4):
+        made._step = step
+        view = made.plain_view(made._prepare_inputs(inputs))
+        for ids, mask, images in zip(view.prompt_ids, view.prompt_mask, view.images, strict=True):
+            prompt = tuple(ids[mask.bool()].tolist())
+            lengths.append(len(prompt))
+            assert images.key == expected[prompt].key
+    assert lengths == sorted(lengths) and len(set(lengths)) == 4
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_a_resumed_run_is_the_unbroken_run(name: str, tmp_path: Path) -> None:
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    unbroken = kit.trainer(name, tmp_path, **saving)
+    unbroken.train()
+    resumed = kit.trainer(name, tmp_path, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for key, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    # A checkpoint holds the processor too.
+    assert type(load_processor(str(tmp_path / "checkpoint-4"))) is type(unbroken.processing_class)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_privileged_images_are_seen_by_the_privileged_views_alone(name: str, tmp_path: Path) -> None:
+    rows = [{**row, "privileged_images": [kit.picture(40 + n)]} for n, row in enumerate(kit.rows())]
+    made = kit.trainer(name, tmp_path, train_dataset=Dataset.from_list(rows))
+    given = [made.train_dataset[n] for n in range(2)]
+    plain, privileged = made.view_of([plain_prompt(row) for row in given]), made._privileged_view(given)
+    image = made.model.config.image_token_id
+    per_image = int((plain.prompt_ids[0] == image).sum())
+    assert int((privileged.prompt_ids[0] == image).sum()) == 2 * per_image > 0
+    without = made._privileged_view([{**row, "privileged_images": None} for row in given])
+    ids = torch.full((2, 3), made.processing_class.tokenizer.convert_tokens_to_ids("red"))
+    with torch.no_grad():
+        states = [
+            made.view_hidden_states(made.model, view, ids, torch.ones_like(ids)) for view in (privileged, without)
+        ]
+    assert (states[0] - states[1]).abs().max() > 1e-2
+    made.train()
+    assert made.state.global_step == 2
+
+
+def test_a_teacher_that_encodes_images_otherwise_reads_them_through_its_own_processor(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    finer = kit.processor("qwen3_vl")
+    finer.image_processor.size = {"shortest_edge": 48 * 48, "longest_edge": 64 * 64}
+    finer.save_pretrained(folder)
+    kit.model("qwen3_vl", finer, hidden=36, seed=1).save_pretrained(folder)
+    made = kit.trainer("qwen3_vl", tmp_path / "run", teacher_model=str(folder))
+    view = made.view_of([plain_prompt(made.train_dataset[0])])
+    image = made.model.config.image_token_id
+    tokens = [int((one.prompt_ids == image).sum()) for one in (view, view.for_teacher)]
+    assert tokens[0] == 4 < tokens[1]
+    with counted_images(made.unwrapped_teacher) as calls:
+        made.train()
+    assert calls and made.state.global_step == 2
+    # Its plain view is its own too.
+    vanilla = kit.trainer("qwen3_vl", tmp_path / "vanilla", "vanilla", teacher_model=str(folder))
+    with counted_tokens(vanilla.unwrapped_teacher) as tokens_read:
+        vanilla.train()
+    assert set(tokens_read) == {tokens[1]}
+    same = kit.trainer("qwen3_vl", tmp_path / "same", teacher_processing_class=kit.processor("qwen3_vl"))
+    assert same.teacher_processor is None
