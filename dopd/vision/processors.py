@@ -140,7 +140,9 @@ def load_processor(path: str, **kwargs: Any) -> Any:
         if type(config) not in PROCESSOR_MAPPING:
             return AutoProcessor.from_pretrained(path, **kwargs)
         processor = image_only(PROCESSOR_MAPPING[type(config)]).from_pretrained(path, **kwargs)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        if isinstance(error, ModelError) or not (isinstance(error, ImportError) or "torchvision" in str(error)):
+            raise
         raise ModelError(f"the processor of {path!r} cannot be made: {_advice(error)}") from error
     if isinstance(getattr(processor, _VIDEO, None), NoVideoProcessor) and processor.video_section is None:
         processor.video_section = _video_file(path, kwargs.get("revision"))
@@ -159,7 +161,7 @@ def _video_file(path: str, revision: str | None) -> dict[str, Any] | None:
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
-def _advice(error: ImportError) -> str:
+def _advice(error: Exception) -> str:
     words = " ".join(str(error).split())
     if "num2words" in words:
         return "it needs num2words: pip install 'dopd[vision]'"

@@ -1,0 +1,111 @@
+"""Processors without torchvision: made, saved and read again; what cannot work says so."""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vision_kit as kit
+from transformers import Qwen3VLProcessor, SmolVLMProcessor
+
+from dopd.data.encode import encode_prompts
+from dopd.errors import ModelError
+from dopd.trainer.images import processor_for
+from dopd.vision import image_only, load_processor
+from dopd.vision.processors import torchvision_works
+
+PROMPTS = [kit.user("how many red ?", kit.picture(0))]
+without_torchvision = pytest.mark.skipif(
+    any(True for d in importlib.metadata.distributions(name="torchvision")), reason="torchvision is installed"
+)
+
+
+def test_only_the_video_processor_goes_and_every_other_argument_keeps_its_name() -> None:
+    import inspect
+
+    for base in (Qwen3VLProcessor, SmolVLMProcessor):
+        mine = list(inspect.signature(image_only(base).__init__).parameters)
+        assert mine == [name for name in inspect.signature(base.__init__).parameters if name != "video_processor"]
+        assert image_only(base) is image_only(base) and issubclass(image_only(base), base)
+    idefics = type(kit.processor("idefics3"))
+    assert image_only(idefics) is idefics
+
+
+@without_torchvision
+@pytest.mark.parametrize("name", list(kit.FAMILIES))
+def test_a_saved_processor_comes_back_with_all_its_settings(name: str, tmp_path: Path) -> None:
+    made = kit.processor(name)
+    kit.model(name, made).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    again = load_processor(str(tmp_path))
+    assert encode_prompts(again, PROMPTS, {}) == encode_prompts(made, PROMPTS, {})
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    # The name of the original class, so that the checkpoint opens where torchvision is installed.
+    assert saved["processor_class"] == made.__class__.__name__.removeprefix("image_only")
+    assert not saved["processor_class"].endswith("ImageOnly")
+
+
+@without_torchvision
+def test_what_a_checkpoint_says_of_videos_is_kept(tmp_path: Path) -> None:
+    made = kit.processor("qwen3_vl")
+    kit.model("qwen3_vl", made).save_pretrained(tmp_path / "hub")
+    made.save_pretrained(tmp_path / "hub")
+    section = {"video_processor_type": "Qwen3VLVideoProcessor", "fps": 3}
+    (tmp_path / "hub" / "video_preprocessor_config.json").write_text(json.dumps(section))
+    config = tmp_path / "hub" / "processor_config.json"
+    values = json.loads(config.read_text())
+    assert values.pop("video_processor") == {"video_processor_type": "Qwen3VLVideoProcessor"}
+    config.write_text(json.dumps(values))
+    load_processor(str(tmp_path / "hub")).save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"] == section
+
+
+def test_reading_a_video_says_what_it_needs() -> None:
+    with pytest.raises(ModelError, match="videos need torchvision"):
+        kit.processor("qwen3_vl").video_processor(videos=[])
+
+
+@without_torchvision
+def test_a_family_that_needs_torchvision_says_so_with_the_install(tmp_path: Path) -> None:
+    config = {"model_type": "lfm2_vl", "text_config": {"model_type": "lfm2"}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    kit.processor("llava").tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Lfm2VlImageProcessor"}))
+    with pytest.raises(ModelError, match=r"with torchvision only\. pip install torchvision"):
+        load_processor(str(tmp_path))
+
+
+def test_a_torchvision_that_is_there_and_broken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.import_module
+
+    def broken(name: str, package: Any = None) -> Any:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return original(name, package)
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.28.0")
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ModelError, match=r"torchvision 0.28.0 is installed but cannot be imported .*pip uninstall"):
+        torchvision_works()
+
+
+def test_a_missing_package_of_one_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kit.processor("smolvlm")
+    kit.model("smolvlm", made).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    monkeypatch.setattr(sys.modules[SmolVLMProcessor.__module__], "num2words", None)
+    with pytest.raises(ModelError, match=r"needs num2words: pip install 'dopd\[vision\]'"):
+        load_processor(str(tmp_path))
+
+
+def test_the_trainer_finds_the_processor_of_a_model_that_came_without(tmp_path: Path) -> None:
+    made = kit.processor("qwen3_vl")
+    model = kit.model("qwen3_vl", made)
+    model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    found = processor_for(str(tmp_path), None)
+    assert encode_prompts(found, PROMPTS, {}) == encode_prompts(made, PROMPTS, {})
+    assert processor_for(model, made) is made
+    assert type(processor_for(type(model).from_pretrained(tmp_path), None)) is type(made)
