@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods_kit import random_logits
 from torch import Tensor, nn
 
 from dopd import divergences
@@ -18,9 +19,11 @@ from dopd.fused.products import LOG_ZERO
 from dopd.fused.supports import topk_ids
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
+from dopd.methods import METHODS
 from dopd.methods import table as method
 from dopd.routing import Regime
 from dopd.rules import Rule
+from dopd.sources import SOURCES as SOURCE_SPECS
 from dopd.tables import RoutingTable
 
 DOUBLE = torch.float64
@@ -184,6 +187,37 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
 
 def _part(scores: TokenScores, part: slice) -> TokenScores:
     return TokenScores(scores.logprobs[part], scores.entropy[part], scores.logsumexp[part])
+
+
+def every_source(case: Case) -> None:
+    """Give the case hidden states and heads for all sources that there are, in place."""
+    teacher_head = case.targets["teacher"][1]
+    for source, spec in SOURCE_SPECS.items():
+        head = teacher_head if spec.model == "teacher" else case.head
+        case.targets[source] = (torch.randn(*case.mask.shape, head.weight.shape[1], dtype=DOUBLE), head)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_agrees_with_the_reference(name: str) -> None:
+    """Rows that add up, products of sources, selections, scales and advantages, whatever the chunk."""
+    table, logits = method(name), random_logits(3, tokens=4, vocab=61)
+    case = make_case((8, 4, 6, 61), softcap=6.0)
+    case.mask, case.ids = logits.mask, torch.where(logits.mask != 0, logits.ids, 61 + 7)
+    every_source(case)
+    case.targets = {source: case.targets[source] for source in table.target_sources}
+    assignment = logits.assignment(table, progress=0.25, step=10)
+    reference = case.run(table, "reference", assignment=assignment, upstream=1.7)
+    scores = {source: score_tokens(*pair, case.ids, case.mask) for source, pair in case.targets.items()}
+    for options in ({}, {"chunk_tokens": 3}, {"chunk_tokens": 5, "scores": scores}):
+        assert_same(case.run(table, "chunked", assignment=assignment, upstream=1.7, **options), reference, 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not method(name).needs_rewards])
+def test_decisions_made_from_hidden_states_are_those_made_from_logits(name: str) -> None:
+    case, table = make_case((4, 5, 6, 61)), method(name)
+    every_source(case)
+    del case.targets["student"]  # the trained distribution itself
+    assert_same(case.run(table, "chunked", chunk_tokens=4), case.run(table, "reference"), 1e-9)
 
 
 def test_weight_zero_rows_teach_nothing_but_are_counted() -> None:

@@ -1,0 +1,339 @@
+"""Every method's rows reproduce its published formula, written out in plain torch here: values and gradients.
+
+A formula returns what each token's loss is, as a function whose gradient by the student's logits is the published
+one: a policy gradient is -sg(A) log S(y).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from methods_kit import GROUP, Logits, mean_over_sequences, random_logits
+from torch import Tensor
+
+import dopd
+from dopd.methods import METHODS
+
+Formula = Callable[[Logits, Tensor], Tensor]  # scored batch, student's log-probs (B, T, V) with gradient -> (B, T)
+
+
+def at(log_p: Tensor, ids: Tensor) -> Tensor:
+    return log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def policy_gradient(advantage: Tensor, log_s: Tensor, ids: Tensor) -> Tensor:
+    log_y = at(log_s, ids)
+    return -advantage.detach() * log_y
+
+
+def kl(first: Tensor, second: Tensor) -> Tensor:
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def jsd(target: Tensor, log_s: Tensor, beta: float = 0.5) -> Tensor:
+    mixture = (beta * target.exp() + (1 - beta) * log_s.exp()).log()
+    return beta * kl(target, mixture) + (1 - beta) * kl(log_s, mixture)
+
+
+def top(log_p: Tensor, k: int) -> Tensor:
+    return log_p.detach().topk(k, dim=-1).indices
+
+
+def with_tail(log_p: Tensor, ids: Tensor) -> Tensor:
+    inside = log_p.gather(-1, ids)
+    return torch.cat([inside, (1 - inside.exp().sum(-1, keepdim=True)).log()], -1)
+
+
+def scored(b: Logits) -> Tensor:
+    return b.mask != 0
+
+
+def unit(values: Tensor, b: Logits, low: float = 0.0, high: float = 1.0) -> Tensor:
+    bottom, ceiling = (torch.quantile(values[scored(b)], share) for share in (low, high))
+    return ((values - bottom) / (ceiling - bottom)).clamp(0, 1)
+
+
+def top_share(values: Tensor, b: Logits, share: float) -> Tensor:
+    flat = values[scored(b)]
+    return values >= flat.topk(max(1, round(share * len(flat)))).values[-1]
+
+
+def group_advantage(b: Logits) -> Tensor:
+    groups = b.rewards.view(-1, GROUP)
+    advantage = (groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True)
+    return advantage.flatten().unsqueeze(1).expand(b.mask.shape)
+
+
+def vanilla_pg(b: Logits, s: Tensor) -> Tensor:
+    return policy_gradient(b.log_y("teacher") - at(s, b.ids), s, b.ids)
+
+
+def exopd(b: Logits, s: Tensor) -> Tensor:
+    # lambda log T - (lambda - 1) log R - log S, which is log T - log S + (lambda - 1)(log T - log R)
+    reward = 1.25 * (b.log_y("teacher") - b.log_y("reference"))
+    return policy_gradient(reward - (at(s, b.ids) - b.log_y("reference")), s, b.ids)
+
+
+def veto(b: Logits, s: Tensor) -> Tensor:
+    target = torch.log_softmax(b.views["teacher"] + 0.8 * b.student, -1)
+    return kl(target, s)
+
+
+def opcd(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    ids = top(s, k)
+    inside = s.gather(-1, ids)
+    return (inside.exp() * (inside - b.log_p("privileged_student").gather(-1, ids))).sum(-1)
+
+
+def stopgrad_topk(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    ids = top(s, k)
+    inside, target = s.gather(-1, ids), b.log_p("teacher").gather(-1, ids)
+    return ((inside.exp() * (inside - target)).detach() * inside).sum(-1)
+
+
+def opsd(b: Logits, s: Tensor) -> Tensor:
+    target = b.log_p("privileged_student")
+    return (target.exp() * (target - s)).clamp(max=0.05).sum(-1)
+
+
+def self_js_topk(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    ids = top(s, k)
+    return jsd(with_tail(b.log_p("privileged_student"), ids), with_tail(s, ids))
+
+
+def eopd(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    ids = top(b.log_p("teacher"), k)
+    target = b.log_p("teacher").gather(-1, ids)
+    forward = (target.exp() * (target - s.gather(-1, ids))).sum(-1)
+    return vanilla_pg(b, s) + (b.entropy("teacher") > 0.8) * forward
+
+
+def tip(b: Logits, s: Tensor) -> Tensor:
+    h, d = unit(b.entropy("student"), b), unit(kl(b.log_p("student"), b.log_p("teacher")), b)
+    return 2.0 * top_share(h + d - h * d, b, 0.5) * kl(s, b.log_p("teacher"))
+
+
+def ta_opd(b: Logits, s: Tensor) -> Tensor:
+    disagreement = (b.log_y("teacher") - b.log_y("student")).abs()
+    compatibility = b.log_p("teacher").gather(-1, top(b.log_p("student"), 16)).exp().sum(-1)
+    score = unit(disagreement, b, 0.05, 0.95) * unit(compatibility, b, 0.05, 0.95)
+    return 20.0 * top_share(score, b, 0.05) * vanilla_pg(b, s)
+
+
+def reopold(b: Logits, s: Tensor) -> Tensor:
+    advantage = (b.log_y("teacher") - at(s, b.ids)).clamp(min=math.log(0.25))
+    return top_share(b.entropy("student"), b, 0.5) * policy_gradient(advantage, s, b.ids)
+
+
+def tsd_kd(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    h = b.entropy("student")
+    direct = torch.sigmoid(h - b.entropy("teacher")) * jsd(b.log_p("teacher"), s, 0.9)
+    ids = top(s, k)
+    order = b.log_p("teacher").gather(-1, ids).argsort(-1, descending=True)
+    ranked = s.gather(-1, ids.gather(-1, order))
+    plackett_luce = -sum(ranked[..., i] - ranked[..., i:].logsumexp(-1) for i in range(k))
+    h_scored = torch.where(scored(b), h, 0.0)
+    before = (h_scored.cumsum(1) - h_scored) / h_scored.sum(1, keepdim=True)
+    return direct + 0.1 * ((before < 0.1) * plackett_luce) + top_share(h, b, 0.1) * -(s.exp() * s).sum(-1)
+
+
+def cal_opd(b: Logits, s: Tensor) -> Tensor:
+    plain = b.log_y("teacher")
+    praised, criticised = b.log_y("praised_teacher") - plain, b.log_y("criticised_teacher") - plain
+    down = torch.stack([torch.zeros_like(plain), -praised, -criticised]).amax(0)
+    up = torch.stack([torch.zeros_like(plain), praised, criticised]).amax(0)
+    log_y = b.log_y("student")
+    return policy_gradient(torch.clamp(log_y, plain - 5 * down, plain + 5 * up) - log_y, s, b.ids)
+
+
+def opsa(b: Logits, s: Tensor) -> Tensor:
+    h = b.entropy("student")
+    low, high = h[scored(b)].min(), h[scored(b)].max()
+    advantage = -0.5 - (h - low) / (2 * (high - low))
+    return top_share(-b.log_y("student"), b, 0.2) * policy_gradient(advantage, s, b.ids)
+
+
+def bridge_garden(b: Logits, s: Tensor) -> Tensor:
+    confidence = b.log_p("teacher").exp().amax(-1)
+    hard = -at(s, b.log_p("teacher").argmax(-1))
+    return (1 - confidence) * kl(b.log_p("teacher"), s) + confidence * hard
+
+
+def uni_opd(b: Logits, s: Tensor) -> Tensor:
+    advantage = b.log_y("teacher") - b.log_y("student")
+    means = torch.stack([row[kept].mean() for row, kept in zip(advantage, scored(b), strict=True)]).view(-1, GROUP)
+    shift = torch.zeros_like(means)
+    for group, rewards in enumerate(b.rewards.view(-1, GROUP)):
+        right = rewards > 0.5
+        margin = means[group][right].mean() - means[group][~right].mean()
+        shift[group] = torch.where(right, 0.5, -0.5).double() * (0.1 - margin).clamp(min=0)
+    return policy_gradient(advantage.clamp(-10, 10) + shift.view(-1, 1), s, b.ids)
+
+
+def rlsd(b: Logits, s: Tensor) -> Tensor:
+    advantage = group_advantage(b)
+    size = (advantage.sign() * (b.log_y("privileged_student") - b.log_y("student"))).exp().clamp(0.8, 1.2)
+    return policy_gradient(advantage * (0.5 + 0.5 * size), s, b.ids)
+
+
+def rlcsd(b: Logits, s: Tensor) -> Tensor:
+    advantage = group_advantage(b)
+    shift = 0.5 * torch.tanh((b.log_y("privileged_student") - b.log_y("contrast_student")) / 0.02)
+    shifted = torch.where(advantage > 0, (advantage + shift).clamp(min=0), (advantage + shift).clamp(max=0))
+    return policy_gradient(torch.where(shift.abs() > 0.02, shifted, advantage), s, b.ids)
+
+
+def sdpg(b: Logits, s: Tensor) -> Tensor:
+    reward = policy_gradient(group_advantage(b), s, b.ids)
+    tether = policy_gradient(b.log_y("reference") - at(s, b.ids), s, b.ids)
+    return reward + 1e-3 * kl(s, b.log_p("privileged_student")).clamp(max=20) + 1e-3 * tether
+
+
+def opsd_contrast(b: Logits, s: Tensor, k: int = 4) -> Tensor:
+    right, wrong = b.log_p("privileged_student"), b.log_p("contrast_student")
+    target = torch.log_softmax(1.5 * right - 0.5 * wrong, -1)
+    ids = top(target, k)
+    inside, mine = with_tail(target, ids), with_tail(s, ids)
+    weight = kl(right, wrong)
+    return weight / (weight + 1) * (inside.exp() * (inside - mine)).clamp(max=0.05).sum(-1)
+
+
+FORMULAS: dict[str, tuple[Formula, dict[str, Any]]] = {
+    "vanilla": (lambda b, s: kl(s, b.log_p("teacher")), {}),
+    "vanilla_pg": (vanilla_pg, {}),
+    "gkd": (lambda b, s: jsd(b.log_p("teacher"), s, 0.3), {"beta": 0.3}),
+    "exopd": (exopd, {}),
+    "veto": (veto, {}),
+    "fast_opd": (vanilla_pg, {}),
+    "stopgrad_topk": (stopgrad_topk, {"top_k": 4}),
+    "bridge_garden": (bridge_garden, {}),
+    "opcd": (opcd, {"top_k": 4}),
+    "opsd": (opsd, {}),
+    "sdft": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
+    "sdpo": (self_js_topk, {"top_k": 4}),
+    "vision_opd": (self_js_topk, {"top_k": 4}),
+    "dapd": (opsd, {}),
+    "feedback": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
+    "eopd": (eopd, {"top_k": 4}),
+    "tip": (tip, {}),
+    "ta_opd": (ta_opd, {}),
+    "reopold": (reopold, {}),
+    "tsd_kd": (tsd_kd, {"top_k": 4}),
+    "cal_opd": (cal_opd, {}),
+    "opsa": (opsa, {}),
+    "grpo": (lambda b, s: policy_gradient(group_advantage(b), s, b.ids), {}),
+    "uni_opd": (uni_opd, {}),
+    "rlsd": (rlsd, {}),
+    "rlcsd": (rlcsd, {}),
+    "sdpg": (sdpg, {}),
+    "opsd_contrast": (opsd_contrast, {"top_k": 4}),
+    "privileged_teacher": (lambda b, s: kl(s, b.log_p("privileged_teacher")), {}),
+    "privileged_student": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
+    "privileged_both": (lambda b, s: kl(s, b.log_p("teacher")), {}),
+}
+# DOPD and its ablations are tested against an independent computation in test_loss.py and below.
+ROUTED = {name for name in METHODS if dopd.table(name).routed}
+
+
+def test_every_method_has_a_formula_here() -> None:
+    assert set(FORMULAS) | ROUTED | {"vanilla_drop", "dopd_unrouted"} == set(METHODS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FORMULAS)
+def test_rows_have_the_gradient_of_the_published_formula(name: str, seed: int) -> None:
+    formula, options = FORMULAS[name]
+    batch, table = random_logits(seed), dopd.table(name, **options)
+    _, gradient = batch.loss(table, batch.assignment(table))
+    leaf = batch.student.clone().requires_grad_()
+    mean_over_sequences(formula(batch, torch.log_softmax(leaf, -1)), batch.mask).backward()
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-11)
+    assert bool(gradient.any())
+
+
+DIVERGENCES = [name for name in FORMULAS if all(rule.support != "sampled" for rule in dopd.table(name).rules)]
+
+
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "stopgrad_topk"])
+def test_rows_have_the_value_of_the_published_formula(name: str) -> None:
+    formula, options = FORMULAS[name]
+    batch, table = random_logits(5), dopd.table(name, **options)
+    result, _ = batch.loss(table, batch.assignment(table))
+    expected = mean_over_sequences(formula(batch, batch.log_p("student")), batch.mask)
+    assert float(result.loss.detach()) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize(("drop", "fraction"), [("top", 0.2), ("bottom", 0.4)])
+def test_dropped_tokens_are_those_with_the_largest_or_smallest_gaps(drop: str, fraction: float) -> None:
+    batch, table = random_logits(1), dopd.table("vanilla_drop", drop=drop, fraction=fraction)
+    assignment = batch.assignment(table)
+    keep = scored(batch)
+    gap = (batch.log_y("privileged_teacher") - batch.log_y("privileged_student")).abs()[keep]
+    kept = assignment.factors[0][keep] > 0
+    assert int((~kept).sum()) == round(fraction * len(gap))
+    largest = gap[kept].max() <= gap[~kept].min() if drop == "top" else gap[kept].min() >= gap[~kept].max()
+    assert bool(largest)
+
+
+def test_random_drop_leaves_out_the_share_that_was_asked_for() -> None:
+    batch, table = random_logits(1), dopd.table("vanilla_drop", drop="random", fraction=0.25)
+    kept = batch.assignment(table).factors[0][scored(batch)] > 0
+    assert int((~kept).sum()) == round(0.25 * len(kept))
+    assert not torch.equal(kept, batch.assignment(table).factors[0][scored(batch)] > 0)
+
+
+def test_ablations_differ_from_dopd_in_what_their_names_say() -> None:
+    whole = {rule.label: rule for rule in dopd.table("dopd").rules}
+    for name, field, labels in (
+        ("dopd_no_student_targets", "source", {"LL", "HS"}),
+        ("dopd_no_teacher_targets", "source", {"LH", "HT"}),
+        ("dopd_one_divergence", "divergence", {"LH", "LL", "HS"}),
+        ("dopd_one_support", "support", {"HT"}),
+        ("dopd_no_privilege", "source", set()),
+    ):
+        changed = {
+            (rule.label, item)
+            for rule in dopd.table(name).rules
+            for item in ("source", "divergence", "support", "top_k", "tail", "weight")
+            if getattr(rule, item) != getattr(whole[rule.label], item)
+        }
+        assert changed == {(label, field) for label in labels}, name
+    assert dopd.table("dopd_no_privilege").context == "none"
+
+
+def test_moving_exponents_and_decaying_mixtures_follow_the_training() -> None:
+    batch = random_logits(2)
+    veto_table, rlsd_table = dopd.table("veto"), dopd.table("rlsd")
+    late, _ = batch.loss(veto_table, batch.assignment(veto_table, progress=1.0))
+    assert float(late.loss.detach()) == pytest.approx(
+        float(mean_over_sequences(kl(batch.log_p("teacher"), batch.log_p("student")), batch.mask))
+    )
+    for step, share in ((0, 0.5), (25, 0.25), (50, 0.0), (500, 0.0)):
+        advantage = batch.assignment(rlsd_table, step=step).advantages[0]
+        size = (
+            (group_advantage(batch).sign() * (batch.log_y("privileged_student") - batch.log_y("student")))
+            .exp()
+            .clamp(0.8, 1.2)
+        )
+        expected = group_advantage(batch) * (1 - share + share * size)
+        torch.testing.assert_close(advantage[scored(batch)], expected[scored(batch)])
+
+
+def test_rows_without_a_sibling_are_left_out_of_sdpo_and_unshifted_in_rlcsd() -> None:
+    batch = random_logits(3)
+    present = torch.ones(len(batch.ids), dtype=torch.bool)
+    present[2] = False
+    factors = batch.assignment(dopd.table("sdpo"), has_privileged=present).factors[0]
+    assert not factors[2].any() and bool((factors[:2][scored(batch)[:2]] == 1).all())
+    shifted = batch.assignment(dopd.table("rlcsd"), has_contrast=present).advantages[0]
+    torch.testing.assert_close(shifted[2], group_advantage(batch)[2].double())
+
+
+def test_a_group_of_equal_rewards_has_no_advantage() -> None:
+    batch = random_logits(4)
+    batch.rewards[:GROUP] = 1.0
+    advantages = batch.assignment(dopd.table("grpo")).advantages[0]
+    assert not advantages[:GROUP].any() and bool(advantages[GROUP:].any())
+    assert not batch.assignment(dopd.table("uni_opd")).advantages[1][:GROUP].any()
