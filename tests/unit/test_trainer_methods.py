@@ -1,0 +1,132 @@
+"""Methods in the trainer: every one takes a step, and contexts, snapshots and rollouts are what their tables say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trainer_kit as kit
+
+import dopd
+from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
+from dopd.errors import ConfigError
+from dopd.methods import METHODS
+from dopd.trainer.anchor import SnapshotAnchor
+
+
+def half_right(completion: str, row: dict[str, Any]) -> float:
+    """A verifier that untrained models' answers divide."""
+    return float(len(completion.split()) % 2)
+
+
+def rows_with_contrast(count: int = 8) -> list[dict[str, Any]]:
+    rows = kit.task_rows(count)
+    return [row | {"contrast_context": rows[n - 1]["privileged_context"]} for n, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_step(name: str, tmp_path: Path) -> None:
+    made = kit.trainer(
+        tmp_path,
+        name,
+        model=kit.many_ends(kit.student()),
+        train_dataset=kit.Dataset.from_list(rows_with_contrast()),
+        verifier=half_right,
+        num_generations=4,
+    )
+    before = {key: value.clone() for key, value in made.model.named_parameters()}
+    made.train()
+    logged = made.state.log_history[0]
+    assert all(value == value for key, value in logged.items() if isinstance(value, float)), logged
+    moved = any(not torch.equal(before[key], value) for key, value in made.model.named_parameters())
+    assert moved == (logged["grad_norm"] > 0)
+    if name not in ("sdpo", "rlcsd", "grpo", "rlsd"):  # these learn nothing from a prompt whose answers are all alike
+        assert moved
+    labels = {rule.label for rule in made.table.rules}
+    assert {key.removeprefix("share/") for key in logged if key.startswith("share/")} == labels
+
+
+def test_rewarded_method_without_a_verifier_is_refused(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "grpo", num_generations=4)
+    with pytest.raises(ConfigError, match="this method needs rewards: pass verifier="):
+        made.train()
+
+
+def test_siblings_are_right_rollouts_of_the_same_prompt_and_never_the_rows_own() -> None:
+    completions, scores = ["a", "b", "c", "d", "e", "f"], [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert sibling_contexts(completions, scores, 3, right=True) == ["c", "a", "a", "e", None, "e"]
+    assert sibling_contexts(completions, scores, 3, right=False) == ["b", None, "b", "f", "d", "d"]
+    assert sibling_contexts(["", " ", "x"], [1.0, 1.0, 0.0], 3, right=True) == [None, None, None]
+    with pytest.raises(ConfigError, match="need a verifier"):
+        sibling_contexts(completions, None, 3, right=True)
+    with pytest.raises(ConfigError, match="6 completions, which is not a multiple of num_generations"):
+        sibling_contexts(completions, scores, 4, right=True)
+
+
+def test_contexts_come_from_where_the_table_says() -> None:
+    row = {"prompt": "q", "privileged_context": "hint", "contrast_context": "trap", "privileged_images": ["crop.png"]}
+    (told,) = rows_for_view("privileged", dopd.table("dopd"), [row])
+    assert told == row
+    (told,) = rows_for_view("privileged", dopd.table("dopd_no_privilege"), [row])
+    assert told["privileged_context"] is None and told["privileged_images"] is None
+    (told,) = rows_for_view("contrast", dopd.table("opsd_contrast"), [row])
+    assert told["privileged_context"] == "trap" and told["privileged_images"] is None
+    (told,) = rows_for_view("praise", dopd.table("cal_opd"), [row])
+    assert told["privileged_context"] == JUDGEMENTS["praise"]
+    first, second = rows_for_view("privileged", dopd.table("sdpo"), [row, row], ["x", "y"], [1.0, 0.0], 2)
+    assert (first["privileged_context"], second["privileged_context"]) == (None, "x")
+
+
+def test_without_privilege_both_policies_read_the_plain_prompt(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "dopd_no_privilege")
+    made.model.train()
+    rows = [made.train_dataset[n] for n in range(8)]
+    batch = made._generate_and_score_completions(rows)
+    assert not made.table.needs_privileged
+    plain = kit.trainer(tmp_path / "plain", "vanilla")
+    views = {"plain": made.plain_view(batch)}
+    again, _ = plain._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+    torch.testing.assert_close(batch["logprobs/privileged_teacher"], again["logprobs/teacher"])
+
+
+def test_student_of_privileged_both_answers_the_privileged_prompt(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "privileged_both")
+    made.model.train()
+    rows = [made.train_dataset[n] for n in range(8)]
+    batch = made._generate_and_score_completions(rows)
+    told = made._privileged_view(rows)
+    assert torch.equal(batch["prompt_ids"], told.prompt_ids) and torch.equal(batch["prompt_mask"], told.prompt_mask)
+
+
+def test_rollouts_grow_with_the_steps(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "fast_opd", method_options={"start": 2, "growth": 3}, max_steps=4)
+    whole = made.generation_config.max_new_tokens
+    made.train()
+    lengths = [entry["completions/max_length"] for entry in made.state.log_history if "completions/max_length" in entry]
+    assert lengths == [2, 5, 8, 8] and made.generation_config.max_new_tokens == whole == 8
+
+
+def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:
+    student = kit.student()
+    anchor = SnapshotAnchor(kit.student(), 2)
+
+    def weight() -> float:
+        with anchor.scoring_model(student) as model:
+            return float(next(iter(model.parameters())).detach().flatten()[0])
+
+    first = next(iter(student.parameters()))
+    start = weight()
+    seen = []
+    for step in range(1, 6):
+        first.data.flatten()[0] = float(step)
+        anchor.after_step(student)
+        seen.append(weight())
+        if step == 3:
+            anchor.save(tmp_path)
+    assert seen == [start, 2.0, 2.0, 4.0, 4.0]
+    again = SnapshotAnchor(kit.student(), 2)
+    again.load(tmp_path)
+    first.data.flatten()[0] = 7.0
+    again.after_step(student)  # the fourth step: the count goes on where it was
+    with again.scoring_model(student) as model:
+        assert float(next(iter(model.parameters())).detach().flatten()[0]) == 7.0
