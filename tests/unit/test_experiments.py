@@ -12,6 +12,7 @@ from dopd.errors import ConfigError
 from dopd.experiments import EXPERIMENTS, get_experiment
 from dopd.experiments.analysis import collect, judge, verdict
 from dopd.experiments.catalogue import get_experiment as by_name
+from dopd.experiments.index import write_index
 from dopd.experiments.launch import write_launch
 from dopd.experiments.problems import TEST_PROBLEMS, evaluation_rows
 from dopd.experiments.protocol import GRID, PRETRAINING_SEEDS, RUN_SEEDS, TUNED_RATES, best_rate, learning_rate
@@ -306,6 +307,18 @@ def test_an_unfinished_experiment_has_no_verdict(tmp_path: Path) -> None:
     result = write_experiment(made_up, runs, wanted(made_up), tmp_path)
     assert result["verdict"] == "not finished" and result["claims"] == []
     assert "6 of 18 runs" in (tmp_path / README_FILE).read_text()
+
+
+def test_index_names_every_experiment_and_says_which_was_not_run(tmp_path: Path) -> None:
+    made_up = dataclasses.replace(experiment(Claim(text="A wins", first="a", second="b")), name="figure3")
+    runs = [record(label, seeds, HIGH[label][seeds]["greedy"]) for label in "abc" for seeds in SEEDS]
+    write_experiment(made_up, runs, wanted(made_up), tmp_path / "figure3")
+    lines = write_index(tmp_path).read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == len(EXPERIMENTS)
+    (done,) = [row for row in rows if "[figure3]" in row]
+    assert "18 of 18" in done and "1 of 1" in done and "replicated" in done
+    assert sum("not run" in row for row in rows) == len(rows) - 1
 
 
 @pytest.mark.parametrize("kind", ["lines", "curves"])
