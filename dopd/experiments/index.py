@@ -11,8 +11,9 @@ PROTOCOL_FILE = "PROTOCOL.md"
 
 _HEAD = """# Experiments
 
-The paper's tables and figures with tiny models, one folder each. How they were made and judged: [PROTOCOL.md](PROTOCOL.md); what was tried beside
-them: [LOG.md](LOG.md); the commands: [docs/experiments.md](../docs/experiments.md).
+The paper's tables and figures with tiny models, one folder each. How they were made and judged:
+[PROTOCOL.md](PROTOCOL.md); what was tried beside them: [LOG.md](LOG.md); the commands:
+[docs/experiments.md](../docs/experiments.md).
 
 | experiment | of the paper | what | runs | claims supported | verdict |
 |---|---|---|---|---|---|
