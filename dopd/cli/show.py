@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dopd.tables import RoutingTable
 
 
+_LABELS = {"accuracy_privileged": "accuracy_greedy WITH p", "accuracy_blank": "accuracy_greedy, grey images"}
+
+
 def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> None:
     """An evaluation as a small table, or as JSON."""
     record = result.to_json()
@@ -27,7 +30,7 @@ def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> N
     table.add_column("value [95% interval]")
     for label, interval in record["intervals"].items():
         text = f"{100 * interval['mean']:.1f}% [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
-        table.add_row({"accuracy_privileged": "accuracy_greedy WITH p"}.get(label, label), escape(text))
+        table.add_row(_LABELS.get(label, label), escape(text))
     for label, value in record["metrics"].items():
         if not label.startswith(("accuracy", "num_")):
             table.add_row(label, f"{value:.4g}")

@@ -136,13 +136,7 @@ def table6() -> Experiment:
         protocol=f"{_ABLATION_RATE} Equal weights: top-K JS for every regime. HT alone: the same, other weights 0.",
         conditions=(
             start(),
-            row(
-                "all four, equal",
-                (38.4, 40.9, 41.3),
-                method="four_equal_js",
-                rules=_rows("js", "student_topk"),
-                rate_of="dopd",
-            ),
+            row("all four, equal", (38.4, 40.9, 41.3), method="dopd_equal"),
             row(
                 "HT alone",
                 (41.0, 43.7, 45.3),
@@ -177,13 +171,12 @@ def table7() -> Experiment:
     supports = {"sampled": "sampled", "student_topk": "top-K", "full": "full"}
 
     def row(divergence: str, support: str) -> Condition:
-        return condition(
-            f"{names[divergence]}, {supports[support]}",
-            "four_equal_js" if (divergence, support) == ("js", "student_topk") else f"four_{divergence}_{support}",
-            rules=_rows(divergence, support),
-            rate_of="dopd",
-            paper=dict(zip(("step 40", "step 80", "step 160"), paper[divergence, support], strict=True)),
-        )
+        label = f"{names[divergence]}, {supports[support]}"
+        theirs = dict(zip(("step 40", "step 80", "step 160"), paper[divergence, support], strict=True))
+        if (divergence, support) == ("js", "student_topk"):
+            return condition(label, "dopd_equal", paper=theirs)
+        rules = _rows(divergence, support)
+        return condition(label, f"equal_{divergence}_{support}", rules=rules, rate_of="dopd", paper=theirs)
 
     uniform = tuple(row(*key) for key in paper)
     adaptive = {"step 40": 45.7, "step 80": 48.4, "step 160": 49.8}

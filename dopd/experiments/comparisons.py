@@ -57,7 +57,8 @@ def tuning() -> Experiment:
         claim="None: each method gets the rate of the grid with the highest mean of greedy and sampled accuracy.",
         protocol="Family dag, validation problems (equal to none of the test's), the first pretraining seed, one "
         "run seed "
-        "that no test uses. Ties go to the lower rate. Tests read the rates from `dopd.experiments.protocol`.",
+        "that no test uses. Ties (less than 1 point) go to the lower rate. Tests read the rates from "
+        "`dopd.experiments.protocol`.",
         conditions=tuple(
             condition(
                 f"{method}{'' if teacher == 'teacher' else '@' + teacher}, {rate:g}",

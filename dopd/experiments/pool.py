@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -33,7 +34,8 @@ def execute_all(todo: Todo, keep: Callable[[dict[str, Any]], None], *, jobs: int
     os.environ.update({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     progress = _Report(len(todo), console)
     waiting = list(todo)
-    with progress, ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
+    context = multiprocessing.get_context("spawn")
+    with progress, ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as executor:
         running: dict[Any, RunSpec] = {}
         try:
             while waiting or running:
@@ -50,6 +52,17 @@ def execute_all(todo: Todo, keep: Callable[[dict[str, Any]], None], *, jobs: int
                 "a process that made runs has died (out of memory, or stopped from outside). Finished runs are kept: "
                 "start the command again to go on, with a lower --jobs if memory was short"
             ) from None
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when the one that started it has, in the middle of a run if need be."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(key: str, spec: RunSpec) -> dict[str, Any]:

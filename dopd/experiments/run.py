@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dopd.errors import ConfigError
 from dopd.experiments.catalogue import get_experiment
+from dopd.experiments.index import PROTOCOL_FILE, write_index
 from dopd.experiments.pool import execute_all
 from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS
 from dopd.experiments.spec import Experiment, RunSpec
@@ -60,6 +61,8 @@ def run_experiment(
     runs = [(label, finished[key]) for label, key, _ in keyed if key in finished]
     target = Path(folder) / experiment.name
     result = write_experiment(experiment, runs, [(label, spec) for label, _, spec in keyed], target)
+    if (Path(folder) / PROTOCOL_FILE).is_file():
+        write_index(Path(folder))
     console.print(
         f"[bold]{experiment.name}: {result['verdict']}[/bold] ({len(runs)} of {len(keyed)} runs). See {target}"
     )

@@ -8,11 +8,29 @@ from dopd.report.groups import RunGroup
 from dopd.report.records import RunRecord
 from dopd.statistics import Interval, mean_interval, wilson_interval
 
-ACCURACIES = ("accuracy_greedy", "accuracy_sampled", "accuracy_privileged")
-COLUMNS = ("greedy, no p", "sampled, no p", "greedy WITH p", "entropy", "length", "KL to teacher", "runs")
+ACCURACIES = {
+    "accuracy_greedy": "greedy, no p",
+    "accuracy_sampled": "sampled, no p",
+    "accuracy_blank": "greedy, grey images",
+    "accuracy_privileged": "greedy WITH p",
+}
+_ONLY_WITH_IMAGES = "accuracy_blank"
+_MEANS = ("entropy", "length", "KL to teacher", "runs")
 
 
-def headline_rows(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def headline(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The table as `columns` and `rows` (`headline_rows`); what was answered to grey images only where it was asked."""
+    results = [result for group in groups for result in map(last_evaluation, group.runs) if result]
+    results += [summary[name] for name in ("start", "teacher_result") if summary.get(name)]
+    pictured = any(_ONLY_WITH_IMAGES in result["metrics"] for result in results)
+    names = [name for name in ACCURACIES if pictured or name != _ONLY_WITH_IMAGES]
+    columns = [*(ACCURACIES[name] for name in names), *_MEANS]
+    return {"columns": columns, "rows": headline_rows(groups, summary, names)}
+
+
+def headline_rows(
+    groups: Sequence[RunGroup], summary: Mapping[str, Any], accuracies: Sequence[str]
+) -> list[dict[str, Any]]:
     """Rows with `label`, `kind` (`start`, `teacher` or `method`), `colour` (index of the group) and `cells`.
 
     A cell has `text` and, for accuracies, `mean`, `low`, `high` in [0, 1]. Intervals of single evaluations are over
@@ -21,14 +39,14 @@ def headline_rows(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> lis
     rows = []
     start = summary.get("start") or _first_evaluation(groups)
     if start:
-        rows.append({"label": "start (student)", "kind": "start", "colour": -1, "cells": _single([start])})
+        rows.append({"label": "start (student)", "kind": "start", "colour": -1, "cells": _single([start], accuracies)})
     if summary.get("teacher_result"):
-        cells = _single([summary["teacher_result"]])
+        cells = _single([summary["teacher_result"]], accuracies)
         rows.append({"label": "teacher", "kind": "teacher", "colour": -1, "cells": cells})
     for number, group in enumerate(groups):
         results = [result for result in map(last_evaluation, group.runs) if result]
         if results:
-            cells = _single(results) if len(results) == 1 else _over_seeds(results)
+            cells = (_single if len(results) == 1 else _over_seeds)(results, accuracies)
             rows.append({"label": group.label, "kind": "method", "colour": number, "cells": cells})
     return rows
 
@@ -66,16 +84,16 @@ def _as_result(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"metrics": metrics, "intervals": intervals}
 
 
-def _single(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _single(results: Sequence[Mapping[str, Any]], accuracies: Sequence[str]) -> list[dict[str, Any]]:
     (result,) = results
     intervals = result.get("intervals", {})
-    cells = [_accuracy(Interval(**intervals[name]) if name in intervals else None) for name in ACCURACIES]
+    cells = [_accuracy(Interval(**intervals[name]) if name in intervals else None) for name in accuracies]
     return [*cells, *_plain_cells(results)]
 
 
-def _over_seeds(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _over_seeds(results: Sequence[Mapping[str, Any]], accuracies: Sequence[str]) -> list[dict[str, Any]]:
     cells = []
-    for name in ACCURACIES:
+    for name in accuracies:
         values = [result["metrics"][name] for result in results if name in result["metrics"]]
         cells.append(_accuracy(mean_interval(values) if values else None))
     return [*cells, *_plain_cells(results)]

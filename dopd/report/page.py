@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
-from dopd.report.headline import COLUMNS, headline_rows
+from dopd.report.headline import headline
 from dopd.report.palette import METHOD_COLOURS, REGIME_COLOURS, REGIMES, style_variables
 from dopd.report.series import charts
 from dopd.report.traces import pack_traces
@@ -52,7 +52,7 @@ def report_page(paths: Sequence[str | Path]) -> str:
         "title": _title(groups, summary),
         "subtitle": _subtitle(groups),
         "runs": [{"label": group.label, "seed": seed_of(run), "several": len(group.runs) > 1} for group, run in runs],
-        "headline": {"columns": list(COLUMNS), "rows": headline_rows(groups, summary)},
+        "headline": headline(groups, summary),
         "findings": findings(groups, summary),
         "charts": charts(groups),
         "differences": {"columns": [group.label for group in groups], "rows": table},

@@ -14,6 +14,7 @@ _LINES = (
     ("eval_accuracy_greedy", "Accuracy without p, greedy", "share"),
     ("eval_accuracy_sampled", "Accuracy without p, sampled (T = 1)", "share"),
     ("eval_accuracy_privileged", "Accuracy WITH p, greedy", "share"),
+    ("eval_accuracy_blank", "Accuracy with grey images, greedy", "share"),
     ("rollout/accuracy", "Accuracy of rollouts", "share"),
     ("entropy", "Entropy of the student (nats)", "number"),
     ("completions/mean_length", "Length of rollouts (tokens)", "number"),

@@ -6,6 +6,13 @@ from typing import Any
 from dopd.report.palette import REGIMES
 from dopd.statistics import Interval, mean_interval
 
+_KINDS = {
+    "greedy": "greedy, no p",
+    "sampled": "sampled, no p",
+    "blank": "greedy, grey images",
+    "privileged": "greedy WITH p",
+}
+
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """Start, teacher and every method: accuracies without p with 95% intervals, entropy, length, as Markdown.
@@ -13,17 +20,11 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     Intervals of start and teacher are over prompts (Wilson); those of methods over seeds (Student's t), where there are
     at least two.
     """
-    rows = [_single("start (student)", summary["start"]), _single("teacher", summary["teacher_result"])]
-    rows += [_over_seeds(name, results) for name, results in summary["methods"].items()]
-    header = [
-        "",
-        "greedy, no p (%)",
-        "sampled, no p (%)",
-        "greedy WITH p (%)",
-        "entropy (nats)",
-        "length (tokens)",
-        "runs",
-    ]
+    pictured = "accuracy_blank" in summary["start"]["metrics"]
+    kinds = [kind for kind in _KINDS if pictured or kind != "blank"]
+    rows = [_single("start (student)", summary["start"], kinds), _single("teacher", summary["teacher_result"], kinds)]
+    rows += [_over_seeds(name, results, kinds) for name, results in summary["methods"].items()]
+    header = ["", *(f"{_KINDS[kind]} (%)" for kind in kinds), "entropy (nats)", "length (tokens)", "runs"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     title = f"# {summary['task']}: {summary['student']} taught by {summary['teacher']}"
@@ -35,22 +36,21 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join([title, "", *lines, "", note, *_verdicts(summary), ""])
 
 
-def _single(name: str, record: Mapping[str, Any]) -> list[str]:
+def _single(name: str, record: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
     def cell(key: str) -> str:
         interval = record["intervals"].get(key)
         return "-" if interval is None else Interval(**interval).percent()
 
     metrics = record["metrics"]
-    accuracies = [cell(f"accuracy_{kind}") for kind in ("greedy", "sampled", "privileged")]
+    accuracies = [cell(f"accuracy_{kind}") for kind in kinds]
     return [name, *accuracies, f"{metrics['entropy']:.3f}", f"{metrics['length']:.1f}", "1"]
 
 
-def _over_seeds(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _over_seeds(name: str, results: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[str]:
     if len(results) == 1:
-        return _single(name, results[0])
+        return _single(name, results[0], kinds)
     accuracies = [
-        mean_interval([result["metrics"][f"accuracy_{kind}"] for result in results]).percent()
-        for kind in ("greedy", "sampled", "privileged")
+        mean_interval([result["metrics"][f"accuracy_{kind}"] for result in results]).percent() for kind in kinds
     ]
     entropy = mean_interval([result["metrics"]["entropy"] for result in results]).mean
     length = mean_interval([result["metrics"]["length"] for result in results]).mean

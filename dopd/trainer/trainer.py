@@ -241,12 +241,12 @@ class DOPDTrainer(ViewingTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = as_the_student_reads(inputs, self.table, self.template)
+        problems, inputs = inputs, as_the_student_reads(inputs, self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
         with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
-            scores = verify(self.verifier, inputs, batch, self._tokenizer, self.eos_token_ids)
+            scores = verify(self.verifier, problems, batch, self._tokenizer, self.eos_token_ids)
             views, known = batch_views(self, inputs, batch, scores)
             scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"], known)
             batch |= scored

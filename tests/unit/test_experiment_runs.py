@@ -64,6 +64,11 @@ def test_what_a_record_holds() -> None:
     assert str(Path.home()) not in str(record)
 
 
+def test_rollouts_that_read_p_are_judged_by_the_problem_and_not_by_what_they_read() -> None:
+    record = worker.execute(dataclasses.replace(RUN, method="privileged_both", options={}))
+    assert record["status"] == "finished" and "rollout/accuracy" in record["curves"]
+
+
 @pytest.mark.parametrize("method", ["start", "teacher"])
 def test_untrained_conditions_only_evaluate(method: str) -> None:
     record = worker.execute(dataclasses.replace(RUN, method=method, options={}))

@@ -15,7 +15,7 @@ from dopd.inspection.schema import problems, read_trace
 from dopd.report import palette, traces
 from dopd.report.findings import findings
 from dopd.report.groups import differences, find_runs, find_summary, group_runs
-from dopd.report.headline import headline_rows
+from dopd.report.headline import headline
 from dopd.report.page import inspection_page, report_page, write_report
 from dopd.report.series import charts, thin
 from dopd.statistics import mean_interval, wilson_interval
@@ -71,7 +71,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_headline_has_start_and_methods_with_their_intervals(folder: Path) -> None:
-    rows = headline_rows(groups_of(folder), {})
+    rows = headline(groups_of(folder), {})["rows"]
     assert [(row["label"], row["kind"]) for row in rows] == [
         ("start (student)", "start"),
         ("dopd", "method"),

@@ -5,6 +5,7 @@ The models are untrained, of the families' own transformers classes, with proces
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import pytest
 import torch
 import vision_kit as kit
 from datasets import Dataset
+from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from dopd.data.encode import encode_view
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import plain_prompt, privileged_prompt, with_blank_images
 from dopd.fused import score_tokens
 from dopd.heads import Head
 from dopd.prefix import hidden_states_sharing_prompts
 from dopd.scoring import View, backbone_of, generation_inputs, view_hidden_states
+from dopd.trainer.setup import answering
 from dopd.vision import load_processor
 from dopd.vision.tokens import placeholder_ids
 
@@ -342,6 +345,51 @@ def test_images_keep_to_their_rows_where_a_batch_is_put_in_order_and_cut(tmp_pat
             lengths.append(len(prompt))
             assert images.key == expected[prompt].key
     assert lengths == sorted(lengths) and len(set(lengths)) == 4
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_neither_sharing_nor_checkpointing_nor_the_backend_changes_the_losses(name: str, tmp_path: Path) -> None:
+    def losses(label: str, **options: Any) -> list[float]:
+        made = kit.trainer(name, tmp_path / label, **options)
+        made.train()
+        return [record["loss"] for record in made.state.log_history if "loss" in record]
+
+    base = losses("base")
+    assert losses("alone", share_prompts=False) == pytest.approx(base, abs=1e-5)
+    assert losses("checkpointed", gradient_checkpointing=True) == pytest.approx(base, abs=1e-5)
+    assert losses("reference", loss_backend="reference") == pytest.approx(base, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bf16": True}, {"privileged_student": "ema"}, {"privileged_student": "frozen"}, {"lora": True}, {"stream": True}],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("name", PACKINGS)
+def test_half_precision_anchors_adapters_and_streams(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    options = dict(options)
+    if options.pop("lora", False):
+        options["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    if options.pop("stream", False):
+        options["train_dataset"] = Dataset.from_list(kit.rows(8)).to_iterable_dataset()
+    made = kit.trainer(name, tmp_path, **options)
+    made.train()
+    losses = [record["loss"] for record in made.state.log_history if "loss" in record]
+    assert len(losses) == 2 and all(0 < loss < 10 for loss in losses)
+
+
+def test_the_blank_control_is_reported_beside_the_accuracy_of_prompts_with_images(tmp_path: Path) -> None:
+    rows = [*kit.rows(3), {**kit.rows(4)[3], "images": []}]
+    made = kit.trainer("qwen3_vl", tmp_path, "vanilla")
+    evaluator = answering(made, rows, lambda completion, row: 1.0)
+    evaluator = replace(evaluator, eos_token_ids=list(range(len(made._tokenizer))))  # the first token ends an answer
+    result = evaluator.evaluate(made.model)
+    assert (len(result.greedy), len(result.blank)) == (4, 3)
+    assert result.metrics()["accuracy_blank"] == 1.0 and "accuracy_blank" in result.to_json()["intervals"]
+    assert replace(evaluator, blank_control=False).evaluate(made.model).blank == []
+    grey = evaluator.view([with_blank_images(plain_prompt(row)) for row in rows[:3]], "cpu")
+    pixels = grey.images[0].fields["pixel_values"]
+    assert float(pixels.std()) == 0.0
 
 
 @pytest.mark.parametrize("name", PACKINGS)

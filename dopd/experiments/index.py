@@ -1,0 +1,40 @@
+"""experiments/README.md: the verdict of every experiment on one page, beside the protocol."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dopd.experiments.catalogue import EXPERIMENTS, get_experiment
+from dopd.experiments.writing import README_FILE, RESULTS_FILE
+
+PROTOCOL_FILE = "PROTOCOL.md"
+
+_HEAD = """# Experiments
+
+The paper's tables and figures with tiny models, one folder each. How they were made and judged:
+[PROTOCOL.md](PROTOCOL.md); what was tried beside them: [LOG.md](LOG.md); the commands:
+[docs/experiments.md](../docs/experiments.md).
+
+| experiment | of the paper | what | runs | claims supported | verdict |
+|---|---|---|---|---|---|
+"""
+
+
+def write_index(folder: Path) -> Path:
+    """Write the page from the results.json files that there are; an experiment without one is named as not run."""
+    lines = []
+    for name in EXPERIMENTS:
+        experiment = get_experiment(name)
+        path = folder / name / RESULTS_FILE
+        if path.exists():
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            outcomes = [claim["outcome"] for claim in result["claims"]]
+            link, runs = f"[{name}]({name}/{README_FILE})", f"{result['finished_runs']} of {result['wanted_runs']}"
+            supported = f"{outcomes.count('supported')} of {len(outcomes)}" if outcomes else ""
+            verdict = result["verdict"]
+        else:
+            link, runs, supported, verdict = name, "none", "", "not run"
+        lines.append(f"| {link} | {experiment.source} | {experiment.title} | {runs} | {supported} | {verdict} |")
+    target = folder / README_FILE
+    target.write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    return target
