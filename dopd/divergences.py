@@ -5,7 +5,7 @@ one extra outcome for the remaining mass. Shapes: `...` any leading dimensions, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -299,9 +299,13 @@ def entropy(log_p: Tensor) -> Tensor:
     return -_expectation(log_p, log_p)
 
 
-def pick(log_p: Tensor, ids: Tensor) -> Tensor:
-    """log_p at `ids`: (..., V) and (...) -> (...)."""
-    return log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+def pick(log_p: Tensor, ids: Tensor, merged: Sequence[int] = ()) -> Tensor:
+    """log_p at `ids`: (..., V) and (...) -> (...). Where an id is in `merged`, the log of the mass of all of these."""
+    picked = log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if not merged:
+        return picked
+    together = torch.tensor(list(merged), device=ids.device)
+    return torch.where(torch.isin(ids, together), log_p[..., together].logsumexp(-1), picked)
 
 
 def on_support(log_p: Tensor, support_ids: Tensor, tail: Tail) -> Tensor:

@@ -52,6 +52,7 @@ def routed_loss(
     *,
     assignment: Assignment | None = None,
     num_sequences: float | None = None,
+    merged_ids: Sequence[int] = (),
 ) -> RoutedLoss:
     """Decide what every completion token receives, then sum weight * divergence(student, target) over its rows.
 
@@ -66,6 +67,7 @@ def routed_loss(
             from this batch if left out.
         num_sequences (`float`, *optional*): the denominator of the mean over sequences, when this is a part of a larger
             batch; defaults to the sequences here that have a scored token.
+        merged_ids (`list[int]`): tokens that count as one outcome where one of them was sampled (`table.merge_ends`).
 
     Returns:
         `RoutedLoss`.
@@ -80,7 +82,7 @@ def routed_loss(
     safe_ids_BT = torch.where(keep_BT, completion_ids, 0)  # a padding id may lie outside the vocabulary
     if assignment is None:
         scored = {**targets, LIVE: student_logits.detach()}
-        assignment = assign(table, _signals(table, scored, safe_ids_BT, mask))
+        assignment = assign(table, _signals(table, scored, safe_ids_BT, mask, merged_ids))
     assignment.check(mask, table)
 
     per_row: list[Tensor] = []
@@ -97,6 +99,7 @@ def routed_loss(
                 safe_ids_BT[chosen_BT],
                 advantages=assignment.advantages[index][chosen_BT] if index in assignment.advantages else None,
                 progress=assignment.progress,
+                merged_ids=merged_ids,
             ).to(per_token_BT.dtype)
             factor_M = assignment.factors[index][chosen_BT].to(value_M) if index in assignment.factors else 1.0
             per_token_BT = per_token_BT.masked_scatter(chosen_BT, rule.weight * factor_M * value_M)
@@ -117,6 +120,7 @@ def row_divergence(
     *,
     advantages: Tensor | None = None,
     progress: float = 0.0,
+    merged_ids: Sequence[int] = (),
 ) -> Tensor:
     """What a row says of M tokens, before its weight: (M,), nats.
 
@@ -127,9 +131,10 @@ def row_divergence(
         sampled_ids (`LongTensor` (M,)): the sampled tokens.
         advantages (`Tensor` (M,), *optional*): of a policy-gradient row.
         progress (`float`): share of the training that is over, for exponents that move.
+        merged_ids (`list[int]`): see `routed_loss`.
     """
     if advantages is not None:
-        log_s_y = pick(log_probs(student_logits), sampled_ids)
+        log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
         advantages = advantages.to(log_s_y) if rule.clip is None else advantages.to(log_s_y).clamp(*rule.clip)
         return surrogate(-advantages, advantages, log_s_y)
     if rule.target is None:
@@ -139,10 +144,10 @@ def row_divergence(
         exponents = rule.target.exponents(progress)
         if rule.support == "sampled":
             # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
-            log_s_y = pick(log_probs(student_logits), sampled_ids)
+            log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
             log_t_y = torch.zeros_like(log_s_y)
             for name, power in exponents.items():
-                log_t_y = log_t_y + power * pick(log_probs(given[name]), sampled_ids).detach()
+                log_t_y = log_t_y + power * pick(log_probs(given[name]), sampled_ids, merged_ids).detach()
             return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
         target_logits = product_logits([(power, given[name]) for name, power in exponents.items()])
     return divergence(
@@ -175,12 +180,14 @@ def product_logits(factors: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total.masked_fill(ruled_out, -math.inf)
 
 
-def _signals(table: RoutingTable, logits: Mapping[str, Tensor], ids_BT: Tensor, mask: Tensor) -> SignalBatch:
+def _signals(
+    table: RoutingTable, logits: Mapping[str, Tensor], ids_BT: Tensor, mask: Tensor, merged_ids: Sequence[int]
+) -> SignalBatch:
     """Scores that the table decides by, from logits, for a batch that is whole."""
     logprobs, entropies = {}, {}
     for name in table.scored_sources:
         log_p = log_probs(logits[name].detach())
-        logprobs[name], entropies[name] = pick(log_p, ids_BT), entropy(log_p)
+        logprobs[name], entropies[name] = pick(log_p, ids_BT, merged_ids), entropy(log_p)
     measures = {name: take_measure(name, logits) for name in table.measures}
     return SignalBatch(mask, logprobs, entropies, measures)
 

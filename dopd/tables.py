@@ -63,6 +63,10 @@ class RoutingTable:
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
             raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
         self._check_rows()
+        if self.merge_ends and any(rule.support != "sampled" for rule in self.rules):
+            raise ConfigError(
+                f"table {self.name!r}: merge_ends scores the sampled token alone; every row must have support='sampled'"
+            )
         if self.anchor != "current" and not self.sources & ANCHOR_SOURCES:
             raise ConfigError(
                 f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "

@@ -5,7 +5,7 @@ Shapes: B sequences, T completion tokens, H / Hs hidden sizes of the student / a
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -34,6 +34,7 @@ def score_tokens(
     *,
     backend: Backend = "auto",
     chunk_tokens: int | None = None,
+    merged_ids: Sequence[int] = (),
 ) -> TokenScores:
     """Log-probs, entropies and log-sum-exps at the scored positions, one chunk of tokens at a time; no gradient.
 
@@ -45,11 +46,20 @@ def score_tokens(
         backend (`str`, *optional*, defaults to `"auto"`): see `fused_routed_loss`.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
             if left out (`dopd.fused.products`).
+        merged_ids (`list[int]`): see `dopd.routed_loss`.
     """
     backend = _resolve(backend, chunk_tokens, hidden)
     head = Head.of(head)
     _check_batch({"hidden": (hidden, head)}, completion_ids, mask)
-    return score(hidden, head, completion_ids, mask, rows=_row_operations(backend), chunk_tokens=chunk_tokens)
+    return score(
+        hidden,
+        head,
+        completion_ids,
+        mask,
+        rows=_row_operations(backend),
+        chunk_tokens=chunk_tokens,
+        merged_ids=merged_ids,
+    )
 
 
 @torch.compiler.disable
@@ -66,6 +76,7 @@ def fused_routed_loss(
     assignment: Assignment | None = None,
     num_sequences: float | None = None,
     scores: Mapping[str, TokenScores] | None = None,
+    merged_ids: Sequence[int] = (),
 ) -> RoutedLoss:
     """`routed_loss` from hidden states and heads. Gradients reach the student's hidden states and its head.
 
@@ -78,7 +89,7 @@ def fused_routed_loss(
             completion tokens.
         student_head (`Head`, `nn.Linear` or `Tensor` (V, H)): the student's output head.
         targets (`dict[str, tuple[Tensor, head]]`): source name -> hidden states (B, T, Hs) and head.
-        completion_ids, mask, table, assignment, num_sequences: see `routed_loss`.
+        completion_ids, mask, table, assignment, num_sequences, merged_ids: see `routed_loss`.
         backend (`str`, *optional*, defaults to `"auto"`): `"reference"` makes the logits of the whole batch;
             `"chunked"` and `"triton"` agree with it to rounding. `"auto"` is `"triton"` on CUDA, else `"chunked"`.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
@@ -114,6 +125,7 @@ def fused_routed_loss(
             table,
             assignment=assignment,
             num_sequences=num_sequences,
+            merged_ids=merged_ids,
         )
     with_grad = torch.is_grad_enabled()
     # The gradient by a list of outcomes is autograd's, which inference mode would refuse to record.
@@ -130,6 +142,7 @@ def fused_routed_loss(
             assignment=assignment,
             num_sequences=num_sequences,
             scores=scores or {},
+            merged_ids=merged_ids,
         )
 
 

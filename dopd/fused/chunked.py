@@ -3,7 +3,7 @@
 Shapes: B sequences, T completion tokens, P = B * T positions, H hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,12 +84,13 @@ def chunked_routed_loss(
     assignment: Assignment | None,
     num_sequences: float | None,
     scores: Mapping[str, TokenScores],
+    merged_ids: Sequence[int] = (),
 ) -> RoutedLoss:
     """`dopd.fused.fused_routed_loss`, from arguments that have been checked; `rows` does the row operations."""
     batch = _Batch(targets, completion_ids, mask, table, num_sequences)
     weight, bias, heads = _working_heads(student_hidden, student_head, batch)
     if assignment is None:
-        known = _deciding_scores(batch, student_hidden, heads, scores, rows, chunk_tokens)
+        known = _deciding_scores(batch, student_hidden, heads, scores, rows, chunk_tokens, merged_ids)
         assignment = assign(table, _signals(batch, student_hidden, heads, known, chunk_tokens))
     else:
         known = dict(scores)
@@ -122,6 +123,7 @@ def chunked_routed_loss(
                 factor_P=None if factors is None else factors.flatten(),
                 advantage_P=None if advantage_BT is None else advantage_BT.flatten(),
                 progress=assignment.progress,
+                merged_ids=tuple(merged_ids),
                 rows=rows,
                 chunk_tokens=chunk_tokens,
             )
@@ -183,13 +185,20 @@ def _deciding_scores(
     scores: Mapping[str, TokenScores],
     rows: TorchRows,
     chunk_tokens: int | None,
+    merged_ids: Sequence[int],
 ) -> dict[str, TokenScores]:
     """The scores that were given, and those that the table decides by besides."""
     known = dict(scores)
     for source in sorted(batch.table.scored_sources - set(known)):
         hidden = student_hidden if source == LIVE else batch.targets[source][0]
         known[source] = score(
-            hidden, heads[source], batch.completion_ids, batch.mask, rows=rows, chunk_tokens=chunk_tokens
+            hidden,
+            heads[source],
+            batch.completion_ids,
+            batch.mask,
+            rows=rows,
+            chunk_tokens=chunk_tokens,
+            merged_ids=merged_ids,
         )
     return known
 

@@ -5,7 +5,7 @@ their intermediate tensors are as small as a block. `TorchRows` is the definitio
 Shapes: C tokens of a chunk, R rows of a block, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,11 @@ class TorchRows:
         return value_C, entropy_C
 
 
-def score_rows(rows: TorchRows, logits_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Stats]:
-    """Log-probs of `ids` (nats) and statistics of every row; the tile is used up."""
-    picked_C = pick(logits_CV, ids_C)
+def score_rows(
+    rows: TorchRows, logits_CV: Tensor, ids_C: Tensor, merged_ids: Sequence[int] = ()
+) -> tuple[Tensor, Stats]:
+    """Log-probs of `ids` (nats; of all merged ones together) and statistics of every row; the tile is used up."""
+    picked_C = pick(logits_CV, ids_C, merged_ids)
     stats = rows.stats(logits_CV)
     return picked_C - stats.logsumexp_C, stats
 

@@ -3,7 +3,7 @@
 Shapes: B sequences, T completion tokens, H hidden size, V vocabulary, N scored tokens, C tokens of a chunk.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,14 @@ class TokenScores:
 
 @torch.no_grad()
 def score(
-    hidden: Tensor, head: Head, completion_ids: Tensor, mask: Tensor, *, rows: TorchRows, chunk_tokens: int | None
+    hidden: Tensor,
+    head: Head,
+    completion_ids: Tensor,
+    mask: Tensor,
+    *,
+    rows: TorchRows,
+    chunk_tokens: int | None,
+    merged_ids: Sequence[int] = (),
 ) -> TokenScores:
     """See `dopd.fused.score_tokens`; `rows` does the row operations."""
     keep_BT = mask != 0
@@ -50,7 +57,7 @@ def score(
         for start in range(0, num_tokens, size):
             chunk = slice(start, min(start + size, num_tokens))
             z_CV = dense_logits(hidden_NH[chunk], head, tile_CV[: chunk.stop - start])
-            logprobs_C, stats = score_rows(rows, z_CV, ids_N[chunk])
+            logprobs_C, stats = score_rows(rows, z_CV, ids_N[chunk], merged_ids)
             scored_3N[:, chunk] = torch.stack([logprobs_C, -stats.neg_entropy_C, stats.logsumexp_C])
     spread_3BT = torch.zeros(3, *mask.shape, dtype=wide_dtype, device=hidden.device)
     spread_3BT[:, keep_BT] = scored_3N

@@ -56,6 +56,7 @@ class Sweep:
     factor_P: Tensor | None  # on the row's weight
     advantage_P: Tensor | None  # of policy-gradient rows
     progress: float
+    merged_ids: tuple[int, ...]
     rows: TorchRows
     chunk_tokens: int | None
     wants: tuple[bool, bool, bool] = (False, False, False)  # gradients of hidden states, weight, bias
@@ -206,12 +207,12 @@ class Sweep:
         if scores is not None:
             return scores.logprobs.flatten()[index_C].to(live_C.dtype)
         logits_CV = self._source_logits(name, index_C, self._tile(1, len(index_C)))
-        return score_rows(self.rows, logits_CV, self.ids_P[index_C])[0]
+        return score_rows(self.rows, logits_CV, self.ids_P[index_C], self.merged_ids)[0]
 
     def _sampled(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, bool]:
         ids_C = self.ids_P[index_C]
-        picked_C = pick(z_CV, ids_C)
-        slope_C = products.slope(self.head, picked_C)
+        picked_C = pick(z_CV, ids_C, self.merged_ids)
+        columns_CK, shares_CK = self._sampled_columns(z_CV, ids_C)
         stats = self.rows.softmax_(z_CV, self.head)
         live_C = picked_C - stats.logsumexp_C
         if rule.target is None:
@@ -225,9 +226,25 @@ class Sweep:
                 log_t_C += exponent * self._source_logprobs(name, index_C, live_C)
             value_C, advantage_C = sampled_terms(rule.divergence, live_C, log_t_C, rule.variant)
         # d/dz of -advantage * log S(y) with the advantage held still: -advantage * (onehot(y) - S).
-        scale_C = self._scale(rule, index_C) * -advantage_C
-        z_CV.mul_(-scale_C.unsqueeze(-1)).scatter_add_(1, ids_C.unsqueeze(-1), (scale_C * slope_C).unsqueeze(-1))
+        scale_C1 = (self._scale(rule, index_C) * -advantage_C).unsqueeze(-1)
+        z_CV.mul_(-scale_C1).scatter_add_(1, columns_CK, scale_C1 * shares_CK)
         return -stats.neg_entropy_C, value_C, True
+
+    def _sampled_columns(self, z_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns (C, K) whose logits the sampled tokens' log-probs rise with, and d of it by hidden @ weight.T there.
+
+        K is 1, unless sampled tokens may stand for a group of merged ones.
+        """
+        columns_C1 = ids_C.unsqueeze(-1)
+        shares_C1 = torch.ones_like(z_CV[:, :1]) * products.slope(self.head, z_CV.gather(1, columns_C1))
+        if not self.merged_ids:
+            return columns_C1, shares_C1
+        merged_E = torch.tensor(self.merged_ids, device=ids_C.device)
+        is_merged_C1 = torch.isin(ids_C, merged_E).unsqueeze(-1)
+        inside_CE = z_CV[:, merged_E]
+        shares_CE = inside_CE.softmax(-1) * products.slope(self.head, inside_CE)
+        columns_CK = torch.cat([columns_C1, merged_E.expand(len(ids_C), -1)], dim=1)
+        return columns_CK, torch.cat([shares_C1 * ~is_merged_C1, shares_CE * is_merged_C1], dim=1)
 
     def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C, z_CV)

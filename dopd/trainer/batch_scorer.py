@@ -4,7 +4,7 @@ Shapes: B sequences of this rank, T completion tokens, H hidden size of a source
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -41,6 +41,7 @@ class BatchScorer:
         batch_size (`int`): sequences per forward pass.
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
         temperature (`float`): of the scored distributions.
+        merged_ids (`list[int]`): tokens that count as one outcome where one of them was sampled.
     """
 
     table: RoutingTable
@@ -52,6 +53,7 @@ class BatchScorer:
     batch_size: int
     chunk_tokens: int | None
     temperature: float
+    merged_ids: Sequence[int] = ()
 
     def score(
         self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor, known: Mapping[str, Any] | None = None
@@ -128,7 +130,9 @@ class BatchScorer:
         forward = partial(self.hidden_states, model)
         hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
         head = Head.of_model(model, self.temperature)
-        return hidden, score_tokens(hidden, head, completion_ids, mask, chunk_tokens=self.chunk_tokens)
+        return hidden, score_tokens(
+            hidden, head, completion_ids, mask, chunk_tokens=self.chunk_tokens, merged_ids=self.merged_ids
+        )
 
 
 def scores_of(batch: Mapping[str, Tensor], source: str) -> TokenScores:
@@ -155,4 +159,6 @@ def make_scorer(trainer: Any) -> BatchScorer:
         batch_size=args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size,
         chunk_tokens=args.loss_chunk_tokens,
         temperature=args.temperature,
+        # All tokens that end an answer, if the table scores them as one outcome.
+        merged_ids=sorted(trainer.eos_token_ids) if trainer.table.merge_ends else (),
     )

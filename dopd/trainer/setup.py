@@ -50,6 +50,16 @@ def check_batch_sizes(args: Any) -> None:
         )
 
 
+def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
+    """Raise `ConfigError` if the method learns from rewards and nobody gives any."""
+    if table.needs_rewards and verifier is None:
+        raise ConfigError(
+            f"method {table.name!r} learns from rewards: pass verifier=... to the trainer, or set verifier in "
+            "the config "
+            "(a task brings its own)"
+        )
+
+
 def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, args: Any) -> None:
     """Compare what can be compared without loading weights."""
     if table.needs_teacher and teacher_model is None:

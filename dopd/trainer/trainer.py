@@ -131,6 +131,7 @@ class DOPDTrainer(ViewingTrainer):
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
+        setup.check_rewards(self.table, verifier)
         setup.check_before_loading(model, teacher_model, self.table, args)
         super().__init__(
             model=model,
@@ -297,6 +298,7 @@ class DOPDTrainer(ViewingTrainer):
             # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
             num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
             scores={source: scores_of(inputs, source) for source in self._scorer.kept_sources},
+            merged_ids=self._scorer.merged_ids,
         )
         if self.table.routed and hidden.requires_grad:
             self._sums.add_gradients(hidden, self._routed.regimes, self.table)

@@ -3,12 +3,12 @@
 Shapes: B sequences, T completion tokens, H hidden size, V vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from methods_kit import random_logits
+from fused_kit import assert_same, make_case, one_rule
 from torch import Tensor, nn
 
 from dopd import divergences
@@ -18,15 +18,10 @@ from dopd.fused import TokenScores, fused_routed_loss, score_tokens
 from dopd.fused.products import LOG_ZERO
 from dopd.fused.supports import topk_ids
 from dopd.heads import Head
-from dopd.loss import RoutedLoss
-from dopd.methods import METHODS
 from dopd.methods import table as method
 from dopd.routing import Regime
-from dopd.rules import Rule
-from dopd.sources import SOURCES as SOURCE_SPECS
 from dopd.tables import RoutingTable
 
-DOUBLE = torch.float64
 SOURCES = ("teacher", "privileged_teacher", "privileged_student")
 SUPPORTS = [
     ("full", "bucket"),
@@ -39,83 +34,6 @@ SUPPORTS = [
 ]
 RULES = [(kind, support, tail) for kind in divergences.DIVERGENCES for support, tail in SUPPORTS]
 RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js")]
-
-
-@dataclass
-class Case:
-    """Hidden states, heads, tokens and a mask with padding, an empty sequence and an id outside the vocabulary."""
-
-    hidden: Tensor
-    head: Head
-    targets: dict[str, tuple[Tensor, Head]]
-    ids: Tensor
-    mask: Tensor
-
-    def run(self, table: RoutingTable, backend: str, upstream: float = 1.0, **options: Any) -> "Run":
-        leaves = [tensor for tensor in (self.hidden, self.head.weight, self.head.bias) if tensor is not None]
-        for leaf in leaves:
-            leaf.grad = None
-        result = fused_routed_loss(
-            self.hidden, self.head, self.targets, self.ids, self.mask, table, backend=backend, **options
-        )
-        (result.loss * upstream).backward()
-        return Run(result, [leaf.grad for leaf in leaves])
-
-
-@dataclass
-class Run:
-    result: RoutedLoss
-    grads: list[Tensor | None]
-
-
-def make_case(
-    shape: tuple[int, int, int, int] = (4, 5, 6, 61),
-    *,
-    dtype: torch.dtype = DOUBLE,
-    bias: bool = True,
-    spread: float = 1.0,
-    **head: Any,
-) -> Case:
-    B, T, H, V = shape
-    weight = (spread * torch.randn(V, H, dtype=DOUBLE)).to(dtype).requires_grad_()
-    bias_V = torch.randn(V, dtype=DOUBLE).to(dtype).requires_grad_() if bias else None
-    student_head = Head(weight, bias_V, **head)
-    teacher_head = Head((spread * torch.randn(V, H + 3, dtype=DOUBLE)).to(dtype), **head)
-
-    def hidden(size: int) -> Tensor:
-        return torch.randn(B, T, size, dtype=DOUBLE).to(dtype)
-
-    ids, mask = torch.randint(V, (B, T)), torch.ones(B, T, dtype=torch.long)
-    mask[0, T // 2 :] = 0
-    mask[-1] = 0
-    ids[mask == 0] = V + 7
-    targets = {"teacher": (hidden(H + 3), teacher_head), "privileged_teacher": (hidden(H + 3), teacher_head)}
-    targets["privileged_student"] = (hidden(H), student_head)
-    return Case(hidden(H).requires_grad_(), student_head, targets, ids, mask)
-
-
-def one_rule(kind: str, support: str, tail: str, top_k: int = 5, weight: float = 0.7) -> RoutingTable:
-    source = None if kind in divergences.WITHOUT_TARGET else "teacher"
-    rule = Rule(source=source, divergence=kind, support=support, tail=tail, top_k=top_k, weight=weight)
-    return RoutingTable(name="one", rules=(rule,))
-
-
-def assert_same(ours: Run, reference: Run, tolerance: float = 1e-10) -> None:
-    a, b = ours.result, reference.result
-    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
-    assert torch.equal(a.regimes, b.regimes)
-    torch.testing.assert_close(a.loss.detach(), b.loss.detach(), **close)
-    torch.testing.assert_close(a.per_token, b.per_token.detach(), **close)
-    assert a.sums.keys() == b.sums.keys()
-    for name, value in b.sums.items():
-        torch.testing.assert_close(torch.as_tensor(a.sums[name]), torch.as_tensor(value), **close, msg=name)
-    for mine, theirs in zip(ours.grads, reference.grads, strict=True):
-        if mine is None or theirs is None:  # nothing reaches a leaf: None in one, zeros in the other
-            present = theirs if mine is None else mine
-            assert present is None or not present.any()
-            continue
-        assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine, theirs, **close)
 
 
 @pytest.mark.parametrize(("kind", "support", "tail"), RULES)
@@ -187,37 +105,6 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
 
 def _part(scores: TokenScores, part: slice) -> TokenScores:
     return TokenScores(scores.logprobs[part], scores.entropy[part], scores.logsumexp[part])
-
-
-def every_source(case: Case) -> None:
-    """Give the case hidden states and heads for all sources that there are, in place."""
-    teacher_head = case.targets["teacher"][1]
-    for source, spec in SOURCE_SPECS.items():
-        head = teacher_head if spec.model == "teacher" else case.head
-        case.targets[source] = (torch.randn(*case.mask.shape, head.weight.shape[1], dtype=DOUBLE), head)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_agrees_with_the_reference(name: str) -> None:
-    """Rows that add up, products of sources, selections, scales and advantages, whatever the chunk."""
-    table, logits = method(name), random_logits(3, tokens=4, vocab=61)
-    case = make_case((8, 4, 6, 61), softcap=6.0)
-    case.mask, case.ids = logits.mask, torch.where(logits.mask != 0, logits.ids, 61 + 7)
-    every_source(case)
-    case.targets = {source: case.targets[source] for source in table.target_sources}
-    assignment = logits.assignment(table, progress=0.25, step=10)
-    reference = case.run(table, "reference", assignment=assignment, upstream=1.7)
-    scores = {source: score_tokens(*pair, case.ids, case.mask) for source, pair in case.targets.items()}
-    for options in ({}, {"chunk_tokens": 3}, {"chunk_tokens": 5, "scores": scores}):
-        assert_same(case.run(table, "chunked", assignment=assignment, upstream=1.7, **options), reference, 1e-9)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if not method(name).needs_rewards])
-def test_decisions_made_from_hidden_states_are_those_made_from_logits(name: str) -> None:
-    case, table = make_case((4, 5, 6, 61)), method(name)
-    every_source(case)
-    del case.targets["student"]  # the trained distribution itself
-    assert_same(case.run(table, "chunked", chunk_tokens=4), case.run(table, "reference"), 1e-9)
 
 
 def test_weight_zero_rows_teach_nothing_but_are_counted() -> None:

@@ -14,6 +14,7 @@ from methods_kit import GROUP, Logits, mean_over_sequences, random_logits
 from torch import Tensor
 
 import dopd
+from dopd.errors import ConfigError
 from dopd.methods import METHODS
 
 Formula = Callable[[Logits, Tensor], Tensor]  # scored batch, student's log-probs (B, T, V) with gradient -> (B, T)
@@ -337,3 +338,19 @@ def test_a_group_of_equal_rewards_has_no_advantage() -> None:
     advantages = batch.assignment(dopd.table("grpo")).advantages[0]
     assert not advantages[:GROUP].any() and bool(advantages[GROUP:].any())
     assert not batch.assignment(dopd.table("uni_opd")).advantages[1][:GROUP].any()
+
+
+def test_end_tokens_that_disagree_are_scored_as_one_outcome() -> None:
+    """Teacher and student end answers with different tokens: alone, the student's is pushed away; merged, it is not."""
+    ends, ids = [0, 1], torch.zeros(1, 1, dtype=torch.long)
+    student = torch.tensor([[[0.5, 0.1, 0.4]]], dtype=torch.float64).log()
+    teacher = torch.tensor([[[0.01, 0.59, 0.4]]], dtype=torch.float64).log()
+    table, mask = dopd.table("vanilla_pg", merge_ends=True), torch.ones(1, 1)
+    for merged, expected in (([], math.log(0.5 / 0.01)), (ends, 0.0)):
+        leaf = student.clone().requires_grad_()
+        result = dopd.routed_loss(leaf, {"teacher": teacher}, ids, mask, table, merged_ids=merged)
+        assert float(result.loss.detach()) == pytest.approx(expected, abs=1e-12)
+        result.loss.backward()
+        assert leaf.grad is not None and bool((leaf.grad.abs() > 1e-9).any()) == (expected != 0.0)
+    with pytest.raises(ConfigError, match="merge_ends scores the sampled token alone"):
+        dopd.RoutingTable.from_rows([{"source": "teacher"}], merge_ends=True)

@@ -47,9 +47,8 @@ def test_every_method_takes_a_step(name: str, tmp_path: Path) -> None:
 
 
 def test_rewarded_method_without_a_verifier_is_refused(tmp_path: Path) -> None:
-    made = kit.trainer(tmp_path, "grpo", num_generations=4)
-    with pytest.raises(ConfigError, match="this method needs rewards: pass verifier="):
-        made.train()
+    with pytest.raises(ConfigError, match="method 'grpo' learns from rewards: pass verifier="):
+        kit.trainer(tmp_path, "grpo")
 
 
 def test_siblings_are_right_rollouts_of_the_same_prompt_and_never_the_rows_own() -> None:
