@@ -187,3 +187,14 @@ def test_unknown_flags_and_commands_are_refused(capsys: pytest.CaptureFixture) -
             main(arguments)
         assert caught.value.code == 2
     assert "examples:" not in capsys.readouterr().out
+
+
+def test_experiments_are_listed_and_a_wrong_name_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["experiment"]) == 0
+    listed = capsys.readouterr().out
+    assert "figure3" in listed and "Table 8" in listed
+    assert main(["experiment", "figure33"]) == 2
+    assert "Did you mean 'figure3'" in capsys.readouterr().err
+    assert main(["experiment", "table8", "--scale", "full", "--output-dir", str(tmp_path)]) == 0
+    assert (tmp_path / "table8" / "full" / "launch.sh").is_file()
+    assert main(["experiment", "table8", "--report", "--restart"]) == 2

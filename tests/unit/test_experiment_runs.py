@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from dopd.errors import ConfigError
-from dopd.experiments import Condition, Experiment, RunSpec, run, worker
+from dopd.experiments import Condition, Experiment, RunSpec, get_experiment, run, worker
 from dopd.experiments.families import FAMILIES
 from dopd.experiments.spec import Claim
 from dopd.experiments.store import RunStore
@@ -95,6 +95,13 @@ def test_a_run_that_diverges_counts_as_nothing_answered() -> None:
     record = worker.execute(dataclasses.replace(RUN, learning_rate=1e20, settings={"warmup_steps": 0}))
     assert record["status"] == "diverged" and record["error"]
     assert record["metrics"] == {"greedy": 0.0, "sampled": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", get_experiment("table1_dag").conditions, ids=lambda condition: condition.label)
+def test_every_method_of_table_1_runs(condition: Condition) -> None:
+    record = worker.execute(dataclasses.replace(condition.run, steps=3, problems=8))
+    assert record["status"] == "finished" and 0.0 <= record["metrics"]["greedy"] <= 1.0
 
 
 def made_up() -> Experiment:
