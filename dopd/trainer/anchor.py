@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 
 ANCHOR_FILE = "privileged_student.pt"
+_WIDE = (torch.float32, torch.float64)
 
 
 class AbstractAnchor(ABC):
@@ -70,11 +71,17 @@ class AverageAnchor(AbstractAnchor):
     """An exponential moving average of the student's effective weights.
 
     With LoRA the average is taken of base + B A, never of A and B apart: the product of averages is not the average.
+    Of a model in half precision it is kept in float32 beside the model: one step moves it by less than such a model's
+    numbers can show, so that it would never move.
     """
 
     def __init__(self, initial: nn.Module, decay: float) -> None:
         self._model = initial
         self._decay = decay
+        self._averages = {
+            name: weight.detach() if weight.dtype in _WIDE else weight.detach().float()
+            for name, weight in initial.named_parameters()
+        }
 
     @contextlib.contextmanager
     def scoring_model(self, student: nn.Module) -> Iterator[nn.Module]:
@@ -83,14 +90,27 @@ class AverageAnchor(AbstractAnchor):
     @torch.no_grad()
     def after_step(self, student: nn.Module) -> None:
         current = dict(effective_weights(student))
-        for name, average in self._model.named_parameters():
+        for name, average in self._averages.items():
             average.lerp_(current[name].to(average.dtype), 1.0 - self._decay)
+        self._show()
+
+    def _show(self) -> None:
+        """Give the model the averages that it does not hold itself."""
+        for name, weight in self._model.named_parameters():
+            if weight.dtype not in _WIDE:
+                weight.data.copy_(self._averages[name])
 
     def save(self, folder: Path) -> None:
-        torch.save(self._model.state_dict(), folder / ANCHOR_FILE)
+        torch.save(self._averages, folder / ANCHOR_FILE)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        self._model.load_state_dict(self._saved(folder))
+        self._restore(self._saved(folder))
+
+    def _restore(self, averages: Mapping[str, Tensor]) -> None:
+        for name, average in self._averages.items():
+            average.copy_(averages[name])
+        self._show()
 
     @staticmethod
     def _saved(folder: Path) -> Any:
@@ -118,12 +138,13 @@ class SnapshotAnchor(AverageAnchor):
             self._since = 0
 
     def save(self, folder: Path) -> None:
-        torch.save({"since": self._since, "weights": self._model.state_dict()}, folder / ANCHOR_FILE)
+        torch.save({"since": self._since, "weights": self._averages}, folder / ANCHOR_FILE)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
         state = self._saved(folder)
         self._since = state["since"]
-        self._model.load_state_dict(state["weights"])
+        self._restore(state["weights"])
 
 
 def make_anchor(

@@ -11,7 +11,7 @@ import dopd
 from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
 from dopd.errors import ConfigError
 from dopd.methods import METHODS
-from dopd.trainer.anchor import SnapshotAnchor
+from dopd.trainer.anchor import AverageAnchor, SnapshotAnchor
 
 
 def half_right(completion: str, row: dict[str, Any]) -> float:
@@ -129,3 +129,22 @@ def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_p
     again.after_step(student)  # the fourth step: the count goes on where it was
     with again.scoring_model(student) as model:
         assert float(next(iter(model.parameters())).detach().flatten()[0]) == 7.0
+
+
+def test_moving_average_of_a_half_precision_student_is_not_lost_to_rounding(tmp_path: Path) -> None:
+    """With a decay of 0.98 a step moves the average by 2% of the difference, less than bfloat16 shows next to 1."""
+    student, anchor = kit.student().bfloat16(), AverageAnchor(kit.student().bfloat16(), decay=0.98)
+    with anchor.scoring_model(student) as model:
+        shown = next(iter(model.parameters()))
+        start = float(shown.detach().flatten()[0])
+        next(iter(student.parameters())).data.flatten()[0] = start + 0.02
+        expected = start
+        for step in range(60):
+            anchor.after_step(student)
+            expected += 0.02 * (float(next(iter(student.parameters())).detach().flatten()[0]) - expected)
+            if step == 30:
+                anchor.save(tmp_path)
+                anchor.load(tmp_path)
+        assert shown.dtype == torch.bfloat16
+        assert float(shown.detach().flatten()[0]) == pytest.approx(expected, abs=abs(start) * 2**-8 + 1e-4)
+        assert abs(float(shown.detach().flatten()[0]) - start) > 0.01
