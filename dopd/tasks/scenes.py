@@ -47,7 +47,7 @@ class ScenesTask(AbstractTask):
     down, columns `1` to `4` go right. A completion is right if it names exactly the things that count, where they
     are, and the answer: a guess of the answer alone is not.
 
-    Privileged text is about the things that count, in the order of the solution, and then one or two distractors:
+    Privileged text is about the things that count, in the order of the solution, and then up to two distractors:
     `box_label` names each with its box in pixels (`boxes red circle [ 35 18 45 28 ] ...`), `caption` with the quarter
     of the image it is in (`caption red circle upper right ...`), `box_caption` says both, box first; `final_answer` is
     the answer alone. None of them is the chain: distractors must be left out, pixels become cells, and the answer

@@ -132,7 +132,7 @@ def test_privileged_boxes_are_the_evidence_in_order_and_then_unmarked_distractor
         assert shown[: len(wanted)] == wanted
         assert len(shown) - len(wanted) == min(2, len(things) - len(wanted))
         with_distractors += len(shown) > len(wanted)
-    assert with_distractors > 0.9 * len(EXAMPLES)
+    assert with_distractors > 0.7 * len(EXAMPLES)
 
 
 def test_verifier_takes_the_evidence_in_any_order_and_no_other():
