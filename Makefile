@@ -53,6 +53,7 @@ benchmarks: $(VENV)/.installed-dev  ## times the losses and whole steps against 
 	@$(PIP) --editable '.[bench]'
 	@$(ONE_THREAD) $(BIN)/python benchmarks/fused_loss.py
 	@$(ONE_THREAD) $(BIN)/python benchmarks/step.py
+	@$(ONE_THREAD) $(BIN)/python benchmarks/images.py
 
 clean:  ## remove the environment and run outputs
 	rm -rf $(VENV) runs

@@ -21,6 +21,7 @@ from dopd.heads import Head
 from dopd.methods import table
 from dopd.scoring import View, generation_inputs, in_batches, view_hidden_states
 from dopd.statistics import wilson_interval
+from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
 
 # (completion text, dataset row) -> score in [0, 1]
@@ -133,24 +134,29 @@ class StudentEvaluator:
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:
         plain: list[Prompt] = [plain_prompt(row) for row in rows]
         hinted = [row for row in rows if not lacks_privileged(row)]
-        result = EvaluationResult(greedy=self._scores(self.answers(model, plain, sampled=False), rows))
+        # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
+        view, cache = self.view(plain, model.device), FeatureCache()
+        result = EvaluationResult(greedy=self._scores(self._generate(model, view, cache, sampled=False), rows))
         if hinted:
-            prompts = [privileged_prompt(row, self.template) for row in hinted]
-            result.privileged = self._scores(self.answers(model, prompts, sampled=False), hinted)
+            prompts = self.view([privileged_prompt(row, self.template) for row in hinted], model.device)
+            result.privileged = self._scores(self._generate(model, prompts, cache, sampled=False), hinted)
         pictured = [(row, prompt) for row, prompt in zip(rows, plain, strict=True) if image_sources(prompt)]
         if pictured and self.blank_control:
-            blank = [with_blank_images(prompt) for _, prompt in pictured]
-            result.blank = self._scores(self.answers(model, blank, sampled=False), [row for row, _ in pictured])
-        sampled = self.answers(model, plain, sampled=True)
+            blank = self.view([with_blank_images(prompt) for _, prompt in pictured], model.device)
+            answers = self._generate(model, blank, cache, sampled=False)
+            result.blank = self._scores(answers, [row for row, _ in pictured])
+        sampled = self._generate(model, view, cache, sampled=True)
         result.sampled = self._scores(sampled, rows)
         result.lengths = [len(ids) for ids in sampled]
         result.ended = [float(bool(ids) and ids[-1] in self.eos_token_ids) for ids in sampled]
-        self._score_tokens(model, teacher, plain, sampled, result)
+        self._score_tokens(model, teacher, plain, view, cache, sampled, result)
         return result
 
     def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
-        view = self.view(prompts, model.device)
+        return self._generate(model, self.view(prompts, model.device), None, sampled=sampled)
+
+    def _generate(self, model: Any, view: View, cache: FeatureCache | None, *, sampled: bool) -> list[list[int]]:
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=sampled,
@@ -161,7 +167,7 @@ class StudentEvaluator:
             suppress_tokens=placeholder_ids(model.config) or None,
             disable_compile=True,
         )
-        output = model.generate(**generation_inputs(model, view), generation_config=config)
+        output = model.generate(**generation_inputs(model, view, cache=cache), generation_config=config)
         return [self._until_end(ids) for ids in output[:, view.prompt_ids.shape[1] :].tolist()]
 
     def text(self, ids: list[int]) -> str:
@@ -185,21 +191,29 @@ class StudentEvaluator:
         return encode_view(processing_class or self.processing_class, prompts, self.chat_template_kwargs, device)
 
     def _score_tokens(
-        self, model: Any, teacher: Any, prompts: list[Prompt], answers: list[list[int]], result: EvaluationResult
+        self,
+        model: Any,
+        teacher: Any,
+        prompts: list[Prompt],
+        view: View,
+        cache: FeatureCache,
+        answers: list[list[int]],
+        result: EvaluationResult,
     ) -> None:
         longest = max(map(len, answers))
         pad = self.tokenizer.pad_token_id
         ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in answers], device=model.device)
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers], device=model.device)
 
-        def hidden(of: nn.Module) -> Tensor:
-            view = self.view(prompts, model.device, teacher=of is teacher)
-            return in_batches(partial(view_hidden_states, of), view, ids_BT, mask_BT, self.batch_size)
+        def hidden(of: nn.Module, read: View) -> Tensor:
+            forward = partial(view_hidden_states, of, cache=cache)
+            return in_batches(forward, read, ids_BT, mask_BT, self.batch_size)
 
-        student_hidden, student_head = hidden(model), Head.of_model(model)
+        student_hidden, student_head = hidden(model, view), Head.of_model(model)
         result.entropy = score_tokens(student_hidden, student_head, ids_BT, mask_BT).entropy.sum(1).tolist()
         if teacher is not None:
-            targets = {"teacher": (hidden(teacher), Head.of_model(teacher))}
+            own = view if self.teacher_processing_class is None else self.view(prompts, model.device, teacher=True)
+            targets = {"teacher": (hidden(teacher, own), Head.of_model(teacher))}
             routed = fused_routed_loss(student_hidden, student_head, targets, ids_BT, mask_BT, table("vanilla"))
             result.divergence = routed.per_token.sum(1).tolist()
 

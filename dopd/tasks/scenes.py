@@ -47,10 +47,11 @@ class ScenesTask(AbstractTask):
     down, columns `1` to `4` go right. A completion is right if it names exactly the things that count, where they
     are, and the answer: a guess of the answer alone is not.
 
-    Privileged text is about the things that count and two distractors, in random order: `box_label` names each with
-    its box in pixels (`boxes red circle [ 35 18 45 28 ] ...`), `caption` with the quarter of the image it is in
-    (`caption red circle upper right ...`), `box_caption` says both, box first; `final_answer` is the answer alone.
-    None of them is the chain: it has to be selected, put in order, and brought from pixels to cells.
+    Privileged text is about the things that count, in the order of the solution, and then up to two distractors:
+    `box_label` names each with its box in pixels (`boxes red circle [ 35 18 45 28 ] ...`), `caption` with the quarter
+    of the image it is in (`caption red circle upper right ...`), `box_caption` says both, box first; `final_answer` is
+    the answer alone. None of them is the chain: distractors must be left out, pixels become cells, and the answer
+    follows. But whoever reads boxes and labels well needs no image.
 
     `ood`: one to three things more than the knobs say, and counts up to five.
 
@@ -103,7 +104,6 @@ class ScenesTask(AbstractTask):
         evidence, answer = reason(question, things)
         others = [thing for thing in things if thing not in evidence]
         shown = evidence + rng.sample(others, min(_DISTRACTOR_BOXES, len(others)))
-        rng.shuffle(shown)
         return SceneExample(
             prompt=question,
             solution=" ".join([*(thing.step for thing in evidence), *([] if evidence else ["none"]), "answer", answer]),

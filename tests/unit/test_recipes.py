@@ -117,6 +117,15 @@ def test_large_recipe_has_the_settings_of_the_paper() -> None:
     assert config.routing_table().anchor == "current"
 
 
+def test_large_vision_recipe_has_the_settings_of_the_paper() -> None:
+    settings, config = read(FOLDER / "qwen3-vl-8b-to-2b.yaml")
+    assert settings.model_name_or_path == "Qwen/Qwen3-VL-2B-Instruct"
+    assert config.teacher_model_name_or_path == "Qwen/Qwen3-VL-8B-Instruct"
+    assert config.learning_rate == 5e-6 and config.lr_scheduler_type == "cosine" and config.max_steps == 300
+    assert config.num_generations == 4 and config.temperature == 1.0 and config.method == "dopd"
+    assert 8 * config.per_device_train_batch_size * config.gradient_accumulation_steps == 4 * 64
+
+
 def test_pruned_student_keeps_the_first_and_the_last_layer() -> None:
     settings, _ = read(FOLDER / "smollm2-135m.yaml")
     layers = settings.student_keep_layers
