@@ -29,6 +29,9 @@ quickstart: $(VENV)/.installed  ## tiny teacher and student, Vanilla OPD beside 
 experiments: $(VENV)/.installed  ## the paper's tables and figures at tiny scale: hours; goes on where it stopped
 	@$(ONE_THREAD) $(BIN)/dopd experiment all
 
+quickstart-vision: $(VENV)/.installed  ## the same for questions about images, with boxes as privileged text
+	@$(BIN)/dopd quickstart --config recipes/tiny-vision.yaml --output-dir runs/quickstart-vision
+
 test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .

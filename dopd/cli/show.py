@@ -109,6 +109,6 @@ def print_tiny(task: str, role: str | None, seed: int) -> None:
     for name in [role] if role else RECIPES[task]:
         path = tiny_model_path(task, name, seed)
         card = json.loads((path / CARD_NAME).read_text())
-        measured = card.get("accuracy", {})
+        measured = {key: card[key] for key in ("accuracy", "accuracy_blank") if key in card}
         table.add_row(name, str(path), escape(json.dumps(measured)))
     Console().print(table)
