@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; a minute or two)"
@@ -26,11 +26,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 quickstart: $(VENV)/.installed  ## tiny teacher and student, Vanilla OPD beside DOPD, table and plots: minutes on two cores
 	@$(BIN)/dopd quickstart
 
-experiments: $(VENV)/.installed  ## the paper's tables and figures at tiny scale: hours; goes on where it stopped
-	@$(ONE_THREAD) $(BIN)/dopd experiment all
-
 quickstart-vision: $(VENV)/.installed  ## the same for questions about images, with boxes as privileged text
 	@$(BIN)/dopd quickstart --config recipes/tiny-vision.yaml --output-dir runs/quickstart-vision
+
+experiments: $(VENV)/.installed  ## the paper's tables and figures at tiny scale: hours; goes on where it stopped
+	@$(ONE_THREAD) $(BIN)/dopd experiment all
 
 test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .

@@ -36,7 +36,14 @@ def commands(path: Path) -> list[list[str]]:
 
 
 def test_recipes_are_there() -> None:
-    needed = {"tiny-dag", "tiny-vision", "smollm2-135m", "qwen2.5-coder-1.5b-to-0.5b", "qwen3-8b-to-1.7b", "qwen3-vl-8b-to-2b"}
+    needed = {
+        "tiny-dag",
+        "tiny-vision",
+        "smollm2-135m",
+        "qwen2.5-coder-1.5b-to-0.5b",
+        "qwen3-8b-to-1.7b",
+        "qwen3-vl-8b-to-2b",
+    }
     assert needed <= {path.stem for path in RECIPES}
 
 
