@@ -202,7 +202,9 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("--config", default=None, help="recipe (default: recipes/tiny-dag.yaml of the checkout)")
     parser.add_argument("--output-dir", default="runs/quickstart")
-    parser.add_argument("--methods", default="vanilla,dopd", help="comma-separated names (default vanilla,dopd)")
+    parser.add_argument(
+        "--methods", default="vanilla,privileged_student,dopd", help="comma-separated names (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default 3)")
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one for each core)")
     parser.set_defaults(run=_quickstart)

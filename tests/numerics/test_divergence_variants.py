@@ -1,29 +1,16 @@
 """Divergences beyond the three of DOPD, and their options: values by hand, gradients by expectation or by hand."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from divergence_kit import gradient_of, random_logits
 from torch import Tensor
 
 import dopd
 from dopd.divergences import Variant
 from dopd.errors import ConfigError
-
-
-def random_logits(seed: int, num_tokens: int = 4, vocab: int = 11, scale: float = 2.0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, target = scale * torch.randn(2, num_tokens, vocab, generator=generator, dtype=torch.float64)
-    return student, target
-
-
-def gradient_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    leaf = at.clone().requires_grad_()
-    function(leaf).sum().backward()
-    assert leaf.grad is not None
-    return leaf.grad
 
 
 def sampled_over_the_vocabulary(student: Tensor, target: Tensor, **options: Any) -> list[Tensor]:
