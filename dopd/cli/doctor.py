@@ -18,6 +18,7 @@ _OPTIONAL = {
     "peft": "LoRA (pip install 'dopd[lora]')",
     "math_verify": "the verifier 'math' and gsm_symbolic (pip install 'dopd[math]')",
     "reasoning_gym": "the task gsm_symbolic (pip install 'dopd[reasoning-gym]')",
+    "num2words": "SmolVLM (pip install 'dopd[vision]')",
     "vllm": "faster rollouts on GPUs (pip install 'dopd[vllm]')",
 }
 _SIGNS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "fail": "[red]FAIL[/red]"}
@@ -53,9 +54,20 @@ def environment() -> Iterator[Finding]:
     for name, purpose in _OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
         yield Finding("ok" if found else "note", f"{name}: {'installed' if found else 'not installed'}; for {purpose}")
+    yield _torchvision()
     yield from _devices()
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("ok" if free > 5 else "note", f"{free:.0f} GiB free here")
+
+
+def _torchvision() -> Finding:
+    from dopd.vision.processors import torchvision_works
+
+    try:
+        works = torchvision_works()
+    except DopdError as error:
+        return Finding("fail", str(error))
+    return Finding("ok", f"torchvision: {'installed' if works else 'not installed'}; images do not need it, videos do")
 
 
 def _devices() -> Iterator[Finding]:
