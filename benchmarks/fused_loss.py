@@ -30,6 +30,7 @@ import torch
 from common import MIB, append_csv, machine, print_table, reset_high_water, resident
 from torch import Tensor
 
+from dopd.assignment import Assignment
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.methods import table as method
@@ -83,7 +84,7 @@ def dopd_loss(problem: Problem, tail: str, backend: str, worst: bool = False) ->
     scores = {}
     if backend != "reference":
         scores = {source: score_tokens(*pair, problem.ids, problem.mask) for source, pair in targets.items()}
-    options: dict[str, Any] = {"regimes": regimes, "scores": scores, "backend": backend}
+    options: dict[str, Any] = {"assignment": Assignment(regimes), "scores": scores, "backend": backend}
     table = method("dopd", tail=tail)
     fused_routed_loss(
         problem.hidden, problem.weight, targets, problem.ids, problem.mask, table, **options
