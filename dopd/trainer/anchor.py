@@ -166,8 +166,10 @@ def make_anchor(
         return CurrentAnchor()
     if sharded:
         raise ConfigError(
-            f"privileged_student={kind!r} keeps a whole copy of the student, which FSDP and ZeRO-3 never hold in one "
-            "place. Use privileged_student='current', or DDP / ZeRO-1 / ZeRO-2"
+            f"privileged_student={kind!r}, or a method that reads the student's initial weights, keeps a whole "
+            "copy of the "
+            "student, which FSDP and ZeRO-3 never hold in one place. Use privileged_student='current' and a method "
+            "without 'reference', or DDP / ZeRO-1 / ZeRO-2"
         )
     initial = plain_copy(student)
     if kind == "snapshot":
