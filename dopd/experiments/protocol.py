@@ -20,6 +20,7 @@ TUNED_RATES: Mapping[str, float] = {
     "dopd_frozen": 2e-3,
     "privileged_teacher": 2e-3,
     "privileged_student": 2e-4,
+    "privileged_both": 2e-4,
 }
 
 

@@ -98,6 +98,14 @@ def test_a_run_that_diverges_counts_as_nothing_answered() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["table4", "table7", "robustness"])
+def test_every_kind_of_p_row_and_noise_runs(name: str) -> None:
+    for condition in get_experiment(name).conditions:
+        record = worker.execute(dataclasses.replace(condition.run, steps=2, problems=8))
+        assert record["status"] == "finished", condition.label
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", get_experiment("table1_dag").conditions, ids=lambda condition: condition.label)
 def test_every_method_of_table_1_runs(condition: Condition) -> None:
     record = worker.execute(dataclasses.replace(condition.run, steps=3, problems=8))
