@@ -23,7 +23,7 @@ def two(folder: Path) -> dict[str, Any]:
     return launcher.run("worker.py", folder)
 
 
-@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla"])
+@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla", "tip_cut"])
 def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, Any], name: str, tmp_path: Path) -> None:
     method = name.removesuffix("_cut")
     single, batch, update = kit.one_step(tmp_path, method, 8, 1)

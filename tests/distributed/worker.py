@@ -77,6 +77,8 @@ def main() -> None:
         "dopd": equivalence(folder / "dopd", "dopd", 4, 1),
         "dopd_cut": equivalence(folder / "dopd_cut", "dopd", 2, 2),
         "vanilla": equivalence(folder / "vanilla", "vanilla", 4, 1),
+        # Picks the tokens with the highest scores of the whole batch, scaled by its extremes.
+        "tip_cut": equivalence(folder / "tip_cut", "tip", 2, 2),
         "orders": orders(folder),
         "run": whole_run(folder),
         "stream": stream(folder),
