@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from dopd.errors import DataError
 
-COLUMNS = ("images", "image")  # the first that a row has counts
+COLUMNS = ("images", "image")  # the first with something in it counts
 PRIVILEGED_COLUMN = "privileged_images"
 _SIXTEEN_BITS = 65535
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height change places
@@ -27,9 +27,10 @@ def images_of(row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[
     """What a row has in its image columns, one entry per image, not opened; empty for a row without images."""
     for column in columns:
         value = row.get(column)
-        if value is not None:
-            entries = list(value) if isinstance(value, list | tuple) else [value]
-            return [entry for entry in entries if entry is not None]
+        entries = list(value) if isinstance(value, list | tuple) else [value]
+        found = [entry for entry in entries if entry is not None]
+        if found:
+            return found
     return []
 
 

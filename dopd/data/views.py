@@ -45,6 +45,11 @@ def with_images(prompt: Prompt, images: Sequence[Any]) -> Prompt:
     places = sum(_is_open_place(block) for message in prompt for block in _blocks(message))
     if not images and not places:
         return prompt
+    if places == 0 and any(is_image(block) for message in prompt for block in _blocks(message)):
+        raise DataError(
+            f"the row has {len(images)} images and its conversation holds its own: leave the image column out, or "
+            "the images in the conversation"
+        )
     if places == 0:
         return _images_first(prompt, images)
     if places != len(images):

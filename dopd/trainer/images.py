@@ -59,10 +59,9 @@ def _config_of(path: str) -> Any:
 
 def undecoded(dataset: Any) -> Any:
     """The dataset with its images as files and bytes: they are opened where they are read, and errors name the row."""
-    if dataset is None or isinstance(dataset, IterableDataset):
-        return dataset
+    features = dataset.features if isinstance(dataset, Dataset | IterableDataset) else None
     for column in (*COLUMNS, PRIVILEGED_COLUMN):
-        kind = dataset.features.get(column) if isinstance(dataset, Dataset) else None
+        kind = (features or {}).get(column)  # a stream may not know its columns
         inner = getattr(kind, "feature", None)
         if isinstance(kind, Image):
             dataset = dataset.cast_column(column, Image(decode=False))
@@ -166,10 +165,14 @@ def encodes_images_once(model: Any, view: View, *, half: bool) -> bool:
 
 def architectures(trainer: Any) -> frozenset[type]:
     """Model classes that take the features of each image, made once; where that is not exact it is logged."""
+    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        # No rank has whole weights to try it with outside of a step.
+        return frozenset(map(architecture, models))
     able = set[type]()
-    for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
-        trial = None if model is None else trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
-        if model is None or trial is None:
+    for model in models:
+        trial = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
+        if trial is None:
             continue
         with trainer.accelerator.autocast():
             exact = encodes_images_once(model, trial, half=trainer.accelerator.mixed_precision != "no")

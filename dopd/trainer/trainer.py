@@ -268,6 +268,7 @@ class DOPDTrainer(ViewingTrainer):
             if self.trace.wants(self.state.global_step, self.state.max_steps):
                 with self._clock.phase("tracing"):
                     self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
+        self.features.clear()
         return batch
 
     # --- Loss

@@ -92,7 +92,7 @@ class ViewingTrainer(DistillationTrainer):
         """The host's batch of rollouts; for a vision-language model, what `plain_view` reads is in it."""
         if not reads_images(self.processing_class):
             return super()._generate_and_score_completions(inputs)
-        self.features.clear()  # the weights have changed since
+        self.features.clear()  # the weights may have changed since
         prompts = [plain_prompt(row) for row in inputs]
         view = self._rollout_view = self.view_of(prompts)
         self._rollout_for_teacher = view.for_teacher

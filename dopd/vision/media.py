@@ -152,10 +152,8 @@ def image_inputs(
     if not (as_features and takes_features(backbone)):
         return joined(every_row, device)
     positions = joined([ImageSet(row.key, _named(row.fields, _POSITION_FIELDS)) for row in every_row], device)
-    counts = [0] * len(sets)
-    for row, number in enumerate(numbers):
-        if number >= 0:
-            counts[number] = int((prompt_ids[row] == backbone.config.image_token_id).sum())
+    tokens_B = (prompt_ids == backbone.config.image_token_id).sum(1).tolist()
+    counts = [tokens_B[numbers.index(number)] for number in range(len(sets))]
     parts = [None if cache is None else cache.get(backbone, image_set) for image_set in sets]
     missing = [n for n, part in enumerate(parts) if part is None]
     if missing:

@@ -164,6 +164,10 @@ def test_images_come_first_or_where_the_conversation_has_places() -> None:
     assert plain_prompt({"prompt": text, "images": None, "image": None}) is text
     with pytest.raises(DataError, match="1 image blocks without an image and the row has 2 images"):
         plain_prompt({"prompt": [{"role": "user", "content": blocks}], "images": [one, two]})
+    with pytest.raises(DataError, match="the row has 1 images and its conversation holds its own"):
+        plain_prompt({"prompt": kit.user("q", one), "images": [two]})
+    assert images_in(plain_prompt({"prompt": kit.user("q", one), "images": []})) == [one]
+    assert images_in(plain_prompt({"prompt": text, "images": [], "image": one})[1:]) == [one]
     with pytest.raises(DataError, match="images need a conversation"):
         plain_prompt({"prompt": "q", "images": [one]})
 
