@@ -157,6 +157,7 @@ def _add_listing(commands: "argparse._SubParsersAction") -> None:
     tasks.set_defaults(run=_tasks)
     methods = _command(commands, "methods", "routing tables by name", "  dopd methods\n  dopd methods dopd")
     methods.add_argument("name", nargs="?", help="show one table in full")
+    methods.add_argument("--markdown", action="store_true", help="all of them, as docs/methods.md lists them")
     methods.set_defaults(run=_methods)
 
 
@@ -167,9 +168,12 @@ def _tasks(arguments: argparse.Namespace) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from dopd.cli.show import print_methods
+    from dopd.cli.show import methods_as_markdown, print_methods
 
-    print_methods(arguments.name)
+    if arguments.markdown:
+        print(methods_as_markdown(), end="")
+    else:
+        print_methods(arguments.name)
 
 
 def _add_tiny(commands: "argparse._SubParsersAction") -> None:

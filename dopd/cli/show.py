@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -83,6 +84,29 @@ def print_methods(name: str | None) -> None:
         listing.add_row(key, escape(card.about), escape(", ".join(needs_of(table(key)))), escape(card.source))
     Console().print(listing)
     console.print("`dopd methods NAME` shows its rows, its loss, where it departs from its source, and its options.")
+
+
+def methods_as_markdown() -> str:
+    """The list of `docs/methods.md`: every method with its loss, what it needs and where it departs from its source."""
+    from dopd.methods import CARDS, METHODS, table
+
+    groups: dict[str, list[str]] = {}
+    for name, build in METHODS.items():
+        title = str(sys.modules[build.__module__].__doc__).splitlines()[0].rstrip(".")
+        groups.setdefault(title, []).append(name)
+    lines: list[str] = []
+    for title, names in groups.items():
+        lines += ["", f"## {title}", ""]
+        for name in names:
+            card, needs = CARDS[name], ", ".join(needs_of(table(name))) or "nothing beside the student"
+            options = ", ".join(f"`{option}`" for option in inspect.signature(METHODS[name]).parameters)
+            lines += [
+                f"- **`{name}`** ({card.source}; confidence {card.confidence}): {card.about}.",
+                f"  - loss: `{card.equation}`",
+                f"  - needs {needs}; options: {options or 'none'}",
+                *([f"  - departs: {card.departures}"] if card.departures else []),
+            ]
+    return "\n".join(lines[1:]) + "\n"
 
 
 def needs_of(table: "RoutingTable") -> list[str]:

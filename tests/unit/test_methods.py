@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 import dopd
+from dopd.cli.show import methods_as_markdown
 from dopd.errors import ConfigError
 from dopd.methods import CARDS, METHODS
+from dopd.signals import SIGNALS
+from dopd.sources import SOURCES
 
 
 def test_defaults_are_the_papers_settings() -> None:
@@ -79,9 +82,14 @@ def test_every_method_is_plain_rows_that_a_yaml_file_could_hold(name: str) -> No
     assert again == table and again.sources == table.sources and again.measures == table.measures
 
 
-def test_every_method_is_in_the_docs() -> None:
+def test_the_docs_list_the_methods_as_they_are() -> None:
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert [name for name in METHODS if f"`{name}`" not in text] == []
+    assert methods_as_markdown() in text, "put the output of `dopd methods --markdown` into docs/methods.md"
+
+
+def test_the_docs_name_every_signal_and_source() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in (*SIGNALS, *SOURCES) if f"`{name}`" not in text] == []
 
 
 def test_privileged_student_of_any_method_may_have_other_weights_and_the_name_says_so() -> None:
