@@ -17,6 +17,7 @@ from dopd.experiments.comparisons import (
     tuning,
     weak_teacher,
 )
+from dopd.experiments.decisions import tail
 from dopd.experiments.spec import Experiment
 
 _MAKERS: tuple[Callable[[], Experiment], ...] = (
@@ -30,6 +31,7 @@ _MAKERS: tuple[Callable[[], Experiment], ...] = (
     table7,
     figure10,
     robustness,
+    tail,
     figure8,
     table1_dag,
     table1_graph,
