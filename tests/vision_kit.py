@@ -181,11 +181,11 @@ def _qwen_model(tokenizer: Any, hidden: int) -> Any:
     return Qwen3VLForConditionalGeneration(config)
 
 
-def _idefics_processor(image_class: Any, processor_class: Any) -> Callable[[Any], Any]:
+def _idefics_processor(image_class: Any, processor_class: Any, *, tiles: bool = False) -> Callable[[Any], Any]:
     def make(tokenizer: Any) -> Any:
         images = image_class(
-            do_image_splitting=False,
-            size={"longest_edge": SIDE},
+            do_image_splitting=tiles,
+            size={"longest_edge": 2 * SIDE if tiles else SIDE},
             max_image_size={"longest_edge": SIDE},
             **_PIXELS,
         )
@@ -257,7 +257,8 @@ def _gemma_model(tokenizer: Any, hidden: int) -> Any:
     return Gemma3ForConditionalGeneration(config)
 
 
-_IDEFICS_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>")
+_TILES = tuple(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))
+_IDEFICS_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>", *_TILES)
 FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(
         ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
@@ -275,6 +276,13 @@ FAMILIES: dict[str, Family] = {
         _IDEFICS_TOKENS,
         "<image>",
         _idefics_processor(SmolVLMImageProcessorPil, image_only(SmolVLMProcessor)),
+        _idefics_model(SmolVLMConfig, SmolVLMForConditionalGeneration),
+    ),
+    # Every image as a grid of tiles and once as a whole, as the published SmolVLM has it.
+    "smolvlm_tiles": Family(
+        _IDEFICS_TOKENS,
+        "<image>",
+        _idefics_processor(SmolVLMImageProcessorPil, image_only(SmolVLMProcessor), tiles=True),
         _idefics_model(SmolVLMConfig, SmolVLMForConditionalGeneration),
     ),
     "llava": Family(("<image>",), "<image>", _llava_processor, _llava_model),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.encode import image_sources
-from dopd.data.images import image_key, image_size, images_of, small_data_uri
+from dopd.data.images import PRIVILEGED_COLUMN, image_key, image_size, images_of, small_data_uri
 from dopd.errors import DataError
 from dopd.inspection.schema import prompt_key, prompt_text
 
@@ -39,7 +39,9 @@ def pictures_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sources(row: Mapping[str, Any]) -> list[Any]:
-    return images_of(row) or [source for source in image_sources(row["prompt"]) if source is not None]
+    """Pictures of the prompt, then those of p."""
+    written = [source for source in image_sources(row["prompt"]) if source is not None]
+    return [*(images_of(row) or written), *images_of(row, (PRIVILEGED_COLUMN,))]
 
 
 def _picture(source: Any) -> str:

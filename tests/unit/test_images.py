@@ -299,3 +299,4 @@ def test_a_trace_keeps_small_pictures_and_boxes_as_fractions() -> None:
         {"image": 0, "label": "all", "xyxy": [0.0, 0.0, 1.0, 1.0]},
     ]
     assert pictures_of({"prompt": "q"}) == {}
+    assert len(pictures_of({**row, "privileged_images": [kit.picture(1)]})["images"]) == 2

@@ -83,7 +83,7 @@ def test_inspect_looks_at_a_picture(folder: Path, capsys: pytest.CaptureFixture[
         main(["inspect", *names, *asked, "--image", str(folder / picture), "--privileged-image", str(folder / "2.png")])
         records.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert records[0]["prompt_key"] != records[1]["prompt_key"]
-    assert all(len(record["images"]) == 1 for record in records)
+    assert all(len(record["images"]) == 2 for record in records)  # that of the prompt, and that of p
     assert records[0]["tokens"] != records[1]["tokens"]
 
 

@@ -46,7 +46,7 @@ class Made:
         self.prompts = [
             kit.user("how many red ?", kit.picture(0)),
             kit.user("how many red ?", kit.picture(0)),
-            kit.user("what is the circle left of ?", kit.picture(1), kit.picture(2)),
+            kit.user("what is the circle left of ?", kit.picture(1), kit.picture(2, width=64)),
             kit.user("what ?"),
         ]
         self.view = self.encode(self.prompts)
@@ -134,7 +134,7 @@ def test_another_image_or_another_order_gives_other_states(made: Made) -> None:
             [
                 kit.user("how many red ?", kit.picture(9)),
                 made.prompts[1],
-                kit.user("what is the circle left of ?", kit.picture(2), kit.picture(1)),
+                kit.user("what is the circle left of ?", kit.picture(2, width=64), kit.picture(1)),
                 made.prompts[3],
             ]
         )
