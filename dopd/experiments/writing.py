@@ -129,7 +129,8 @@ def _interval(interval: Interval | None, metric: str, *, sign: bool = False) -> 
     if interval is None:
         return ""
     plain = metric.rpartition("/")[2] in _PLAIN
-    scale, digits = (1.0, 3 if "entropy" in metric else 1) if plain else (100.0, 1)
+    decimals = 3 if "entropy" in metric else 0 if metric == "tokens" else 1
+    scale, digits = (1.0, decimals) if plain else (100.0, 1)
     plus = "+" if sign or metric in ("early_gain", "late_change", "kept") else ""
     texts = [f"{scale * value:{plus}.{digits}f}" for value in (interval.mean, interval.low, interval.high)]
     return texts[0] if interval.low == float("-inf") else f"{texts[0]} [{texts[1]}, {texts[2]}]"
