@@ -17,11 +17,12 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from dopd.data.encode import encode_view
+from dopd.data.encode import as_blocks, encode_view
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt, privileged_prompt, with_blank_images
 from dopd.fused import score_tokens
 from dopd.heads import Head
+from dopd.loss import routed_loss
 from dopd.prefix import hidden_states_sharing_prompts
 from dopd.scoring import View, backbone_of, generation_inputs, view_hidden_states
 from dopd.trainer.setup import answering
@@ -189,6 +190,65 @@ def test_model_and_processor_come_back_from_a_folder(made: Made, tmp_path: Path)
 
 
 # --- Runs
+
+
+def logits_of_one_sequence(model: Any, processor: Any, prompt: Any, completion: Tensor) -> Tensor:
+    """(T, V): what a model says to one completion behind one prompt, straight from its processor and its forward."""
+    fields = dict(
+        processor.apply_chat_template(
+            [as_blocks(prompt)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    )
+    fields.pop("attention_mask")
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in fields:
+            fields[name] = torch.cat([fields[name], torch.zeros(1, len(completion), dtype=torch.long)], dim=1)
+    fields["input_ids"] = torch.cat([fields["input_ids"], completion.unsqueeze(0)], dim=1)
+    logits = model(**fields, use_cache=False).logits[0, -len(completion) - 1 : -1]
+    forbidden = torch.zeros(logits.shape[-1])
+    forbidden[placeholder_ids(model.config)] = -torch.inf
+    return logits + forbidden
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradient_are_the_reference_on_logits_of_single_sequences(name: str, tmp_path: Path) -> None:
+    made = kit.trainer(name, tmp_path, per_device_train_batch_size=6)
+    made.model.train()
+    kept = [*kit.rows(2), {**kit.rows(3)[2], "images": []}]
+    rows = [kept[n // 2] for n in range(6)]
+    batch = made._generate_and_score_completions(rows)
+    loss, _, _ = made._compute_loss(made.unwrapped_student, batch, None)
+    loss.backward()
+    gradients = {key: value.grad.clone() for key, value in made.model.named_parameters() if value.grad is not None}
+    made.model.zero_grad()
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+    made.model.eval()
+
+    def logits(model: Any, privileged: bool) -> Tensor:
+        sequences = []
+        for row, completion, kept_tokens in zip(rows, ids, mask, strict=True):
+            prompt = privileged_prompt(row, made.template) if privileged else plain_prompt(row)
+            sequences.append(
+                logits_of_one_sequence(model, made.processing_class, prompt, completion[kept_tokens.bool()])
+            )
+        return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+
+    with torch.no_grad():
+        targets = {
+            "privileged_teacher": logits(made.unwrapped_teacher, True),
+            "privileged_student": logits(made.model, True),
+        }
+    reference = routed_loss(logits(made.model, False), targets, ids, mask, made.table)
+    assert loss.item() == pytest.approx(reference.loss.item(), abs=1e-5)
+    reference.loss.backward()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient,
+            dict(made.model.named_parameters())[key].grad,
+            atol=1e-4,
+            rtol=1e-3,
+            msg=lambda text, k=key: f"{k}: {text}",
+        )
 
 
 @contextmanager
