@@ -35,12 +35,12 @@ def known(run: RunSpec) -> bool:
 def test_every_run_of_an_experiment_is_a_configuration_that_can_be_trained(name: str, tmp_path: Path) -> None:
     from dopd.experiments.worker import run_settings
 
-    checked = set()
+    checked: set[str] = set()
     for condition in get_experiment(name).conditions:
         run = condition.run
-        if not run.trained or run.method == SFT or run.to_json().__repr__() in checked:
+        if not run.trained or run.method == SFT or str(run) in checked:
             continue
-        checked.add(run.to_json().__repr__())
+        checked.add(str(run))
         assert known(run), f"{name}: {condition.label} names {run.method!r}, which `dopd methods` does not list"
         for family in run.families:
             settings = run_settings(run, family, run.student_model, tmp_path)
