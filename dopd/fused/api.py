@@ -110,8 +110,7 @@ def fused_routed_loss(
     provided = {*targets, *(set(scores or {}) - table.target_sources - table.measured_sources)}
     table.check_provided(provided, decided=assignment is not None)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
-    named = {f"targets[{source!r}]": pair for source, pair in sources.items()}
-    _check_batch({"student_hidden": (student_hidden, head), **named}, completion_ids, mask)
+    _check_batch({"student_hidden": (student_hidden, head), **_named(sources)}, completion_ids, mask)
     _check_scores(scores or {}, mask)
     if backend == "reference":
         return routed_loss(
@@ -170,6 +169,10 @@ def _row_operations(backend: Backend) -> TorchRows:
     from dopd.fused.triton import TritonRows  # triton is an optional package
 
     return TritonRows()
+
+
+def _named(sources: Mapping[str, tuple[Tensor, Head]]) -> dict[str, tuple[Tensor, Head]]:
+    return {f"targets[{source!r}]": pair for source, pair in sources.items()}
 
 
 def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tensor, mask: Tensor) -> None:
