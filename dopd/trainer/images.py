@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset, List, Sequence
 from PIL import Image as Picture
+from transformers import GenerationConfig
 
 from dopd.data.encode import encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import evaluation_mode
+from dopd.heads import Head
 from dopd.prefix import architecture
-from dopd.scoring import View, view_hidden_states
+from dopd.scoring import View, generation_inputs, view_hidden_states
 from dopd.vision.processors import is_vision_config, load_processor
 from dopd.vision.tokens import placeholder_ids
 
@@ -25,6 +27,7 @@ _TRIAL_SIDE = 448
 _TRIAL_TOKENS = 3
 # Two routes to the same states differ by rounding alone, relative to the largest state.
 _TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
+_DIVERGENCE, _DIVERGENCE_HALF = 1e-5, 5e-2  # nats
 
 
 def processor_for(model: Any, processing_class: Any) -> Any:
@@ -184,6 +187,50 @@ def architectures(trainer: Any) -> frozenset[type]:
                 "rollout encodes its images"
             )
     return frozenset(able)
+
+
+@torch.no_grad()
+def check_generation(trainer: Any) -> None:
+    """Compare what the student samples from with what is scored, at the first two tokens behind the trial prompts.
+
+    Raises:
+        ModelError: they differ. A library that loses the positions of an image on the way samples from another model
+            than the one that is trained, and nothing else would tell.
+    """
+    view = trainer.trial_view(teacher=False)
+    if view is None or trainer.use_vllm or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return
+    model = trainer.unwrapped_student
+    forbidden = placeholder_ids(model.config)
+    config = GenerationConfig(
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        pad_token_id=trainer._tokenizer.pad_token_id,
+        eos_token_id=trainer.eos_token_ids,
+        suppress_tokens=forbidden,
+        return_dict_in_generate=True,
+        output_logits=True,
+        disable_compile=True,
+    )
+    with evaluation_mode(model), trainer.accelerator.autocast():
+        output = model.generate(**generation_inputs(model, view), generation_config=config)
+        ids = output.sequences[:, view.prompt_ids.shape[1] :]
+        hidden = view_hidden_states(model, view, ids, torch.ones_like(ids))
+        scored = Head.of_model(model).logits(hidden)
+    sampled = torch.stack(output.logits, dim=1).float()
+    said = torch.ones(sampled.shape[-1], dtype=torch.bool, device=sampled.device)
+    said[forbidden] = False
+    first, second = (logits[..., said].double().log_softmax(-1) for logits in (sampled, scored))
+    divergence = float((first.exp() * (first - second)).sum(-1).abs().max())
+    half = trainer.accelerator.mixed_precision != "no" or model.dtype in (torch.bfloat16, torch.float16)
+    limit = _DIVERGENCE_HALF if half else _DIVERGENCE
+    if not divergence <= limit:
+        raise ModelError(
+            f"{type(model).__name__} samples from another distribution than it is scored by: KL {divergence:.3g} nats "
+            f"(limit {limit:g}) behind a prompt with an image. Its generate loses something of the image, for example "
+            "positions: update transformers, or use another model"
+        )
 
 
 def _a_word(model: Any) -> int:

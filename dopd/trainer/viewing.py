@@ -55,6 +55,7 @@ class ViewingTrainer(DistillationTrainer):
             )
             self._trial = self.view_of(prompts)
         self.image_architectures = images.architectures(self)
+        images.check_generation(self)
 
     def trial_view(self, *, teacher: bool) -> View | None:
         """Three prompts with images to try a model with, two of them equal; `None` where the models read text."""

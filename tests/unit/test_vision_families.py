@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from dopd.data.encode import as_blocks, encode_view
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt, privileged_prompt, with_blank_images
+from dopd.errors import ModelError
 from dopd.fused import score_tokens
 from dopd.heads import Head
 from dopd.loss import routed_loss
@@ -359,6 +360,20 @@ def test_placeholders_are_sampled_neither_in_rollouts_nor_in_evaluation(name: st
     batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
     said = {token for answer in answers for token in answer} | set(batch["completion_ids"].flatten().tolist())
     assert said and not said & set(forbidden)
+
+
+def test_a_library_that_loses_positions_while_it_samples_is_refused(tmp_path: Path) -> None:
+    processor = kit.processor("qwen3_vl")
+    model = kit.model("qwen3_vl", processor)
+    whole = model.generate
+
+    def forgetful(**inputs: Any) -> Any:
+        inputs.pop("mm_token_type_ids")  # without them positions are those of a line of text, and nothing is raised
+        return whole(**inputs)
+
+    model.generate = forgetful
+    with pytest.raises(ModelError, match="samples from another distribution than it is scored by"):
+        kit.trainer("qwen3_vl", tmp_path, model=model, processing_class=processor)
 
 
 @pytest.mark.parametrize("name", PACKINGS)
