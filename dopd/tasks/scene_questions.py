@@ -14,12 +14,11 @@ QUESTION_WORDS: frozenset[str] = frozenset(
     for phrase in (
         "how many ?",
         "which color is nearest to ?",
-        "is left of ?",
-        "is right of ?",
+        "further left or ?",
+        "further right or ?",
         "more or ?",
         "what is here ?",
         "none answer",
-        "yes no",
     )
     for word in phrase.split()
 )
@@ -75,10 +74,10 @@ def reason(question: str, things: Sequence[Thing]) -> tuple[list[Thing], str]:
         if nearest is None:
             raise ValueError(f"{question!r}: two things are equally near")
         return [anchor, nearest], nearest.color
-    if words[0] == "is":
-        first_thing, second_thing = _only(things, words[1], words[2]), _only(things, words[-3], words[-2])
-        ahead = first_thing.column < second_thing.column
-        return [first_thing, second_thing], "yes" if ahead == (words[3] == "left") else "no"
+    if words[0] == "further":
+        pair = _only(things, words[2], words[3]), _only(things, words[5], words[6])
+        left, right = sorted(pair, key=lambda thing: thing.column)
+        return [left, right], left.color if words[1] == "left" else right.color
     if words[0] == "what":
         return list(things), str(len(things))
     raise ValueError(f"unknown question {question!r}")
@@ -121,9 +120,9 @@ def _about_places(rng: random.Random, kind: str, things: Sequence[Thing]) -> str
     if len(named) < 2:
         return ""
     first, second = rng.sample(named, 2)
-    if first.column == second.column:
+    if first.column == second.column or first.color == second.color:
         return ""
-    return f"is {first.label} {rng.choice(['left', 'right'])} of {second.label} ?"
+    return f"further {rng.choice(['left', 'right'])} {first.label} or {second.label} ?"
 
 
 def _only(things: Sequence[Thing], color: str, shape: str) -> Thing:

@@ -21,7 +21,7 @@ _STEP = 4  # words per solution step: colour shape row column
 _MARKS = ("boxes", "regions", "caption", "[", "]", "upper", "lower")
 _DISTRACTOR_BOXES = 2
 _OOD_EXTRA = 3  # most things that `ood` adds
-_WITHHELD = frozenset({"answer", "yes", "no", "none"})  # words that no kind but the final answer has
+_WITHHELD = frozenset({"answer", "none"})  # words that no kind but the final answer has
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class SceneExample(Example):
 class ScenesTask(AbstractTask):
     """Count, nearest, relation and compare over coloured shapes in an image of 64 x 64 pixels.
 
-    Prompt: a question, for example `is red circle left of blue square ?`. Solution: `colour shape row column` for each
-    thing that the answer rests on, then the answer: `red circle b 3 blue square c 1 answer no`. Rows `a` to `d` go
-    down, columns `1` to `4` go right. A completion is right if it names exactly the things that count, where they
-    are, and the answer: a guess of the answer alone is not.
+    Prompt: a question, for example `further left red circle or blue square ?`. Solution: `colour shape row column` for
+    each thing that the answer rests on, then the answer: `blue square c 1 red circle b 3 answer blue`. Rows `a` to
+    `d` go down, columns `1` to `4` go right. A completion is right if it names exactly the things that count, where
+    they are, and the answer: a guess of the answer alone is not.
 
     Privileged text is about the things that count, in the order of the solution, and then up to two distractors:
     `box_label` names each with its box in pixels (`boxes red circle [ 35 18 45 28 ] ...`), `caption` with the quarter
@@ -147,7 +147,7 @@ class ScenesTask(AbstractTask):
 
     def _near_misses(self, example: Example) -> dict[str, str]:
         *steps, mark, answer = example.solution.split()
-        wrong = {"wrong answer": [*steps, mark, "yes" if answer == "no" else "no"], "no answer": steps}
+        wrong = {"wrong answer": [*steps, mark, "red" if answer != "red" else "blue"], "no answer": steps}
         if len(steps) >= _STEP:
             column = COLUMNS[COLUMNS.index(steps[3]) - 1]
             color = next(word for word in COLORS if word != steps[0])

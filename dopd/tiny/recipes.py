@@ -86,7 +86,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         "student": _graph(425, _FOLLOWS_PLANS),
     },
     "scenes": {
-        "teacher": _scenes(2400, 300, _SEES, SightSpec(hidden_size=96)),
+        "teacher": _scenes(2100, 300, _SEES, SightSpec(hidden_size=96)),
         "student": _scenes(1200, 250, _SEES, SightSpec(num_layers=2)),
     },
 }

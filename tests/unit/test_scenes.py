@@ -36,9 +36,9 @@ SCENE = [
         ("how many red ?", [0, 1, 3], "3"),
         ("how many green ?", [], "0"),
         ("which color is nearest to cyan circle ?", [4, 3], "red"),
-        ("is blue triangle left of red square ?", [2, 1], "yes"),
-        ("is blue triangle right of red square ?", [2, 1], "no"),
-        ("is red square right of blue triangle ?", [1, 2], "yes"),
+        ("further left blue triangle or red square ?", [2, 1], "blue"),
+        ("further right blue triangle or red square ?", [2, 1], "red"),
+        ("further left red square or blue triangle ?", [2, 1], "blue"),
         ("more red or cyan ?", [0, 1, 3, 4], "red"),
         ("more cyan or red ?", [4, 0, 1, 3], "red"),
         ("what is here ?", [0, 1, 2, 3, 4], "5"),
@@ -52,8 +52,8 @@ def test_answers_by_hand(question, evidence, answer):
     ("question", "words"),
     [
         ("which color is nearest to blue triangle ?", "equally near"),  # a1 and a3 are two steps away
-        ("is red circle left of cyan circle ?", "2 things are called red circle"),
-        ("is green circle left of cyan circle ?", "0 things"),
+        ("further left red circle or cyan circle ?", "2 things are called red circle"),
+        ("further left green circle or cyan circle ?", "0 things"),
         ("where ?", "unknown question"),
     ],
 )
@@ -80,7 +80,7 @@ def test_every_question_has_an_answer_in_its_scene(kind, num_things):
 
 def test_answers_are_not_guessed_by_the_commonest():
     answers = {kind: [e.answer for e in map(_train, range(400)) if e.metadata["kind"] == kind] for kind in QUESTIONS}
-    for kind, most in {"count": 0.4, "nearest": 0.35, "relation": 0.65, "compare": 0.35}.items():
+    for kind, most in {"count": 0.4, "nearest": 0.35, "relation": 0.35, "compare": 0.35}.items():
         assert len(answers[kind]) > 60
         assert max(answers[kind].count(answer) for answer in answers[kind]) < most * len(answers[kind]), kind
 
@@ -181,7 +181,7 @@ def test_drawing_depends_on_its_generator_alone():
 def test_first_hundred_scenes_are_pinned_but_for_their_pixels():
     # Pixels depend on the version of Pillow; they are checked against the boxes above.
     facts = [TASK.facts(TASK.example("train", index))[:2] for index in range(100)]
-    assert hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16] == "fe57f78a00413c65"
+    assert hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16] == "65b03a43e91830f5"
 
 
 def _broken(**methods):
