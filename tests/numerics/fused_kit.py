@@ -14,6 +14,17 @@ from dopd.rules import Rule
 from dopd.tables import RoutingTable
 
 DOUBLE = torch.float64
+SUPPORTS = [
+    ("full", "bucket"),
+    ("student_topk", "bucket"),
+    ("student_topk", "renormalize"),
+    ("target_topk", "bucket"),
+    ("target_topk", "renormalize"),
+    ("student_topk", "truncate"),
+    ("target_topk", "truncate"),
+]
+RULES = [(kind, support, tail) for kind in divergences.DIVERGENCES for support, tail in SUPPORTS]
+RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js")]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_kit import assert_same, make_case, one_rule
+from fused_kit import RULES, SUPPORTS, assert_same, make_case, one_rule
 from torch import Tensor, nn
 
 from dopd import divergences
@@ -23,17 +23,6 @@ from dopd.routing import Regime
 from dopd.tables import RoutingTable
 
 SOURCES = ("teacher", "privileged_teacher", "privileged_student")
-SUPPORTS = [
-    ("full", "bucket"),
-    ("student_topk", "bucket"),
-    ("student_topk", "renormalize"),
-    ("target_topk", "bucket"),
-    ("target_topk", "renormalize"),
-    ("student_topk", "truncate"),
-    ("target_topk", "truncate"),
-]
-RULES = [(kind, support, tail) for kind in divergences.DIVERGENCES for support, tail in SUPPORTS]
-RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js")]
 
 
 @pytest.mark.parametrize(("kind", "support", "tail"), RULES)

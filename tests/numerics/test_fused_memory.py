@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fused import DOUBLE, RULES, Case, assert_same, make_case, one_rule
+from fused_kit import DOUBLE, RULES, Case, assert_same, make_case, one_rule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
