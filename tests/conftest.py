@@ -1,6 +1,8 @@
 """Every test runs on one thread: two threads on a busy two-core machine are many times slower."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,3 +17,17 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Commands that run inside a test quieten loggers for good; the next test is to see warnings again."""
+    names = ["dopd", *(name for name in logging.root.manager.loggerDict if name.startswith("dopd."))]
+    before = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in names}
+    handlers = list(logging.getLogger("dopd").handlers)
+    yield
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "dopd"]:
+        logger = logging.getLogger(name)
+        level, logger.propagate = before.get(name, (logging.NOTSET, True))
+        logger.setLevel(level)
+    logging.getLogger("dopd").handlers[:] = handlers
