@@ -87,6 +87,6 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     },
     "scenes": {
         "teacher": _scenes(2100, 300, _SEES, SightSpec(hidden_size=96)),
-        "student": _scenes(1200, 250, _SEES, SightSpec(num_layers=2)),
+        "student": _scenes(1700, 250, _SEES, SightSpec(num_layers=2)),
     },
 }
