@@ -21,6 +21,10 @@ TUNED_RATES: Mapping[str, float] = {
     "privileged_teacher": 2e-3,
     "privileged_student": 2e-4,
     "privileged_both": 2e-4,
+    "vanilla@teacher_needs_p": 2e-4,
+    "dopd@teacher_needs_p": 1e-3,
+    "dopd_frozen@teacher_needs_p": 1e-3,
+    "privileged_teacher@teacher_needs_p": 2e-3,
 }
 
 
