@@ -68,22 +68,26 @@ class SightRecipe(Recipe):
             Learnt on their own, seeing takes a few hundred steps; learnt among questions and privileged texts, from
             which one can guess, it takes many times as long.
         grounding: Knobs of those problems.
+        plain_steps: The first so many steps, those of grounding included, show no privileged text: a small model that
+            reads boxes before it finds things in an image may never learn the latter.
     """
 
     grounding_steps: int = 0
+    plain_steps: int = 0
     grounding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.grounding_steps < self.steps:
-            raise ConfigError(
-                f"grounding_steps: got {self.grounding_steps}, allowed: 0 to steps - 1 = {self.steps - 1}. Lower it."
-            )
+        for name in ("grounding_steps", "plain_steps"):
+            if not 0 <= (value := getattr(self, name)) < self.steps:
+                raise ConfigError(f"{name}: got {value}, allowed: 0 to steps - 1 = {self.steps - 1}. Lower it.")
 
     def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
         """Knobs and privileged kind of the problems of a step."""
         knobs, kind = super().draw(step, rng)
-        return ({**self.knobs, **self.grounding}, "none") if step < self.grounding_steps else (knobs, kind)
+        if step < self.grounding_steps:
+            return {**self.knobs, **self.grounding}, "none"
+        return knobs, "none" if step < self.plain_steps else kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,16 +58,16 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
 _SCENES_KNOBS = {"min_things": 3, "max_things": 6}
 
 
-def _scenes(steps: int, grounding_steps: int, kinds: Mapping[str, float], spec: SightSpec) -> Recipe:
+def _scenes(steps: int, spec: SightSpec, **stages: int) -> Recipe:
     return SightRecipe(
         task="scenes",
         knobs=_SCENES_KNOBS,
         levels=({"questions": ("scan",)}, {}, {}, {}),
         grounding={"questions": ("scan",)},
-        grounding_steps=grounding_steps,
-        kinds=kinds,
+        kinds=_SEES,
         spec=spec,
         steps=steps,
+        **stages,
     )
 
 
@@ -86,7 +86,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         "student": _graph(425, _FOLLOWS_PLANS),
     },
     "scenes": {
-        "teacher": _scenes(2100, 300, _SEES, SightSpec(hidden_size=96)),
-        "student": _scenes(1700, 250, _SEES, SightSpec(num_layers=2)),
+        "teacher": _scenes(2100, SightSpec(hidden_size=96), grounding_steps=300),
+        "student": _scenes(1100, SightSpec(num_layers=2), grounding_steps=250, plain_steps=600),
     },
 }

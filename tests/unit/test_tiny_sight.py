@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 import torch
@@ -108,6 +109,13 @@ def test_the_model_sees(kit, model):
         assert not torch.allclose(before, model.model(**swapped).last_hidden_state, atol=1e-2)
 
 
+def test_a_recipe_shows_scenes_first_then_questions_then_privileged_text():
+    recipe = dataclasses.replace(RECIPE, kinds={"box_label": 1.0}, steps=6, plain_steps=4)
+    drawn = [recipe.draw(step, random.Random(0)) for step in range(6)]
+    assert [knobs for knobs, _ in drawn] == [{"questions": ("scan",)}] * 2 + [{}] * 4
+    assert [kind for _, kind in drawn] == ["none"] * 4 + ["box_label"] * 2
+
+
 def test_equal_seeds_give_equal_weights():
     first, _, card = pretrain(RECIPE, seed=1, num_problems=0)
     torch.manual_seed(99)
@@ -190,5 +198,7 @@ def test_wrong_settings_are_explained():
         SightSpec(vision_layers=0)
     with pytest.raises(ConfigError, match="grounding_steps: got 4, allowed: 0 to steps - 1 = 3"):
         dataclasses.replace(RECIPE, grounding_steps=4)
+    with pytest.raises(ConfigError, match="plain_steps: got -1"):
+        dataclasses.replace(RECIPE, plain_steps=-1)
     with pytest.raises(ConfigError, match="kinds: got 'hints_without_execution', allowed: 'none', 'final_answer'"):
         dataclasses.replace(RECIPE, kinds={"hints_without_execution": 1.0})
