@@ -67,11 +67,15 @@ def tuning() -> Experiment:
                 learning_rate=rate,
                 split="validation",
                 problems=256,
+                x=rate,
+                group=f"{method}{'' if teacher == 'teacher' else '@' + teacher}",
             )
             for method, teacher in pairs
             for rate in GRID
         ),
         claims=(),
+        figure="lines",
+        curves=("learning rate",),
         run_seeds=(TUNING_SEED,),
         first_pretraining_seed_alone=True,
     )

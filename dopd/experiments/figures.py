@@ -98,7 +98,7 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
                 [x for x, _ in kept],
                 middle,
                 yerr=None if any(len(values[label]) < 2 for _, label in members if label in values) else errors,
-                fmt=f"-{_MARKERS[place]}",
+                fmt=f"-{_MARKERS[place % len(_MARKERS)]}",
                 color=METHOD_COLOURS[place % len(METHOD_COLOURS)],
                 capsize=2,
                 label=group,
@@ -106,7 +106,12 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
         axes.set_ylabel(_label(metric))
         axes.set_xlabel(experiment.curves[0] if experiment.curves else "setting")
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+        places = [c.x for c in experiment.conditions if c.x is not None]
+        if min(places) > 0 and max(places) > 10 * min(places):
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
+            axes.minorticks_off()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 

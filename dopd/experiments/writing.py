@@ -77,7 +77,7 @@ def readme(
         "",
         f"**Verdict: {result['verdict']}** ({result['finished_runs']} of {result['wanted_runs']} runs).",
         "",
-        f"**Claim** (arXiv 2606.30626, {experiment.source}): {experiment.claim}",
+        f"**Claim** ({_origin(experiment.source)}): {experiment.claim}",
         "",
         f"**Protocol**: [PROTOCOL.md](../PROTOCOL.md). {experiment.protocol}",
         "",
@@ -108,6 +108,10 @@ _COMMON_DEVIATIONS = (
     "- Models of about 0.2 M parameters on generated problems, 80 steps, top 8 of some 80 words where the paper has "
     "128.",
 )
+
+
+def _origin(source: str) -> str:
+    return f"arXiv 2606.30626, {source}" if source.startswith(("Table", "Figure")) else source
 
 
 def _table(experiment: Experiment, values: Values) -> list[str]:
