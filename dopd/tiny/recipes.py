@@ -87,6 +87,6 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     },
     "scenes": {
         "teacher": _scenes(2100, SightSpec(hidden_size=96), grounding_steps=300),
-        "student": _scenes(1100, SightSpec(num_layers=2), grounding_steps=250, plain_steps=600),
+        "student": _scenes(1300, SightSpec(hidden_size=96), grounding_steps=300),
     },
 }
