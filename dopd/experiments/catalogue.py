@@ -19,6 +19,8 @@ from dopd.experiments.comparisons import (
 )
 from dopd.experiments.decisions import tail
 from dopd.experiments.spec import Experiment
+from dopd.runs.build import TINY
+from dopd.tiny import RECIPES
 
 _MAKERS: tuple[Callable[[], Experiment], ...] = (
     tuning,
@@ -54,3 +56,14 @@ def get_experiment(name: str) -> Experiment:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"experiment (={name!r}) must be one of {', '.join(EXPERIMENTS)}.{hint}")
     return EXPERIMENTS[name]()
+
+
+def models_without_recipe(experiment: Experiment) -> list[str]:
+    """The tiny models, as TASK/ROLE, that the experiment needs and no recipe makes."""
+    wanted = {
+        model.removeprefix(TINY).partition("?")[0]
+        for condition in experiment.conditions
+        for model in condition.run.models
+    }
+    made = {f"{task}/{role}" for task, roles in RECIPES.items() for role in roles}
+    return sorted(wanted - made)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.catalogue import EXPERIMENTS, get_experiment
+from dopd.experiments.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
 from dopd.experiments.writing import README_FILE, RESULTS_FILE
 
 PROTOCOL_FILE = "PROTOCOL.md"
@@ -33,7 +33,9 @@ def write_index(folder: Path) -> Path:
             supported = f"{outcomes.count('supported')} of {len(outcomes)}" if outcomes else ""
             verdict = result["verdict"]
         else:
-            link, runs, supported, verdict = name, "none", "", "not run"
+            lacking = models_without_recipe(experiment)
+            reason = f": no tiny model {', '.join(lacking)}" if lacking else ""
+            link, runs, supported, verdict = name, "none", "", f"not run{reason}"
         lines.append(f"| {link} | {experiment.source} | {experiment.title} | {runs} | {supported} | {verdict} |")
     target = folder / README_FILE
     target.write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")

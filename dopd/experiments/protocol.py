@@ -5,6 +5,8 @@ experiments/PROTOCOL.md says it in words. The rates are results of the experimen
 
 from collections.abc import Mapping
 
+from dopd.experiments.spec import Experiment
+
 # The first two seeds whose tiny dag student passes the gate of PROTOCOL.md (good with p, middling without).
 PRETRAINING_SEEDS = (0, 3)
 RUN_SEEDS = (0, 1, 2)
@@ -38,6 +40,18 @@ def learning_rate(method: str, teacher: str = "teacher") -> float:
     """The tuned rate of a method with a teacher; ablations of DOPD take DOPD's, as in the paper."""
     family = "dopd" if method.startswith("dopd_") and f"{method}@{teacher}" not in _tuned() else method
     return _tuned().get(f"{family}@{teacher}", DEFAULT_RATE)
+
+
+def untuned(experiment: Experiment) -> list[str]:
+    """Conditions that train at the default rate because their method has not been tuned; tuning itself has none."""
+    return [
+        condition.label
+        for condition in experiment.conditions
+        if condition.run.trained
+        and condition.run.split == "test"
+        and condition.run.learning_rate == DEFAULT_RATE
+        and f"{condition.run.method}@{condition.run.teacher}" not in _tuned()
+    ]
 
 
 def _tuned() -> dict[str, float]:

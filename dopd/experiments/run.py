@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from dopd.errors import ConfigError
-from dopd.experiments.catalogue import get_experiment
+from dopd.experiments.catalogue import get_experiment, models_without_recipe
 from dopd.experiments.index import PROTOCOL_FILE, write_index
 from dopd.experiments.pool import execute_all
-from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS
+from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS, untuned
 from dopd.experiments.spec import Experiment, RunSpec
 from dopd.experiments.store import RunStore, missing
 from dopd.experiments.writing import INCOMPLETE, write_experiment
@@ -47,6 +47,12 @@ def run_experiment(
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs (={jobs}) must be at least 1")
+    missing_models = models_without_recipe(experiment)
+    if missing_models:
+        raise ConfigError(
+            f"experiment {name!r} cannot be run at tiny scale: no recipe makes {', '.join(missing_models)} "
+            "(dopd.tiny.recipes). --scale full writes its launch configs"
+        )
     console, store = console or Console(), store or RunStore()
     conditions = experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS if seeds is None else tuple(range(seeds)))
     _say_plan(console, experiment, conditions)
@@ -78,3 +84,8 @@ def _say_plan(console: Console, experiment: Experiment, runs: Sequence[tuple[Any
         f"{len(runs)} runs.\n"
         f"Tiny models: {', '.join(models)} (trained here the first time, a minute or two each, then kept)"
     )
+    if waiting := untuned(experiment):
+        console.print(
+            f"[yellow]Not tuned, at the default rate: {', '.join(waiting)}. Run `dopd experiment tuning` and enter the "
+            "rates in dopd.experiments.protocol first, or the comparison is not the protocol's.[/yellow]"
+        )

@@ -7,6 +7,7 @@ from typing import Any
 
 from dopd.experiments.analysis import Judgement, Values, collect, judge, summarise, verdict
 from dopd.experiments.figures import FIGURE_FILE, draw
+from dopd.experiments.protocol import untuned
 from dopd.experiments.spec import Claim, Experiment, RunSpec
 from dopd.statistics import Interval
 
@@ -70,6 +71,7 @@ def readme(
     experiment: Experiment, result: Mapping[str, Any], values: Values, judgements: Sequence[Judgement], notes: str
 ) -> str:
     """The README: claim, protocol, ours beside the paper's, tests, verdict, why, deviations."""
+    waiting = untuned(experiment)
     diverged = [run["condition"] for run in result["runs"] if run["status"] != "finished"]
     seeds = sorted({(run["run"]["pretraining_seed"], run["run"]["run_seed"]) for run in result["runs"]})
     lines = [
@@ -79,7 +81,8 @@ def readme(
         "",
         f"**Claim** ({_origin(experiment.source)}): {experiment.claim}",
         "",
-        f"**Protocol**: [PROTOCOL.md](../PROTOCOL.md). {experiment.protocol}",
+        f"**Protocol**: [PROTOCOL.md](../PROTOCOL.md). {experiment.protocol}"
+        + (f" **Not tuned, at the default rate: {', '.join(waiting)}.**" if waiting else ""),
         "",
         f"![{experiment.title}]({FIGURE_FILE})" if result["runs"] else "No run is finished.",
         "",

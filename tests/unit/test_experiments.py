@@ -12,10 +12,20 @@ from dopd.errors import ConfigError
 from dopd.experiments import EXPERIMENTS, get_experiment
 from dopd.experiments.analysis import collect, judge, verdict
 from dopd.experiments.catalogue import get_experiment as by_name
+from dopd.experiments.catalogue import models_without_recipe
 from dopd.experiments.index import write_index
 from dopd.experiments.launch import write_launch
 from dopd.experiments.problems import TEST_PROBLEMS, evaluation_rows
-from dopd.experiments.protocol import GRID, PRETRAINING_SEEDS, RUN_SEEDS, TUNED_RATES, best_rate, learning_rate
+from dopd.experiments.protocol import (
+    DEFAULT_RATE,
+    GRID,
+    PRETRAINING_SEEDS,
+    RUN_SEEDS,
+    TUNED_RATES,
+    best_rate,
+    learning_rate,
+    untuned,
+)
 from dopd.experiments.spec import SFT, Claim, Condition, Experiment, RunSpec
 from dopd.experiments.store import RunStore, missing
 from dopd.experiments.writing import README_FILE, RESULTS_FILE, write_experiment
@@ -319,6 +329,22 @@ def test_index_names_every_experiment_and_says_which_was_not_run(tmp_path: Path)
     (done,) = [row for row in rows if "[figure3]" in row]
     assert "18 of 18" in done and "1 of 1" in done and "replicated" in done
     assert sum("not run" in row for row in rows) == len(rows) - 1
+    (lacking,) = [row for row in rows if "table1_program" in row]
+    assert "no tiny model program/student" in lacking or not models_without_recipe(get_experiment("table1_program"))
+
+
+def test_conditions_of_a_method_that_was_not_tuned_are_named() -> None:
+    assert untuned(get_experiment("figure3")) == untuned(get_experiment("tuning")) == []
+    strange = Condition(label="a", run=RunSpec(method="no_such_method", learning_rate=DEFAULT_RATE))
+    assert untuned(dataclasses.replace(experiment(), conditions=(strange,))) == ["a"]
+
+
+def test_an_experiment_whose_models_no_recipe_makes_is_refused_by_name() -> None:
+    strange = dataclasses.replace(
+        experiment(), conditions=(Condition(label="a", run=RunSpec(method="dopd", student="dag/giant")),)
+    )
+    assert models_without_recipe(strange) == ["dag/giant"]
+    assert models_without_recipe(get_experiment("figure3")) == []
 
 
 @pytest.mark.parametrize("kind", ["lines", "curves"])
