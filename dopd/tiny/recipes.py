@@ -8,6 +8,7 @@ of steps and in how often they see problems without a hint. The card of each tra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from dopd.tiny.recipe import Recipe, SightRecipe
 from dopd.tiny.sight import SightSpec
@@ -55,15 +56,18 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
     return Recipe(task="graph", knobs=_GRAPH_KNOBS, levels=_GRAPH_LEVELS, kinds=kinds, steps=steps)
 
 
+_SCAN = {"questions": ("scan",)}
+# The student sees well, but has seldom been asked what is nearest and what there is more of.
+_TWO_OF_FOUR = (*({"questions": ("count", "relation")},) * 3, {})
 _SCENES_KNOBS = {"min_things": 3, "max_things": 6}
 
 
-def _scenes(steps: int, spec: SightSpec, **stages: int) -> Recipe:
+def _scenes(steps: int, spec: SightSpec, levels: tuple[Mapping[str, Any], ...], **stages: int) -> Recipe:
     return SightRecipe(
         task="scenes",
         knobs=_SCENES_KNOBS,
-        levels=({"questions": ("scan",)}, {}, {}, {}),
-        grounding={"questions": ("scan",)},
+        levels=(_SCAN, *levels),
+        grounding=_SCAN,
         kinds=_SEES,
         spec=spec,
         steps=steps,
@@ -86,7 +90,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         "student": _graph(425, _FOLLOWS_PLANS),
     },
     "scenes": {
-        "teacher": _scenes(2100, SightSpec(hidden_size=96), grounding_steps=300),
-        "student": _scenes(1300, SightSpec(hidden_size=96), grounding_steps=300),
+        "teacher": _scenes(2100, SightSpec(hidden_size=96), ({},) * 3, grounding_steps=300),
+        "student": _scenes(1600, SightSpec(), _TWO_OF_FOUR, grounding_steps=250, plain_steps=900),
     },
 }
