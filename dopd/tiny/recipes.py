@@ -58,7 +58,7 @@ def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
 
 _SCAN = {"questions": ("scan",)}
 # The student sees well, but has seldom been asked what is nearest and what there is more of.
-_TWO_OF_FOUR = (*({"questions": ("count", "relation")},) * 3, {})
+_TWO_OF_FOUR: tuple[Mapping[str, Any], ...] = (*({"questions": ("count", "relation")},) * 3, {})
 _SCENES_KNOBS = {"min_things": 3, "max_things": 6}
 
 
