@@ -6,15 +6,15 @@ rollouts of T tokens behind a prompt of P tokens, a forward pass runs over P + G
 Shapes: B sequences, U different prompts, P prompt tokens (left-padded), T completion tokens, H hidden size.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from dopd.scoring import View, backbone_of, view_hidden_states
+from dopd.scoring import View, backbone_of, has_adapters, view_hidden_states
 from dopd.vision.media import FeatureCache, different_sets, image_inputs
 from dopd.vision.tokens import placeholder_ids
 
@@ -61,10 +61,12 @@ def hidden_states_sharing_prompts(
     types = {name: values[first_U] for name, values in view.token_types.items()}
     pictures = image_inputs(backbone, images, ids_UP, cache=cache)
     positions_UP, offset_U = _positions(backbone, ids_UP, mask_UP, types, pictures)
+    kept = DynamicCache(config=backbone.config.get_text_config())
+    kept_as = _cache_argument(backbone)
     prompts = backbone(
         input_ids=ids_UP,
         attention_mask=mask_UP,
-        past_key_values=DynamicCache(config=backbone.config.get_text_config()),
+        **{kept_as: kept},
         use_cache=True,
         **types,
         **pictures,
@@ -74,17 +76,21 @@ def hidden_states_sharing_prompts(
     first_B1H = prompts.last_hidden_state[prompt_B, -1:]
     if completion_ids.shape[1] == 1:
         return first_B1H
-    kept = prompts.past_key_values
     kept.batch_select_indices(prompt_B)
     mask_BL = torch.cat([mask_UP[prompt_B], completion_mask[:, :-1].to(mask_UP.dtype)], dim=1)
     answers = backbone(
         input_ids=completion_ids[:, :-1],
         attention_mask=mask_BL,
-        past_key_values=kept,
+        **{kept_as: kept},
         use_cache=True,
         **_positions_behind(mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
     )
     return torch.cat([first_B1H, answers.last_hidden_state], dim=1)
+
+
+def _cache_argument(backbone: Any) -> str:
+    """What the model calls its cache; transformers 5.24 gave it another name."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
 
 # Families whose positions have several dimensions keep the offset between tokens and positions on the model object,
@@ -122,7 +128,7 @@ def _token_positions(mask: Tensor) -> Tensor:
 
 def architecture(model: Any) -> type:
     """The class of a model below its adapters."""
-    return type(model.get_base_model() if is_peft_model(model) else model)
+    return type(model.get_base_model() if has_adapters(model) else model)
 
 
 @torch.no_grad()

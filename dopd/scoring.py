@@ -3,12 +3,12 @@
 Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.nn import functional
 
@@ -151,9 +151,15 @@ def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vo
         )
 
 
+def has_adapters(model: Any) -> bool:
+    """Whether an unwrapped model is one of peft. Every pass asks; accelerate's answer searches the disk each time."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 def backbone_of(model: Any) -> Any:
     """A transformers model below its language-model head and its adapters."""
-    return (model.base_model.model if is_peft_model(model) else model).base_model
+    return (model.base_model.model if has_adapters(model) else model).base_model
 
 
 def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:

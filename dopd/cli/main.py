@@ -180,12 +180,13 @@ def _add_tiny(commands: "argparse._SubParsersAction") -> None:
     parser = _command(
         commands,
         "tiny",
-        "train and keep the tiny models of an embedded task",
-        "  dopd tiny dag\n  dopd tiny dag --role student --seed 1",
+        "obtain the tiny models of an embedded task: shipped with the package, or trained here",
+        "  dopd tiny dag\n  dopd tiny dag --role student --seed 1\n  dopd tiny dag --role student --train",
     )
     parser.add_argument("task")
     parser.add_argument("--role", help="one role (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", action="store_true", help="train it here, even if the package or the cache has it")
     parser.set_defaults(run=_tiny)
 
 
@@ -194,7 +195,7 @@ def _tiny(arguments: argparse.Namespace) -> None:
     from dopd.runs.progress import quiet_libraries
 
     quiet_libraries()
-    print_tiny(arguments.task, arguments.role, arguments.seed)
+    print_tiny(arguments.task, arguments.role, arguments.seed, train=arguments.train)
 
 
 def _add_quickstart(commands: "argparse._SubParsersAction") -> None:

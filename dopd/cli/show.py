@@ -122,8 +122,8 @@ def needs_of(table: "RoutingTable") -> list[str]:
     return needs
 
 
-def print_tiny(task: str, role: str | None, seed: int) -> None:
-    """Train (or find) tiny models and say what they can do."""
+def print_tiny(task: str, role: str | None, seed: int, *, train: bool = False) -> None:
+    """Obtain tiny models and say what they can do."""
     from dopd.tiny import RECIPES, tiny_model_path
     from dopd.tiny.pretrain import CARD_NAME
 
@@ -131,7 +131,7 @@ def print_tiny(task: str, role: str | None, seed: int) -> None:
         raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models")
     table = Table("role", "folder", "measured")
     for name in [role] if role else RECIPES[task]:
-        path = tiny_model_path(task, name, seed)
+        path = tiny_model_path(task, name, seed, train=train)
         card = json.loads((path / CARD_NAME).read_text())
         measured = {key: card[key] for key in ("accuracy", "accuracy_blank") if key in card}
         table.add_row(name, str(path), escape(json.dumps(measured)))

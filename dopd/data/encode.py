@@ -67,12 +67,19 @@ def encode_prompts(
         return []
     if reads_images(processing_class):
         return [one.ids for one in _encode_each_once(processing_class, prompts, chat_template_kwargs)]
+    # Rollouts of one prompt stand side by side and repeat it.
+    first = [place for place, prompt in enumerate(prompts) if not place or prompt != prompts[place - 1]]
+    different = [prompts[place] for place in first]
     if isinstance(prompts[0], str):
-        return processing_class(text=prompts)["input_ids"]
-    encoded = processing_class.apply_chat_template(
-        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )
-    return encoded["input_ids"]
+        encoded = processing_class(text=different)
+    else:
+        encoded = processing_class.apply_chat_template(
+            conversation=different, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )
+    stops = [*first[1:], len(prompts)]
+    return [
+        ids for ids, start, stop in zip(encoded["input_ids"], first, stops, strict=True) for _ in range(start, stop)
+    ]
 
 
 @dataclass

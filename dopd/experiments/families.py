@@ -45,8 +45,8 @@ FAMILIES: Mapping[str, Family] = {
         task="program",
         stands_for="coding",
         options={"num_ops": 2},
-        gold_tokens=13,
-        max_tokens=19,
+        gold_tokens=23,
+        max_tokens=29,
     ),
 }
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dopd.experiments.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
-from dopd.experiments.writing import README_FILE, RESULTS_FILE
+from dopd.experiments.spec import RESULTS_FILE
+from dopd.experiments.writing import README_FILE
 
 PROTOCOL_FILE = "PROTOCOL.md"
 

@@ -13,7 +13,7 @@ from dopd.experiments.index import PROTOCOL_FILE, write_index
 from dopd.experiments.pool import execute_all
 from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS, untuned
 from dopd.experiments.spec import Experiment, RunSpec
-from dopd.experiments.store import RunStore, missing
+from dopd.experiments.store import RunStore, missing, published
 from dopd.experiments.writing import INCOMPLETE, write_experiment
 
 
@@ -35,7 +35,8 @@ def run_experiment(
         folder (`str` or `Path`): where the experiment's folder is made.
         seeds (`int`, *optional*): run seeds for each pretraining seed; the protocol's if left out.
         jobs (`int`, *optional*): runs at a time; one for each core if left out.
-        resume (`bool`): use finished runs; `False` makes every run anew.
+        resume (`bool`): use finished runs, of this machine and of the results.json files in `folder`; `False` makes
+            every run anew.
         only_report (`bool`): make no run; write the folder from those that are finished.
         store (`RunStore`, *optional*): where finished runs are kept.
 
@@ -57,13 +58,14 @@ def run_experiment(
     conditions = experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS if seeds is None else tuple(range(seeds)))
     _say_plan(console, experiment, conditions)
     keyed = [(condition.label, store.key(spec), spec) for condition, spec in conditions]
-    finished = store.read()
+    committed = published(Path(folder)) if resume else {}
+    finished = committed | store.read()
     if not only_report:
         todo = missing([(key, spec) for _, key, spec in keyed], finished if resume else ())
         count = len({key for _, key, _ in keyed})
         console.print(f"{count - len(todo)} of {count} runs are there; {len(todo)} to do")
         execute_all(todo, store.add, jobs=jobs or os.cpu_count() or 1, console=console)
-        finished = store.read()
+        finished = committed | store.read()
     runs = [(label, finished[key]) for label, key, _ in keyed if key in finished]
     target = Path(folder) / experiment.name
     result = write_experiment(experiment, runs, [(label, spec) for label, _, spec in keyed], target)
@@ -82,7 +84,7 @@ def _say_plan(console: Console, experiment: Experiment, runs: Sequence[tuple[Any
     console.print(
         f"[bold]{experiment.title}[/bold] ({experiment.source}): {len(experiment.conditions)} conditions, "
         f"{len(runs)} runs.\n"
-        f"Tiny models: {', '.join(models)} (trained here the first time, a minute or two each, then kept)"
+        f"Tiny models: {', '.join(models)} (they come with dopd, or are trained here once, a minute or two each)"
     )
     if waiting := untuned(experiment):
         console.print(

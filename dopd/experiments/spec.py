@@ -11,7 +11,8 @@ from dopd.errors import ConfigError
 from dopd.experiments.families import get_family
 
 # Raise it when the meaning of a run changes (training, evaluation, budget): finished runs are then made anew.
-RUN_VERSION = 1
+RUN_VERSION = 2
+RESULTS_FILE = "results.json"  # in the folder of an experiment
 UNTRAINED = ("start", "teacher")  # conditions that only evaluate: the student before training, the plain teacher
 SFT = "sft"  # supervised fine-tuning on gold solutions, no distillation
 Split = Literal["test", "validation"]

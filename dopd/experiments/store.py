@@ -1,4 +1,6 @@
-"""Finished runs on this machine: one JSON line each, so that an interrupted experiment goes on where it stopped."""
+"""Finished runs: on this machine one JSON line each, so that an interrupted experiment goes on where it stopped, and
+those of the results.json files of a folder of experiments.
+"""
 
 import json
 import logging
@@ -6,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.spec import RunSpec
+from dopd.experiments.spec import RESULTS_FILE, RunSpec
 from dopd.runs.build import TINY, resolve_model
-from dopd.tiny import cache_root
+from dopd.tiny import cache_root, model_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +52,19 @@ class RunStore:
         return spec.key({name: self._identity(name) for name in spec.models})
 
     def _identity(self, model: str) -> str:
-        # The folder of a tiny model is named by a hash of its recipe and seed.
+        # One recipe gives other weights on another kind of processor, so a tiny model is known by its weights.
         if model not in self._identities:
-            self._identities[model] = Path(resolve_model(model)).name if model.startswith(TINY) else model
+            self._identities[model] = model_fingerprint(resolve_model(model)) if model.startswith(TINY) else model
         return self._identities[model]
+
+
+def published(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of all results.json files in a folder of experiments, by key."""
+    records: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
+        for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+            records[run["key"]] = {name: value for name, value in run.items() if name != "condition"}
+    return records
 
 
 def missing(wanted: Iterable[tuple[str, RunSpec]], finished: Iterable[str]) -> list[tuple[str, RunSpec]]:

@@ -8,10 +8,9 @@ from typing import Any
 from dopd.experiments.analysis import Judgement, Values, collect, judge, summarise, verdict
 from dopd.experiments.figures import FIGURE_FILE, draw
 from dopd.experiments.protocol import untuned
-from dopd.experiments.spec import Claim, Experiment, RunSpec
+from dopd.experiments.spec import RESULTS_FILE, Claim, Experiment, RunSpec
 from dopd.statistics import Interval
 
-RESULTS_FILE = "results.json"
 README_FILE = "README.md"
 NOTES_FILE = "notes.md"  # written by hand: why, and what was seen on the way; the README takes it in
 INCOMPLETE = "not finished"

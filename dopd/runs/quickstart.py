@@ -72,7 +72,7 @@ def _say_plan(console: Console, settings: RunSettings, methods: Sequence[str], s
     console.print(
         f"[bold]dopd quickstart[/bold]: task {settings.task}; student {settings.model_name_or_path}; teacher "
         f"{settings.trainer['teacher_model_name_or_path']}; p: {settings.privileged_kind}.\n"
-        f"1. obtain tiny teacher and student (trained here the first time, then kept)\n"
+        f"1. obtain tiny teacher and student (they come with dopd; another seed is trained here once)\n"
         f"2. train {' and '.join(methods)} from the same student, {seeds} seed(s) each, {steps} steps\n"
         f"3. evaluate all without p on {settings.final_eval_prompts} held-out problems; write {folder}"
     )

@@ -14,6 +14,7 @@ from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
 _WIDTH = 5
+_MAP = 2 * _WIDTH  # words of a solution that say where each letter of the test case's output came from
 _STEP = _WIDTH + 1  # words per solution step: an operation and the list after it
 
 # Position i of the result takes the element at position OPERATIONS[name][i].
@@ -59,8 +60,19 @@ def _shortest_programs(num_ops: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _parse(prompt: str) -> tuple[list[str], list[str], list[str]]:
-    words = prompt.split()
-    return words[:_WIDTH], words[_WIDTH + 1 : 2 * _WIDTH + 1], words[2 * _WIDTH + 2 :]
+    given, _, rest = prompt.partition(" > ")
+    wanted, _, query = rest.partition(" ? ")
+    return given.split()[::2], wanted.split(), query.split()
+
+
+def _origins(given: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Each letter of the output and its place in the input, from 1."""
+    return [word for letter in wanted for word in (letter, str(given.index(letter) + 1))]
+
+
+def _traced(program: Sequence[str], query: Sequence[str]) -> list[str]:
+    """Each operation and the list after it."""
+    return [word for i, operation in enumerate(program, 1) for word in (operation, *_run(program[:i], query))]
 
 
 @final
@@ -68,9 +80,10 @@ def _parse(prompt: str) -> tuple[list[str], list[str], list[str]]:
 class ProgramTask(TextTask):
     """Find a short program over lists of five letters from one test case, and trace it on a new input.
 
-    Prompt: `a b c d e > b a c d e ? f a j b c`, the input and output of the test case and the input to run on.
-    Solution: per operation its name and the list after it, `swap a f j b c`. Any program of at most `num_ops`
-    operations that passes the test counts. Operations: `rev`, `rotl`, `rotr`, `swap` (first two), `tail` (last two).
+    Prompt: `a 1 b 2 c 3 d 4 e 5 > b a c d e ? f a j b c`, the input of the test case with places, its output, and the
+    input to run on. Solution: what moved in the test case, `b 2 a 1 c 3 d 4 e 5`; then per operation its name and the
+    list after it, `swap a f j b c`. Any program of at most `num_ops` operations that passes the test counts.
+    Operations: `rev`, `rotl`, `rotr`, `swap` (first two), `tail` (last two).
 
     Privileged text: `final_answer` is the last letter of the output (`answer c`); `hints_with_execution` the program
     with its trace (`trace swap a f j b c`); `hints_without_execution` the program (`ops swap`); `summarised_hint` its
@@ -92,27 +105,25 @@ class ProgramTask(TextTask):
         check_range("num_ops", self.num_ops, 1, _MAX_OPS - 1, "ood adds one more.")
 
     def vocabulary(self) -> tuple[str, ...]:
-        return (*_LETTERS, *_OPERATIONS, ">", "?", "answer", "trace", "ops", "first")
+        places = map(str, range(1, _WIDTH + 1))
+        return (*places, *_LETTERS, *_OPERATIONS, ">", "?", "answer", "trace", "ops", "first")
 
     def completion_words(self, split: str = "test") -> int:
-        return _STEP * (self.num_ops + (split == "ood"))
+        return _MAP + _STEP * (self.num_ops + (split == "ood"))
 
     def _draw(self, rng: random.Random, split: str) -> Example:
         num_ops = self.num_ops + (split == "ood")
         program = rng.choice(_shortest_programs(num_ops))
         given, query = rng.sample(_LETTERS, _WIDTH), rng.sample(_LETTERS, _WIDTH)
-        steps, now = [], query
-        for operation in program:
-            now = _apply(operation, now)
-            steps.append(" ".join([operation, *now]))
-        solution = " ".join(steps)
+        wanted, traced = _run(program, given), _traced(program, query)
+        places = [word for place, letter in enumerate(given, 1) for word in (letter, str(place))]
         return Example(
-            prompt=" ".join([*given, ">", *_run(program, given), "?", *query]),
-            solution=solution,
-            answer=now[-1],
+            prompt=" ".join([*places, ">", *wanted, "?", *query]),
+            solution=" ".join([*_origins(given, wanted), *traced]),
+            answer=traced[-1],
             privileged={
-                "final_answer": f"answer {now[-1]}",
-                "hints_with_execution": f"trace {solution}",
+                "final_answer": f"answer {traced[-1]}",
+                "hints_with_execution": " ".join(["trace", *traced]),
                 "hints_without_execution": " ".join(["ops", *program]),
                 "summarised_hint": f"first {program[0]}",
             },
@@ -123,44 +134,35 @@ class ProgramTask(TextTask):
         return prompt
 
     def _is_correct(self, words: Sequence[str], prompt: str, answer: str) -> bool:
-        given, wanted, now = _parse(prompt)
-        program = words[::_STEP]
+        given, wanted, query = _parse(prompt)
+        program = words[_MAP::_STEP]
         # One operation more than the knobs say, since the row may be an ood one; the test case decides all the same.
-        if len(words) % _STEP or len(program) > self.num_ops + 1 or words[-1] != answer:
+        if (len(words) - _MAP) % _STEP or not 0 < len(program) <= self.num_ops + 1 or words[-1] != answer:
             return False
-        for i, operation in enumerate(program):
-            if operation not in _OPERATIONS:
-                return False
-            now = _apply(operation, now)
-            if list(words[i * _STEP + 1 : (i + 1) * _STEP]) != now:
-                return False
-        return _run(program, given) == wanted
+        if not set(program) <= set(_OPERATIONS) or _run(program, given) != wanted:
+            return False
+        return list(words) == [*_origins(given, wanted), *_traced(program, query)]
 
     def _near_misses(self, example: Example) -> dict[str, str]:
         words = example.solution.split()
-        program = words[::_STEP]
-        _, _, query = _parse(example.prompt)
+        origins, traced = words[:_MAP], words[_MAP:]
+        program = traced[::_STEP]
+        given, _, query = _parse(example.prompt)
         renamed = "rev" if program[-1] != "rev" else "swap"
-        wrong_program = [*program[:-1], renamed]
-        traced: list[str] = []
-        for i, operation in enumerate(wrong_program):
-            traced += [operation, *_run(wrong_program[: i + 1], query)]
         wrong = {
-            "other program, traced rightly": traced,
+            "other program, traced rightly": [*origins, *_traced([*program[:-1], renamed], query)],
             "wrong last operation, right list": [*words[:-_STEP], renamed, *words[-_WIDTH:]],
             "last two letters exchanged": [*words[:-2], words[-1], words[-2]],
             "letters exchanged, right answer": [*words[:-3], words[-2], words[-3], words[-1]],
             "stopped one step early": words[:-_STEP],
-            "program alone": program,
-            "lists alone": [word for i, word in enumerate(words) if i % _STEP],
+            "program alone": [*origins, *program],
+            "lists alone": [*origins, *(word for i, word in enumerate(traced) if i % _STEP)],
             "output alone": words[-_WIDTH:],
-            "first step missing": words[_STEP:],
+            "first step missing": [*origins, *traced[_STEP:]],
             "last step twice": [*words, *words[-_STEP:]],
-            "run on the wrong input": [
-                word
-                for i, operation in enumerate(program)
-                for word in [operation, *_run(program[: i + 1], _parse(example.prompt)[0])]
-            ],
+            "run on the wrong input": [*origins, *_traced(program, given)],
+            "no places": traced,
+            "two places exchanged": [*words[:1], words[3], words[2], words[1], *words[4:]],
         }
         return {name: " ".join(text) for name, text in wrong.items()}
 

@@ -1,6 +1,6 @@
 """Tiny real (vision-)language models for the embedded tasks: tokenizers, specs, pre-training and a cache."""
 
-from dopd.tiny.cache import cache_root, get_recipe, tiny_model_path
+from dopd.tiny.cache import cache_root, get_recipe, model_fingerprint, tiny_model_path
 from dopd.tiny.kits import SightKit, TextKit, make_kit, prompt_with_privilege, render_prompt
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.pretrain import measure_accuracy, pretrain
@@ -26,6 +26,7 @@ __all__ = [
     "get_recipe",
     "make_kit",
     "measure_accuracy",
+    "model_fingerprint",
     "pretrain",
     "prompt_with_privilege",
     "render_prompt",

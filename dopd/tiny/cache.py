@@ -1,4 +1,4 @@
-"""Tiny models by task and role, trained once and kept on disk."""
+"""Tiny models by task and role: shipped with the package or trained once, and kept on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dopd.tiny.kits import make_kit
 from dopd.tiny.pretrain import CARD_NAME, pretrain
 from dopd.tiny.recipe import Recipe
 from dopd.tiny.recipes import RECIPES
+from dopd.tiny.shipped import shipped_file, unpack
 
 # Raise it when the training loop, the tokenizer or the chat template changes: cached models are then made anew.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def cache_root() -> Path:
@@ -53,6 +54,11 @@ def recipe_key(recipe: Recipe, seed: int) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def model_fingerprint(folder: str | Path) -> str:
+    """What identifies the weights in the folder of a tiny model; see `dopd.tiny.pretrain.fingerprint`."""
+    return str(json.loads(Path(folder, CARD_NAME).read_text())["weights"])
+
+
 def tiny_model_path(
     task: str,
     role: str,
@@ -61,8 +67,11 @@ def tiny_model_path(
     recipe: Recipe | None = None,
     cache_dir: str | Path | None = None,
     num_problems: int = 256,
+    train: bool = False,
 ) -> Path:
-    """Folder of the tiny model `role` of `task`; trains it first if it is not in the cache (minutes).
+    """Folder of the tiny model `role` of `task`.
+
+    If it is not in the cache it is taken from the package, where that has its weights, or trained (minutes).
 
     The folder appears complete or not at all, so an interrupted or a second, simultaneous training is harmless.
 
@@ -74,6 +83,7 @@ def tiny_model_path(
         recipe (*optional*): Replaces the named recipe; `task` and `role` then only name the folder.
         cache_dir (*optional*): Replaces `cache_root()`.
         num_problems: Problems per accuracy in the card of a newly trained model.
+        train: Train it here, whatever is in the cache or in the package.
 
     Raises:
         ConfigError: if `recipe` is not given and there is no such task or role.
@@ -81,13 +91,19 @@ def tiny_model_path(
     recipe = get_recipe(task, role) if recipe is None else recipe
     folder = Path(cache_root() if cache_dir is None else cache_dir) / "tiny"
     final = folder / f"{task}-{role}-seed{seed}-{recipe_key(recipe, seed)}"
-    if (final / CARD_NAME).is_file():
+    if (final / CARD_NAME).is_file() and not train:
         return final
     folder.mkdir(parents=True, exist_ok=True)
     # On the same file system as the final place, since a rename is atomic only there.
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
     try:
-        pretrain(recipe, seed, partial, num_problems=num_problems, label=f"tiny {task} {role} (seed {seed})")
+        shipped = None if train else shipped_file(final.name)
+        if shipped is not None:
+            unpack(shipped, recipe, seed, partial)
+        else:
+            pretrain(recipe, seed, partial, num_problems=num_problems, label=f"tiny {task} {role} (seed {seed})")
+        if train:
+            shutil.rmtree(final, ignore_errors=True)
         try:
             partial.rename(final)
         except OSError:

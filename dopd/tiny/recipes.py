@@ -1,8 +1,9 @@
 """The named tiny models of each embedded task, as data.
 
-Per task there is a `teacher` (strong with and without hints), a `teacher_needs_p` (strong with the plan, weak without)
-and a `student` (good with the plan, weaker still without). All three are one architecture; they differ in the number
-of steps and in how often they see problems without a hint. The card of each trained model records its accuracies.
+Per task there is a `teacher` (strong with and without hints) and a `student` (good with the plan, weaker without); some
+have a `teacher_needs_p` (strong with the plan, weak without). All are one architecture unless their names say a size;
+they differ in the number of steps and in how often they see problems without a hint. The card of each trained model
+records its accuracies.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dopd.tiny.recipe import Recipe, SightRecipe
+from dopd.tiny.models import TinySpec
+from dopd.tiny.recipe import MixedRecipe, Recipe, SightRecipe
 from dopd.tiny.sight import SightSpec
 
 # The teacher sees most problems without a hint; the other two see the plan more often than nothing, so that they
@@ -29,7 +31,7 @@ _FOLLOWS_PLANS = {
     "final_answer": 0.5,
     "summarised_hint": 0.5,
 }
-_SELDOM_PLANS = {**_FOLLOWS_PLANS, "none": 1.2, "hints_without_execution": 5.8}
+_SELDOM_PLANS = {**_FOLLOWS_PLANS, "none": 1.0, "hints_without_execution": 6.0}
 _HARDLY_PLANS = {**_FOLLOWS_PLANS, "none": 0.6, "hints_without_execution": 6.4}
 _RARELY_PLANS = {**_FOLLOWS_PLANS, "none": 0.75, "hints_without_execution": 6.25}
 
@@ -48,12 +50,21 @@ _GRAPH_LEVELS: tuple[Mapping[str, int], ...] = (
 )
 
 
-def _dag(steps: int, kinds: Mapping[str, float]) -> Recipe:
-    return Recipe(task="dag", knobs=_DAG_KNOBS, levels=_DAG_LEVELS, kinds=kinds, steps=steps)
+_PROGRAM_KNOBS = {"num_ops": 2}
+_PROGRAM_LEVELS: tuple[Mapping[str, int], ...] = ({"num_ops": 1}, {})
+
+
+def _dag(steps: int, kinds: Mapping[str, float], spec: TinySpec | None = None) -> Recipe:
+    spec = spec or TinySpec()
+    return Recipe(task="dag", knobs=_DAG_KNOBS, levels=_DAG_LEVELS, kinds=kinds, steps=steps, spec=spec)
 
 
 def _graph(steps: int, kinds: Mapping[str, float]) -> Recipe:
     return Recipe(task="graph", knobs=_GRAPH_KNOBS, levels=_GRAPH_LEVELS, kinds=kinds, steps=steps)
+
+
+def _program(steps: int, kinds: Mapping[str, float]) -> Recipe:
+    return Recipe(task="program", knobs=_PROGRAM_KNOBS, levels=_PROGRAM_LEVELS, kinds=kinds, steps=steps)
 
 
 _SCAN = {"questions": ("scan",)}
@@ -82,12 +93,34 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
         "teacher": _dag(1700, _PLANS_ITSELF),
         "teacher_needs_p": _dag(1600, _HARDLY_PLANS),
-        "student": _dag(1100, _SELDOM_PLANS),
+        "student": _dag(1500, _SELDOM_PLANS),
+        # Other sizes, for pairs of teacher and student.
+        "teacher_large": _dag(1700, _PLANS_ITSELF, TinySpec(num_layers=5, hidden_size=96)),
+        "teacher_medium": _dag(1700, _PLANS_ITSELF, TinySpec(num_layers=4, hidden_size=80)),
+        "student_small": _dag(1500, _SELDOM_PLANS, TinySpec(num_layers=2, hidden_size=48)),
     },
     "graph": {
         "teacher": _graph(1600, _PLANS_ITSELF),
         "teacher_needs_p": _graph(550, _RARELY_PLANS),
         "student": _graph(425, _FOLLOWS_PLANS),
+    },
+    "program": {
+        "teacher": _program(800, _PLANS_ITSELF),
+        "student": _program(600, _FOLLOWS_PLANS),
+    },
+    # One student that knows a little of each text task, for continual learning.
+    "text": {
+        "student": MixedRecipe(
+            task="dag",
+            knobs=_DAG_KNOBS,
+            levels=_DAG_LEVELS,
+            others={
+                "graph": tuple({**_GRAPH_KNOBS, **level} for level in _GRAPH_LEVELS),
+                "program": tuple({**_PROGRAM_KNOBS, **level} for level in _PROGRAM_LEVELS),
+            },
+            kinds=_FOLLOWS_PLANS,
+            steps=2400,
+        ),
     },
     "scenes": {
         "teacher": _scenes(2100, SightSpec(hidden_size=96), ({},) * 3, grounding_steps=300),

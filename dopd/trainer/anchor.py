@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
 from dopd.errors import ConfigError, ModelError
+from dopd.scoring import has_adapters
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 
@@ -201,7 +201,7 @@ def anchors_of(
 def plain_copy(student: nn.Module) -> nn.Module:
     """A frozen copy in evaluation mode, with adapters merged into the weights."""
     model: Any = copy.deepcopy(student)
-    if is_peft_model(model):
+    if has_adapters(model):
         model = model.merge_and_unload()
     return model.requires_grad_(False).eval()
 
@@ -210,7 +210,7 @@ def effective_weights(student: Any) -> Iterator[tuple[str, Tensor]]:
     """(name, weight) of the student as `plain_copy` names them, each adapter's contribution added to its base
     weight.
     """
-    if not is_peft_model(student):
+    if not has_adapters(student):
         yield from student.named_parameters()
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

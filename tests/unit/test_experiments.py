@@ -26,9 +26,9 @@ from dopd.experiments.protocol import (
     learning_rate,
     untuned,
 )
-from dopd.experiments.spec import SFT, Claim, Condition, Experiment, RunSpec
+from dopd.experiments.spec import RESULTS_FILE, SFT, Claim, Condition, Experiment, RunSpec
 from dopd.experiments.store import RunStore, missing
-from dopd.experiments.writing import README_FILE, RESULTS_FILE, write_experiment
+from dopd.experiments.writing import README_FILE, write_experiment
 from dopd.methods import METHODS
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config
