@@ -133,6 +133,6 @@ def print_tiny(task: str, role: str | None, seed: int, *, train: bool = False) -
     for name in [role] if role else RECIPES[task]:
         path = tiny_model_path(task, name, seed, train=train)
         card = json.loads((path / CARD_NAME).read_text())
-        measured = {key: card[key] for key in ("accuracy", "accuracy_blank") if key in card}
+        measured = {key: value for key, value in card.items() if key.startswith("accuracy")}
         table.add_row(name, str(path), escape(json.dumps(measured)))
     Console().print(table)

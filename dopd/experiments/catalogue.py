@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from dopd.errors import ConfigError
 from dopd.experiments.ablations import figure4, figure10, robustness, table4, table6, table7, table8
 from dopd.experiments.comparisons import (
-    figure3,
-    figure7a,
-    figure7b,
-    figure8,
+    further,
     table1_dag,
     table1_graph,
     table1_program,
@@ -18,6 +15,7 @@ from dopd.experiments.comparisons import (
     weak_teacher,
 )
 from dopd.experiments.decisions import tail
+from dopd.experiments.over_time import figure3, figure7a, figure7b, figure8
 from dopd.experiments.spec import Experiment
 from dopd.runs.build import TINY
 from dopd.tiny import RECIPES
@@ -38,6 +36,7 @@ _MAKERS: tuple[Callable[[], Experiment], ...] = (
     table1_dag,
     table1_graph,
     table1_program,
+    further,
     table3,
     figure7a,
     figure7b,

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dopd.experiments.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
-from dopd.experiments.spec import RESULTS_FILE
+from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION
 from dopd.experiments.writing import README_FILE
 
 PROTOCOL_FILE = "PROTOCOL.md"
+_EARLIER = " (with tiny models that have been replaced since)"
 
 _HEAD = """# Experiments
 
@@ -32,7 +33,7 @@ def write_index(folder: Path) -> Path:
             outcomes = [claim["outcome"] for claim in result["claims"]]
             link, runs = f"[{name}]({name}/{README_FILE})", f"{result['finished_runs']} of {result['wanted_runs']}"
             supported = f"{outcomes.count('supported')} of {len(outcomes)}" if outcomes else ""
-            verdict = result["verdict"]
+            verdict = result["verdict"] + ("" if result.get("run_version") == RUN_VERSION else _EARLIER)
         else:
             lacking = models_without_recipe(experiment)
             reason = f": no tiny model {', '.join(lacking)}" if lacking else ""

@@ -8,7 +8,7 @@ from typing import Any
 from dopd.experiments.analysis import Judgement, Values, collect, judge, summarise, verdict
 from dopd.experiments.figures import FIGURE_FILE, draw
 from dopd.experiments.protocol import untuned
-from dopd.experiments.spec import RESULTS_FILE, Claim, Experiment, RunSpec
+from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, Claim, Experiment, RunSpec
 from dopd.statistics import Interval
 
 README_FILE = "README.md"
@@ -48,6 +48,7 @@ def write_experiment(
     result = {
         "experiment": experiment.name,
         "source": experiment.source,
+        "run_version": RUN_VERSION,
         "finished_runs": len(runs),
         "wanted_runs": len(wanted),
         "verdict": verdict(judgements) if complete else INCOMPLETE,

@@ -68,6 +68,8 @@ class SightRecipe(Recipe):
             Learnt on their own, seeing takes a few hundred steps; learnt among questions and privileged texts, from
             which one can guess, it takes many times as long.
         grounding: Knobs of those problems.
+        hinted_levels: Levels of the problems with privileged text, where they are others: a student that is good at
+            what the text tells, and seldom asked the same without it.
         plain_steps: The first so many steps, those of grounding included, show no privileged text: a small model that
             reads boxes before it finds things in an image may never learn the latter.
     """
@@ -75,6 +77,7 @@ class SightRecipe(Recipe):
     grounding_steps: int = 0
     plain_steps: int = 0
     grounding: Mapping[str, Any] = field(default_factory=dict)
+    hinted_levels: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +90,9 @@ class SightRecipe(Recipe):
         knobs, kind = super().draw(step, rng)
         if step < self.grounding_steps:
             return {**self.knobs, **self.grounding}, "none"
-        return knobs, "none" if step < self.plain_steps else kind
+        if step < self.plain_steps or kind == "none":
+            return knobs, "none"
+        return {**self.knobs, **rng.choice(self.hinted_levels)} if self.hinted_levels else knobs, kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,11 @@ def test_every_kind_of_p_row_and_noise_runs(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", get_experiment("table1_dag").conditions, ids=lambda condition: condition.label)
+@pytest.mark.parametrize(
+    "condition",
+    [*get_experiment("table1_dag").conditions, *get_experiment("further").conditions[5:]],
+    ids=lambda condition: condition.label,
+)
 def test_every_method_of_table_1_runs(condition: Condition) -> None:
     record = worker.execute(dataclasses.replace(condition.run, steps=3, problems=8))
     assert record["status"] == "finished" and 0.0 <= record["metrics"]["greedy"] <= 1.0

@@ -26,8 +26,8 @@ from dopd.experiments.protocol import (
     learning_rate,
     untuned,
 )
-from dopd.experiments.spec import RESULTS_FILE, SFT, Claim, Condition, Experiment, RunSpec
-from dopd.experiments.store import RunStore, missing
+from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
+from dopd.experiments.store import RunStore, missing, published
 from dopd.experiments.writing import README_FILE, write_experiment
 from dopd.methods import METHODS
 from dopd.runs.settings import load_settings
@@ -329,8 +329,24 @@ def test_index_names_every_experiment_and_says_which_was_not_run(tmp_path: Path)
     (done,) = [row for row in rows if "[figure3]" in row]
     assert "18 of 18" in done and "1 of 1" in done and "replicated" in done
     assert sum("not run" in row for row in rows) == len(rows) - 1
-    (lacking,) = [row for row in rows if "table1_program" in row]
-    assert "no tiny model program/student" in lacking or not models_without_recipe(get_experiment("table1_program"))
+    assert "replaced" not in done
+    results = tmp_path / "figure3" / RESULTS_FILE
+    results.write_text(results.read_text().replace(f'"run_version": {RUN_VERSION}', '"run_version": 0'))
+    (stale,) = [row for row in write_index(tmp_path).read_text().splitlines() if "[figure3]" in row]
+    assert "replicated (with tiny models that have been replaced since)" in stale
+
+
+def test_committed_runs_are_read_and_not_made_again(tmp_path: Path) -> None:
+    made_up = dataclasses.replace(experiment(Claim(text="A wins", first="a", second="b")), name="figure3")
+    runs = [record(label, seeds, 0.5) for label in "abc" for seeds in SEEDS]
+    write_experiment(made_up, runs, wanted(made_up), tmp_path / "figure3")
+    assert published(tmp_path) == {run["key"]: run for _, run in runs}
+    assert published(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_the_models_that_it_needs(name: str) -> None:
+    assert models_without_recipe(get_experiment(name)) == []
 
 
 def test_conditions_of_a_method_that_was_not_tuned_are_named() -> None:
