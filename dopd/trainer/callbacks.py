@@ -1,4 +1,4 @@
-"""Callbacks of a run: the moving-average anchor, the evaluation without privileged context, and the metrics file."""
+"""Callbacks of a run: moving-average anchor, evaluation without privileged context, idle steps, metrics file."""
 
 import logging
 from pathlib import Path
@@ -23,6 +23,30 @@ class AnchorUpdate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.anchor.after_step(self._trainer.accelerator.unwrap_model(self._trainer.model))
+
+
+class IdleSteps(TrainerCallback):
+    """Says that logged steps had no gradient: nothing was learned in them."""
+
+    def __init__(self, needs_rewards: bool) -> None:
+        self._reason = (
+            "every prompt's answers had equal rewards, so none was better than another. Use easier or harder prompts, "
+            "more num_generations, or a verifier with more values"
+            if needs_rewards
+            else "targets and student agree, or every weight is 0"
+        )
+        self.count = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or logs.get("grad_norm") != 0.0:
+            return
+        self.count += 1
+        if self.count == 1 and state.is_world_process_zero:
+            logger.warning(f"step {state.global_step}: the gradient is 0, nothing was learned: {self._reason}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.count > 1 and state.is_world_process_zero:
+            logger.warning(f"in {self.count} of the logged steps the gradient was 0 and nothing was learned")
 
 
 class StudentEvaluation(TrainerCallback):

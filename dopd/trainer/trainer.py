@@ -31,7 +31,7 @@ from dopd.tables import RoutingTable
 from dopd.trainer import images, setup
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
-from dopd.trainer.callbacks import AnchorUpdate, MetricsFile, StudentEvaluation
+from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.probes import make_trace
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
@@ -154,6 +154,7 @@ class DOPDTrainer(ViewingTrainer):
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
         self.add_callback(AnchorUpdate(self))
+        self.add_callback(IdleSteps(self.table.needs_rewards))
         self.add_callback(MetricsFile(str(args.output_dir)))
         self.trace = make_trace(self)
         if args.student_eval_steps is not None:

@@ -51,6 +51,19 @@ def test_rewarded_method_without_a_verifier_is_refused(tmp_path: Path) -> None:
         kit.trainer(tmp_path, "grpo")
 
 
+@pytest.mark.parametrize(("method", "steps"), [("grpo", 2), ("vanilla", 2), ("grpo", 1)])
+def test_steps_in_which_nothing_is_learned_are_told(
+    method: str, steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = kit.trainer(tmp_path, method, verifier=lambda completion, row: 0.0, max_steps=steps)
+    with caplog.at_level("WARNING", logger="dopd"):
+        made.train()
+    idle = [record.message for record in caplog.records if "nothing was learned" in record.message]
+    assert len(idle) == (0 if method == "vanilla" else steps)
+    assert not idle or ("step 1: the gradient is 0" in idle[0] and "equal rewards" in idle[0])
+    assert steps == 1 or not idle or "in 2 of the logged steps" in idle[1]
+
+
 def test_siblings_are_right_rollouts_of_the_same_prompt_and_never_the_rows_own() -> None:
     completions, scores = ["a", "b", "c", "d", "e", "f"], [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
     assert sibling_contexts(completions, scores, 3, right=True) == ["c", "a", "a", "e", None, "e"]
