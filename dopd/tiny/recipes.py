@@ -106,7 +106,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     },
     "program": {
         "teacher": _program(800, _PLANS_ITSELF),
-        "student": _program(700, {**_FOLLOWS_PLANS, "none": 3.4, "hints_without_execution": 3.6}),
+        "student": _program(700, {**_FOLLOWS_PLANS, "none": 2.6, "hints_without_execution": 4.4}),
     },
     # One student that knows a little of each text task, for continual learning.
     "text": {
