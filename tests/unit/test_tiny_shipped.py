@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def test_weights_that_half_precision_would_change_are_not_packed(packed, tmp_pat
     (trained / "dopd_tiny.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="half precision would change"):
         shipped.pack(trained, RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(("task", "role"), [("dag", "student"), ("dag", "teacher_needs_p"), ("scenes", "teacher")])
+def test_the_quickstarts_train_no_model(task, role, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "pretrain", None)
+    path = tiny_model_path(task, role, cache_dir=tmp_path)
+    tracked = subprocess.run(["git", "ls-files", shipped.FOLDER], capture_output=True, text=True, check=True).stdout
+    assert f"{path.name}.safetensors" in tracked
 
 
 def test_every_file_of_the_package_belongs_to_a_recipe_as_it_is_now():
