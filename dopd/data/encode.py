@@ -1,5 +1,6 @@
 """Prompts to token ids and images, the same way for every view and for evaluation."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,18 +69,15 @@ def encode_prompts(
     if reads_images(processing_class):
         return [one.ids for one in _encode_each_once(processing_class, prompts, chat_template_kwargs)]
     # Rollouts of one prompt stand side by side and repeat it.
-    first = [place for place, prompt in enumerate(prompts) if not place or prompt != prompts[place - 1]]
-    different = [prompts[place] for place in first]
+    runs = [(prompt, len(list(same))) for prompt, same in itertools.groupby(prompts)]
+    different = [prompt for prompt, _ in runs]
     if isinstance(prompts[0], str):
         encoded = processing_class(text=different)
     else:
         encoded = processing_class.apply_chat_template(
             conversation=different, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
         )
-    stops = [*first[1:], len(prompts)]
-    return [
-        ids for ids, start, stop in zip(encoded["input_ids"], first, stops, strict=True) for _ in range(start, stop)
-    ]
+    return [ids for ids, (_, count) in zip(encoded["input_ids"], runs, strict=True) for _ in range(count)]
 
 
 @dataclass
