@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, final
 
-from dopd.tasks.base import Example, check_range
+from dopd.errors import ConfigError
+from dopd.tasks.base import Example, check_choice, check_range
 from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
@@ -59,6 +60,12 @@ def _shortest_programs(num_ops: int) -> tuple[tuple[str, ...], ...]:
     return tuple(sorted(program for programs in level.values() for program in programs))
 
 
+@functools.cache
+def _programs_of(num_ops: int, operations: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Those of them that are made of `operations`."""
+    return tuple(program for program in _shortest_programs(num_ops) if set(program) <= set(operations))
+
+
 def _parse(prompt: str) -> tuple[list[str], list[str], list[str]]:
     given, _, rest = prompt.partition(" > ")
     wanted, _, query = rest.partition(" ? ")
@@ -94,15 +101,27 @@ class ProgramTask(TextTask):
     Args:
         seed: Chooses the stream of problems.
         num_ops: Length of the shortest program that passes the test (1 to 4).
+        operations: What the programs of problems are made of, all five if left out. A solution may use any of the five.
     """
 
     num_ops: int = 3
+    operations: Sequence[str] = tuple(_OPERATIONS)
 
     name: ClassVar[str] = "program"
     description: ClassVar[str] = "find the list operations behind a test case and run them; the hint is the program"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", tuple(self.operations))
         check_range("num_ops", self.num_ops, 1, _MAX_OPS - 1, "ood adds one more.")
+        for operation in self.operations:
+            check_choice("operations", operation, tuple(_OPERATIONS))
+        most = len(_OPERATIONS)
+        check_range("operations", len(self.operations), 1, most, "Name at least one operation, each once.")
+        if not _programs_of(self.num_ops + 1, tuple(self.operations)):
+            raise ConfigError(
+                f"operations: got {', '.join(self.operations)}, of which no shortest program of {self.num_ops + 1} is "
+                f"made (the ood split of num_ops = {self.num_ops}). Name more operations, or lower num_ops."
+            )
 
     def vocabulary(self) -> tuple[str, ...]:
         places = map(str, range(1, _WIDTH + 1))
@@ -113,7 +132,7 @@ class ProgramTask(TextTask):
 
     def _draw(self, rng: random.Random, split: str) -> Example:
         num_ops = self.num_ops + (split == "ood")
-        program = rng.choice(_shortest_programs(num_ops))
+        program = rng.choice(_programs_of(num_ops, tuple(self.operations)))
         given, query = rng.sample(_LETTERS, _WIDTH), rng.sample(_LETTERS, _WIDTH)
         wanted, traced = _run(program, given), _traced(program, query)
         places = [word for place, letter in enumerate(given, 1) for word in (letter, str(place))]

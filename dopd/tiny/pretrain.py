@@ -163,9 +163,9 @@ def pretrain(
         model.eval()
         accuracies = _measure(model, kit, task, num_problems)
         if isinstance(recipe, MixedRecipe):
-            for name, levels in recipe.others.items():
-                other = get_task(name, **levels[-1])
-                accuracies[f"accuracy_{name}"] = _measure(model, kit, other, num_problems)["accuracy"]
+            for other in recipe.others:
+                figures = _measure(model, kit, get_task(other.task, **other.knobs), num_problems)
+                accuracies[f"accuracy_{other.task}"] = figures["accuracy"]
         measured = time.perf_counter()
     card = {
         "recipe": dataclasses.asdict(recipe),

@@ -60,7 +60,26 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SightRecipe(Recipe):
+class HintedRecipe(Recipe):
+    """A recipe whose problems with privileged text have other difficulties: for a student that is good at what the
+    text tells, and was seldom or never asked the same without it.
+
+    Args:
+        hinted_levels: Levels of the problems with privileged text; `levels` where there are none.
+    """
+
+    hinted_levels: tuple[Mapping[str, Any], ...] = ()
+
+    def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
+        """Knobs and privileged kind of the problems of a step."""
+        knobs, kind = super().draw(step, rng)
+        if kind == "none" or not self.hinted_levels:
+            return knobs, kind
+        return {**self.knobs, **rng.choice(self.hinted_levels)}, kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class SightRecipe(HintedRecipe):
     """A recipe that first teaches a vision-language model to see.
 
     Args:
@@ -68,8 +87,6 @@ class SightRecipe(Recipe):
             Learnt on their own, seeing takes a few hundred steps; learnt among questions and privileged texts, from
             which one can guess, it takes many times as long.
         grounding: Knobs of those problems.
-        hinted_levels: Levels of the problems with privileged text, where they are others: a student that is good at
-            what the text tells, and seldom asked the same without it.
         plain_steps: The first so many steps, those of grounding included, show no privileged text: a small model that
             reads boxes before it finds things in an image may never learn the latter.
     """
@@ -77,7 +94,6 @@ class SightRecipe(Recipe):
     grounding_steps: int = 0
     plain_steps: int = 0
     grounding: Mapping[str, Any] = field(default_factory=dict)
-    hinted_levels: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,32 +103,33 @@ class SightRecipe(Recipe):
 
     def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
         """Knobs and privileged kind of the problems of a step."""
-        knobs, kind = super().draw(step, rng)
+        knobs, kind = Recipe.draw(self, step, rng) if step < self.plain_steps else super().draw(step, rng)
         if step < self.grounding_steps:
             return {**self.knobs, **self.grounding}, "none"
-        if step < self.plain_steps or kind == "none":
-            return knobs, "none"
-        return {**self.knobs, **rng.choice(self.hinted_levels)} if self.hinted_levels else knobs, kind
+        return knobs, "none" if step < self.plain_steps else kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedRecipe(Recipe):
+class MixedRecipe(HintedRecipe):
     """A recipe whose model learns several text tasks at once, each in an equal share of the steps.
 
     Args:
-        others: Levels of the further tasks, by name; the last level of each is what the model is measured on.
+        others: Recipes of the further tasks, of which tasks, knobs, levels and kinds count.
     """
 
-    others: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    others: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, levels in self.others.items():
-            check_choice("others", name, tuple(TASKS))
-            if not levels:
-                raise ConfigError(f"others[{name!r}]: got no level, allowed: at least one. Name one, or leave it out.")
+        names = [self.task, *(other.task for other in self.others)]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"others: got the tasks {', '.join(names)}, allowed: each once. Leave one out.")
 
     def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
-        knobs, kind = super().draw(step, rng)
-        name = rng.choice([self.task, *self.others])
-        return (knobs if name == self.task else {"name": name, **rng.choice(self.others[name])}), kind
+        """Knobs and privileged kind of the problems of a step."""
+        chosen = rng.randrange(len(self.others) + 1)
+        if not chosen:
+            return super().draw(step, rng)
+        other = self.others[chosen - 1]
+        knobs, kind = other.draw(step, rng)
+        return {"name": other.task, **knobs}, kind

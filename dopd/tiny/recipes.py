@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dopd.tiny.models import TinySpec
-from dopd.tiny.recipe import MixedRecipe, Recipe, SightRecipe
+from dopd.tiny.recipe import HintedRecipe, MixedRecipe, Recipe, SightRecipe
 from dopd.tiny.sight import SightSpec
 
 # The teacher sees most problems without a hint; the other two see the plan more often than nothing, so that they
@@ -51,7 +51,10 @@ _GRAPH_LEVELS: tuple[Mapping[str, int], ...] = (
 
 
 _PROGRAM_KNOBS = {"num_ops": 2}
-_PROGRAM_LEVELS: tuple[Mapping[str, int], ...] = ({"num_ops": 1}, {})
+_PROGRAM_LEVELS: tuple[Mapping[str, Any], ...] = ({"num_ops": 1}, {})
+# Finding operations is learnt all at once or not at all. What the student lacks are therefore whole operations: it
+# carries out all five, but was asked to find these three alone.
+_FINDS = {"operations": ("rev", "rotl", "swap")}
 
 
 def _dag(steps: int, kinds: Mapping[str, float], spec: TinySpec | None = None) -> Recipe:
@@ -67,6 +70,18 @@ def _program(steps: int, kinds: Mapping[str, float]) -> Recipe:
     return Recipe(task="program", knobs=_PROGRAM_KNOBS, levels=_PROGRAM_LEVELS, kinds=kinds, steps=steps)
 
 
+def _program_student(steps: int, none: float) -> Recipe:
+    return HintedRecipe(
+        task="program",
+        knobs=_PROGRAM_KNOBS,
+        levels=tuple({**level, **_FINDS} for level in _PROGRAM_LEVELS),
+        hinted_levels=_PROGRAM_LEVELS,
+        kinds={**_FOLLOWS_PLANS, "none": none, "hints_without_execution": 7.0 - none},
+        steps=steps,
+    )
+
+
+_MIXED_STEPS = 3600  # of three tasks together
 _SCAN = {"questions": ("scan",)}
 # The student sees well and reads boxes; without them it was seldom asked what is nearest and what there is more of.
 _TWO_OF_FOUR: tuple[Mapping[str, Any], ...] = (*({"questions": ("count", "relation")},) * 3, {})
@@ -106,7 +121,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     },
     "program": {
         "teacher": _program(800, _PLANS_ITSELF),
-        "student": _program(700, {**_FOLLOWS_PLANS, "none": 2.6, "hints_without_execution": 4.4}),
+        "student": _program_student(700, 3.4),
     },
     # One student that knows a little of each text task, for continual learning.
     "text": {
@@ -114,12 +129,9 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             task="dag",
             knobs=_DAG_KNOBS,
             levels=_DAG_LEVELS,
-            others={
-                "graph": tuple({**_GRAPH_KNOBS, **level} for level in _GRAPH_LEVELS),
-                "program": tuple({**_PROGRAM_KNOBS, **level} for level in _PROGRAM_LEVELS),
-            },
-            kinds=_FOLLOWS_PLANS,
-            steps=2400,
+            others=(_graph(_MIXED_STEPS, _SELDOM_PLANS), _program_student(_MIXED_STEPS, 2.0)),
+            kinds=_SELDOM_PLANS,
+            steps=_MIXED_STEPS,
         ),
     },
     "scenes": {

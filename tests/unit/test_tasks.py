@@ -33,6 +33,7 @@ KNOBS = [
     ("program", {}),
     ("program", {"num_ops": 1}),
     ("program", {"num_ops": 4, "seed": 4}),
+    ("program", {"num_ops": 2, "operations": ["rev", "rotl", "swap"]}),
     ("scenes", {}),
     ("scenes", {"questions": ["scan"]}),
     ("scenes", {"min_things": 2, "max_things": 9, "questions": ["nearest", "relation"], "seed": 4}),
@@ -181,12 +182,28 @@ def test_unknown_names_and_values_are_explained():
         GraphTask(path_length=7, num_forks=6, dead_end_depth=2)
     with pytest.raises(ConfigError, match=r"num_ops: got 5"):
         ProgramTask(num_ops=5)
+    with pytest.raises(ConfigError, match=r"operations: got 'flip', allowed: 'rev'"):
+        ProgramTask(operations=["flip"])
+    with pytest.raises(ConfigError, match=r"operations: got 0"):
+        ProgramTask(operations=[])
+    with pytest.raises(ConfigError, match=r"operations: got swap, of which no shortest program of 2"):
+        ProgramTask(num_ops=1, operations=["swap"])
     with pytest.raises(ConfigError, match=r"split: got 'dev', allowed: 'train', 'test', 'ood'"):
         DagTask().example("dev", 0)
     with pytest.raises(ConfigError, match=r"privileged_kind: got 'plan'"):
         DagTask().rows("train", 1, "plan")
     with pytest.raises(ConfigError, match="holds no problem"):
         _broken(DagTask, _canonical=lambda self, prompt: "always the same").example("test", 0)
+
+
+def test_programs_are_made_of_the_named_operations_and_solved_by_any():
+    known = ProgramTask(num_ops=2, operations=["rev", "swap"])
+    rows = known.rows("train", 20, "hints_without_execution")
+    assert {word for row in rows for word in row["privileged_context"].split()[1:]} == {"rev", "swap"}
+    everything = ProgramTask(num_ops=2)
+    assert all(everything.verify(row["solution"], row, finished=True) for row in rows)
+    others = [row for row in everything.rows("train", 60) if "tail" in row["solution"].split()]
+    assert others and all(known.verify(row["solution"], row, finished=True) for row in others)
 
 
 def test_tasks_do_not_import_torch():

@@ -25,7 +25,7 @@ from dopd.tiny import (
     render_prompt,
     tiny_model_path,
 )
-from dopd.tiny.recipe import MixedRecipe
+from dopd.tiny.recipe import HintedRecipe, MixedRecipe
 from dopd.tiny.tokenizer import TEXT_TASKS
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
@@ -238,16 +238,23 @@ def test_a_mixed_recipe_trains_on_every_task_and_measures_each():
     mixed = MixedRecipe(
         task="dag",
         knobs={"num_needed": 1, "num_variables": 2},
-        others={"graph": ({"path_length": 2, "num_forks": 1},), "program": ({"num_ops": 1},)},
+        others=(
+            Recipe(task="graph", knobs={"path_length": 2, "num_forks": 1}),
+            HintedRecipe(
+                task="program", knobs={"num_ops": 2}, levels=({"num_ops": 1},), hinted_levels=({"num_ops": 2},)
+            ),
+        ),
         spec=SMALL,
         steps=4,
         batch_size=4,
     )
     rng = random.Random(0)
-    drawn = [mixed.draw(step, rng)[0] for step in range(60)]
-    assert {knobs.get("name", "dag") for knobs in drawn} == {"dag", "graph", "program"}
-    assert all(set(knobs) == {"name", "num_ops"} for knobs in drawn if knobs.get("name") == "program")
+    drawn = [mixed.draw(step, rng) for step in range(60)]
+    assert {knobs.get("name", "dag") for knobs, _ in drawn} == {"dag", "graph", "program"}
+    programs = [(knobs, kind) for knobs, kind in drawn if knobs.get("name") == "program"]
+    assert {(knobs["num_ops"], kind == "none") for knobs, kind in programs} == {(1, True), (2, False)}
+    assert all(set(knobs) == {"name", "num_ops"} for knobs, _ in programs)
     _, _, card = pretrain(mixed, num_problems=4)
     assert set(card["accuracy_graph"]) == set(card["accuracy"]) == {*PRIVILEGED_KINDS, "none_greedy"}
-    with pytest.raises(ConfigError, match="others"):
-        dataclasses.replace(mixed, others={"poems": ({},)})
+    with pytest.raises(ConfigError, match="others: got the tasks dag, dag"):
+        dataclasses.replace(mixed, others=(Recipe(task="dag"),))
