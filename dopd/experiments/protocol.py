@@ -32,10 +32,10 @@ TUNED_RATES: Mapping[str, float] = {
     "sdpo": 2e-4,
     "eopd": 1e-3,
     "tip": 1e-3,
-    "vanilla@teacher_needs_p": 2e-4,
-    "dopd@teacher_needs_p": 1e-3,
-    "dopd_frozen@teacher_needs_p": 1e-3,
-    "privileged_teacher@teacher_needs_p": 2e-3,
+    "vanilla@teacher_needs_p": 5e-4,
+    "dopd@teacher_needs_p": 2e-4,
+    "dopd_frozen@teacher_needs_p": 2e-3,
+    "privileged_teacher@teacher_needs_p": 1e-3,
 }
 
 

@@ -111,25 +111,31 @@ class SightRecipe(HintedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class MixedRecipe(HintedRecipe):
-    """A recipe whose model learns several text tasks at once, each in an equal share of the steps.
+    """A recipe whose model learns several text tasks at once.
 
     Args:
         others: Recipes of the further tasks, of which tasks, knobs, levels and kinds count.
+        shares: Relative shares of the steps, of the recipe's own task and of the others; equal ones if left out.
     """
 
     others: tuple[Recipe, ...] = ()
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.shares and (len(self.shares) != len(self.others) + 1 or min(self.shares) <= 0):
+            raise ConfigError(
+                f"shares: got {self.shares}, allowed: one number above 0 for the own task and for each of "
+                f"{len(self.others)} others. Leave it out for equal shares."
+            )
         names = [self.task, *(other.task for other in self.others)]
         if len(set(names)) != len(names):
             raise ConfigError(f"others: got the tasks {', '.join(names)}, allowed: each once. Leave one out.")
 
     def draw(self, step: int, rng: random.Random) -> tuple[Mapping[str, Any], str]:
         """Knobs and privileged kind of the problems of a step."""
-        chosen = rng.randrange(len(self.others) + 1)
-        if not chosen:
+        (other,) = rng.choices((None, *self.others), self.shares or None)
+        if other is None:
             return super().draw(step, rng)
-        other = self.others[chosen - 1]
         knobs, kind = other.draw(step, rng)
         return {"name": other.task, **knobs}, kind

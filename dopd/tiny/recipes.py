@@ -81,7 +81,7 @@ def _program_student(steps: int, none: float) -> Recipe:
     )
 
 
-_MIXED_STEPS = 3600  # of three tasks together
+_MIXED_STEPS = 4400  # of three tasks together
 _SCAN = {"questions": ("scan",)}
 # The student sees well and reads boxes; without them it was seldom asked what is nearest and what there is more of.
 _TWO_OF_FOUR: tuple[Mapping[str, Any], ...] = (*({"questions": ("count", "relation")},) * 3, {})
@@ -129,7 +129,8 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             task="dag",
             knobs=_DAG_KNOBS,
             levels=_DAG_LEVELS,
-            others=(_graph(_MIXED_STEPS, _SELDOM_PLANS), _program_student(_MIXED_STEPS, 2.0)),
+            others=(_graph(_MIXED_STEPS, _SELDOM_PLANS), _program_student(_MIXED_STEPS, 3.4)),
+            shares=(0.5, 0.2, 0.3),
             kinds=_SELDOM_PLANS,
             steps=_MIXED_STEPS,
         ),

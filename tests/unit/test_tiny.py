@@ -256,5 +256,9 @@ def test_a_mixed_recipe_trains_on_every_task_and_measures_each():
     assert all(set(knobs) == {"name", "num_ops"} for knobs, _ in programs)
     _, _, card = pretrain(mixed, num_problems=4)
     assert set(card["accuracy_graph"]) == set(card["accuracy"]) == {*PRIVILEGED_KINDS, "none_greedy"}
+    seldom = dataclasses.replace(mixed, shares=(1.0, 98.0, 1.0))
+    assert [seldom.draw(step, rng)[0].get("name") for step in range(20)].count("graph") > 15
+    with pytest.raises(ConfigError, match=r"shares: got \(1.0,\), allowed: one number above 0"):
+        dataclasses.replace(mixed, shares=(1.0,))
     with pytest.raises(ConfigError, match="others: got the tasks dag, dag"):
         dataclasses.replace(mixed, others=(Recipe(task="dag"),))
