@@ -1,15 +1,18 @@
 """experiments/README.md: the verdict of every experiment on one page, beside the protocol."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dopd.experiments.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
-from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION
+from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, Experiment
 from dopd.experiments.writing import README_FILE
 
 PROTOCOL_FILE = "PROTOCOL.md"
 _EARLIER = " (with tiny models that have been replaced since)"
+_OTHERWISE = " (with settings that have changed since)"
+_SEEDS = ("pretraining_seed", "run_seed")
 
 _HEAD = """# Experiments
 
@@ -33,7 +36,7 @@ def write_index(folder: Path) -> Path:
             outcomes = [claim["outcome"] for claim in result["claims"]]
             link, runs = f"[{name}]({name}/{README_FILE})", f"{result['finished_runs']} of {result['wanted_runs']}"
             supported = f"{outcomes.count('supported')} of {len(outcomes)}" if outcomes else ""
-            verdict = result["verdict"] + ("" if result.get("run_version") == RUN_VERSION else _EARLIER)
+            verdict = result["verdict"] + _caveat(experiment, result)
         else:
             lacking = models_without_recipe(experiment)
             reason = f": no tiny model {', '.join(lacking)}" if lacking else ""
@@ -42,3 +45,16 @@ def write_index(folder: Path) -> Path:
     target = folder / README_FILE
     target.write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")
     return target
+
+
+def _caveat(experiment: Experiment, result: Mapping[str, Any]) -> str:
+    """Whether the experiment would be made otherwise today."""
+    if result.get("run_version") != RUN_VERSION:
+        return _EARLIER
+    settings = [_without_seeds(condition.run.to_json()) for condition in experiment.conditions]
+    same = all(_without_seeds(run["run"]) in settings for run in result["runs"])
+    return "" if same else _OTHERWISE
+
+
+def _without_seeds(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name not in _SEEDS}
