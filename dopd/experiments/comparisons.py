@@ -177,8 +177,8 @@ def _table1(family: str) -> Experiment:
         ),
         deviations=(
             "The paper's averages are over eight benchmarks of three kinds; here each kind is one family.",
-            "SDPO's p is a right sibling's solution, a kind of text that no tiny model has read as p: its row shows what "
-            "an unreadable p does.",
+            "SDPO's p is a right sibling's solution, a kind of text that no tiny model has read as p: its row shows "
+            "what an unreadable p does.",
         ),
     )
 
