@@ -110,7 +110,7 @@ class SightRecipe(HintedRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedRecipe(HintedRecipe):
+class MixedRecipe(Recipe):
     """A recipe whose model learns several text tasks at once.
 
     Args:
