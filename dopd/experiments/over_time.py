@@ -4,6 +4,7 @@ from dopd.experiments.conditions import FIXED_RATE, condition, start, teacher_al
 from dopd.experiments.spec import SFT, Claim, Condition, Experiment
 
 _THREE = "text/student"  # one student that knows a little of each family
+_LARGER = "The student of three families has twice the parameters of each family's teacher."
 
 
 def figure3() -> Experiment:
@@ -82,6 +83,7 @@ def figure7a() -> Experiment:
             Claim(text="DOPD forgets next to nothing", first="DOPD", kind="near", margin=0.03, metrics=("kept",)),
         ),
         columns=("learned", "kept", "stage1/greedy", "stage2/greedy", "stage3/greedy"),
+        deviations=(_LARGER,),
     )
 
 
@@ -125,6 +127,7 @@ def figure7b() -> Experiment:
             ),
         ),
         columns=("greedy", "sampled", "dag:test/greedy", "program:test/greedy", "dag:ood/greedy", "program:ood/greedy"),
+        deviations=(_LARGER,),
     )
 
 

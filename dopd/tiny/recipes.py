@@ -1,9 +1,9 @@
 """The named tiny models of each embedded task, as data.
 
 Per task there is a `teacher` (strong with and without hints) and a `student` (good with the plan, weaker without); some
-have a `teacher_needs_p` (strong with the plan, weak without). All are one architecture unless their names say a size;
-they differ in the number of steps and in how often they see problems without a hint. The card of each trained model
-records its accuracies.
+have a `teacher_needs_p` (strong with the plan, weak without). All are one architecture and size unless their recipes
+say another; they differ in the number of steps, and in how often and which problems they see without a hint. The card
+of each trained model records its accuracies.
 """
 
 from __future__ import annotations
