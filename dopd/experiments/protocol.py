@@ -32,6 +32,8 @@ TUNED_RATES: Mapping[str, float] = {
     "sdpo": 2e-4,
     "eopd": 1e-3,
     "tip": 1e-3,
+    "sft": 4e-3,
+    "grpo": 1e-3,
     "vanilla@teacher_needs_p": 5e-4,
     "dopd@teacher_needs_p": 2e-4,
     "dopd_frozen@teacher_needs_p": 2e-3,

@@ -112,8 +112,8 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         "student": _dag(1500, _SELDOM_PLANS),
         # Other sizes, for pairs of teacher and student.
         "teacher_large": _dag(2200, _PLANS_ITSELF, TinySpec(num_layers=5, hidden_size=96)),
-        "teacher_medium": _dag(2200, _PLANS_ITSELF, TinySpec(num_layers=4, hidden_size=80)),
-        "student_small": _dag(2200, _SELDOM_PLANS, TinySpec(num_layers=2, hidden_size=48)),
+        "teacher_medium": _dag(3000, _PLANS_ITSELF, TinySpec(num_layers=4, hidden_size=80)),
+        "student_small": _dag(3000, _SELDOM_PLANS, TinySpec(num_layers=2, hidden_size=48)),
     },
     "graph": {
         "teacher": _graph(1600, _PLANS_ITSELF),
