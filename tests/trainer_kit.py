@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 
 from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
@@ -82,6 +83,14 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
     given.setdefault("processing_class", TOKENIZER)
     given.setdefault("train_dataset", Dataset.from_list(task_rows()))
     return DOPDTrainer(args=config(folder, method, **options), **given)
+
+
+def lora(rank: int = 2) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+def lora_trainer(folder: Path, **options: Any) -> DOPDTrainer:
+    return trainer(folder, peft_config=lora(), **({"learning_rate": 0.1} | options))
 
 
 def parameters(model: Any) -> dict[str, torch.Tensor]:
