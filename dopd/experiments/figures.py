@@ -20,7 +20,7 @@ _LABELS = {
     "learned": "accuracy right after a stage (%)",
     "kept": "change on earlier families (points)",
 }
-_POINT_METRICS = ("greedy", "sampled")
+_LINE_METRICS = ("greedy", "sampled")
 _IN_PERCENT = ("accuracy", "greedy", "sampled", "privileged", "learned", "kept")
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # by condition
@@ -45,16 +45,18 @@ def _scale(metric: str) -> float:
 
 
 def _label(metric: str) -> str:
-    return _LABELS.get(metric, metric)
+    where, _, name = metric.rpartition("/")
+    if metric in _LABELS or name not in _LABELS:
+        return _LABELS.get(metric, metric)
+    return f"{where}: {_LABELS[name]}"
 
 
 def _points(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
     labels = [condition.label for condition in experiment.conditions][::-1]
-    metrics = [name for name in experiment.columns if name in ("learned", "kept")] or _POINT_METRICS
-    figure, panels = pyplot.subplots(
-        1, len(metrics), sharey=True, figsize=(9, 1.4 + 0.28 * len(labels)), layout="constrained"
-    )
-    for place, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
+    shown = experiment.shown
+    size = (max(9, 3.4 * len(shown) + 1.5), 1.4 + 0.28 * len(labels))
+    figure, panels = pyplot.subplots(1, len(shown), sharey=True, figsize=size, layout="constrained", squeeze=False)
+    for place, (axes, metric) in enumerate(zip(panels[0], shown, strict=True)):
         for row, label in enumerate(labels):
             interval = summarise(values, label, metric)
             if interval is None:
@@ -80,9 +82,9 @@ def _points(pyplot: Any, experiment: Experiment, values: Values, records: Record
 
 
 def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
-    figure, panels = pyplot.subplots(1, len(_POINT_METRICS), figsize=(9, 3.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(_LINE_METRICS), figsize=(9, 3.6), layout="constrained")
     groups = list(dict.fromkeys(c.group for c in experiment.conditions if c.x is not None))
-    for axes, metric in zip(panels, _POINT_METRICS, strict=True):
+    for axes, metric in zip(panels, _LINE_METRICS, strict=True):
         for place, group in enumerate(groups):
             members = sorted((c.x, c.label) for c in experiment.conditions if c.group == group and c.x is not None)
             found = [(x, summarise(values, label, metric)) for x, label in members]

@@ -165,6 +165,7 @@ class Experiment:
         conditions, claims: the runs and the tests.
         columns (`tuple[str]`): metrics of its table.
         figure (`str`): `"points"`, `"lines"` or `"curves"`.
+        shown (`tuple[str]`): metrics of a figure of points, a panel each.
         curves (`tuple[str]`): of a figure of curves.
         deviations (`tuple[str]`): where it departs from the paper.
         run_seeds (`tuple[int]`, *optional*): in place of the protocol's.
@@ -183,6 +184,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     columns: tuple[str, ...] = ("greedy", "sampled", "privileged", "entropy", "length")
     figure: Literal["points", "lines", "curves"] = "points"
+    shown: tuple[str, ...] = ("greedy", "sampled")
     curves: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     run_seeds: tuple[int, ...] | None = None
