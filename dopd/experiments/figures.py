@@ -84,6 +84,10 @@ def _points(pyplot: Any, experiment: Experiment, values: Values, records: Record
 def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
     figure, panels = pyplot.subplots(1, len(_LINE_METRICS), figsize=(9, 3.6), layout="constrained")
     groups = list(dict.fromkeys(c.group for c in experiment.conditions if c.x is not None))
+    places = [c.x for c in experiment.conditions if c.x is not None]
+    logarithmic = min(places) > 0 and max(places) > 10 * min(places)
+    # Intervals at one place of a plain axis stand side by side.
+    apart = 0.0 if logarithmic else 0.012 * (max(places) - min(places))
     for axes, metric in zip(panels, _LINE_METRICS, strict=True):
         for place, group in enumerate(groups):
             members = sorted((c.x, c.label) for c in experiment.conditions if c.group == group and c.x is not None)
@@ -96,8 +100,9 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
                 [100 * (i.mean - i.low) for _, i in kept],
                 [100 * (i.high - i.mean) for _, i in kept],
             ]
+            shift = apart * (place - (len(groups) - 1) / 2)
             axes.errorbar(
-                [x for x, _ in kept],
+                [x + shift for x, _ in kept],
                 middle,
                 yerr=None if any(len(values[label]) < 2 for _, label in members if label in values) else errors,
                 fmt=f"-{_MARKERS[place % len(_MARKERS)]}",
@@ -108,8 +113,7 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
         axes.set_ylabel(_label(metric))
         axes.set_xlabel(experiment.curves[0] if experiment.curves else "setting")
         axes.grid(alpha=0.3)
-        places = [c.x for c in experiment.conditions if c.x is not None]
-        if min(places) > 0 and max(places) > 10 * min(places):
+        if logarithmic:
             axes.set_xscale("log")
             axes.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
             axes.minorticks_off()
