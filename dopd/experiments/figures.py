@@ -123,11 +123,15 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
 
 def _curves(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
     shown = experiment.curves
-    figure, panels = pyplot.subplots(
-        1, len(shown), figsize=(4.6 * len(shown), 3.6), layout="constrained", squeeze=False
-    )
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    size = (4.6 * columns, 3.4 * rows + 0.6)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[len(shown) :]:
+        unused.set_axis_off()
     drawn = [c.label for c in experiment.conditions if any(r["curves"].get(shown[0]) for r in records.get(c.label, ()))]
-    for axes, name in zip(panels[0], shown, strict=True):
+    for axes, name in zip(panels[: len(shown)], shown, strict=True):
         for place, label in enumerate(drawn):
             runs = [record["curves"][name] for record in records[label] if record["curves"].get(name)]
             if not runs:
@@ -150,7 +154,7 @@ def _curves(pyplot: Any, experiment: Experiment, values: Values, records: Record
         axes.set_xlabel("step")
         axes.set_ylabel(_label(name.removeprefix("eval/")))
         axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
