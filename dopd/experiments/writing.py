@@ -102,15 +102,17 @@ def readme(
     ]
     if notes.strip():
         lines += ["## Why", notes.strip(), ""]
-    lines += ["## Deviations from the paper", *(f"- {text}" for text in experiment.deviations), *_COMMON_DEVIATIONS, ""]
+    lines += ["## Deviations from the paper", *(f"- {text}" for text in experiment.deviations), _scale(experiment), ""]
     lines += [f"Again: `dopd experiment {experiment.name}`. Every run: [{RESULTS_FILE}]({RESULTS_FILE}).", ""]
     return "\n".join(lines)
 
 
-_COMMON_DEVIATIONS = (
-    "- Models of about 0.2 M parameters on generated problems, 80 steps, top 8 of some 80 words where the paper has "
-    "128.",
-)
+def _scale(experiment: Experiment) -> str:
+    steps = max(condition.run.steps for condition in experiment.conditions)
+    return (
+        f"- Models of less than 0.7 M parameters on generated problems, {steps} steps, top 8 of some 80 words where "
+        "the paper has 128."
+    )
 
 
 def _origin(source: str) -> str:
