@@ -46,9 +46,9 @@ def _scale(metric: str) -> float:
 
 def _label(metric: str) -> str:
     where, _, name = metric.rpartition("/")
-    if metric in _LABELS or name not in _LABELS:
-        return _LABELS.get(metric, metric)
-    return f"{where}: {_LABELS[name]}"
+    if where and metric not in _LABELS and name in _LABELS:
+        return f"{where}: {_LABELS[name]}"
+    return _LABELS.get(metric, metric)
 
 
 def _points(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:

@@ -102,15 +102,16 @@ def readme(
     ]
     if notes.strip():
         lines += ["## Why", notes.strip(), ""]
-    lines += ["## Deviations from the paper", *(f"- {text}" for text in experiment.deviations), _scale(experiment), ""]
+    deviations = (*experiment.deviations, _deviation_of_scale(experiment))
+    lines += ["## Deviations from the paper", *(f"- {text}" for text in deviations), ""]
     lines += [f"Again: `dopd experiment {experiment.name}`. Every run: [{RESULTS_FILE}]({RESULTS_FILE}).", ""]
     return "\n".join(lines)
 
 
-def _scale(experiment: Experiment) -> str:
+def _deviation_of_scale(experiment: Experiment) -> str:
     steps = max(condition.run.steps for condition in experiment.conditions)
     return (
-        f"- Models of less than 0.7 M parameters on generated problems, {steps} steps, top 8 of some 80 words where "
+        f"Models of less than 0.7 M parameters on generated problems, {steps} steps, top 8 of some 80 words where "
         "the paper has 128."
     )
 
