@@ -73,7 +73,7 @@ def tuning() -> Experiment:
             for rate in GRID
         ),
         claims=(),
-        figure="lines",
+        figure="grid",
         curves=("learning rate",),
         run_seeds=(TUNING_SEED,),
         first_pretraining_seed_alone=True,

@@ -1,10 +1,12 @@
-"""One figure for an experiment: points with intervals, lines over a setting, or curves over a run."""
+"""One figure for an experiment: points with intervals, lines over a setting, a grid of groups and settings, or curves
+over a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dopd.experiments.analysis import Values, summarise
+from dopd.experiments.protocol import best_rate
 from dopd.experiments.spec import Experiment
 from dopd.report.palette import METHOD_COLOURS
 from dopd.statistics import mean_interval
@@ -33,7 +35,7 @@ def draw(experiment: Experiment, values: Values, records: Records, path: Path) -
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawing = {"points": _points, "lines": _lines, "curves": _curves}[experiment.figure]
+    drawing = {"points": _points, "lines": _lines, "grid": _grid, "curves": _curves}[experiment.figure]
     figure = drawing(pyplot, experiment, values, records)
     figure.suptitle(experiment.title, fontsize=11)
     figure.savefig(path, dpi=110)
@@ -119,6 +121,45 @@ def _lines(pyplot: Any, experiment: Experiment, values: Values, records: Records
             axes.minorticks_off()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
+
+
+def _grid(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:
+    """Groups by settings, for more groups than lines can tell apart; the setting that each group takes is framed."""
+    placed = [condition for condition in experiment.conditions if condition.x is not None]
+    groups, places = list(dict.fromkeys(c.group for c in placed)), sorted({c.x for c in placed if c.x is not None})
+    size = (3.2 + 0.6 * len(places) * len(_LINE_METRICS), 1.3 + 0.24 * len(groups))
+    figure, panels = pyplot.subplots(1, len(_LINE_METRICS), sharey=True, figsize=size, layout="constrained")
+    means: dict[str, dict[tuple[str, float], float]] = {metric: {} for metric in _LINE_METRICS}
+    for axes, metric in zip(panels, _LINE_METRICS, strict=True):
+        for condition in placed:
+            interval = summarise(values, condition.label, metric)
+            if interval is not None and condition.x is not None:
+                means[metric][condition.group, condition.x] = interval.mean
+        cells = [[100 * means[metric].get((group, x), float("nan")) for x in places] for group in groups]
+        axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+        for row, line in enumerate(cells):
+            for column, cell in enumerate(line):
+                text = "" if cell != cell else f"{cell:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=_ink(cell))
+        axes.set_xticks(range(len(places)), [f"{x:g}" for x in places], fontsize=8)
+        axes.set_yticks(range(len(groups)), groups, fontsize=8)
+        axes.set_title(_label(metric), fontsize=9)
+        axes.set_xlabel(experiment.curves[0] if experiment.curves else "setting")
+    for row, group in enumerate(groups):
+        scores = {
+            x: sum(means[metric][group, x] for metric in _LINE_METRICS) / len(_LINE_METRICS)
+            for x in places
+            if all((group, x) in means[metric] for metric in _LINE_METRICS)
+        }
+        if len(scores) == len(places):
+            corner = (places.index(best_rate(scores)) - 0.47, row - 0.46)
+            for axes in panels:
+                axes.add_patch(pyplot.Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="#d00000", linewidth=1.8))
+    return figure
+
+
+def _ink(percent: float) -> str:
+    return "black" if percent > 60 else "white"  # on the light and on the dark half of viridis
 
 
 def _curves(pyplot: Any, experiment: Experiment, values: Values, records: Records) -> Any:

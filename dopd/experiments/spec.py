@@ -164,7 +164,7 @@ class Experiment:
         protocol (`str`): what is particular to it; the rest is in experiments/PROTOCOL.md.
         conditions, claims: the runs and the tests.
         columns (`tuple[str]`): metrics of its table.
-        figure (`str`): `"points"`, `"lines"` or `"curves"`.
+        figure (`str`): `"points"`, `"lines"`, `"grid"` or `"curves"`.
         shown (`tuple[str]`): metrics of a figure of points, a panel each.
         curves (`tuple[str]`): of a figure of curves.
         deviations (`tuple[str]`): where it departs from the paper.
@@ -183,7 +183,7 @@ class Experiment:
     conditions: tuple[Condition, ...]
     claims: tuple[Claim, ...]
     columns: tuple[str, ...] = ("greedy", "sampled", "privileged", "entropy", "length")
-    figure: Literal["points", "lines", "curves"] = "points"
+    figure: Literal["points", "lines", "grid", "curves"] = "points"
     shown: tuple[str, ...] = ("greedy", "sampled")
     curves: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()

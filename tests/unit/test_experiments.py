@@ -368,7 +368,7 @@ def test_an_experiment_whose_models_no_recipe_makes_is_refused_by_name() -> None
     assert models_without_recipe(get_experiment("figure3")) == []
 
 
-@pytest.mark.parametrize("kind", ["lines", "curves"])
+@pytest.mark.parametrize("kind", ["lines", "grid", "curves"])
 def test_other_figures_are_drawn(tmp_path: Path, kind: Any) -> None:
     conditions = tuple(
         Condition(label=label, run=RunSpec(method="dopd"), x=float(place), group="line")
