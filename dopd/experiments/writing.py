@@ -97,7 +97,7 @@ def readme(
         f"Diverged, counted as 0: {', '.join(diverged) if diverged else 'none'}. Runs dropped: none.",
         "",
         "## Tests",
-        *(_tests(judgements) if judgements else ["Made when every run is finished."]),
+        *_tests(experiment, judgements),
         "",
     ]
     if notes.strip():
@@ -146,7 +146,9 @@ def _interval(interval: Interval | None, metric: str, *, sign: bool = False) -> 
     return texts[0] if interval.low == float("-inf") else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def _tests(judgements: Sequence[Judgement]) -> list[str]:
+def _tests(experiment: Experiment, judgements: Sequence[Judgement]) -> list[str]:
+    if not judgements:
+        return ["Made when every run is finished." if experiment.claims else "None: nothing was claimed."]
     rows = [
         "Paired over equal seeds; p is Holm's, over all tests of this experiment.",
         "",
