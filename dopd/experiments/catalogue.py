@@ -12,6 +12,8 @@ from dopd.experiments.comparisons import (
     table1_program,
     table3,
     tuning,
+    tuning_graph,
+    tuning_program,
     weak_teacher,
 )
 from dopd.experiments.decisions import tail
@@ -22,6 +24,8 @@ from dopd.tiny import RECIPES
 
 _MAKERS: tuple[Callable[[], Experiment], ...] = (
     tuning,
+    tuning_graph,
+    tuning_program,
     figure3,
     weak_teacher,
     figure4,

@@ -1,10 +1,10 @@
 """Methods beside one another: learning rates, Tables 1 and 3, methods beyond the paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dopd.experiments.conditions import FIXED_RATE, condition, start, teacher_alone
 from dopd.experiments.families import FAMILIES
-from dopd.experiments.protocol import GRID, TUNING_SEED
+from dopd.experiments.protocol import GRID, GRIDS, TUNING_SEED
 from dopd.experiments.spec import SFT, Claim, Condition, Experiment
 
 # Table 1's methods with the paper's averages, then those that it does not have.
@@ -22,6 +22,7 @@ _TABLE1: Mapping[str, float] = {
 }
 _NAIVE = ("privileged_teacher", "privileged_student", "privileged_both")
 _ANCHORED = ("dopd_frozen", "dopd_ema")
+_MAIN = ("vanilla", "dopd", *_ANCHORED, *_NAIVE)
 _FURTHER = (
     "vanilla_pg",
     "gkd",
@@ -44,33 +45,46 @@ _NEEDS_P = "teacher_needs_p"
 
 def tuning() -> Experiment:
     """The learning rate of each method, on problems that no test uses."""
-    main = ("vanilla", "dopd", "dopd_frozen", "dopd_ema", *_NAIVE)
-    rest = (*(name for name in _TABLE1 if name not in main), *_FURTHER, SFT)
-    pairs = [(name, "teacher") for name in main]
+    pairs = [(name, "teacher") for name in _MAIN]
     pairs += [(name, _NEEDS_P) for name in ("vanilla", "dopd", "dopd_frozen", "privileged_teacher")]
-    pairs += [(name, "teacher") for name in rest]
+    pairs += [(name, "teacher") for name in (*_TABLE1, *_FURTHER, SFT) if name not in _MAIN]
+    return _tuning("tuning", "dag", pairs)
+
+
+def tuning_graph() -> Experiment:
+    """The learning rates of Table 1 on the family that stands for general tasks."""
+    return _tuning("tuning_graph", "graph", [(name, "teacher") for name in (*_TABLE1, *_ANCHORED, *_NAIVE)])
+
+
+def tuning_program() -> Experiment:
+    """The learning rates of Table 1 on the family that stands for coding."""
+    return _tuning("tuning_program", "program", [(name, "teacher") for name in (*_TABLE1, *_ANCHORED, *_NAIVE)])
+
+
+def _tuning(name: str, family: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
+    groups = {pair: pair[0] if pair[1] == "teacher" else "@".join(pair) for pair in pairs}
     return Experiment(
-        name="tuning",
-        title="Learning rates",
+        name=name,
+        title=f"Learning rates on {family}",
         source="none: the paper has one learning rate for all, 5e-6",
         claim="None: each method gets the rate of the grid with the highest mean of greedy and sampled accuracy.",
-        protocol="Family dag, validation problems (equal to none of the test's), the first pretraining seed, one "
-        "run seed "
-        "that no test uses. Ties (less than 1 point) go to the lower rate. Tests read the rates from "
+        protocol=f"Family {family}, validation problems (equal to none of the test's), the first pretraining seed, one "
+        "run seed that no test uses. Ties (less than 1 point) go to the lower rate. Tests read the rates from "
         "`dopd.experiments.protocol`.",
         conditions=tuple(
             condition(
-                f"{method}{'' if teacher == 'teacher' else '@' + teacher}, {rate:g}",
+                f"{groups[method, teacher]}, {rate:g}",
                 method,
                 teacher=teacher,
+                families=(family,),
                 learning_rate=rate,
                 split="validation",
                 problems=256,
                 x=rate,
-                group=f"{method}{'' if teacher == 'teacher' else '@' + teacher}",
+                group=groups[method, teacher],
             )
             for method, teacher in pairs
-            for rate in GRID
+            for rate in GRIDS.get(family, GRID)
         ),
         claims=(),
         figure="grid",
@@ -152,7 +166,13 @@ def table1_program() -> Experiment:
 
 def _table1(family: str) -> Experiment:
     rows = tuple(
-        condition(name, name, families=(family,), paper={"average": _TABLE1[name]} if name in _TABLE1 else {})
+        condition(
+            name,
+            name,
+            families=(family,),
+            rate_family=family,
+            paper={"average": _TABLE1[name]} if name in _TABLE1 else {},
+        )
         for name in (*_TABLE1, *_ANCHORED, *_NAIVE)
     )
     conditions = (
@@ -166,7 +186,7 @@ def _table1(family: str) -> Experiment:
         title=f"The paper's methods on {family} (stands for {FAMILIES[family].stands_for})",
         source="Table 1",
         claim="DOPD beats Vanilla OPD and every other method, and recovers most of the gap to the teacher.",
-        protocol=f"{FIXED_RATE} Rates are tuned on dag and used for all families. The naive and anchored variants are "
+        protocol=f"{FIXED_RATE} Rates are tuned on the family itself. The naive and anchored variants are "
         "shown and not tested; methods that the paper does not have: see `further`.",
         conditions=conditions,
         claims=(

@@ -20,17 +20,18 @@ def condition(
     rate_of: str | None = None,
     teacher: str = "teacher",
     rate_teacher: str | None = None,
+    rate_family: str = "dag",
     paper: Mapping[str, float] | None = None,
     x: float | None = None,
     group: str = "",
     **run: Any,
 ) -> Condition:
-    """A condition with the method's tuned rate (or that of `rate_of`, with `rate_teacher`) and its options at tiny
-    scale.
+    """A condition with the method's tuned rate (or that of `rate_of`, with `rate_teacher`, on `rate_family`) and its
+    options at tiny scale.
     """
     rules = run.get("rules")
     merged = {**({} if rules is not None else tiny_options(method)), **(options or {})}
-    rate = run.pop("learning_rate", None) or learning_rate(rate_of or method, rate_teacher or teacher)
+    rate = run.pop("learning_rate", None) or learning_rate(rate_of or method, rate_teacher or teacher, rate_family)
     spec = RunSpec(method=method, options=merged, teacher=teacher, learning_rate=rate, **run)
     return Condition(label=label, run=spec, paper=paper or {}, x=x, group=group)
 

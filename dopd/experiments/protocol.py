@@ -1,6 +1,7 @@
 """What all experiments of the tiny scale share: seeds, the grid of learning rates, and which rate each method got.
 
-experiments/PROTOCOL.md says it in words. The rates are results of the experiment `tuning`; a test compares the two.
+experiments/PROTOCOL.md says it in words. The rates are results of the experiments `tuning`, `tuning_graph` and
+`tuning_program`; a test compares them.
 """
 
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ PRETRAINING_SEEDS = (0, 3)
 RUN_SEEDS = (0, 1, 2)
 TUNING_SEED = 100  # a run seed that no test uses
 GRID = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+GRIDS: Mapping[str, tuple[float, ...]] = {"graph": (1e-4, *GRID)}  # of families whose best rates lie at an end of it
 TIE = 0.01  # of the mean of two accuracies on 256 problems, whose standard error is about 0.02
 DEFAULT_RATE = 5e-4  # of a method that has not been tuned
 
-# By method, with the strong teacher unless its role is named: method or method@role.
-TUNED_RATES: Mapping[str, float] = {
+# By family and method, with the strong teacher unless its role is named: method or method@role. A family that is not
+# here takes dag's, and so does a student that knows several.
+_DAG_RATES: Mapping[str, float] = {
     "vanilla": 1e-3,
     "dopd": 5e-4,
     "dopd_frozen": 2e-3,
@@ -53,6 +56,24 @@ TUNED_RATES: Mapping[str, float] = {
     "dopd_frozen@teacher_needs_p": 2e-3,
     "privileged_teacher@teacher_needs_p": 1e-3,
 }
+_GRAPH_RATES: Mapping[str, float] = {
+    "vanilla": 5e-4,
+    "dopd": 2e-4,
+    "dopd_frozen": 5e-4,
+    "dopd_ema": 2e-4,
+    "privileged_teacher": 2e-4,
+    "privileged_student": 2e-4,
+    "privileged_both": 2e-4,
+    "opcd": 2e-4,
+    "exopd": 1e-3,
+    "uni_opd": 2e-4,
+    "sdft": 2e-4,
+    "opsd": 1e-4,
+    "sdpo": 1e-4,
+    "eopd": 1e-4,
+    "tip": 5e-4,
+}
+TUNED_RATES: Mapping[str, Mapping[str, float]] = {"dag": _DAG_RATES, "graph": _GRAPH_RATES}
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
@@ -61,23 +82,25 @@ def best_rate(scores: Mapping[float, float]) -> float:
     return min(rate for rate, score in scores.items() if score > best - TIE)
 
 
-def learning_rate(method: str, teacher: str = "teacher") -> float:
+def learning_rate(method: str, teacher: str = "teacher", family: str = "dag") -> float:
     """The tuned rate of a method with a teacher; ablations of DOPD take DOPD's, as in the paper."""
-    family = "dopd" if method.startswith("dopd_") and f"{method}@{teacher}" not in _tuned() else method
-    return _tuned().get(f"{family}@{teacher}", DEFAULT_RATE)
+    rates = _with_roles(TUNED_RATES.get(family, _DAG_RATES))
+    tuned = "dopd" if method.startswith("dopd_") and f"{method}@{teacher}" not in rates else method
+    return rates.get(f"{tuned}@{teacher}", DEFAULT_RATE)
 
 
 def untuned(experiment: Experiment) -> list[str]:
     """Conditions that train at the default rate because their method has not been tuned; tuning itself has none."""
+    tuned = _with_roles(_DAG_RATES)
     return [
         condition.label
         for condition in experiment.conditions
         if condition.run.trained
         and condition.run.split == "test"
         and condition.run.learning_rate == DEFAULT_RATE
-        and f"{condition.run.method}@{condition.run.teacher}" not in _tuned()
+        and f"{condition.run.method}@{condition.run.teacher}" not in tuned
     ]
 
 
-def _tuned() -> dict[str, float]:
-    return {name if "@" in name else f"{name}@teacher": rate for name, rate in TUNED_RATES.items()}
+def _with_roles(rates: Mapping[str, float]) -> dict[str, float]:
+    return {name if "@" in name else f"{name}@teacher": rate for name, rate in rates.items()}

@@ -19,6 +19,7 @@ from dopd.experiments.problems import TEST_PROBLEMS, evaluation_rows
 from dopd.experiments.protocol import (
     DEFAULT_RATE,
     GRID,
+    GRIDS,
     PRETRAINING_SEEDS,
     RUN_SEEDS,
     TUNED_RATES,
@@ -65,29 +66,29 @@ def test_protocol_asks_for_two_pretraining_and_three_run_seeds() -> None:
     assert len(figure3.runs(PRETRAINING_SEEDS, RUN_SEEDS)) == 6 * len(figure3.conditions)
 
 
-def test_tuning_keeps_clear_of_the_seeds_and_problems_of_the_tests() -> None:
-    for _, run in get_experiment("tuning").runs(PRETRAINING_SEEDS, RUN_SEEDS):
+@pytest.mark.parametrize("name", ["tuning", "tuning_graph", "tuning_program"])
+def test_tuning_keeps_clear_of_the_seeds_and_problems_of_the_tests(name: str) -> None:
+    for _, run in get_experiment(name).runs(PRETRAINING_SEEDS, RUN_SEEDS):
         assert run.run_seed not in RUN_SEEDS and run.split == "validation"
-        assert run.learning_rate in GRID
+        assert run.learning_rate in GRIDS.get(run.families[0], GRID)
 
 
-def test_rates_in_use_are_those_that_tuning_found() -> None:
-    path = Path(__file__).parents[2] / "experiments" / "tuning" / RESULTS_FILE
-    if not path.exists():
-        pytest.skip("no tuning run is committed")
+@pytest.mark.parametrize(("family", "name"), [("dag", "tuning"), ("graph", "tuning_graph")])
+def test_rates_in_use_are_those_that_tuning_found(family: str, name: str) -> None:
+    path = Path(__file__).parents[2] / "experiments" / name / RESULTS_FILE
     scores: dict[str, dict[float, float]] = {}
     for run in json.loads(path.read_text())["runs"]:
-        name, _, rate = run["condition"].rpartition(", ")
+        method, _, rate = run["condition"].rpartition(", ")
         metrics = run["metrics"]
-        scores.setdefault(name, {})[float(rate)] = (metrics["greedy"] + metrics["sampled"]) / 2
-    for name, rate in TUNED_RATES.items():
-        assert rate == best_rate(scores[name]), name
+        scores.setdefault(method, {})[float(rate)] = (metrics["greedy"] + metrics["sampled"]) / 2
+    assert TUNED_RATES[family] == {method: best_rate(by_rate) for method, by_rate in scores.items()}
 
 
 def test_ties_go_to_the_lower_rate_and_ablations_take_dopds() -> None:
     assert best_rate({2e-4: 0.50, 5e-4: 0.595, 1e-3: 0.60}) == 5e-4
     assert best_rate({2e-4: 0.50, 5e-4: 0.58, 1e-3: 0.60}) == 1e-3
-    assert learning_rate("dopd_no_such_ablation") == learning_rate("dopd") == TUNED_RATES["dopd"]
+    assert learning_rate("dopd_no_such_ablation") == learning_rate("dopd") == TUNED_RATES["dag"]["dopd"]
+    assert learning_rate("vanilla", family="no such family") == learning_rate("vanilla")
 
 
 @pytest.mark.parametrize("family", ["dag", "graph", "program"])
