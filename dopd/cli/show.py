@@ -61,7 +61,7 @@ def print_tasks(name: str | None) -> None:
 
 
 def print_methods(name: str | None) -> None:
-    """All routing tables with a line each, or one with its rows."""
+    """All routing tables by subject (what, loss, source, needs, departures), or one with its rows."""
     from dopd.methods import CARDS, METHODS, table
 
     console = Console(soft_wrap=True)
@@ -79,23 +79,40 @@ def print_methods(name: str | None) -> None:
         for label, text in lines.items():
             console.print(f"{label}: {escape(text)}")
         return
-    listing = Table("method", "what it does", "needs", "source")
-    for key, card in CARDS.items():
-        listing.add_row(key, escape(card.about), escape(", ".join(needs_of(table(key)))), escape(card.source))
-    Console().print(listing)
-    console.print("`dopd methods NAME` shows its rows, its loss, where it departs from its source, and its options.")
+    for title, names in _by_subject().items():
+        console.print(f"\n[bold]{escape(title)}[/bold]")
+        for key in names:
+            card = CARDS[key]
+            console.print(f"  [bold]{key}[/bold]: {escape(card.about)}")
+            lines = {
+                "loss": card.equation,
+                "source": f"{card.source} (confidence: {card.confidence})",
+                "needs": ", ".join(needs_of(table(key))) or "nothing beside the student",
+                "departs": card.departures,
+            }
+            for label, text in lines.items():
+                if text:
+                    console.print(f"      {label}: {escape(text)}", highlight=False)
+    console.print("\n`dopd methods NAME` shows a method's rows and options too.")
+
+
+def _by_subject() -> dict[str, list[str]]:
+    """Names of methods by the title of the module that has them."""
+    from dopd.methods import METHODS
+
+    subjects: dict[str, list[str]] = {}
+    for name, build in METHODS.items():
+        title = str(sys.modules[build.__module__].__doc__).splitlines()[0].rstrip(".")
+        subjects.setdefault(title, []).append(name)
+    return subjects
 
 
 def methods_as_markdown() -> str:
     """The list of `docs/methods.md`: every method with its loss, what it needs and where it departs from its source."""
     from dopd.methods import CARDS, METHODS, table
 
-    groups: dict[str, list[str]] = {}
-    for name, build in METHODS.items():
-        title = str(sys.modules[build.__module__].__doc__).splitlines()[0].rstrip(".")
-        groups.setdefault(title, []).append(name)
     lines: list[str] = []
-    for title, names in groups.items():
+    for title, names in _by_subject().items():
         lines += ["", f"## {title}", ""]
         for name in names:
             card, needs = CARDS[name], ", ".join(needs_of(table(name))) or "nothing beside the student"

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from dopd.cli.main import main
+from dopd.methods import METHODS
 from dopd.tasks import get_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer
 
@@ -173,6 +174,8 @@ def test_listings_and_doctor(capsys: pytest.CaptureFixture, tmp_path: Path, conf
     out = capsys.readouterr().out
     for word in ("dag", "gsm_symbolic", "hints_without_execution", "vanilla", "privileged_student", "all well"):
         assert word in out
+    for whole_name in METHODS:  # in a terminal of 80 columns, too
+        assert f"  {whole_name}: " in out
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config | {"method": "nope"}))
     assert main(["doctor", str(path)]) == 2
