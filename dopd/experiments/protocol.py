@@ -73,7 +73,24 @@ _GRAPH_RATES: Mapping[str, float] = {
     "eopd": 1e-4,
     "tip": 5e-4,
 }
-TUNED_RATES: Mapping[str, Mapping[str, float]] = {"dag": _DAG_RATES, "graph": _GRAPH_RATES}
+_PROGRAM_RATES: Mapping[str, float] = {
+    "vanilla": 2e-3,
+    "dopd": 2e-4,
+    "dopd_frozen": 2e-3,
+    "dopd_ema": 4e-3,
+    "privileged_teacher": 4e-3,
+    "privileged_student": 2e-4,
+    "privileged_both": 2e-4,
+    "opcd": 2e-3,
+    "exopd": 2e-3,
+    "uni_opd": 5e-4,
+    "sdft": 4e-3,
+    "opsd": 2e-4,
+    "sdpo": 2e-4,
+    "eopd": 5e-4,
+    "tip": 1e-3,
+}
+TUNED_RATES: Mapping[str, Mapping[str, float]] = {"dag": _DAG_RATES, "graph": _GRAPH_RATES, "program": _PROGRAM_RATES}
 
 
 def best_rate(scores: Mapping[float, float]) -> float:

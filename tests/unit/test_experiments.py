@@ -73,7 +73,9 @@ def test_tuning_keeps_clear_of_the_seeds_and_problems_of_the_tests(name: str) ->
         assert run.learning_rate in GRIDS.get(run.families[0], GRID)
 
 
-@pytest.mark.parametrize(("family", "name"), [("dag", "tuning"), ("graph", "tuning_graph")])
+@pytest.mark.parametrize(
+    ("family", "name"), [("dag", "tuning"), ("graph", "tuning_graph"), ("program", "tuning_program")]
+)
 def test_rates_in_use_are_those_that_tuning_found(family: str, name: str) -> None:
     path = Path(__file__).parents[2] / "experiments" / name / RESULTS_FILE
     scores: dict[str, dict[float, float]] = {}
