@@ -244,7 +244,7 @@ def table3() -> Experiment:
                     rate_teacher="teacher",
                     paper={"average": paper},
                     x=ratio,
-                    group=label,
+                    group=f"{label}, {'small' if student == 'student_small' else 'large'} student",
                 )
             )
     return Experiment(

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dopd.experiments.protocol import learning_rate
+from dopd.experiments.protocol import DEFAULT_RATE, tuned_rate
 from dopd.experiments.spec import SFT, UNTRAINED, Condition, RunSpec
 from dopd.methods import METHODS
 
@@ -31,9 +31,9 @@ def condition(
     """
     rules = run.get("rules")
     merged = {**({} if rules is not None else tiny_options(method)), **(options or {})}
-    rate = run.pop("learning_rate", None) or learning_rate(rate_of or method, rate_teacher or teacher, rate_family)
-    spec = RunSpec(method=method, options=merged, teacher=teacher, learning_rate=rate, **run)
-    return Condition(label=label, run=spec, paper=paper or {}, x=x, group=group)
+    rate = run.pop("learning_rate", None) or tuned_rate(rate_of or method, rate_teacher or teacher, rate_family)
+    spec = RunSpec(method=method, options=merged, teacher=teacher, learning_rate=rate or DEFAULT_RATE, **run)
+    return Condition(label=label, run=spec, paper=paper or {}, x=x, group=group, tuned=rate is not None)
 
 
 def start(label: str = "start", **run: Any) -> Condition:

@@ -99,25 +99,15 @@ def best_rate(scores: Mapping[float, float]) -> float:
     return min(rate for rate, score in scores.items() if score > best - TIE)
 
 
-def learning_rate(method: str, teacher: str = "teacher", family: str = "dag") -> float:
-    """The tuned rate of a method with a teacher; ablations of DOPD take DOPD's, as in the paper."""
-    rates = _with_roles(TUNED_RATES.get(family, _DAG_RATES))
+def tuned_rate(method: str, teacher: str = "teacher", family: str = "dag") -> float | None:
+    """The tuned rate of a method with a teacher; ablations of DOPD take DOPD's, as in the paper. None: not tuned."""
+    rates = {
+        name if "@" in name else f"{name}@teacher": rate for name, rate in TUNED_RATES.get(family, _DAG_RATES).items()
+    }
     tuned = "dopd" if method.startswith("dopd_") and f"{method}@{teacher}" not in rates else method
-    return rates.get(f"{tuned}@{teacher}", DEFAULT_RATE)
+    return rates.get(f"{tuned}@{teacher}")
 
 
 def untuned(experiment: Experiment) -> list[str]:
     """Conditions that train at the default rate because their method has not been tuned; tuning itself has none."""
-    tuned = _with_roles(_DAG_RATES)
-    return [
-        condition.label
-        for condition in experiment.conditions
-        if condition.run.trained
-        and condition.run.split == "test"
-        and condition.run.learning_rate == DEFAULT_RATE
-        and f"{condition.run.method}@{condition.run.teacher}" not in tuned
-    ]
-
-
-def _with_roles(rates: Mapping[str, float]) -> dict[str, float]:
-    return {name if "@" in name else f"{name}@teacher": rate for name, rate in rates.items()}
+    return [condition.label for condition in experiment.conditions if not condition.tuned]

@@ -120,6 +120,7 @@ class Condition:
         paper (`Mapping`): the paper's numbers for it, by column.
         x (`float`, *optional*): place on the horizontal axis of a figure of lines.
         group (`str`): line or panel that it belongs to.
+        tuned (`bool`): whether its learning rate was chosen; else it is the default one, and the README says so.
     """
 
     label: str
@@ -127,6 +128,7 @@ class Condition:
     paper: Mapping[str, float] = field(default_factory=dict)
     x: float | None = None
     group: str = ""
+    tuned: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dopd.experiments import EXPERIMENTS, get_experiment
 from dopd.experiments.analysis import collect, judge, verdict
 from dopd.experiments.catalogue import get_experiment as by_name
 from dopd.experiments.catalogue import models_without_recipe
+from dopd.experiments.conditions import condition as made
 from dopd.experiments.index import write_index
 from dopd.experiments.launch import write_launch
 from dopd.experiments.problems import TEST_PROBLEMS, evaluation_rows
@@ -24,7 +25,7 @@ from dopd.experiments.protocol import (
     RUN_SEEDS,
     TUNED_RATES,
     best_rate,
-    learning_rate,
+    tuned_rate,
     untuned,
 )
 from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
@@ -89,8 +90,8 @@ def test_rates_in_use_are_those_that_tuning_found(family: str, name: str) -> Non
 def test_ties_go_to_the_lower_rate_and_ablations_take_dopds() -> None:
     assert best_rate({2e-4: 0.50, 5e-4: 0.595, 1e-3: 0.60}) == 5e-4
     assert best_rate({2e-4: 0.50, 5e-4: 0.58, 1e-3: 0.60}) == 1e-3
-    assert learning_rate("dopd_no_such_ablation") == learning_rate("dopd") == TUNED_RATES["dag"]["dopd"]
-    assert learning_rate("vanilla", family="no such family") == learning_rate("vanilla")
+    assert tuned_rate("dopd_no_such_ablation") == tuned_rate("dopd") == TUNED_RATES["dag"]["dopd"]
+    assert tuned_rate("vanilla", family="no such family") == tuned_rate("vanilla")
 
 
 @pytest.mark.parametrize("family", ["dag", "graph", "program"])
@@ -358,8 +359,9 @@ def test_every_experiment_has_the_models_that_it_needs(name: str) -> None:
 
 
 def test_conditions_of_a_method_that_was_not_tuned_are_named() -> None:
-    assert untuned(get_experiment("figure3")) == untuned(get_experiment("tuning")) == []
-    strange = Condition(label="a", run=RunSpec(method="no_such_method", learning_rate=DEFAULT_RATE))
+    assert not any(untuned(get_experiment(name)) for name in EXPERIMENTS)
+    strange = made("a", "vanilla", rate_of="no_such_method")
+    assert strange.run.learning_rate == DEFAULT_RATE
     assert untuned(dataclasses.replace(experiment(), conditions=(strange,))) == ["a"]
 
 
