@@ -1,5 +1,6 @@
 """One figure for an experiment: points with intervals, lines over a setting, a grid of groups and settings, or curves
-over a run."""
+over a run.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
