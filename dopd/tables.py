@@ -36,6 +36,7 @@ class RoutingTable:
             start + growth * s tokens.
         merge_ends (`bool`): score all end-of-sequence tokens as one outcome, in every view.
         source_note (`str`): where the method comes from.
+        unverified (`str`): what of the published method is not known; a run that trains with the table says so.
 
     Raises:
         ConfigError: rows that overlap, leave a regime out, or cannot work together.
@@ -53,6 +54,7 @@ class RoutingTable:
     rollout_growth: tuple[int, int] | None = None
     merge_ends: bool = False
     source_note: str = ""
+    unverified: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))

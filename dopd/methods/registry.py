@@ -35,6 +35,7 @@ class Card:
 
     def __post_init__(self) -> None:
         assert self.confidence in get_args(Confidence), self.confidence
+        assert self.departures or self.confidence != "low", "a low confidence says what is not known"
 
     @property
     def note(self) -> str:
@@ -78,6 +79,8 @@ def table(name: str, **options: Any) -> RoutingTable:
     if unknown:
         raise ConfigError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
     built = METHODS[name](**options)
+    if CARDS[name].confidence == "low":
+        built = replace(built, unverified=CARDS[name].departures)
     return built if anchor is None or anchor == built.anchor else _anchored(built, anchor)
 
 

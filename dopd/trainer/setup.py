@@ -87,6 +87,11 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
     guards.check_models(student, teacher, trainer.table)
     notes: list[str] = []
+    if trainer.table.unverified:
+        notes.append(
+            f"method {trainer.table.name!r} is not verified against its source: {trainer.table.unverified}. Do not "
+            "take its results for those of the published method"
+        )
     if teacher is not None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):

@@ -46,6 +46,17 @@ def test_every_method_takes_a_step(name: str, tmp_path: Path) -> None:
     assert {key.removeprefix("share/") for key in logged if key.startswith("share/")} == labels
 
 
+def test_a_method_that_is_not_verified_says_so_and_others_do_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="dopd"):
+        kit.trainer(tmp_path / "a", "vanilla")
+        assert "not verified" not in caplog.text
+        kit.trainer(tmp_path / "b", "feedback")
+    assert "method 'feedback' is not verified against its source: direction, support and decay" in caplog.text
+    assert [name for name in METHODS if dopd.table(name).unverified] == ["feedback"]
+
+
 def test_rewarded_method_without_a_verifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method 'grpo' learns from rewards: pass verifier="):
         kit.trainer(tmp_path, "grpo")
