@@ -73,7 +73,7 @@ def print_methods(name: str | None) -> None:
             "loss": card.equation,
             "source": f"{card.source} (confidence: {card.confidence})",
             "departures": card.departures or "none known",
-            "needs": ", ".join(needs_of(built)) or "nothing beside the student",
+            "needs": _needs_in_words(built),
             "options": ", ".join(map(str, inspect.signature(METHODS[name]).parameters.values())) or "none",
         }
         for label, text in lines.items():
@@ -87,7 +87,7 @@ def print_methods(name: str | None) -> None:
             lines = {
                 "loss": card.equation,
                 "source": f"{card.source} (confidence: {card.confidence})",
-                "needs": ", ".join(needs_of(table(key))) or "nothing beside the student",
+                "needs": _needs_in_words(table(key)),
                 "departs": card.departures,
             }
             for label, text in lines.items():
@@ -115,7 +115,7 @@ def methods_as_markdown() -> str:
     for title, names in _by_subject().items():
         lines += ["", f"## {title}", ""]
         for name in names:
-            card, needs = CARDS[name], ", ".join(needs_of(table(name))) or "nothing beside the student"
+            card, needs = CARDS[name], _needs_in_words(table(name))
             options = ", ".join(f"`{option}`" for option in inspect.signature(METHODS[name]).parameters)
             lines += [
                 f"- **`{name}`** ({card.source}; confidence {card.confidence}): {card.about}.",
@@ -124,6 +124,10 @@ def methods_as_markdown() -> str:
                 *([f"  - departs: {card.departures}"] if card.departures else []),
             ]
     return "\n".join(lines[1:]) + "\n"
+
+
+def _needs_in_words(table: "RoutingTable") -> str:
+    return ", ".join(needs_of(table)) or "nothing beside the student"
 
 
 def needs_of(table: "RoutingTable") -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dopd.experiments.conditions import FIXED_RATE, condition, start, teacher_alone
 from dopd.experiments.families import FAMILIES
-from dopd.experiments.protocol import GRID, GRIDS, TUNING_SEED
+from dopd.experiments.protocol import GRID, GRIDS, TUNING_SEED, rate_name
 from dopd.experiments.spec import SFT, Claim, Condition, Experiment
 
 # Table 1's methods with the paper's averages, then those that it does not have.
@@ -22,6 +22,7 @@ _TABLE1: Mapping[str, float] = {
 }
 _NAIVE = ("privileged_teacher", "privileged_student", "privileged_both")
 _ANCHORED = ("dopd_frozen", "dopd_ema")
+_ROWS = (*_TABLE1, *_ANCHORED, *_NAIVE)  # of Table 1
 _MAIN = ("vanilla", "dopd", *_ANCHORED, *_NAIVE)
 _FURTHER = (
     "vanilla_pg",
@@ -53,16 +54,15 @@ def tuning() -> Experiment:
 
 def tuning_graph() -> Experiment:
     """The learning rates of Table 1 on the family that stands for general tasks."""
-    return _tuning("tuning_graph", "graph", [(name, "teacher") for name in (*_TABLE1, *_ANCHORED, *_NAIVE)])
+    return _tuning("tuning_graph", "graph", [(name, "teacher") for name in _ROWS])
 
 
 def tuning_program() -> Experiment:
     """The learning rates of Table 1 on the family that stands for coding."""
-    return _tuning("tuning_program", "program", [(name, "teacher") for name in (*_TABLE1, *_ANCHORED, *_NAIVE)])
+    return _tuning("tuning_program", "program", [(name, "teacher") for name in _ROWS])
 
 
 def _tuning(name: str, family: str, pairs: Sequence[tuple[str, str]]) -> Experiment:
-    groups = {pair: pair[0] if pair[1] == "teacher" else "@".join(pair) for pair in pairs}
     return Experiment(
         name=name,
         title=f"Learning rates on {family}",
@@ -73,7 +73,7 @@ def _tuning(name: str, family: str, pairs: Sequence[tuple[str, str]]) -> Experim
         "`dopd.experiments.protocol`.",
         conditions=tuple(
             condition(
-                f"{groups[method, teacher]}, {rate:g}",
+                f"{rate_name(method, teacher)}, {rate:g}",
                 method,
                 teacher=teacher,
                 families=(family,),
@@ -81,7 +81,7 @@ def _tuning(name: str, family: str, pairs: Sequence[tuple[str, str]]) -> Experim
                 split="validation",
                 problems=256,
                 x=rate,
-                group=groups[method, teacher],
+                group=rate_name(method, teacher),
             )
             for method, teacher in pairs
             for rate in GRIDS.get(family, GRID)
@@ -173,7 +173,7 @@ def _table1(family: str) -> Experiment:
             rate_family=family,
             paper={"average": _TABLE1[name]} if name in _TABLE1 else {},
         )
-        for name in (*_TABLE1, *_ANCHORED, *_NAIVE)
+        for name in _ROWS
     )
     conditions = (
         Condition(label="start", run=start(families=(family,)).run, paper={"average": 39.1}),

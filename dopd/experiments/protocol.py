@@ -99,13 +99,18 @@ def best_rate(scores: Mapping[float, float]) -> float:
     return min(rate for rate, score in scores.items() if score > best - TIE)
 
 
+def rate_name(method: str, teacher: str) -> str:
+    """What `TUNED_RATES` and the tuning experiments call a method with a teacher: the strong one is not named."""
+    return method if teacher == "teacher" else f"{method}@{teacher}"
+
+
 def tuned_rate(method: str, teacher: str = "teacher", family: str = "dag") -> float | None:
     """The tuned rate of a method with a teacher; ablations of DOPD take DOPD's, as in the paper. None: not tuned."""
-    rates = {
-        name if "@" in name else f"{name}@teacher": rate for name, rate in TUNED_RATES.get(family, _DAG_RATES).items()
-    }
-    tuned = "dopd" if method.startswith("dopd_") and f"{method}@{teacher}" not in rates else method
-    return rates.get(f"{tuned}@{teacher}")
+    rates = TUNED_RATES.get(family, _DAG_RATES)
+    name = rate_name(method, teacher)
+    if method.startswith("dopd_") and name not in rates:
+        name = rate_name("dopd", teacher)
+    return rates.get(name)
 
 
 def untuned(experiment: Experiment) -> list[str]:

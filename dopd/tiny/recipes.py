@@ -24,17 +24,17 @@ _PLANS_ITSELF = {
     "final_answer": 1.0,
     "summarised_hint": 1.0,
 }
-_FOLLOWS_PLANS = {
-    "none": 1.5,
-    "hints_without_execution": 5.5,
-    "hints_with_execution": 1.0,
-    "final_answer": 0.5,
-    "summarised_hint": 0.5,
-}
-_SELDOM_PLANS = {**_FOLLOWS_PLANS, "none": 0.8, "hints_without_execution": 6.2}
-_HARDLY_PLANS = {**_FOLLOWS_PLANS, "none": 0.6, "hints_without_execution": 6.4}
-_BARELY_PLANS = {**_FOLLOWS_PLANS, "none": 0.65, "hints_without_execution": 6.35}
-_RARELY_PLANS = {**_FOLLOWS_PLANS, "none": 0.75, "hints_without_execution": 6.25}
+
+
+def _follows_plans(none: float = 1.5) -> Mapping[str, float]:
+    return {
+        "none": none,
+        "hints_without_execution": 7.0 - none,
+        "hints_with_execution": 1.0,
+        "final_answer": 0.5,
+        "summarised_hint": 0.5,
+    }
+
 
 _DAG_KNOBS = {"num_needed": 3, "num_variables": 5}
 _DAG_LEVELS: tuple[Mapping[str, int], ...] = (
@@ -109,18 +109,18 @@ _SEES = {"none": 5.0, "box_label": 4.0, "box_caption": 1.0, "caption": 1.0, "fin
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     "dag": {
         "teacher": _dag(2200, _PLANS_ITSELF),
-        "teacher_needs_p": _dag(1600, _HARDLY_PLANS),
-        "student": _dag(1500, _SELDOM_PLANS),
+        "teacher_needs_p": _dag(1600, _follows_plans(none=0.6)),
+        "student": _dag(1500, _follows_plans(none=0.8)),
         # Other sizes, for pairs of teacher and student. The heads of the lower two have 16 channels, as the teacher's:
         # with 20 and 12 their seed 0 never learnt to look earlier results up by name.
         "teacher_large": _dag(2200, _PLANS_ITSELF, TinySpec(num_layers=5, hidden_size=96)),
         "teacher_medium": _dag(2200, _PLANS_ITSELF, TinySpec(num_layers=4, hidden_size=80, num_heads=5)),
-        "student_small": _dag(2500, _BARELY_PLANS, TinySpec(num_layers=2, hidden_size=48, num_heads=3)),
+        "student_small": _dag(2500, _follows_plans(none=0.65), TinySpec(num_layers=2, hidden_size=48, num_heads=3)),
     },
     "graph": {
         "teacher": _graph(1600, _PLANS_ITSELF),
-        "teacher_needs_p": _graph(550, _RARELY_PLANS),
-        "student": _graph(425, _FOLLOWS_PLANS),
+        "teacher_needs_p": _graph(550, _follows_plans(none=0.75)),
+        "student": _graph(425, _follows_plans()),
     },
     "program": {
         "teacher": _program(800, _PLANS_ITSELF),
@@ -132,9 +132,9 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             task="dag",
             knobs=_DAG_KNOBS,
             levels=_DAG_LEVELS,
-            others=(_graph(_MIXED_STEPS, _SELDOM_PLANS), _program_student(_MIXED_STEPS)),
+            others=(_graph(_MIXED_STEPS, _follows_plans(none=0.8)), _program_student(_MIXED_STEPS)),
             shares=(0.55, 0.2, 0.25),
-            kinds={**_FOLLOWS_PLANS, "none": 1.2, "hints_without_execution": 5.8},
+            kinds=_follows_plans(none=1.2),
             spec=TinySpec(num_layers=4, hidden_size=80),
             steps=_MIXED_STEPS,
         ),

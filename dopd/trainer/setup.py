@@ -61,7 +61,12 @@ def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
 
 
 def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, args: Any) -> None:
-    """Compare what can be compared without loading weights."""
+    """Compare what can be compared, and say what can be said, without loading weights."""
+    if table.unverified:
+        logger.warning(
+            f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
+            "for those of the published method"
+        )
     if table.needs_teacher and teacher_model is None:
         guards.check_models(None, None, table)
     student_config = _config("model", model, args, (args.model_init_kwargs or {}).get("revision"))
@@ -87,11 +92,6 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
     guards.check_models(student, teacher, trainer.table)
     notes: list[str] = []
-    if trainer.table.unverified:
-        notes.append(
-            f"method {trainer.table.name!r} is not verified against its source: {trainer.table.unverified}. Do not "
-            "take its results for those of the published method"
-        )
     if teacher is not None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):
