@@ -71,6 +71,8 @@ def config(folder: Path, method: str = "dopd", **options: Any) -> DOPDConfig:
         "dataloader_pin_memory": False,
         "privileged_template": "{prompt} {privileged_context}",
     }
+    if "generation_kwargs" in options:
+        defaults["off_policy_rollouts"] = True
     return DOPDConfig(**(defaults | options))
 
 

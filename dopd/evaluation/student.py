@@ -3,6 +3,7 @@
 Accuracy with privileged context is no goal: it is read because it falls first when the privileged student drifts.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -11,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from dopd.data.encode import encode_view, image_sources, tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
+from dopd.errors import ScoringError
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.methods import table
+from dopd.sampling import Ending, drawn, sampling_config
 from dopd.scoring import View, generation_inputs, in_batches, view_hidden_states
 from dopd.statistics import wilson_interval
 from dopd.vision.media import FeatureCache
@@ -101,6 +103,7 @@ class StudentEvaluator:
         seed (`int`): of the sampled answers; sampling leaves the caller's random state as it was.
         blank_control (`bool`): whether prompts with images are also answered with grey images in their places.
         teacher_processing_class (*optional*): of a teacher that encodes images otherwise.
+        stop_strings (`list[str]`): texts that end a completion as well.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -114,10 +117,15 @@ class StudentEvaluator:
     seed: int = 0
     blank_control: bool = True
     teacher_processing_class: Any = None
+    stop_strings: Sequence[str] = ()
 
     @property
     def tokenizer(self) -> Any:
         return tokenizer_of(self.processing_class)
+
+    @property
+    def ending(self) -> Ending:
+        return Ending(self.eos_token_ids, self.stop_strings, self.tokenizer)
 
     def evaluate(self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1)) -> EvaluationResult:
         """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they
@@ -148,7 +156,7 @@ class StudentEvaluator:
         sampled = self._generate(model, view, cache, sampled=True)
         result.sampled = self._scores(sampled, rows)
         result.lengths = [len(ids) for ids in sampled]
-        result.ended = [float(bool(ids) and ids[-1] in self.eos_token_ids) for ids in sampled]
+        result.ended = [float(self.ending.ended(ids)) for ids in sampled]
         self._score_tokens(model, teacher, plain, view, cache, sampled, result)
         return result
 
@@ -157,31 +165,23 @@ class StudentEvaluator:
         return self._generate(model, self.view(prompts, model.device), None, sampled=sampled)
 
     def _generate(self, model: Any, view: View, cache: FeatureCache | None, *, sampled: bool) -> list[list[int]]:
-        config = GenerationConfig(
+        config = sampling_config(
+            self.ending,
             max_new_tokens=self.max_new_tokens,
-            do_sample=sampled,
-            temperature=1.0 if sampled else None,
-            top_k=0 if sampled else None,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.eos_token_ids,
-            suppress_tokens=placeholder_ids(model.config) or None,
-            disable_compile=True,
+            sampled=sampled,
+            suppressed=placeholder_ids(model.config),
         )
-        output = model.generate(**generation_inputs(model, view, cache=cache), generation_config=config)
-        return [self._until_end(ids) for ids in output[:, view.prompt_ids.shape[1] :].tolist()]
+        return drawn(model, generation_inputs(model, view, cache=cache), config, self.ending)
 
     def text(self, ids: list[int]) -> str:
         """A completion as text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _until_end(self, ids: list[int]) -> list[int]:
-        ends = [position for position, token in enumerate(ids) if token in self.eos_token_ids]
-        return ids[: ends[0] + 1] if ends else ids
-
     def _scores(self, answers: list[list[int]], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         # An answer that was cut at the length limit is not a finished answer, whatever its text says.
         return [
-            float(self.verifier(self.text(ids), row)) if ids and ids[-1] in self.eos_token_ids else 0.0
+            judged(self.verifier, self.text(ids), row) if self.ending.ended(ids) else 0.0
             for ids, row in zip(answers, rows, strict=True)
         ]
 
@@ -216,6 +216,25 @@ class StudentEvaluator:
             targets = {"teacher": (hidden(teacher, own), Head.of_model(teacher))}
             routed = fused_routed_loss(student_hidden, student_head, targets, ids_BT, mask_BT, table("vanilla"))
             result.divergence = routed.per_token.sum(1).tolist()
+
+
+def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float:
+    """A verifier's score of a completion.
+
+    Raises:
+        ScoringError: it is no number from 0 to 1. A reward on another scale would be read as an accuracy.
+    """
+    value = verifier(completion, row)
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0.0 <= score <= 1.0:
+        raise ScoringError(
+            f"the verifier gave {value!r} for the completion {completion[:80]!r}: a score must be a number from 0 "
+            "(wrong) to 1 (right). Scale it in the verifier"
+        )
+    return score
 
 
 @contextmanager

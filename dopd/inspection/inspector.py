@@ -17,7 +17,7 @@ from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
-from dopd.evaluation.student import StudentEvaluator, evaluation_mode
+from dopd.evaluation.student import StudentEvaluator, evaluation_mode, judged
 from dopd.fused import TokenScores, fused_routed_loss, measures, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
@@ -171,8 +171,8 @@ class Inspector:
         """The verifier's score; an answer that was cut at the length limit is not a finished one."""
         if self.answering.verifier is unjudged:
             return None
-        ended = ids[-1] in self.answering.eos_token_ids
-        return float(self.answering.verifier(self.answering.text(ids), row)) if ended else 0.0
+        ended = self.answering.ending.ended(ids)
+        return judged(self.answering.verifier, self.answering.text(ids), row) if ended else 0.0
 
 
 def unjudged(completion: str, row: Mapping[str, Any]) -> float:

@@ -11,6 +11,7 @@ from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.api import Backend
 from dopd.methods import table
+from dopd.sampling import rollout_settings
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -46,6 +47,9 @@ class DOPDConfig(DistillationConfig):
         num_generations (`int`, *optional*, defaults to `4`):
             Rollouts per prompt. The batch sizes count completions, as in TRL's GRPO: one step has
             `per_device_train_batch_size * processes * gradient_accumulation_steps / num_generations` prompts.
+        off_policy_rollouts (`bool`, *optional*, defaults to `False`):
+            Allow settings (`top_p`, `top_k`, `min_p`, penalties, `generation_kwargs`) with which answers are drawn from
+            another distribution than the one that is scored. `temperature` needs no leave: scores follow it.
         privileged_template (`str`, *optional*):
             Text with `{prompt}` and `{privileged_context}`; `None` takes a default for chat or for plain text.
         max_prompt_length (`int`, *optional*):
@@ -109,6 +113,9 @@ class DOPDConfig(DistillationConfig):
     snapshot_steps: int = field(default=10, metadata={"help": "Steps between copies of privileged_student='snapshot'."})
 
     num_generations: int = field(default=4, metadata={"help": "Rollouts per prompt."})
+    off_policy_rollouts: bool = field(
+        default=False, metadata={"help": "Allow rollouts from another distribution than the scored one."}
+    )
     privileged_template: str | None = field(
         default=None, metadata={"help": "Text with {prompt} and {privileged_context}."}
     )
@@ -152,6 +159,7 @@ class DOPDConfig(DistillationConfig):
             raise ConfigError(f"ema_decay (={self.ema_decay}) must be between 0 and 1, both excluded")
         for name in (
             "num_generations",
+            "max_completion_length",
             "snapshot_steps",
             "student_eval_prompts",
             "student_eval_batch_size",
@@ -170,6 +178,12 @@ class DOPDConfig(DistillationConfig):
         ):
             if getattr(self, name) is not None:
                 self._check_positive(name)
+        if self.remove_unused_columns:
+            raise ConfigError(
+                f"remove_unused_columns (={self.remove_unused_columns}) would drop privileged_context and what the "
+                "verifier reads: leave it at False. Columns that nothing reads do no harm"
+            )
+        rollout_settings(self)
         PrivilegedTemplate(self.privileged_template)
         self.routing_table()
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset, List, Sequence
 from PIL import Image as Picture
-from transformers import GenerationConfig
 
 from dopd.data.encode import encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
@@ -16,6 +15,7 @@ from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import evaluation_mode
 from dopd.heads import Head
 from dopd.prefix import architecture
+from dopd.sampling import nothing_of_the_checkpoint, sampling_config
 from dopd.scoring import View, generation_inputs, view_hidden_states
 from dopd.vision.processors import is_vision_config, load_processor
 from dopd.vision.tokens import placeholder_ids
@@ -202,19 +202,20 @@ def check_generation(trainer: Any) -> None:
         return
     model = trainer.unwrapped_student
     forbidden = placeholder_ids(model.config)
-    config = GenerationConfig(
+    config = sampling_config(
+        trainer.ending,
         max_new_tokens=2,
-        min_new_tokens=2,
-        do_sample=False,
         pad_token_id=trainer._tokenizer.pad_token_id,
-        eos_token_id=trainer.eos_token_ids,
-        suppress_tokens=forbidden,
+        sampled=False,
+        suppressed=forbidden,
+        min_new_tokens=2,
         return_dict_in_generate=True,
         output_logits=True,
-        disable_compile=True,
     )
-    with evaluation_mode(model), trainer.accelerator.autocast():
-        output = model.generate(**generation_inputs(model, view), generation_config=config)
+    with evaluation_mode(model), trainer.accelerator.autocast(), nothing_of_the_checkpoint(model):
+        output = model.generate(
+            **generation_inputs(model, view), generation_config=config, tokenizer=trainer._tokenizer
+        )
         ids = output.sequences[:, view.prompt_ids.shape[1] :]
         hidden = view_hidden_states(model, view, ids, torch.ones_like(ids))
         scored = Head.of_model(model).logits(hidden)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
-from dopd.evaluation.student import Verifier
+from dopd.evaluation.student import Verifier, judged
+from dopd.sampling import Ending
 
 
 @contextmanager
@@ -43,25 +44,26 @@ def verify(
     rows: Sequence[Mapping[str, Any]],
     batch: Mapping[str, Tensor],
     tokenizer: Any,
-    eos_token_ids: Sequence[int],
+    ending: Ending,
 ) -> list[float] | None:
     """The verifier's score of every completion; `None` without a verifier."""
     if verifier is None:
         return None
-    last_B = batch["completion_ids"].gather(1, (batch["completion_mask"].sum(1) - 1).clamp(min=0).unsqueeze(1))
     # A completion cut at the length limit is not a finished answer.
     return [
-        float(verifier(text, row)) if last in eos_token_ids else 0.0
-        for row, text, last in zip(rows, texts(batch, tokenizer), last_B.squeeze(1).tolist(), strict=True)
+        judged(verifier, text, row) if ending.ended(ids) else 0.0
+        for row, text, ids in zip(rows, texts(batch, tokenizer), _tokens(batch), strict=True)
     ]
 
 
 def texts(batch: Mapping[str, Tensor], tokenizer: Any) -> list[str]:
     """Completions as text, without special tokens."""
-    return [
-        tokenizer.decode(ids[mask.bool()].tolist(), skip_special_tokens=True)
-        for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
-    ]
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in _tokens(batch)]
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    rows = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
 
 
 def rollout_metrics(
@@ -69,7 +71,7 @@ def rollout_metrics(
     batch: Mapping[str, Tensor],
     scores: Sequence[float] | None,
     *,
-    eos_token_ids: Sequence[int],
+    ending: Ending,
     needs_privileged: bool,
     accelerator: Any,
 ) -> dict[str, float]:
@@ -78,9 +80,7 @@ def rollout_metrics(
     Args:
         needs_privileged (`bool`): whether the method reads privileged context.
     """
-    mask = batch["completion_mask"].bool()
-    last = batch["completion_ids"].gather(1, (mask.sum(1) - 1).clamp(min=0).unsqueeze(1))
-    ended = torch.isin(last, torch.tensor(eos_token_ids, device=last.device)).float()
+    ended = torch.tensor([float(ending.ended(ids)) for ids in _tokens(batch)], device=accelerator.device)
     sums = {"completions/eos_ratio": ended.sum()}
     if needs_privileged:
         sums["privileged/missing_ratio"] = ended.new_tensor(float(sum(map(lacks_privileged, rows))))

@@ -297,6 +297,7 @@ def answering(trainer: Any, rows: Sequence[Mapping[str, Any]], verifier: Verifie
         processing_class=trainer.processing_class,
         teacher_processing_class=trainer.teacher_processor,
         eos_token_ids=trainer.eos_token_ids,
+        stop_strings=trainer.ending.strings,
         max_new_tokens=trainer.max_completion_length,
         batch_size=trainer.args.student_eval_batch_size,
         template=trainer.template,

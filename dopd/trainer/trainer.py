@@ -15,7 +15,6 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.assignment import Assignment
@@ -145,6 +144,7 @@ class DOPDTrainer(ViewingTrainer):
         if self.teacher_model is not None:
             self.teacher_model.eval()
         setup.check_loaded(self, teacher_model)
+        self._prepare_sampling()
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
         setup.prepare_datasets(self)
@@ -184,14 +184,6 @@ class DOPDTrainer(ViewingTrainer):
             anchor = self.initial if origin == "initial" else self.anchor
             with anchor.scoring_model(self.model_wrapped) as model:
                 yield model
-
-    @contextmanager
-    def generating_model(self) -> Iterator[Any]:
-        """The student with whole parameters, ready for `generate`."""
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ) as model:
-            yield model
 
     # --- Batches: num_generations rollouts of each prompt
 
@@ -248,7 +240,7 @@ class DOPDTrainer(ViewingTrainer):
         with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
-            scores = verify(self.verifier, problems, batch, self._tokenizer, self.eos_token_ids)
+            scores = verify(self.verifier, problems, batch, self._tokenizer, self.ending)
             views, known = batch_views(self, inputs, batch, scores)
             scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"], known)
             batch |= scored
@@ -256,7 +248,7 @@ class DOPDTrainer(ViewingTrainer):
             inputs,
             batch,
             scores,
-            eos_token_ids=self.eos_token_ids,
+            ending=self.ending,
             needs_privileged=self.table.needs_privileged,
             accelerator=self.accelerator,
         )

@@ -1,6 +1,8 @@
 """The part of the trainer that knows what models read: prompts and images as views, rollouts, hidden states."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +18,20 @@ from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
 from dopd.evaluation.student import evaluation_mode
 from dopd.prefix import architecture, hidden_states_sharing_prompts
+from dopd.sampling import (
+    Ending,
+    declared_stop_strings,
+    drawn,
+    off_policy_settings,
+    rollout_settings,
+    sampling_config,
+)
 from dopd.scoring import View, generation_inputs, view_hidden_states
 from dopd.trainer import images
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
+
+logger = logging.getLogger(__name__)
 
 _TYPES = "types/"  # of a batch: token types, before their name
 _IMAGES = "images"
@@ -28,15 +40,44 @@ _IMAGES = "images"
 class ViewingTrainer(DistillationTrainer):
     """Encodes rows as views, draws rollouts from the plain view, and reads hidden states behind any view.
 
-    Text goes the host's way. A vision-language model's prompts are encoded here, once, and the images stay beside the
-    token ids: the host has one prompt per completion and no place for a second view with other images.
+    Every prompt is encoded here, once, text or images: what the student answers is then what it is trained on. The
+    host's own rendering would read other columns, and has no place for a second view.
     """
 
     args: Any
     template: PrivilegedTemplate
     sharing_architectures: frozenset[type]
+    ending: Ending
     processing_class: Any
     chat_template_kwargs: dict[str, Any]
+
+    def _prepare_sampling(self) -> None:
+        """Settle what rollouts are drawn from, and what ends them; nothing of it is the checkpoint's but the ends."""
+        strings = declared_stop_strings(self.accelerator.unwrap_model(self.model), self.args.generation_kwargs)
+        self.ending = Ending(self.eos_token_ids, strings, self._tokenizer)
+        if strings:
+            logger.warning(f"answers end at {', '.join(map(repr, strings))} as well as at end-of-sequence tokens")
+        settings = rollout_settings(self.args)
+        off = off_policy_settings(self.args)
+        if off:
+            named = ", ".join(f"{name}={value!r}" for name, value in off.items())
+            logger.warning(
+                f"off_policy_rollouts: answers are drawn with {named}, and scored by the student's whole distribution "
+                f"at temperature {self.temperature:g}"
+            )
+        if self.use_vllm:
+            if strings:
+                stops = {"stop": list(strings), "include_stop_str_in_output": True}
+                self.vllm_generation.generation_kwargs = {**(self.vllm_generation.generation_kwargs or {}), **stops}
+            return
+        self.generation_config = sampling_config(
+            self.ending,
+            max_new_tokens=int(self.max_completion_length or 0),  # the config has checked it
+            pad_token_id=self._tokenizer.pad_token_id,
+            sampled=True,
+            temperature=self.temperature,
+            **settings,
+        )
 
     def _prepare_viewing(self, teacher_source: Any, teacher_processing_class: Any) -> None:
         """Try what can be shared, on prompts with images if the model reads any. Datasets are prepared before."""
@@ -44,7 +85,7 @@ class ViewingTrainer(DistillationTrainer):
         self.teacher_processor: Any = None
         self._rollout_view: View | None = None
         self._rollout_for_teacher: View | None = None
-        self._rollout_pictures: list[Any] = []
+        self._rollout_pictures: list[Any] | None = None
         self._trial: View | None = None
         if reads_images(self.processing_class):
             images.forbid_placeholders(self)
@@ -90,65 +131,68 @@ class ViewingTrainer(DistillationTrainer):
     # --- Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """The host's batch of rollouts; for a vision-language model, what `plain_view` reads is in it."""
-        if not reads_images(self.processing_class):
-            return super()._generate_and_score_completions(inputs)
+        """The host's batch of rollouts, with what `plain_view` reads in it."""
         self.features.clear()  # the weights may have changed since
         prompts = [plain_prompt(row) for row in inputs]
         view = self._rollout_view = self.view_of(prompts)
         self._rollout_for_teacher = view.for_teacher
         if self.use_vllm:
-            self._rollout_pictures = [
-                [open_image(source) for source in image_sources(prompt)] or None for prompt in prompts
-            ]
+            pictures = [[open_image(source) for source in image_sources(prompt)] or None for prompt in prompts]
+            self._rollout_pictures = pictures if any(pictures) else None
         try:
             # The hooks below take the place of whatever the host makes of these prompts.
             batch = super()._generate_and_score_completions([{"prompt": ""}] * len(inputs))
         finally:
             self._rollout_view = None
+        self._check_rollouts(batch, view)
+        batch |= {"prompt_ids": view.prompt_ids, "prompt_mask": view.prompt_mask}
+        if view.images:
+            batch[_IMAGES] = list(view.images)
+        return batch | {_TYPES + name: value for name, value in view.token_types.items()}
+
+    def _check_rollouts(self, batch: Mapping[str, Any], view: View) -> None:
+        """Raise `ScoringError` unless the plain view was answered, with tokens that can be scored."""
+        asked = _unpadded(view.prompt_ids, view.prompt_mask)
+        if asked != _unpadded(batch["prompt_ids"], batch["prompt_mask"]):
+            raise ScoringError("the prompts that were answered are not those of the plain view, token for token")
         forbidden = torch.tensor(placeholder_ids(self.accelerator.unwrap_model(self.model).config))
         if bool(torch.isin(batch["completion_ids"].cpu(), forbidden).any()):
             raise ScoringError(
                 "a completion holds a token that stands for an image, which cannot be scored: the engine that sampled "
                 "it ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
             )
-        batch |= {"prompt_ids": view.prompt_ids, "prompt_mask": view.prompt_mask, _IMAGES: list(view.images)}
-        return batch | {_TYPES + name: value for name, value in view.token_types.items()}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         view = self._rollout_view
-        if view is None:
-            return super()._tokenize_prompts(prompts)
-        rows = zip(view.prompt_ids, view.prompt_mask, strict=True)
-        return [ids[mask.bool()].tolist() for ids, mask in rows], None, {}
+        assert view is not None, "prompts are encoded by _generate_and_score_completions"
+        return _unpadded(view.prompt_ids, view.prompt_mask), None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
     ) -> list[list[int]]:
         view = self._rollout_view
-        if view is None:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *options, **named)
+        assert view is not None, "prompts are encoded by _generate_and_score_completions"
         if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, self._rollout_pictures, {}, *options, **named)
+            drawn_ids = super()._generate_single_turn(prompt_ids, self._rollout_pictures, {}, *options, **named)
+            return [self.ending.cut(ids) for ids in drawn_ids]
+        with self.generating_model() as model, torch.no_grad():
+            with evaluation_mode(model), self.accelerator.autocast():
+                inputs = generation_inputs(model, view, cache=self.features)
+            return drawn(model, inputs, self.generation_config, self.ending)
+
+    @contextmanager
+    def generating_model(self) -> Iterator[Any]:
+        """The student with whole parameters, ready for `generate`."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self.generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            with evaluation_mode(model), self.accelerator.autocast():
-                inputs = generation_inputs(model, view, cache=self.features)
-            sequences = model.generate(**inputs, generation_config=self.generation_config)
-        return [self._until_end(ids) for ids in sequences[:, view.prompt_ids.shape[1] :].tolist()]
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        ends = [place for place, token in enumerate(ids) if token in self.eos_token_ids]
-        return ids[: ends[0] + 1] if ends else ids
+            yield model
 
     # --- Hidden states
 
@@ -182,3 +226,7 @@ class ViewingTrainer(DistillationTrainer):
     def _in_head_precision(self, hidden: Tensor) -> Tensor:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         return hidden if half is None else hidden.to(half)
+
+
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]

@@ -24,6 +24,7 @@ def one_step(folder: Path, name: str, size: int) -> dict[str, Any]:
         shuffle_dataset=False,
         per_device_train_batch_size=size,
         generation_kwargs={"do_sample": False},
+        off_policy_rollouts=True,
         max_steps=1,
         learning_rate=0.1,
         optim="sgd",

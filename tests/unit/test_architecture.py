@@ -24,7 +24,7 @@ LAYERS = [
     ["loss"],
     ["fused"],
     ["tasks", "scoring"],
-    ["data", "prefix"],
+    ["data", "prefix", "sampling"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],

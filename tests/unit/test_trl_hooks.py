@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trainer_kit as kit
@@ -67,6 +68,7 @@ FUNCTIONS = {
 }
 # What the trainer reads of the host after its __init__.
 ATTRIBUTES = (
+    "_dist",
     "_forward_redirection",
     "_is_vlm",
     "_metrics",
@@ -75,11 +77,13 @@ ATTRIBUTES = (
     "chat_template_kwargs",
     "current_gradient_accumulation_steps",
     "eos_token_ids",
+    "generation_config",
     "max_completion_length",
     "model_wrapped",
     "shuffle_dataset",
     "teacher_model",
     "temperature",
+    "use_vllm",
 )
 BATCH_KEYS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_items_in_batch"}
 
@@ -109,14 +113,25 @@ def test_function_has_the_signature_that_the_trainer_calls(function: object) -> 
     assert signature(function) == FUNCTIONS[function], f"{function}: {inspect.signature(function)}. {LOOK}"  # type: ignore[arg-type, index]
 
 
-def test_host_has_the_attributes_and_the_batch_that_the_trainer_reads(tmp_path: Path) -> None:
+def test_host_has_the_attributes_and_the_batch_that_the_trainer_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = kit.trainer(tmp_path)
     for name in ATTRIBUTES:
         if name != "current_gradient_accumulation_steps":  # set by the training loop of transformers
             assert hasattr(made, name), f"{name} is gone. {LOOK}"
     rows = [made.train_dataset[n] for n in range(4)]
-    batch = DistillationTrainer._generate_and_score_completions(made, rows)
+    batches, original = [], DistillationTrainer._generate_and_score_completions
+
+    def kept(self: Any, inputs: Any) -> Any:
+        batches.append(original(self, inputs))
+        return dict(batches[0])
+
+    monkeypatch.setattr(DistillationTrainer, "_generate_and_score_completions", kept)
+    made._generate_and_score_completions(rows)
+    batch = batches[0]
     assert set(batch) == BATCH_KEYS, f"the host's batch has the keys {sorted(batch)}. {LOOK}"
     assert all(batch[name].shape[0] == 4 for name in BATCH_KEYS - {"num_items_in_batch"}), LOOK
+    monkeypatch.undo()
     made.train()
     assert made.current_gradient_accumulation_steps == 1, LOOK

@@ -226,6 +226,7 @@ def test_gradient_accumulation_changes_neither_loss_nor_update(name: str, tmp_pa
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             generation_kwargs={"do_sample": False},
+            off_policy_rollouts=True,
             max_steps=1,
             optim="sgd",
             max_grad_norm=0.0,

@@ -1,0 +1,221 @@
+"""What answers are drawn from: a complete configuration, of which nothing is a checkpoint's own; and what ends them.
+
+`generate` fills every setting that it is not given from the checkpoint's `generation_config.json` (`top_p`, `top_k`, a
+repetition penalty, ...). An answer drawn that way comes from another distribution than the one that is scored.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from dopd.errors import ConfigError, ModelError
+from dopd.scoring import has_adapters
+
+# `generation_kwargs` that leave the distribution of an answer as it is.
+_NEUTRAL = ("cache_config", "cache_implementation", "compile_config", "disable_compile", "prefill_chunk_size")
+_NEUTRAL_TOO = ("stop_strings", "use_cache")
+# `generation_kwargs` that have a key of their own, or that this project sets.
+_ELSEWHERE = {
+    "temperature": "set the key temperature, which scores follow",
+    "max_new_tokens": "set max_completion_length",
+    "max_length": "set max_completion_length",
+    "max_tokens": "set max_completion_length",
+    "eos_token_id": "an answer ends with the tokens that the student's generation config declares: set it there",
+    "pad_token_id": "it is the tokenizer's",
+    "bos_token_id": "it is the tokenizer's",
+    "num_return_sequences": "set num_generations",
+    "n": "set num_generations",
+    "num_beams": "a beam is no sample; remove it",
+    "num_beam_groups": "a beam is no sample; remove it",
+    "return_dict_in_generate": "remove it",
+    "output_scores": "remove it",
+    "output_logits": "remove it",
+    "logit_bias": "it is set for vision-language models",
+}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends an answer.
+
+    Attributes:
+        token_ids (`list[int]`): end-of-sequence tokens; the first one belongs to the answer, nothing behind it does.
+        strings (`tuple[str, ...]`): texts that end it as well; the token that completes one is the answer's last.
+        tokenizer: reads tokens as text, where there are `strings`.
+    """
+
+    token_ids: Sequence[int]
+    strings: Sequence[str] = ()
+    tokenizer: Any = None
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """An answer up to and with what ends it; the whole of it where nothing does."""
+        places = [place for place, token in enumerate(ids) if token in self.token_ids]
+        ids = ids[: places[0] + 1] if places else ids
+        if not self._stopped(ids):
+            return ids
+        return next(ids[:count] for count in range(1, len(ids) + 1) if self._stopped(ids[:count]))
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether an answer that was cut here ended by itself, and not at the length limit."""
+        return bool(ids) and (ids[-1] in self.token_ids or self._stopped(ids))
+
+    def _stopped(self, ids: Sequence[int]) -> bool:
+        if not self.strings:
+            return False
+        text = self.tokenizer.decode(list(ids))
+        return any(string in text for string in self.strings)
+
+
+def declared_stop_strings(model: Any, generation_kwargs: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Texts that end an answer: those of `generation_kwargs`, or those that the checkpoint declares."""
+    given = (generation_kwargs or {}).get("stop_strings")
+    if given is None:
+        given = getattr(model.generation_config, "stop_strings", None)
+    if given is None:
+        return ()
+    strings = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise ConfigError(f"stop_strings (={given!r}) must be texts that are not empty")
+    return strings
+
+
+def sampling_config(
+    ending: Ending,
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+    sampled: bool,
+    temperature: float = 1.0,
+    suppressed: Sequence[int] = (),
+    **more: Any,
+) -> GenerationConfig:
+    """A configuration of `generate` for plain samples, or for the likeliest tokens.
+
+    Args:
+        ending (`Ending`): of the answers.
+        max_new_tokens (`int`): most tokens of an answer.
+        sampled (`bool`): draw tokens at `temperature`; else take the likeliest.
+        suppressed (`list[int]`): tokens that are never drawn.
+        more: further fields of transformers' `GenerationConfig`.
+    """
+    fields: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": sampled,
+        "num_beams": 1,
+        "pad_token_id": pad_token_id,
+        "eos_token_id": list(ending.token_ids),
+        "stop_strings": list(ending.strings) or None,
+        "suppress_tokens": list(suppressed) or None,
+        "disable_compile": True,
+    }
+    if sampled:
+        fields |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+    return GenerationConfig(**fields | more)
+
+
+@contextmanager
+def nothing_of_the_checkpoint(model: Any) -> Iterator[None]:
+    """Inside, `generate` finds a generation config without settings on the model, and can fill in none of them."""
+    owners = [model, model.get_base_model()] if has_adapters(model) else [model]
+    owned = [(owner, vars(owner)["generation_config"]) for owner in owners if "generation_config" in vars(owner)]
+    for owner, _ in owned:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in owned:
+            owner.generation_config = config
+
+
+@torch.no_grad()
+def drawn(model: Any, inputs: Mapping[str, Any], config: GenerationConfig, ending: Ending) -> list[list[int]]:
+    """Token ids of one answer for each row of `inputs`, up to and with what ends it.
+
+    Args:
+        model: an unwrapped transformers model with whole parameters, in evaluation mode.
+        inputs (`dict`): arguments of `generate`; `input_ids` (B, P) padded on the left.
+        config (`GenerationConfig`): of `sampling_config`.
+
+    Raises:
+        ModelError: a prompt holds a token that the model has no embedding for.
+    """
+    check_ids(inputs["input_ids"], model)
+    reads_text = {"tokenizer": ending.tokenizer} if ending.strings else {}
+    with nothing_of_the_checkpoint(model):
+        sequences = model.generate(**inputs, generation_config=config, **reads_text)
+    return [ending.cut(ids) for ids in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def check_ids(ids: Tensor, model: Any) -> None:
+    """Raise `ModelError` for a token id outside of a model's vocabulary: a GPU would say so with a device assert."""
+    size = model.config.get_text_config().vocab_size
+    largest = int(ids.max()) if ids.numel() else 0
+    if largest >= size:
+        raise ModelError(
+            f"token {largest} is outside of the vocabulary of {type(model).__name__}, which has {size} tokens: tokens "
+            "were added to the tokenizer and the model was not resized. Call "
+            "model.resize_token_embeddings(len(tokenizer)) for student and teacher, and save them"
+        )
+
+
+def rollout_settings(args: Any) -> dict[str, Any]:
+    """Settings of a run's rollouts beside temperature and length, as fields of `GenerationConfig`.
+
+    Args:
+        args (`DOPDConfig`): of the run.
+
+    Raises:
+        ConfigError: a setting of `generation_kwargs` that is unknown or belongs elsewhere; a temperature that is no
+            positive number; or one that makes rollouts come from another distribution than the scored one, unless
+            `off_policy_rollouts` allows it.
+    """
+    given = dict(args.generation_kwargs or {})
+    if not isinstance(args.temperature, int | float) or not 0 < args.temperature < float("inf"):
+        raise ConfigError(
+            f"temperature (={args.temperature!r}) must be a number above 0; for the likeliest tokens set "
+            "generation_kwargs={'do_sample': False} and off_policy_rollouts=True"
+        )
+    for name in given:
+        _check_name(name, given[name], uses_vllm=args.use_vllm)
+    kept = {name: given[name] for name in (*_NEUTRAL, *_NEUTRAL_TOO) if name in given and name != "stop_strings"}
+    if args.cache_implementation is not None:
+        kept.setdefault("cache_implementation", args.cache_implementation)
+    off = off_policy_settings(args)
+    if off and not args.off_policy_rollouts:
+        named = ", ".join(f"{name}={value!r}" for name, value in off.items())
+        raise ConfigError(
+            f"{named}: rollouts would be drawn from another distribution than the one that is scored, and the "
+            "estimate of the divergence assumes that it is one. Remove it, or set off_policy_rollouts=True to have it "
+            "so (temperature alone is followed by the scores)"
+        )
+    return kept | off
+
+
+def off_policy_settings(args: Any) -> dict[str, Any]:
+    """Settings that make rollouts come from another distribution than the student's at the run's temperature."""
+    neutral = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
+    own = {name: getattr(args, name) for name, values in neutral.items() if getattr(args, name) not in values}
+    given = dict(args.generation_kwargs or {})
+    if given.get("do_sample") is True:
+        given.pop("do_sample")
+    return own | {name: value for name, value in given.items() if name not in (*_NEUTRAL, *_NEUTRAL_TOO)}
+
+
+def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
+    if name in _ELSEWHERE:
+        raise ConfigError(f"generation_kwargs: {name} (={value!r}) cannot be set there: {_ELSEWHERE[name]}")
+    known = set(GenerationConfig().to_dict())
+    # An engine of its own has settings of its own.
+    if not uses_vllm and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
