@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from dopd.errors import ConfigError, ModelError
 from dopd.scoring import has_adapters
@@ -58,19 +58,30 @@ class Ending:
         """An answer up to and with what ends it; the whole of it where nothing does."""
         places = [place for place, token in enumerate(ids) if token in self.token_ids]
         ids = ids[: places[0] + 1] if places else ids
-        if not self._stopped(ids):
-            return ids
-        return next(ids[:count] for count in range(1, len(ids) + 1) if self._stopped(ids[:count]))
+        counts = range(1, len(ids) + 1) if self.strings else ()
+        return next((ids[:count] for count in counts if self.stops_behind(ids[:count])), ids)
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer that was cut here ended by itself, and not at the length limit."""
-        return bool(ids) and (ids[-1] in self.token_ids or self._stopped(ids))
+        return bool(ids) and (ids[-1] in self.token_ids or self.stops_behind(ids))
 
-    def _stopped(self, ids: Sequence[int]) -> bool:
+    def stops_behind(self, ids: Sequence[int]) -> bool:
+        """Whether the last token completes one of the texts that end an answer."""
         if not self.strings:
             return False
-        text = self.tokenizer.decode(list(ids))
-        return any(string in text for string in self.strings)
+        # A character takes at most four tokens, so the rest cannot belong to the text that the last token completes.
+        window = ids[-4 * max(map(len, self.strings)) :]
+        return any(string in self.tokenizer.decode(list(window)) for string in self.strings)
+
+
+class _StopAtText(StoppingCriteria):
+    # transformers' own criterion cannot read word-level vocabularies, and would have to agree with `Ending.cut`.
+    def __init__(self, ending: Ending, prompt_width: int) -> None:
+        self._ending, self._start = ending, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        rows = input_ids[:, self._start :].tolist()
+        return torch.tensor([self._ending.stops_behind(ids) for ids in rows], device=input_ids.device)
 
 
 def declared_stop_strings(model: Any, generation_kwargs: Mapping[str, Any] | None = None) -> tuple[str, ...]:
@@ -111,7 +122,6 @@ def sampling_config(
         "num_beams": 1,
         "pad_token_id": pad_token_id,
         "eos_token_id": list(ending.token_ids),
-        "stop_strings": list(ending.strings) or None,
         "suppress_tokens": list(suppressed) or None,
         "disable_compile": True,
     }
@@ -147,10 +157,11 @@ def drawn(model: Any, inputs: Mapping[str, Any], config: GenerationConfig, endin
         ModelError: a prompt holds a token that the model has no embedding for.
     """
     check_ids(inputs["input_ids"], model)
-    reads_text = {"tokenizer": ending.tokenizer} if ending.strings else {}
+    width = inputs["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([_StopAtText(ending, width)] if ending.strings else [])
     with nothing_of_the_checkpoint(model):
-        sequences = model.generate(**inputs, generation_config=config, **reads_text)
-    return [ending.cut(ids) for ids in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+        sequences = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+    return [ending.cut(ids) for ids in sequences[:, width:].tolist()]
 
 
 def check_ids(ids: Tensor, model: Any) -> None:

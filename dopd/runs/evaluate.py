@@ -8,6 +8,7 @@ from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
+from dopd.sampling import declared_stop_strings
 from dopd.tasks.sources import get_source
 
 
@@ -48,6 +49,7 @@ def evaluate_checkpoint(
         verifier=source.verify,
         processing_class=processing_class,
         eos_token_ids=eos_token_ids(model, tokenizer),
+        stop_strings=declared_stop_strings(model),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         template=PrivilegedTemplate(privileged_template),

@@ -17,6 +17,7 @@ from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.evaluate import eos_token_ids
+from dopd.sampling import declared_stop_strings
 from dopd.sources import SOURCES, TEACHER_SOURCES
 
 
@@ -75,6 +76,7 @@ def inspect_prompt(
         processing_class=processing_class,
         teacher_processing_class=_teachers_own(processing_class, teacher_name) if teacher is not None else None,
         eos_token_ids=eos_token_ids(student, tokenizer),
+        stop_strings=declared_stop_strings(student),
         max_new_tokens=max_new_tokens,
         template=PrivilegedTemplate(privileged_template),
         seed=seed,

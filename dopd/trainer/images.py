@@ -213,9 +213,7 @@ def check_generation(trainer: Any) -> None:
         output_logits=True,
     )
     with evaluation_mode(model), trainer.accelerator.autocast(), nothing_of_the_checkpoint(model):
-        output = model.generate(
-            **generation_inputs(model, view), generation_config=config, tokenizer=trainer._tokenizer
-        )
+        output = model.generate(**generation_inputs(model, view), generation_config=config)
         ids = output.sequences[:, view.prompt_ids.shape[1] :]
         hidden = view_hidden_states(model, view, ids, torch.ones_like(ids))
         scored = Head.of_model(model).logits(hidden)

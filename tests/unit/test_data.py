@@ -8,6 +8,7 @@ import pytest
 import torch
 import trainer_kit as kit
 from datasets import Dataset, IterableDataset
+from trl import DistillationTrainer
 
 from dopd.data.privileged import DEFAULT_CHAT_TEMPLATE, DEFAULT_TEXT_TEMPLATE, PrivilegedTemplate
 from dopd.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
 
 
 def host_ids(made: DOPDTrainer, prompts: list[Any]) -> list[list[int]]:
-    return made._tokenize_prompts(prompts)[0]
+    return DistillationTrainer._tokenize_prompts(made, prompts)[0]
 
 
 # --- Template
