@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dopd.errors import ScoringError
 from dopd.vision.media import FeatureCache, ImageSet, image_inputs
+from dopd.vision.tokens import types_behind
 
 # (input_ids (B, P + T), attention_mask (B, P + T), T) -> hidden states (B, T, H) that predict the completion tokens
 Forward = Callable[[Tensor, Tensor, int], Tensor]
@@ -54,10 +55,6 @@ class View:
         """Token ids and attention mask (B, P + T) of the prompts with their completions behind them."""
         mask = completion_mask.to(self.prompt_mask.dtype)
         return torch.cat([self.prompt_ids, completion_ids], dim=1), torch.cat([self.prompt_mask, mask], dim=1)
-
-    def types_followed_by(self, completion_ids: Tensor) -> dict[str, Tensor]:
-        """The token types (B, P + T): a completion is text."""
-        return {name: functional.pad(types, (0, completion_ids.shape[1])) for name, types in self.token_types.items()}
 
 
 # (view of B prompts, completion_ids (B, T), completion_mask (B, T)) -> the same hidden states
@@ -157,9 +154,14 @@ def has_adapters(model: Any) -> bool:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
+def without_adapters(model: Any) -> Any:
+    """The transformers model inside one of peft (adapters stay in its layers), or the model itself."""
+    return model.base_model.model if has_adapters(model) else model
+
+
 def backbone_of(model: Any) -> Any:
     """A transformers model below its language-model head and its adapters."""
-    return (model.base_model.model if has_adapters(model) else model).base_model
+    return without_adapters(model).base_model
 
 
 def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
@@ -192,7 +194,7 @@ def view_hidden_states(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **view.types_followed_by(completion_ids),
+        **types_behind(without_adapters(model), view.token_types, completion_ids.shape[1]),
         **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=as_features),
     )
     return output.last_hidden_state[:, -completion_ids.shape[1] - 1 : -1]

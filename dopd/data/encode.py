@@ -13,12 +13,14 @@ from transformers import ProcessorMixin
 from dopd.data.images import image_key, image_size, open_image
 from dopd.data.privileged import Prompt
 from dopd.data.views import image_in, is_image
-from dopd.errors import DataError
+from dopd.errors import DataError, ModelError
 from dopd.scoring import View, left_padded
 from dopd.vision.media import ImageSet
 from dopd.vision.tokens import placeholder_texts
 
 _TYPES = "token_type_ids"  # how fields that say something of every token end
+# What else a processor says of tokens; labels are for a loss of the model's own.
+_OF_TOKENS = ("input_ids", "attention_mask", "labels")
 
 
 def reads_images(processing_class: Any) -> bool:
@@ -176,29 +178,64 @@ def _encode_each_once(processor: Any, prompts: Sequence[Prompt], options: dict[s
 def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded:
     if isinstance(prompt, str):
         check_placeholders(processor, prompt)
-        output = processor(text=[prompt], return_tensors="pt")
         keys: list[str] = []
     else:
-        blocks = as_blocks(prompt)
-        check_placeholders(processor, blocks)
-        keys = [image_key(source) for source in image_sources(blocks)]
-        output = processor.apply_chat_template(
-            [_opened(blocks)],
+        prompt = as_blocks(prompt)
+        check_placeholders(processor, prompt)
+        keys = [image_key(source) for source in image_sources(prompt)]
+    output = _processed(processor, prompt, options)
+    fields: dict[str, Tensor] = {
+        name: torch.as_tensor(value)
+        for name, value in output.items()
+        if name not in _OF_TOKENS and not name.endswith(_TYPES)
+    }
+    _check_of_images(processor, prompt, options, fields, output["input_ids"].shape)
+    types = {name: value[0].tolist() for name, value in output.items() if name.endswith(_TYPES)}
+    # Another processor makes other fields of the same images.
+    images = ImageSet((str(id(processor)), *keys), fields) if keys else None
+    return _Encoded(output["input_ids"][0].tolist(), types, images)
+
+
+def _processed(processor: Any, prompt: Prompt, options: dict[str, Any]) -> Mapping[str, Any]:
+    if isinstance(prompt, str):
+        made = processor(text=[prompt], return_tensors="pt")
+    else:
+        made = processor.apply_chat_template(
+            [_opened(prompt)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             **options,
         )
-    fields: dict[str, Tensor] = {
-        name: torch.as_tensor(value)
-        for name, value in output.items()
-        if name not in ("input_ids", "attention_mask") and not name.endswith(_TYPES)
-    }
-    types = {name: value[0].tolist() for name, value in output.items() if name.endswith(_TYPES)}
-    # Another processor makes other fields of the same images.
-    images = ImageSet((str(id(processor)), *keys), fields) if keys else None
-    return _Encoded(output["input_ids"][0].tolist(), types, images)
+    return dict(made)
+
+
+def _check_of_images(
+    processor: Any, prompt: Prompt, options: dict[str, Any], fields: Mapping[str, Tensor], shape: Sequence[int]
+) -> None:
+    """Refuse a field that says something of every token: a completion would need it too, and nobody knows what.
+
+    A field with as many entries as the prompt has tokens may be one of images by chance; it is, if it stays as long
+    when the text gets longer.
+    """
+    suspects = [name for name, value in fields.items() if value.shape[:2] == torch.Size(shape)]
+    if not suspects:
+        return
+    longer: Prompt
+    if isinstance(prompt, str):
+        longer = prompt + " ."
+    else:
+        first, *rest = prompt
+        longer = [{**first, "content": [*first["content"], {"type": "text", "text": " ."}]}, *rest]
+    again = _processed(processor, longer, options)
+    for name in suspects:
+        if torch.as_tensor(again[name]).shape[:2] == again["input_ids"].shape != torch.Size(shape):
+            raise ModelError(
+                f"{type(processor).__name__} says {name!r} of every token of a prompt, and dopd does not know what a "
+                "completion token has there (known are fields that end in 'token_type_ids'): images of this family "
+                "cannot be read. Use a model of another family (docs/vision.md lists those that were tried)"
+            )
 
 
 def _opened(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:

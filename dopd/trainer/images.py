@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset, List, Sequence
 from PIL import Image as Picture
 
-from dopd.data.encode import encode_view, image_sources, reads_images
+from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
@@ -42,13 +42,26 @@ def processor_for(model: Any, processing_class: Any) -> Any:
     if config is None or not is_vision_config(config):
         return processing_class
     if processing_class is None:
-        return load_processor(model if isinstance(model, str) else config._name_or_path, padding_side="left")
+        path = model if isinstance(model, str) else config._name_or_path
+        processing_class = load_processor(path, padding_side="left")
     if not reads_images(processing_class):
         logger.warning(
             f"{type(config).__name__} is a vision-language model, but processing_class is a tokenizer: only text can "
             "be read. Pass its processor (dopd.vision.load_processor) to train with images"
         )
+    else:
+        _check_family(processing_class)
     return processing_class
+
+
+def _check_family(processor: Any) -> None:
+    """Refuse a processor whose images cannot be read before a model is loaded; what else is wrong is said of rows."""
+    try:
+        encode_prompts(processor, _noise_prompts(1), {})
+    except ModelError:
+        raise
+    except Exception:  # no template, tokens that are missing, ...: with rows at hand it is said better
+        return
 
 
 def _config_of(path: str) -> Any:
@@ -129,13 +142,16 @@ def trial_prompts(trainer: Any) -> list[Any]:
     if dataset is not None and not isinstance(dataset, IterableDataset):
         prompts = (plain_prompt(dataset[n]) for n in range(min(_TRIAL_ROWS, len(dataset))))
         found = [prompt for prompt in prompts if image_sources(prompt)][:2]
-    if not found:
-        noise = np.random.default_rng(0).integers(0, 256, (2, _TRIAL_SIDE, _TRIAL_SIDE, 3), dtype=np.uint8)
-        found = [
-            [{"role": "user", "content": [{"type": "image", "image": Picture.fromarray(pixels)}, _WORDS]}]
-            for pixels in noise
-        ]
+    found = found or _noise_prompts(2)
     return [found[0], found[0], found[-1]]
+
+
+def _noise_prompts(count: int) -> list[Any]:
+    noise = np.random.default_rng(0).integers(0, 256, (count, _TRIAL_SIDE, _TRIAL_SIDE, 3), dtype=np.uint8)
+    return [
+        [{"role": "user", "content": [{"type": "image", "image": Picture.fromarray(pixels)}, _WORDS]}]
+        for pixels in noise
+    ]
 
 
 _WORDS = {"type": "text", "text": "?"}

@@ -22,7 +22,7 @@ from transformers.utils import VIDEO_PROCESSOR_NAME, cached_file
 from dopd.errors import ModelError
 
 INSTALL_TORCHVISION = "pip install torchvision (the build for your torch), or take a model that reads images without it"
-_VIDEO = "video_processor"
+_IMAGE, _VIDEO = "image_processor", "video_processor"
 
 
 class NoVideoProcessor:
@@ -64,28 +64,47 @@ def torchvision_works() -> bool:
 def image_only(base: type) -> Any:
     """A subclass of a processor class without its video processor.
 
-    Every other argument of the base's `__init__` keeps its name, because a processor saves what its signature names. A
-    base without a video processor is returned as it is.
+    Every other argument of the base's `__init__` keeps its name and its place, because a processor saves what its
+    signature names. A base without a video processor is returned as it is.
 
     Args:
         base (`type`): a subclass of transformers' `ProcessorMixin`, for example `Qwen3VLProcessor`.
+
+    Raises:
+        ModelError: the class reads videos and no images.
     """
     whole = inspect.signature(base.__init__)  # type: ignore[misc]
     if _VIDEO not in whole.parameters:
         return base
+    if not {_IMAGE, "tokenizer"} <= whole.parameters.keys():
+        raise ModelError(
+            f"{base.__name__} reads no prompts with images: it has {', '.join(list(whole.parameters)[1:])}"
+        )
     parameters = [parameter for name, parameter in whole.parameters.items() if name != _VIDEO]
     signature = whole.replace(parameters=parameters)
+    further = next((one.name for one in parameters if one.kind is one.VAR_KEYWORD), None)
 
     class ImageOnly(base):
         video_processor = NoVideoProcessor()
         video_section: dict[str, Any] | None = None  # of the checkpoint that this processor was read from
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs)
-            given = dict(bound.arguments)
+            given = dict(signature.bind(self, *args, **kwargs).arguments)
             given.pop("self")
-            extra = given.pop("kwargs", {})
-            base.__init__(self, **{_VIDEO: None}, **given, **extra)  # type: ignore[misc]
+            extra = given.pop(further, {}) if further else {}
+            # The base hands its parts on by place, so meanwhile the video processor has to be one of them.
+            own: dict[str, Any] = self.__dict__
+            own["get_attributes"] = base.get_attributes  # type: ignore[attr-defined]
+            try:
+                base.__init__(self, **{_VIDEO: self.video_processor}, **given, **extra)  # type: ignore[misc]
+            finally:
+                del own["get_attributes"]
+            own.pop(_VIDEO, None)
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == _VIDEO:
+                return NoVideoProcessor
+            return super().check_argument_for_proper_class(argument_name, argument)
 
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -34,7 +34,7 @@ def test_only_the_video_processor_goes_and_every_other_argument_keeps_its_name()
 
 
 @without_torchvision
-@pytest.mark.parametrize("name", list(kit.FAMILIES))
+@pytest.mark.parametrize("name", [name for name in kit.FAMILIES if kit.family(name).reloads])
 def test_a_saved_processor_comes_back_with_all_its_settings(name: str, tmp_path: Path) -> None:
     made = kit.processor(name)
     kit.model(name, made).save_pretrained(tmp_path)

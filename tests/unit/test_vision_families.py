@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 import torch
 import vision_kit as kit
+from compatibility import tried
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from dopd.data.encode import encode_view
+from dopd.data.encode import encode_prompts, encode_view
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.errors import ModelError
 from dopd.fused import score_tokens
 from dopd.heads import Head
-from dopd.prefix import hidden_states_sharing_prompts
+from dopd.prefix import different_prompts, hidden_states_sharing_prompts, shares_prompts_exactly
 from dopd.scoring import View, generation_inputs, view_hidden_states
+from dopd.trainer.images import processor_for
 from dopd.vision import load_processor
-from dopd.vision.tokens import placeholder_ids
+from dopd.vision.tokens import placeholder_ids, types_behind
 
 FAMILIES = list(kit.FAMILIES)
 TOLERANCE = 2e-5
@@ -37,7 +40,7 @@ class Made:
             kit.user("how many red ?", kit.picture(0)),
             kit.user("how many red ?", kit.picture(0)),
             kit.user("what is the circle left of ?", kit.picture(1), kit.picture(2, width=64)),
-            kit.user("what ?"),
+            kit.user("what ?", *([kit.picture(3)] if kit.family(name).needs_image else [])),
         ]
         self.view = self.encode(self.prompts)
         self.ids = self.completion(4, 5)
@@ -79,6 +82,20 @@ def test_cached_generation_gives_the_logits_of_the_full_forward(made: Made) -> N
     torch.testing.assert_close(torch.stack(output.logits, dim=1), full, atol=TOLERANCE, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_completion_token_has_the_type_that_the_family_gives_it_and_reads_nothing_behind_it(made: Made) -> None:
+    prompt = made.view.prompt_ids.shape[1]
+    for values in types_behind(made.model, made.view.token_types, 3).values():
+        assert bool((values[:, prompt:] == kit.family(made.name).suffix_type).all())
+        assert values.shape == (4, prompt + 3)
+    base, ids = made.hidden(made.view), made.ids.clone()
+    red, blue = made.processor.tokenizer.convert_tokens_to_ids(["red", "blue"])
+    ids[:, -2:] = torch.where(ids[:, -2:] == red, blue, red)
+    other = view_hidden_states(made.model, made.view, ids, made.mask)
+    torch.testing.assert_close(other[:, :-1], base[:, :-1], atol=TOLERANCE, rtol=1e-4)
+    assert (other[:, -1] - base[:, -1]).abs().max() > 1e-2
+
+
 def test_padding_on_the_left_changes_nothing(made: Made) -> None:
     together = made.hidden(made.view)
     for row, prompt in enumerate(made.prompts):
@@ -104,10 +121,12 @@ def test_each_image_once_and_each_prompt_once_are_exact_in_value_and_gradient(ma
 
     arguments = (made.model, made.view, made.ids, made.mask)
     plain, plain_gradients = outcome(lambda: view_hidden_states(*arguments, as_features=False))
-    for states in (
-        lambda: view_hidden_states(*arguments),
-        lambda: hidden_states_sharing_prompts(*arguments),
-    ):
+    routes = [lambda: view_hidden_states(*arguments)]
+    if kit.family(made.name).shares_prompts:
+        routes.append(lambda: hidden_states_sharing_prompts(*arguments))
+    else:
+        assert not shares_prompts_exactly(made.model, half=False)
+    for states in routes:
         hidden, gradients = outcome(states)
         torch.testing.assert_close(hidden, plain, atol=TOLERANCE, rtol=1e-4)
         for mine, theirs in zip(gradients, plain_gradients, strict=True):
@@ -134,6 +153,9 @@ def test_another_image_or_another_order_gives_other_states(made: Made) -> None:
 @torch.no_grad()
 def test_the_same_words_about_different_images_are_different_prompts(made: Made) -> None:
     view = made.encode([kit.user("how many red ?", kit.picture(n)) for n in (0, 5, 0, 5)])
+    assert different_prompts(view)[1].tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    if not kit.family(made.name).shares_prompts:
+        return
     shared = hidden_states_sharing_prompts(made.model, view, made.ids, made.mask)
     torch.testing.assert_close(shared, made.hidden(view, as_features=False), atol=TOLERANCE, rtol=1e-4)
 
@@ -165,6 +187,8 @@ def test_placeholders_have_no_probability_and_everything_else_sums_to_one(made: 
 
 
 def test_model_and_processor_come_back_from_a_folder(made: Made, tmp_path: Path) -> None:
+    if not kit.family(made.name).reloads:
+        pytest.skip("transformers cannot read this processor back here")
     made.model.save_pretrained(tmp_path)
     made.processor.save_pretrained(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
@@ -173,3 +197,23 @@ def test_model_and_processor_come_back_from_a_folder(made: Made, tmp_path: Path)
     with torch.no_grad():
         again = view_hidden_states(model, view, made.ids, made.mask)
     torch.testing.assert_close(again, made.hidden(made.view))
+
+
+def test_a_family_whose_tokens_say_which_images_they_read_is_refused_by_name() -> None:
+    made = kit.processor("mllama")
+    with pytest.raises(ModelError, match=r"MllamaProcessor says 'cross_attention_mask' of every token of a prompt"):
+        processor_for(kit.model("mllama", made), made)
+    with pytest.raises(ModelError, match=r"MllamaProcessor says 'cross_attention_mask' of every token of a prompt"):
+        encode_view(made, [kit.user("how many red ?", kit.picture(0))], {}, "cpu")
+    tried("image family", "mllama", "refused: its processor says of every token which images it reads")
+
+
+def test_a_field_of_images_that_has_the_length_of_the_prompt_by_chance_is_one_of_images() -> None:
+    made = kit.processor("gemma4")
+    prompt = kit.user("how many red ?", kit.picture(0))
+    (tokens,) = (len(ids) for ids in encode_prompts(made, [prompt], {}))
+    places = encode_view(made, [prompt], {}, "cpu").images[0].fields["image_position_ids"]
+    missing = places.shape[1] - tokens
+    prompt = kit.user("how many red ?" + " red" * missing, kit.picture(0))
+    view = encode_view(made, [prompt], {}, "cpu")
+    assert view.prompt_ids.shape[1] == view.images[0].fields["image_position_ids"].shape[1] == tokens + missing
