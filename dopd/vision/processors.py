@@ -10,18 +10,21 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import VIDEO_PROCESSOR_NAME, cached_file
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from dopd.errors import ModelError
 
 INSTALL_TORCHVISION = "pip install torchvision (the build for your torch), or take a model that reads images without it"
+_WHERE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # arguments that say where files are
 _IMAGE, _VIDEO = "image_processor", "video_processor"
 
 
@@ -31,7 +34,13 @@ class NoVideoProcessor:
     num_frames = 1
     fps = 1
     merge_size = 1
+    font = ""
     model_input_names: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> None:
+        # Some processors look a setting of videos up while they are made or saved; images do not depend on it.
+        if name.startswith("_"):
+            raise AttributeError(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ModelError(f"this processor reads images and text only: videos need torchvision. {INSTALL_TORCHVISION}")
@@ -150,40 +159,65 @@ def load_processor(path: str, **kwargs: Any) -> Any:
         kwargs: as of `AutoProcessor.from_pretrained`, for example `revision`.
 
     Raises:
-        ModelError: torchvision is broken, or this family cannot be read without it or without another package.
+        ModelError: torchvision is broken, the checkpoint has no processor or one of an unknown class, or this family
+            cannot be read without torchvision or without another package.
     """
+    base = None
     try:
-        if torchvision_works():
-            return AutoProcessor.from_pretrained(path, **kwargs)
-        config = AutoConfig.from_pretrained(path, **kwargs)
-        if type(config) not in PROCESSOR_MAPPING:
-            return AutoProcessor.from_pretrained(path, **kwargs)
-        processor = image_only(PROCESSOR_MAPPING[type(config)]).from_pretrained(path, **kwargs)
-    except (ImportError, ValueError) as error:
-        if isinstance(error, ModelError) or not (isinstance(error, ImportError) or "torchvision" in str(error)):
+        if not torchvision_works():
+            base = _base_of(path, kwargs)
+        made_by = AutoProcessor if base is None else image_only(base)
+        processor = made_by.from_pretrained(path, **kwargs)
+    except (ImportError, ValueError, OSError, AttributeError) as error:
+        if isinstance(error, ModelError):
             raise
-        raise ModelError(f"the processor of {path!r} cannot be made: {_advice(error)}") from error
+        raise ModelError(f"the processor of {path!r} cannot be made: {_advice(error, base)}") from error
     if isinstance(getattr(processor, _VIDEO, None), NoVideoProcessor) and processor.video_section is None:
-        processor.video_section = _video_file(path, kwargs.get("revision"))
+        processor.video_section = _json_file(path, VIDEO_PROCESSOR_NAME, kwargs)
     return processor
 
 
-def _video_file(path: str, revision: str | None) -> dict[str, Any] | None:
-    """What a checkpoint keeps of its video processor in a file of its own."""
+def _base_of(path: str, kwargs: Mapping[str, Any]) -> Any:
+    """The class of a checkpoint's processor, found where `AutoProcessor` finds it; `None` leaves it to `AutoProcessor`,
+    because the checkpoint brings its own code or transformers has no processor for it.
+    """
+    for file in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, TOKENIZER_CONFIG_FILE, CONFIG_NAME):
+        values = _json_file(path, file, kwargs) or {}
+        if "AutoProcessor" in (values.get("auto_map") or {}) and kwargs.get("trust_remote_code"):
+            return None
+        if name := values.get("processor_class"):
+            found = processor_class_from_name(name)
+            if found is None:
+                raise ModelError(
+                    f"{path!r} names {name!r} as the class of its processor, which transformers "
+                    f"{transformers.__version__} does not have: update transformers, or set trust_remote_code if the "
+                    "checkpoint brings its own code"
+                )
+            return found
+    config = type(AutoConfig.from_pretrained(path, **kwargs))
+    return PROCESSOR_MAPPING.get(config, None)
+
+
+def _json_file(path: str, file: str, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A file of a checkpoint, or `None` if it has none of that name."""
     found = cached_file(
         path,
-        VIDEO_PROCESSOR_NAME,
-        revision=revision,
+        file,
+        **{name: kwargs[name] for name in _WHERE if name in kwargs},
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, base: type | None) -> str:
     words = " ".join(str(error).split())
     if "num2words" in words:
         return "it needs num2words: pip install 'dopd[vision]'"
     if "torchvision" in words.lower():
-        return f"its family reads images with torchvision only. {INSTALL_TORCHVISION}"
-    return words
+        name = "its family" if base is None else base.__name__
+        return f"{name} reads images with torchvision only. {INSTALL_TORCHVISION}"
+    return (
+        f"{type(error).__name__}: {words[:300]}. A checkpoint of a vision-language model needs its processor beside "
+        "it: processor.save_pretrained(folder)"
+    )

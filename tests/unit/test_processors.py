@@ -1,14 +1,25 @@
 """Processors without torchvision: made, saved and read again; what cannot work says so."""
 
 import importlib.metadata
+import inspect
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vision_kit as kit
-from transformers import Qwen3VLProcessor, SmolVLMProcessor
+from compatibility import tried
+from transformers import (
+    LlavaProcessor,
+    MiniCPMV4_6ImageProcessorPil,
+    Qwen3VLProcessor,
+    SmolVLMProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+from vision_families import tokenizer_of
 
 from dopd.data.encode import encode_prompts
 from dopd.errors import ModelError
@@ -23,14 +34,116 @@ without_torchvision = pytest.mark.skipif(
 
 
 def test_only_the_video_processor_goes_and_every_other_argument_keeps_its_name() -> None:
-    import inspect
-
     for base in (Qwen3VLProcessor, SmolVLMProcessor):
         mine = list(inspect.signature(image_only(base).__init__).parameters)
         assert mine == [name for name in inspect.signature(base.__init__).parameters if name != "video_processor"]
         assert image_only(base) is image_only(base) and issubclass(image_only(base), base)
     idefics = type(kit.processor("idefics3"))
     assert image_only(idefics) is idefics
+
+
+def with_videos() -> list[type]:
+    """Every processor class of transformers that has a video processor."""
+    names = {
+        name for kinds in PROCESSOR_MAPPING_NAMES.values() for name in ([kinds] if isinstance(kinds, str) else kinds)
+    }
+    classes = [processor_class_from_name(name) for name in sorted(filter(None, names))]
+    return [kind for kind in classes if "video_processor" in inspect.signature(kind.__init__).parameters]
+
+
+# What one family or another asks its tokenizer for.
+TOKENS = [
+    "image",
+    "video",
+    "audio",
+    "boi",
+    "eoi",
+    "boa",
+    "eoa",
+    "start_image",
+    "end_image",
+    "context_image",
+    "image_start",
+    "image_end",
+    "video_start",
+    "video_end",
+    "slice_start",
+    "slice_end",
+    "image_id_start",
+    "image_id_end",
+    "vision_bos",
+    "vision_eos",
+    "audio_bos",
+    "audio_eos",
+]
+
+
+@without_torchvision
+def test_every_processor_of_transformers_with_videos_is_made_saved_and_read_again_or_refused(tmp_path: Path) -> None:
+    named = {f"{token}_token": f"<{token}>" for token in TOKENS}
+    made, refused = [], []
+    for base in with_videos():
+        name, arguments = base.__name__, inspect.signature(base.__init__).parameters
+        if not {"image_processor", "tokenizer"} <= arguments.keys():
+            with pytest.raises(ModelError, match=f"{name} reads no prompts with images"):
+                image_only(base)
+            refused.append(name)
+            continue
+        family = replace(kit.family("qwen3_vl"), special=tuple(named.values()), named=named)
+        images = MiniCPMV4_6ImageProcessorPil() if "MiniCPM" in name else kit.processor("qwen3_vl").image_processor
+        parts = {"image_processor": images, "tokenizer": tokenizer_of(family)}
+        if "feature_extractor" in arguments:
+            parts["feature_extractor"] = WhisperFeatureExtractor()
+        processor = image_only(base)(**parts)
+        assert all(getattr(processor, part) is value for part, value in parts.items()), name
+        with pytest.raises(ModelError, match="videos need torchvision"):
+            processor.video_processor(videos=[])
+        processor.save_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "processor_config.json").read_text())["processor_class"] == name
+        again = load_processor(str(tmp_path / name))
+        assert type(again) is image_only(base) and again.to_dict() == processor.to_dict()
+        made.append(name)
+    assert {"Qwen3VLProcessor", "Gemma4Processor", "LlavaNextVideoProcessor", "PerceptionLMProcessor"} <= set(made)
+    assert {"VideoLlavaProcessor", "MiniCPMV4_6Processor", "Qwen2_5OmniProcessor"} <= set(made)
+    assert "InstructBlipVideoProcessor" in refused
+    tried("image family", "every processor class with a video processor", "made, saved and read again without it")
+
+
+@without_torchvision
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_a_processor_is_of_the_class_that_its_checkpoint_names(file: str, tmp_path: Path) -> None:
+    made = kit.processor("llava_next")
+    kit.model("llava", made).save_pretrained(tmp_path)  # whose config alone would give a LlavaProcessor
+    made.save_pretrained(tmp_path)
+    made.image_processor.save_pretrained(tmp_path)  # preprocessor_config.json, where older checkpoints keep it
+
+    def name_in(place: str, value: str | None) -> None:
+        path = tmp_path / place
+        values = json.loads(path.read_text()) if path.exists() else {}
+        values.pop("processor_class", None)
+        path.write_text(json.dumps(values | ({"processor_class": value} if value else {})))
+
+    for place in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        name_in(place, "LlavaNextProcessor" if place == file else None)
+    again = load_processor(str(tmp_path))
+    assert type(again) is type(made)
+    assert encode_prompts(again, PROMPTS, {}) == encode_prompts(made, PROMPTS, {})
+    name_in(file, "PixtralProcessor")
+    with pytest.raises(ModelError, match=r"PixtralProcessor reads images with torchvision only\. pip install"):
+        load_processor(str(tmp_path))
+    name_in(file, "LaterProcessor")
+    with pytest.raises(ModelError, match=r"names 'LaterProcessor' .* which transformers \S+ does not have"):
+        load_processor(str(tmp_path))
+    name_in(file, None)
+    assert type(load_processor(str(tmp_path))) is LlavaProcessor
+    tried("checkpoint", f"processor_class in {file}", "used; refused by name where the class needs torchvision")
+
+
+@without_torchvision
+def test_a_folder_without_a_processor_says_so(tmp_path: Path) -> None:
+    kit.model("llava", kit.processor("llava")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot be made: .*processor\.save_pretrained\(folder\)"):
+        load_processor(str(tmp_path))
 
 
 @without_torchvision
