@@ -52,30 +52,9 @@ def with_videos() -> list[type]:
 
 
 # What one family or another asks its tokenizer for.
-TOKENS = [
-    "image",
-    "video",
-    "audio",
-    "boi",
-    "eoi",
-    "boa",
-    "eoa",
-    "start_image",
-    "end_image",
-    "context_image",
-    "image_start",
-    "image_end",
-    "video_start",
-    "video_end",
-    "slice_start",
-    "slice_end",
-    "image_id_start",
-    "image_id_end",
-    "vision_bos",
-    "vision_eos",
-    "audio_bos",
-    "audio_eos",
-]
+TOKENS = ["image", "video", "audio", "boi", "eoi", "boa", "eoa", "start_image", "end_image", "context_image"]
+TOKENS += [f"{what}_{end}" for what in ("image", "video", "slice", "image_id") for end in ("start", "end")]
+TOKENS += [f"{what}_{end}" for what in ("vision", "audio") for end in ("bos", "eos")]
 
 
 @without_torchvision
