@@ -9,9 +9,26 @@ from tqdm.auto import tqdm
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, open_image
 from dopd.data.privileged import Prompt
+from dopd.data.rendering import control_token_in, texts_of
 from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 
+# Columns of text that go into a privileged view.
+TEXT_COLUMNS = ("privileged_context", "contrast_context")
+# Columns that people bring, in the hope that somebody reads them.
+_HOPEFUL = (
+    "system",
+    "system_prompt",
+    "messages",
+    "conversations",
+    "documents",
+    "hint",
+    "hints",
+    "privileged",
+    "privileged_information",
+    "teacher_prompt",
+    "tool_choice",
+)
 CHECK_BATCH = 512  # rows tokenised at a time while lengths are checked
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
@@ -64,25 +81,87 @@ def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str
         )
 
 
+def unread_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that nothing reads although their names say that something should."""
+    return [name for name in columns if name.lower() in _HOPEFUL]
+
+
 def check_row(row: dict[str, Any], index: int) -> None:
     """Raise `DataError`, naming row and column, unless prompt and privileged context can be used."""
     prompt = row["prompt"]
+    where = f"row {index}, column 'prompt'"
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise DataError(f"row {index}, column 'prompt': the text is empty")
+            raise DataError(f"{where}: the text is empty")
     elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
+        for number, turn in enumerate(prompt):
+            _check_turn(turn, f"{where}, turn {number}")
         if not any(message["role"] == "user" for message in prompt):
-            raise DataError(f"row {index}, column 'prompt': the conversation has no user turn")
+            raise DataError(f"{where}: the conversation has no user turn")
     else:
         raise DataError(
-            f"row {index}, column 'prompt' (={str(prompt)[:80]!r}): expected text, or a list of messages with "
-            "'role' and 'content'"
+            f"{where} (={str(prompt)[:80]!r}): expected text, or a list of messages with 'role' and 'content'"
         )
-    context = row.get("privileged_context")
-    if context is not None and not isinstance(context, str):
+    for column in TEXT_COLUMNS:
+        context = row.get(column)
+        if context is not None and not isinstance(context, str):
+            raise DataError(f"row {index}, column {column!r}: expected text or None, got {type(context).__name__}")
+
+
+def _check_turn(turn: Mapping[str, Any], where: str) -> None:
+    role, content = turn["role"], turn.get("content")
+    if not isinstance(role, str) or not role:
+        raise DataError(f"{where}: role (={role!r}) must be 'user', 'assistant', 'system' or 'tool'")
+    if content is None:
+        if role == "assistant" and turn.get("tool_calls"):
+            return
+        raise DataError(f"{where}: the {role}'s turn has no content")
+    if isinstance(content, str):
+        empty = not content.strip()
+    elif isinstance(content, list) and all(isinstance(block, dict) for block in content):
+        texts = [block.get("text") for block in content if block.get("type", "text") == "text"]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{where}: a text block of the {role}'s turn has no 'text'")
+        empty = not content or (len(texts) == len(content) and not any(text.strip() for text in texts if text))
+    else:
         raise DataError(
-            f"row {index}, column 'privileged_context': expected text or None, got {type(context).__name__}"
+            f"{where}: content (={str(content)[:60]!r}) must be text or a list of blocks such as "
+            f"{{'type': 'text', 'text': ...}}, got {type(content).__name__}"
         )
+    if empty and role == "user":
+        raise DataError(f"{where}: the user's turn is empty")
+
+
+def check_control_tokens(row: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raise `DataError` where the text of a row would act as markup: close a turn, or open one.
+
+    A text prompt may hold such tokens (it is given as it stands), but then p has no place in it.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        inside = control_token_in(tokenizer, [prompt])
+        if inside and not lacks_privileged(row):
+            raise DataError(
+                f"column 'prompt': the text holds {inside!r}, as if a chat template had rendered it, so that "
+                "privileged_context would stand outside of its turn. Give the conversation instead of its rendering"
+            )
+    turns = [turn for turn in prompt if turn["role"] != "assistant"] if isinstance(prompt, list) else []
+    for turn in turns:
+        found = control_token_in(tokenizer, texts_of(turn))
+        if found:
+            raise DataError(
+                f"column 'prompt': the {turn['role']}'s text holds {found!r}, which the tokenizer reads as markup. "
+                "Remove it; a prompt that a chat template has rendered is to be given as the conversation that it "
+                "was, or with prompt_format='text'"
+            )
+    for column in TEXT_COLUMNS:
+        text = row.get(column)
+        found = control_token_in(tokenizer, [text]) if isinstance(text, str) else None
+        if found:
+            raise DataError(
+                f"column {column!r}: the text holds {found!r}, which the tokenizer reads as markup and which could "
+                "end the user's turn. Remove it from the text"
+            )
 
 
 def check_kind(row: dict[str, Any], index: int, kinds: set[type]) -> None:
@@ -162,12 +241,8 @@ def check_prompts(
                 broken.append(str(error))
                 continue
             rows[index] = row
-        row_views = [named_views(views, row, index) for index, row in rows.items()]
-        lengths = num_tokens([view for prompts in row_views for view in prompts])
-        position = 0
-        for (index, row), prompts in zip(rows.items(), row_views, strict=True):
-            longest = max(lengths[position : position + len(prompts)])
-            position += len(prompts)
+        for index, row in rows.items():
+            longest = max(view_lengths(views, num_tokens, row, index))
             if longest > max_prompt_tokens:
                 if not drop_overlong:
                     raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
@@ -186,12 +261,17 @@ def check_prompts(
     return (dataset.select(kept) if num_dropped or broken else dataset), report
 
 
-def named_views(views: Callable[[dict[str, Any]], list[Prompt]], row: dict[str, Any], index: int) -> list[Prompt]:
-    """The prompts of a row; what cannot be made of it is said with the row's number."""
+def view_lengths(
+    views: Callable[[dict[str, Any]], list[Prompt]],
+    num_tokens: Callable[[list[Prompt]], list[int]],
+    row: dict[str, Any],
+    index: int,
+) -> list[int]:
+    """Tokens of every view of a row; what cannot be made of it is said with the row's number."""
     try:
-        return views(row)
+        return num_tokens(views(row))
     except DataError as error:
-        raise DataError(f"row {index}: {error}") from error
+        raise type(error)(f"row {index}: {error}") from error
 
 
 def overlong_message(where: str, length: int, allowed: int) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from dopd.data.images import image_key, image_size, open_image
-from dopd.data.privileged import Prompt
+from dopd.data.privileged import Prompt, with_turns
+from dopd.data.rendering import as_template_reads, check_beginning, check_last_turn, rendered, template_arguments
 from dopd.data.views import image_in, is_image
 from dopd.errors import DataError, ModelError
 from dopd.scoring import View, left_padded
@@ -71,15 +72,25 @@ def encode_prompts(
     if reads_images(processing_class):
         return [one.ids for one in _encode_each_once(processing_class, prompts, chat_template_kwargs)]
     # Rollouts of one prompt stand side by side and repeat it.
-    runs = [(prompt, len(list(same))) for prompt, same in itertools.groupby(prompts)]
-    different = [prompt for prompt, _ in runs]
-    if isinstance(prompts[0], str):
-        encoded = processing_class(text=different)
+    encoded: list[list[int]] = []
+    for prompt, same in itertools.groupby(prompts):
+        ids = _encode_text(processing_class, prompt, chat_template_kwargs)
+        encoded += [ids] * len(list(same))
+    return encoded
+
+
+def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> list[int]:
+    if isinstance(prompt, str):
+        # A text that a chat template has rendered begins with the token that the tokenizer would put before it.
+        begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+        ids = tokenizer(text=prompt, add_special_tokens=not begins)["input_ids"]
     else:
-        encoded = processing_class.apply_chat_template(
-            conversation=different, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-        )
-    return [ids for ids, (_, count) in zip(encoded["input_ids"], runs, strict=True) for _ in range(count)]
+        check_last_turn(prompt, options)
+        turns, arguments = as_template_reads(tokenizer, prompt, options), template_arguments(prompt, options)
+        rendered(tokenizer, turns, arguments)
+        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
+    check_beginning(tokenizer, ids)
+    return ids
 
 
 @dataclass
@@ -92,27 +103,39 @@ class PromptLengths:
     Attributes:
         processing_class: a tokenizer or a processor.
         chat_template_kwargs (`dict`): as in training.
+        vocab_size (`int`, *optional*): of the models; a token beyond it is an error.
     """
 
     processing_class: Any
     chat_template_kwargs: dict[str, Any]
+    vocab_size: int | None = None
     _more: dict[tuple[tuple[int, int], ...], int] = field(default_factory=dict)
 
     def __call__(self, prompts: list[Prompt]) -> list[int]:
         if not reads_images(self.processing_class):
-            return [len(ids) for ids in encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)]
+            return list(map(self._counted, encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)))
         return [self._length(prompt) for prompt in prompts]
+
+    def _counted(self, ids: Sequence[int]) -> int:
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            token = max(ids)
+            word = tokenizer_of(self.processing_class).convert_ids_to_tokens(token)
+            raise DataError(
+                f"a view of the prompt holds token {token} ({word!r}), and the models' vocabulary has "
+                f"{self.vocab_size} tokens: the tokenizer was given tokens that the models lack. Call "
+                "model.resize_token_embeddings(len(tokenizer)) for student and teacher and save them"
+            )
+        return len(ids)
 
     def _length(self, prompt: Prompt) -> int:
         if isinstance(prompt, str):
-            return len(_encode(self.processing_class, prompt, {}).ids)
+            return self._counted(_encode(self.processing_class, prompt, {}).ids)
         blocks = as_blocks(prompt)
         check_placeholders(self.processing_class, blocks)
         sizes = tuple(image_size(source) for source in image_sources(blocks))
-        text = self.processing_class.apply_chat_template(
-            blocks, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
-        length = len(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
+        check_last_turn(prompt, self.chat_template_kwargs)
+        text = rendered(self.processing_class, blocks, template_arguments(prompt, self.chat_template_kwargs))
+        length = self._counted(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
         if sizes not in self._more:
             whole = _encode(self.processing_class, prompt, self.chat_template_kwargs)
             self._more[sizes] = len(whole.ids) - length
@@ -121,16 +144,20 @@ class PromptLengths:
 
 def as_blocks(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation with every content as a list of blocks, which is what processors read, without empty fields."""
-    return [
+    turns = [
         {
             **message,
             "content": [{"type": "text", "text": message["content"]}]
             if isinstance(message["content"], str)
             # Datasets give every block of a column the same fields, None where a block has no such field.
-            else [{name: value for name, value in block.items() if value is not None} for block in message["content"]],
+            else [
+                {name: value for name, value in block.items() if value is not None}
+                for block in message["content"] or []
+            ],
         }
         for message in prompt
     ]
+    return with_turns(prompt, turns)
 
 
 def image_sources(prompt: Prompt) -> list[Any]:
@@ -168,7 +195,9 @@ class _Encoded:
 def _encode_each_once(processor: Any, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[_Encoded]:
     """Rollouts of one prompt repeat it: it is opened and encoded a single time."""
     made: dict[str, _Encoded] = {}
-    keys = [json.dumps(prompt, default=image_key, sort_keys=True) for prompt in prompts]
+    keys = [
+        json.dumps([prompt, getattr(prompt, "options", None)], default=image_key, sort_keys=True) for prompt in prompts
+    ]
     for key, prompt in zip(keys, prompts, strict=True):
         if key not in made:
             made[key] = _encode(processor, prompt, options)
@@ -182,6 +211,8 @@ def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded
     else:
         prompt = as_blocks(prompt)
         check_placeholders(processor, prompt)
+        check_last_turn(prompt, options)
+        rendered(processor, prompt, template_arguments(prompt, options))
         keys = [image_key(source) for source in image_sources(prompt)]
     output = _processed(processor, prompt, options)
     fields: dict[str, Tensor] = {
@@ -202,11 +233,10 @@ def _processed(processor: Any, prompt: Prompt, options: dict[str, Any]) -> Mappi
     else:
         made = processor.apply_chat_template(
             [_opened(prompt)],
-            add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            **options,
+            **template_arguments(prompt, options),
         )
     return dict(made)
 
@@ -227,7 +257,7 @@ def _check_of_images(
         longer = prompt + " ."
     else:
         first, *rest = prompt
-        longer = [{**first, "content": [*first["content"], {"type": "text", "text": " ."}]}, *rest]
+        longer = with_turns(prompt, [{**first, "content": [*first["content"], {"type": "text", "text": " ."}]}, *rest])
     again = _processed(processor, longer, options)
     for name in suspects:
         if torch.as_tensor(again[name]).shape[:2] == again["input_ids"].shape != torch.Size(shape):

@@ -1,7 +1,7 @@
 """The privileged view of a prompt: the same prompt with p in it, for the teacher and the privileged student alone."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,35 @@ DEFAULT_CHAT_TEMPLATE = (
 # A plain-text completion goes on exactly where the prompt stops, so p must come before it.
 DEFAULT_TEXT_TEMPLATE = "{privileged_context}\n\n{prompt}"
 
-Prompt = str | list[dict[str, Any]]
+
+class Conversation(list[dict[str, Any]]):
+    """Turns of a row that tells its chat template something of its own.
+
+    Attributes:
+        options (`dict`): arguments of `apply_chat_template`, such as `tools`.
+    """
+
+    def __init__(self, turns: Iterable[dict[str, Any]], options: Mapping[str, Any]) -> None:
+        super().__init__(turns)
+        self.options = dict(options)
+
+    def __eq__(self, other: object) -> bool:
+        return list.__eq__(self, other) and self.options == getattr(other, "options", {})
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
+
+Prompt = str | list[dict[str, Any]]  # a conversation, where it is no text
+
+
+def with_turns(prompt: Prompt, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Other turns in the place of a conversation's, with what its chat template is told kept."""
+    return Conversation(turns, prompt.options) if isinstance(prompt, Conversation) else turns
+
+
 _FIELDS = ("prompt", "privileged_context")
 
 
@@ -74,7 +102,7 @@ class PrivilegedTemplate:
         if privileged_images:
             content = _with_privileged_images(content, privileged_images)
         messages[last_user] = {**message, "content": content}
-        return messages
+        return with_turns(prompt, messages)
 
     def _fill_content(self, template: str, content: Any, privileged_context: str) -> Any:
         if isinstance(content, str):

@@ -4,21 +4,87 @@ A prompt with images is a conversation whose image blocks hold what the dataset 
 is opened where it is encoded.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN, blank_like, images_of, open_image
-from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.privileged import Conversation, PrivilegedTemplate, Prompt, with_turns
 from dopd.errors import DataError
+
+TOOLS_COLUMN, TEMPLATE_COLUMN = "tools", "chat_template_kwargs"
+# Arguments of `apply_chat_template` that this project gives itself.
+RESERVED_OPTIONS = (
+    "add_generation_prompt",
+    "conversation",
+    "padding",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "truncation",
+)
 
 
 def plain_prompt(row: Mapping[str, Any]) -> Prompt:
-    """The prompt of a row with its images, if it has any: what the student reads.
+    """The prompt of a row with its images, if it has any, and its own template options: what the student reads.
 
     Raises:
-        DataError: images without a conversation to put them in, or not as many as the conversation has places for.
+        DataError: images without a conversation to put them in, or not as many as the conversation has places for;
+            tools that cannot be read.
     """
-    return with_images(row["prompt"], images_of(row))
+    prompt = with_images(_without_empty_fields(row["prompt"]), images_of(row))
+    options = row_options(row)
+    if not options:
+        return prompt
+    if isinstance(prompt, str):
+        raise DataError(f"column {next(iter(options))!r}: a text prompt has no chat template to read it")
+    return Conversation(prompt, options)
+
+
+def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row tells its chat template: the columns `tools` and `chat_template_kwargs`, in TRL's words.
+
+    Raises:
+        DataError: tools that are no list of schemas (or its JSON), or arguments that are no mapping.
+    """
+    options = _row_value(row, TEMPLATE_COLUMN, dict) or {}
+    forbidden = sorted(set(options) & set(RESERVED_OPTIONS))
+    if forbidden:
+        raise DataError(f"column {TEMPLATE_COLUMN!r}: {forbidden[0]} cannot be set there")
+    tools = _row_value(row, TOOLS_COLUMN, list)
+    return {**options, **({"tools": tools} if tools else {})}
+
+
+def _row_value(row: Mapping[str, Any], column: str, kind: type) -> Any:
+    value = row.get(column)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"column {column!r} is text that is not JSON: {error}") from None
+    if value is not None and not isinstance(value, kind):
+        raise DataError(f"column {column!r} must be a {kind.__name__} or its JSON, got {type(value).__name__}")
+    return _without_none(value)
+
+
+def _without_none(value: Any) -> Any:
+    """Datasets give every row the fields of all rows, None where a row has none: its schema did not say so."""
+    if isinstance(value, dict):
+        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _without_empty_fields(prompt: Any) -> Any:
+    if isinstance(prompt, str) or not any(None in turn.values() for turn in prompt):
+        return prompt
+    turns = [{name: value for name, value in turn.items() if value is not None or name == "content"} for turn in prompt]
+    return with_turns(prompt, turns)
+
+
+def as_conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a text prompt as a user's turn."""
+    prompt = row["prompt"]
+    return {**row, "prompt": [{"role": "user", "content": prompt}]} if isinstance(prompt, str) else row
 
 
 def privileged_prompt(row: Mapping[str, Any], template: PrivilegedTemplate) -> Prompt:
@@ -94,10 +160,11 @@ def _filled(block: Mapping[str, Any], images: Iterator[Any]) -> dict[str, Any]:
 
 
 def _map_blocks(prompt: list[dict[str, Any]], change: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    return [
+    turns = [
         {**message, "content": [change(block) for block in message["content"]]} if _blocks(message) else message
         for message in prompt
     ]
+    return with_turns(prompt, turns)
 
 
 def _images_first(prompt: list[dict[str, Any]], images: Sequence[Any]) -> list[dict[str, Any]]:
@@ -109,4 +176,4 @@ def _images_first(prompt: list[dict[str, Any]], images: Sequence[Any]) -> list[d
     text = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     places = [{"type": "image", "image": image} for image in images]
     messages[first] = {**messages[first], "content": [*places, *text]}
-    return messages
+    return with_turns(prompt, messages)

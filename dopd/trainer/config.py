@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trl import DistillationConfig
 
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import RESERVED_OPTIONS
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.api import Backend
@@ -16,6 +17,7 @@ from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
 Overlong = Literal["error", "drop"]
+PromptFormat = Literal["auto", "text"]
 _TRL_BETA_DEFAULT = 1.0
 
 
@@ -52,6 +54,9 @@ class DOPDConfig(DistillationConfig):
             another distribution than the one that is scored. `temperature` needs no leave: scores follow it.
         privileged_template (`str`, *optional*):
             Text with `{prompt}` and `{privileged_context}`; `None` takes a default for chat or for plain text.
+        prompt_format (`str`, *optional*, defaults to `"auto"`):
+            What a `prompt` that is text means: `"auto"` asks it as a user's turn where the tokenizer has a chat
+            template; `"text"` gives it to the model as it stands (base models, prompts that are rendered already).
         max_prompt_length (`int`, *optional*):
             Most tokens of any view of a prompt; `None` is what the models' contexts leave beside the completion.
         overlong_prompts (`str`, *optional*, defaults to `"error"`):
@@ -119,6 +124,9 @@ class DOPDConfig(DistillationConfig):
     privileged_template: str | None = field(
         default=None, metadata={"help": "Text with {prompt} and {privileged_context}."}
     )
+    prompt_format: str = field(
+        default="auto", metadata={"help": "`auto` (text is a user's turn for chat models) or `text` (as it stands)."}
+    )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
     overlong_prompts: str = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave rows with broken images out (counted)."})
@@ -152,6 +160,10 @@ class DOPDConfig(DistillationConfig):
         self.rules = _from_json("rules", self.rules, list)
         self.method_options = _from_json("method_options", self.method_options, dict)
         check_choice("overlong_prompts", self.overlong_prompts, Overlong)
+        check_choice("prompt_format", self.prompt_format, PromptFormat)
+        reserved = sorted(set(self.chat_template_kwargs or {}) & set(RESERVED_OPTIONS))
+        if reserved:
+            raise ConfigError(f"chat_template_kwargs: {reserved[0]} cannot be set there; dopd gives it itself")
         check_choice("loss_backend", self.loss_backend, Backend)
         if self.privileged_student is not None:
             check_choice("privileged_student", self.privileged_student, Anchor)

@@ -14,17 +14,20 @@ from dopd.data.checks import (
     SKIP_ADVICE,
     DatasetReport,
     check_columns,
+    check_control_tokens,
     check_images,
     check_kind,
     check_prompts,
     check_row,
-    named_views,
     overlong_message,
+    unread_columns,
+    view_lengths,
 )
 from dopd.data.encode import PromptLengths, check_placeholders, reads_images
 from dopd.data.images import BrokenImageError
 from dopd.data.privileged import Prompt
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.rendering import template_of
+from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
 from dopd.prefix import architecture, shares_prompts_exactly
@@ -91,6 +94,7 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     """Guards that need the weights; what is odd but not wrong is logged."""
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
     guards.check_models(student, teacher, trainer.table)
+    _check_special_ids(student, trainer._tokenizer, trainer.eos_token_ids)
     notes: list[str] = []
     if teacher is not None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
@@ -113,6 +117,19 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
                 with evaluation_mode(model), trainer.accelerator.autocast():
                     mixed = trainer.accelerator.mixed_precision != "no"
                     guards.check_self_divergence(name, model, partial(trainer.backbone, model), half=mixed)
+
+
+def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
+    """Raise `ModelError` for a padding or end token without an embedding: each is in every batch."""
+    size = student.config.get_text_config().vocab_size
+    named = {"pad_token": tokenizer.pad_token_id, **{f"end-of-sequence token {n}": n for n in eos_token_ids}}
+    for name, number in named.items():
+        if number is None or not 0 <= number < size:
+            raise ModelError(
+                f"{name} (id {number}) is outside of the student's vocabulary of {size} tokens. Take a pad_token "
+                "that the model knows (tokenizer.pad_token = tokenizer.eos_token), or call "
+                "model.resize_token_embeddings(len(tokenizer)) for student and teacher and save them"
+            )
 
 
 def _tokenizer(path: str) -> Any:
@@ -173,9 +190,14 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
-    num_tokens = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs)
+    _tell_unread_columns(dataset)
+    asked = as_conversation if reads_text_as_turns(trainer) else dict
+    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
+    vocab_size = min(model.config.get_text_config().vocab_size for model in models)
+    num_tokens = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs, vocab_size)
 
     def views(row: dict[str, Any]) -> list[Prompt]:
+        row = asked(row)
         images.check_readable(row, trainer.processing_class)
         prompts = [plain_prompt(row)]
         if needs_privileged:
@@ -183,10 +205,12 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         if reads_images(trainer.processing_class):
             for prompt in prompts:
                 check_placeholders(trainer.processing_class, prompt)
+        check_control_tokens(row, trainer._tokenizer)
         return prompts
 
     if isinstance(dataset, IterableDataset):
-        return _checked_stream(trainer, dataset, views, num_tokens, allowed)
+        checked = _checked_stream(trainer, dataset, views, num_tokens, allowed)
+        return checked.map(as_conversation) if reads_text_as_turns(trainer) else checked
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -198,7 +222,36 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         skip_broken_images=trainer.args.skip_broken_images,
     )
     _tell(report, needs_privileged)
-    return dataset
+    return _with_turns(trainer, dataset)
+
+
+def reads_text_as_turns(trainer: Any) -> bool:
+    """Whether a text prompt is asked as a user's turn."""
+    has_template = template_of(trainer.processing_class, trainer.chat_template_kwargs) is not None
+    return trainer.args.prompt_format == "auto" and has_template
+
+
+def _with_turns(trainer: Any, dataset: Any) -> Any:
+    """The dataset with text prompts as conversations, where the tokenizer has a chat template to render them with."""
+    if not reads_text_as_turns(trainer):
+        return dataset
+    if not isinstance(dataset[0]["prompt"], str):
+        return dataset
+    logger.warning(
+        "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
+        "prompt_format='text' gives texts as they stand, for base models"
+    )
+    prompts = [as_conversation({"prompt": prompt})["prompt"] for prompt in dataset["prompt"]]
+    return dataset.remove_columns("prompt").add_column("prompt", prompts)
+
+
+def _tell_unread_columns(dataset: Any) -> None:
+    unread = unread_columns(dataset.column_names or [])
+    if unread:
+        logger.warning(
+            f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier: turns belong into "
+            "'prompt', hints into 'privileged_context'"
+        )
 
 
 def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int) -> Any:
@@ -222,7 +275,7 @@ def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allo
             broken += 1
             logger.warning(f"row {index} of the stream dropped ({broken} with broken images so far): {error}")
             return False
-        longest = max(num_tokens(named_views(views, row, index)))
+        longest = max(view_lengths(views, num_tokens, row, index))
         if longest <= allowed:
             return True
         if args.overlong_prompts != "drop":

@@ -19,6 +19,7 @@ from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.assignment import Assignment
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import as_conversation
 from dopd.errors import ConfigError, ScoringError
 from dopd.evaluation.student import Verifier
 from dopd.fused import fused_routed_loss
@@ -235,7 +236,8 @@ class DOPDTrainer(ViewingTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        problems, inputs = inputs, as_the_student_reads(inputs, self.table, self.template)
+        problems = [as_conversation(row) for row in inputs] if setup.reads_text_as_turns(self) else inputs
+        inputs = as_the_student_reads(problems, self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
         with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
             batch = super()._generate_and_score_completions(inputs)

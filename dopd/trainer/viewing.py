@@ -20,6 +20,7 @@ from dopd.evaluation.student import evaluation_mode
 from dopd.prefix import architecture, hidden_states_sharing_prompts
 from dopd.sampling import (
     Ending,
+    check_ids,
     declared_stop_strings,
     drawn,
     off_policy_settings,
@@ -111,6 +112,7 @@ class ViewingTrainer(DistillationTrainer):
     def view_of(self, prompts: list[Prompt]) -> View:
         """Prompts as a view: `encode` padded, with images beside it."""
         view = encode_view(self.processing_class, prompts, self.chat_template_kwargs, self.accelerator.device)
+        check_ids(view.prompt_ids, self.accelerator.unwrap_model(self.model))
         if self.teacher_processor is None:
             return view
         own = encode_view(self.teacher_processor, prompts, self.chat_template_kwargs, self.accelerator.device)

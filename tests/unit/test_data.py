@@ -120,7 +120,8 @@ def test_generation_prompt_and_thinking_flag_are_the_same_in_every_view(tmp_path
 
 def test_text_prompts_get_what_the_tokenizer_adds_once_in_every_view(tmp_path: Path) -> None:
     rows = [{"prompt": "1 2 3 ?", "privileged_context": "4 5"} for _ in range(4)]
-    made = kit.trainer(tmp_path, train_dataset=Dataset.from_list(rows), privileged_template=None)
+    options = {"privileged_template": None, "prompt_format": "text"}
+    made = kit.trainer(tmp_path, train_dataset=Dataset.from_list(rows), **options)
     view = made._privileged_view([made.train_dataset[0]])
     assert view.prompt_ids[0].tolist() == kit.TOKENIZER("4 5 1 2 3 ?")["input_ids"]
     made.train()

@@ -1,0 +1,173 @@
+"""A conversation through its chat template, and what must be true of the result: nothing of the user's words is lost,
+nothing in the data acts as markup, and one beginning stands at the beginning.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from dopd.data.privileged import Conversation, Prompt
+from dopd.errors import DataError
+
+CONTINUE = "continue_final_message"
+_KEPT_ROLES = ("system", "developer", "user")  # templates may shorten what an assistant thought or a tool returned
+_ASKING_ROLES = ("user", "tool")
+_TRIAL = ("first trial block", "second trial block")
+
+
+def template_of(processing_class: Any, options: Mapping[str, Any]) -> Any:
+    """The chat template that conversations are rendered with; `None` where there is none."""
+    owners = (processing_class, getattr(processing_class, "tokenizer", None))
+    return options.get("chat_template") or next(filter(None, (getattr(o, "chat_template", None) for o in owners)), None)
+
+
+def template_arguments(prompt: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `apply_chat_template` for one conversation: the run's, the row's own, and how it goes on."""
+    own = prompt.options if isinstance(prompt, Conversation) else {}
+    merged = {**options, **own}
+    goes_on = bool(merged.pop(CONTINUE, False)) and prompt[-1]["role"] == "assistant"
+    return {**merged, "add_generation_prompt": not goes_on, **({CONTINUE: True} if goes_on else {})}
+
+
+def check_last_turn(prompt: Prompt, options: Mapping[str, Any]) -> None:
+    """Raise `DataError` unless an answer can follow a conversation."""
+    if isinstance(prompt, str):
+        return
+    role = prompt[-1]["role"]
+    own = prompt.options if isinstance(prompt, Conversation) else {}
+    if role in _ASKING_ROLES or (role == "assistant" and {**options, **own}.get(CONTINUE)):
+        return
+    raise DataError(
+        f"column 'prompt': the last turn is the {role}'s; an answer follows the user's (or a tool's). "
+        + (
+            "Leave the answer out of the prompt, or set chat_template_kwargs={'continue_final_message': True} to have "
+            "it continued"
+            if role == "assistant"
+            else "Put the instruction before the user's turn"
+        )
+    )
+
+
+def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[Any]:
+    """The turns as a text model's chat template can read them: blocks of text become one text where it knows no blocks.
+
+    Raises:
+        DataError: a block that is no text.
+    """
+    for turn in prompt:
+        for block in turn["content"] if isinstance(turn.get("content"), list) else []:
+            if block.get("type", "text") != "text" or not isinstance(block.get("text"), str):
+                raise DataError(
+                    f"column 'prompt': a block of type {block.get('type')!r} in the {turn['role']}'s turn; the model "
+                    "reads text only, as {'type': 'text', 'text': ...}"
+                )
+    if not any(isinstance(turn.get("content"), list) for turn in prompt) or _takes_blocks(
+        tokenizer, options.get("chat_template")
+    ):
+        return [dict(turn) for turn in prompt]
+    return [
+        {**turn, "content": "\n".join(block["text"] for block in turn["content"])}
+        if isinstance(turn.get("content"), list)
+        else dict(turn)
+        for turn in prompt
+    ]
+
+
+@lru_cache(maxsize=8)
+def _takes_blocks(tokenizer: Any, template: str | None) -> bool:
+    turns = [{"role": "user", "content": [{"type": "text", "text": text} for text in _TRIAL]}]
+    try:
+        text = tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=True,
+            **({} if template is None else {"chat_template": template}),
+        )
+    except Exception:  # templates fail in whatever way their expressions do
+        return False
+    return all(words in text for words in _TRIAL) and not re.search(r"['\"]type['\"]", text)
+
+
+def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str, Any]) -> str:
+    """The text that a chat template makes of a conversation, with every word of user and system in it.
+
+    Args:
+        processing_class: a tokenizer or a processor.
+        turns: as its template reads them.
+        arguments: of `template_arguments`.
+
+    Raises:
+        DataError: the template refuses the conversation, or leaves out text of a turn.
+    """
+    if template_of(processing_class, arguments) is None:
+        raise DataError(
+            "column 'prompt': it is a conversation, and the tokenizer has no chat template to write it with. Give "
+            "plain text, or set tokenizer.chat_template (chat_template_kwargs={'chat_template': ...} in a config)"
+        )
+    try:
+        text = processing_class.apply_chat_template(list(turns), tokenize=False, **arguments)
+    except Exception as error:  # a template raises what it likes: TemplateError, TypeError, UndefinedError, ...
+        raise DataError(f"column 'prompt': the chat template refuses the conversation: {_first_line(error)}") from error
+    squeezed = " ".join(text.split())
+    for turn in turns:
+        for words in texts_of(turn) if turn["role"] in _KEPT_ROLES else ():
+            if " ".join(words.split()) not in squeezed:
+                raise DataError(
+                    f"column 'prompt': the chat template leaves out text of the {turn['role']}'s turn: "
+                    f"{_cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
+                )
+    return str(text)
+
+
+def check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:
+    """Raise `DataError` where a prompt begins with two beginning-of-sequence tokens."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(ids[:2]) == [bos, bos]:
+        raise DataError(
+            f"column 'prompt': it begins with two {tokenizer.bos_token!r} tokens: the chat template or the text writes "
+            "one and so does the tokenizer. Remove the one in the text"
+        )
+
+
+def texts_of(turn: Mapping[str, Any]) -> list[str]:
+    """The texts of a turn, which is text or blocks."""
+    content = turn.get("content")
+    if isinstance(content, str):
+        return [content]
+    blocks = content if isinstance(content, list) else []
+    return [block["text"] for block in blocks if isinstance(block.get("text"), str)]
+
+
+def control_token_in(tokenizer: Any, texts: Iterable[str]) -> str | None:
+    """The first special token of a tokenizer that texts would be read to hold, if any: it would act as markup."""
+    tokens = _special_tokens(tokenizer)
+    if not tokens:
+        return None
+    pattern = _pattern(tuple(sorted(tokens, key=len, reverse=True)))
+    for text in texts:
+        if pattern.search(text):
+            held = set(tokenizer(text, add_special_tokens=False)["input_ids"]) & set(tokens.values())
+            if held:
+                return next(token for token, number in tokens.items() if number in held)
+    return None
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    # A word that the vocabulary lacks is read as the unknown token: no markup.
+    return {token: number for token, number in (added | named).items() if number != tokenizer.unk_token_id}
+
+
+@lru_cache(maxsize=8)
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)))
+
+
+def _first_line(error: BaseException) -> str:
+    return _cut((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+
+
+def _cut(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[:length] + "..."
