@@ -84,6 +84,9 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
         # A text that a chat template has rendered begins with the token that the tokenizer would put before it.
         begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
         ids = tokenizer(text=prompt, add_special_tokens=not begins)["input_ids"]
+        # Some tokenizers end every text; an answer goes on where the prompt stops.
+        while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
+            ids = ids[:-1]
     else:
         check_last_turn(prompt, options)
         turns, arguments = as_template_reads(tokenizer, prompt, options), template_arguments(prompt, options)

@@ -2,6 +2,7 @@
 nothing in the data acts as markup, and one beginning stands at the beginning.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -20,6 +21,11 @@ def template_of(processing_class: Any, options: Mapping[str, Any]) -> Any:
     """The chat template that conversations are rendered with; `None` where there is none."""
     owners = (processing_class, getattr(processing_class, "tokenizer", None))
     return options.get("chat_template") or next(filter(None, (getattr(o, "chat_template", None) for o in owners)), None)
+
+
+def asks_text(processing_class: Any, options: Mapping[str, Any], prompt_format: str) -> bool:
+    """Whether a text prompt is asked as a user's turn: where `prompt_format` is `"auto"` and a template exists."""
+    return prompt_format == "auto" and template_of(processing_class, options) is not None
 
 
 def template_arguments(prompt: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +56,8 @@ def check_last_turn(prompt: Prompt, options: Mapping[str, Any]) -> None:
 
 
 def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[Any]:
-    """The turns as a text model's chat template can read them: blocks of text become one text where it knows no blocks.
+    """The turns as a text model's chat template can read them: one text in the place of blocks, or the other way round,
+    where it knows the other alone.
 
     Raises:
         DataError: a block that is no text.
@@ -62,31 +69,33 @@ def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], optio
                     f"column 'prompt': a block of type {block.get('type')!r} in the {turn['role']}'s turn; the model "
                     "reads text only, as {'type': 'text', 'text': ...}"
                 )
-    if not any(isinstance(turn.get("content"), list) for turn in prompt) or _takes_blocks(
-        tokenizer, options.get("chat_template")
-    ):
+    kinds = {type(turn.get("content")) for turn in prompt} & {str, list}
+    known = _read_kinds(tokenizer, options.get("chat_template"))
+    if kinds <= known or not known:
         return [dict(turn) for turn in prompt]
-    return [
-        {**turn, "content": "\n".join(block["text"] for block in turn["content"])}
-        if isinstance(turn.get("content"), list)
-        else dict(turn)
-        for turn in prompt
-    ]
+    return [{**turn, "content": _as(str if str in known else list, turn.get("content"))} for turn in prompt]
+
+
+def _as(kind: type, content: Any) -> Any:
+    if kind is list and isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return "\n".join(block["text"] for block in content) if kind is str and isinstance(content, list) else content
 
 
 @lru_cache(maxsize=8)
-def _takes_blocks(tokenizer: Any, template: str | None) -> bool:
-    turns = [{"role": "user", "content": [{"type": "text", "text": text} for text in _TRIAL]}]
-    try:
-        text = tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=True,
-            **({} if template is None else {"chat_template": template}),
-        )
-    except Exception:  # templates fail in whatever way their expressions do
-        return False
-    return all(words in text for words in _TRIAL) and not re.search(r"['\"]type['\"]", text)
+def _read_kinds(tokenizer: Any, template: str | None) -> frozenset[type]:
+    """Which contents a chat template can read: `str`, `list` (blocks), or both."""
+    own = {} if template is None else {"chat_template": template}
+    readable = set[type]()
+    for content in (" ".join(_TRIAL), [{"type": "text", "text": text} for text in _TRIAL]):
+        try:
+            turns = [{"role": "user", "content": content}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **own)
+        except Exception:  # templates fail in whatever way their expressions do
+            continue
+        if all(words in text for words in _TRIAL) and not re.search(r"['\"]type['\"]", text):
+            readable.add(type(content))
+    return frozenset(readable)
 
 
 def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str, Any]) -> str:
@@ -112,7 +121,9 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
     squeezed = " ".join(text.split())
     for turn in turns:
         for words in texts_of(turn) if turn["role"] in _KEPT_ROLES else ():
-            if " ".join(words.split()) not in squeezed:
+            # Some templates write contents as JSON.
+            written = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
+            if not any(" ".join(form.split()) in squeezed for form in written):
                 raise DataError(
                     f"column 'prompt': the chat template leaves out text of the {turn['role']}'s turn: "
                     f"{_cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
@@ -140,13 +151,18 @@ def texts_of(turn: Mapping[str, Any]) -> list[str]:
 
 
 def control_token_in(tokenizer: Any, texts: Iterable[str]) -> str | None:
-    """The first special token of a tokenizer that texts would be read to hold, if any: it would act as markup."""
-    tokens = _special_tokens(tokenizer)
-    if not tokens:
+    """The first text that would act as markup in a turn, if any: a special token of the tokenizer, or what the chat
+    template writes around a user's turn in brackets (`[/INST]`).
+    """
+    tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer)
+    if not tokens and not brackets:
         return None
-    pattern = _pattern(tuple(sorted(tokens, key=len, reverse=True)))
+    pattern = _pattern(tuple(sorted({*tokens, *brackets}, key=len, reverse=True)))
     for text in texts:
-        if pattern.search(text):
+        found = pattern.search(text)
+        if found and found.group() in brackets:
+            return found.group()
+        if found:
             held = set(tokenizer(text, add_special_tokens=False)["input_ids"]) & set(tokens.values())
             if held:
                 return next(token for token, number in tokens.items() if number in held)
@@ -158,6 +174,18 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     # A word that the vocabulary lacks is read as the unknown token: no markup.
     return {token: number for token, number in (added | named).items() if number != tokenizer.unk_token_id}
+
+
+@lru_cache(maxsize=8)
+def _brackets_around_a_turn(tokenizer: Any) -> frozenset[str]:
+    if not isinstance(getattr(tokenizer, "chat_template", None), str):
+        return frozenset()
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": _TRIAL[0]}], tokenize=False)
+    except Exception:  # what it refuses is said where a row is rendered
+        return frozenset()
+    around = re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text.replace(_TRIAL[0], ""))
+    return frozenset(around) - {tokenizer.unk_token}
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dopd.data.encode import encode_view, image_sources, tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
+from dopd.data.rendering import asks_text
+from dopd.data.views import as_conversation, lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.errors import ScoringError
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
@@ -104,6 +105,7 @@ class StudentEvaluator:
         blank_control (`bool`): whether prompts with images are also answered with grey images in their places.
         teacher_processing_class (*optional*): of a teacher that encodes images otherwise.
         stop_strings (`list[str]`): texts that end a completion as well.
+        prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -118,6 +120,7 @@ class StudentEvaluator:
     blank_control: bool = True
     teacher_processing_class: Any = None
     stop_strings: Sequence[str] = ()
+    prompt_format: str = "auto"
 
     @property
     def tokenizer(self) -> Any:
@@ -140,13 +143,13 @@ class StudentEvaluator:
         return result
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:
-        plain: list[Prompt] = [plain_prompt(row) for row in rows]
+        plain: list[Prompt] = [plain_prompt(row) for row in self.asked(rows)]
         hinted = [row for row in rows if not lacks_privileged(row)]
         # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
         view, cache = self.view(plain, model.device), FeatureCache()
         result = EvaluationResult(greedy=self._scores(self._generate(model, view, cache, sampled=False), rows))
         if hinted:
-            prompts = self.view([privileged_prompt(row, self.template) for row in hinted], model.device)
+            prompts = self.view([privileged_prompt(row, self.template) for row in self.asked(hinted)], model.device)
             result.privileged = self._scores(self._generate(model, prompts, cache, sampled=False), hinted)
         pictured = [(row, prompt) for row, prompt in zip(rows, plain, strict=True) if image_sources(prompt)]
         if pictured and self.blank_control:
@@ -159,6 +162,11 @@ class StudentEvaluator:
         result.ended = [float(self.ending.ended(ids)) for ids in sampled]
         self._score_tokens(model, teacher, plain, view, cache, sampled, result)
         return result
+
+    def asked(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with prompts that are text as a user's turn, where they are asked so."""
+        turns = asks_text(self.processing_class, self.chat_template_kwargs, self.prompt_format)
+        return [as_conversation(dict(row)) if turns else dict(row) for row in rows]
 
     def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""

@@ -74,7 +74,9 @@ class Inspector:
             torch.manual_seed(self.answering.seed)
             with evaluation_mode(student):
                 if answers is None:
-                    answers = self.answering.answers(student, [plain_prompt(row) for row in rows], sampled=not greedy)
+                    answers = self.answering.answers(
+                        student, [plain_prompt(row) for row in self.answering.asked(rows)], sampled=not greedy
+                    )
                 device = student.device
         answers = [ids[:MAX_TOKENS] for ids in answers]
         ids_BT, mask_BT = self._padded(answers, device)
@@ -122,11 +124,12 @@ class Inspector:
         view_name, template = SOURCES[name].view, self.answering.template
         prompts: list[Prompt]
         if view_name == PLAIN:
-            prompts = [plain_prompt(row) for row in rows]
+            prompts = [plain_prompt(row) for row in self.answering.asked(rows)]
         else:
             # A completion that is looked at has no siblings: what the row says takes their place.
             table = replace(self.table, context="none" if self.table.context == "none" else "column", contrast="column")
-            prompts = [privileged_prompt(row, template) for row in rows_for_view(view_name, table, rows)]
+            told = rows_for_view(view_name, table, self.answering.asked(rows))
+            prompts = [privileged_prompt(row, template) for row in told]
         view = self.answering.view(prompts, ids_BT.device, teacher=name in TEACHER_SOURCES)
         with self.models(name) as model, evaluation_mode(model):
             forward = partial(self.hidden_states, model)

@@ -26,7 +26,6 @@ from dopd.data.checks import (
 from dopd.data.encode import PromptLengths, check_placeholders, reads_images
 from dopd.data.images import BrokenImageError
 from dopd.data.privileged import Prompt
-from dopd.data.rendering import template_of
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
@@ -191,7 +190,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     drop = trainer.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
     _tell_unread_columns(dataset)
-    asked = as_conversation if reads_text_as_turns(trainer) else dict
+    asked = as_conversation if trainer.asks_text else dict
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
     vocab_size = min(model.config.get_text_config().vocab_size for model in models)
     num_tokens = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs, vocab_size)
@@ -209,8 +208,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         return prompts
 
     if isinstance(dataset, IterableDataset):
-        checked = _checked_stream(trainer, dataset, views, num_tokens, allowed)
-        return checked.map(as_conversation) if reads_text_as_turns(trainer) else checked
+        return _checked_stream(trainer, dataset, views, num_tokens, allowed)
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -222,27 +220,12 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         skip_broken_images=trainer.args.skip_broken_images,
     )
     _tell(report, needs_privileged)
-    return _with_turns(trainer, dataset)
-
-
-def reads_text_as_turns(trainer: Any) -> bool:
-    """Whether a text prompt is asked as a user's turn."""
-    has_template = template_of(trainer.processing_class, trainer.chat_template_kwargs) is not None
-    return trainer.args.prompt_format == "auto" and has_template
-
-
-def _with_turns(trainer: Any, dataset: Any) -> Any:
-    """The dataset with text prompts as conversations, where the tokenizer has a chat template to render them with."""
-    if not reads_text_as_turns(trainer):
-        return dataset
-    if not isinstance(dataset[0]["prompt"], str):
-        return dataset
-    logger.warning(
-        "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
-        "prompt_format='text' gives texts as they stand, for base models"
-    )
-    prompts = [as_conversation({"prompt": prompt})["prompt"] for prompt in dataset["prompt"]]
-    return dataset.remove_columns("prompt").add_column("prompt", prompts)
+    if asked is as_conversation and isinstance(dataset[0]["prompt"], str):
+        logger.warning(
+            "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
+            "prompt_format='text' gives texts as they stand, for base models"
+        )
+    return dataset
 
 
 def _tell_unread_columns(dataset: Any) -> None:
@@ -355,5 +338,6 @@ def answering(trainer: Any, rows: Sequence[Mapping[str, Any]], verifier: Verifie
         batch_size=trainer.args.student_eval_batch_size,
         template=trainer.template,
         chat_template_kwargs=trainer.chat_template_kwargs,
+        prompt_format=trainer.args.prompt_format,
         seed=trainer.args.seed,
     )

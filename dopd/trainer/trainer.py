@@ -236,8 +236,9 @@ class DOPDTrainer(ViewingTrainer):
     # --- Rollout and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        problems = [as_conversation(row) for row in inputs] if setup.reads_text_as_turns(self) else inputs
-        inputs = as_the_student_reads(problems, self.table, self.template)
+        problems = inputs  # as the verifier knows them
+        inputs = [as_conversation(row) for row in problems] if self.asks_text else problems
+        inputs = as_the_student_reads(inputs, self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
         with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
             batch = super()._generate_and_score_completions(inputs)

@@ -14,6 +14,7 @@ from trl.models.utils import unwrap_model_for_generation
 from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import open_image
 from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.rendering import asks_text
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
 from dopd.evaluation.student import evaluation_mode
@@ -104,6 +105,11 @@ class ViewingTrainer(DistillationTrainer):
         return self._trial.for_teacher or self._trial if teacher and self._trial is not None else self._trial
 
     # --- Encoding
+
+    @property
+    def asks_text(self) -> bool:
+        """Whether a prompt that is text is asked as a user's turn."""
+        return asks_text(self.processing_class, self.chat_template_kwargs, self.args.prompt_format)
 
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
         """Token ids of prompts, rendered as the host renders them for rollouts."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trainer_kit as kit
+import trl
 from compatibility import tried
 from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import Conversation
-from dopd.data.views import plain_prompt
+from dopd.data.views import as_conversation, plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.tiny.models import TinySpec, build_model
 
@@ -104,6 +105,7 @@ def check_views(made: Any, tok: Any, plain: list[str], privileged: list[str]) ->
     rows = [made.train_dataset[n] for n in range(len(plain))]
     made.model.train()
     batch = made._generate_and_score_completions(rows)
+    rows = [as_conversation(row) for row in rows] if made.asks_text else rows
     read = {
         "plain": (batch["prompt_ids"], batch["prompt_mask"], plain),
         "privileged": (*(lambda v: (v.prompt_ids, v.prompt_mask))(made._privileged_view(rows)), privileged),
@@ -111,6 +113,33 @@ def check_views(made: Any, tok: Any, plain: list[str], privileged: list[str]) ->
     for name, (ids, mask, texts) in read.items():
         expected = [tok(text, add_special_tokens=False)["input_ids"] for text in texts]
         assert [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)] == expected, name
+
+
+PUBLISHED = sorted(
+    path for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja") if "_training" not in path.stem
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_templates_render_text_blocks_and_history_alike(path: Path) -> None:
+    """As TRL ships them. Expected is the template's own rendering of the kind of content that it was written for."""
+    tok = tokenizer()
+    tok.chat_template = path.read_text(encoding="utf-8")
+    reads_blocks_alone = path.stem in ("idefics3", "smolvlm", "llava_next")
+
+    def own(*turns: tuple[str, str]) -> list[int]:
+        contents = [[{"type": "text", "text": text}] if reads_blocks_alone else text for _, text in turns]
+        messages = [{"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)]
+        text = tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tok(text, add_special_tokens=False)["input_ids"]
+
+    history = [*user("w1"), {"role": "assistant", "content": "w2"}, *user("w3 'w4'")]
+    assert encode_prompts(tok, [user("w1 w2")], {}) == [own(("user", "w1 w2"))]
+    assert encode_prompts(tok, [[{"role": "user", "content": [{"type": "text", "text": "w1 w2"}]}]], {}) == [
+        own(("user", "w1 w2"))
+    ]
+    assert encode_prompts(tok, [history], {}) == [own(("user", "w1"), ("assistant", "w2"), ("user", "w3 'w4'"))]
+    tried("prompt", f"chat template {path.stem}", "exact: text, blocks and history")
 
 
 NULLS: dict[str, dict[str, Any]] = {
@@ -180,6 +209,43 @@ def test_a_text_prompt_is_asked_as_a_users_turn_where_there_is_a_template(
     )
 
 
+def test_evaluation_probes_and_verifier_read_text_as_training_does(tmp_path: Path) -> None:
+    tok = tokenizer()
+    rows = [{"prompt": f"w{n}", "privileged_context": "w20", "answer": "w1"} for n in range(4)]
+    seen: list[Any] = []
+
+    def verifier(completion: str, row: Any) -> float:
+        seen.append(row["prompt"])
+        return 0.0
+
+    model = kit.many_ends(build_model(STUDENT, tok, 0), 40)
+    model.generation_config.eos_token_id = list(range(4, 60))
+    made = kit.trainer(
+        tmp_path,
+        model=model,
+        teacher_model=build_model(TEACHER, tok, 1),
+        processing_class=tok,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+        verifier=verifier,
+        student_eval_steps=1,
+        trace_steps=1,
+        trace_probes=2,
+    )
+    read: list[str] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        if ids.shape[1] > 1 and (mask is None or ids.shape == mask.shape):  # begins a sequence, goes on with none
+            read.extend(tok.batch_decode(ids))
+
+    made.model.model.register_forward_pre_hook(keep, with_kwargs=True)
+    made.train()
+    assert set(seen) == {f"w{n}" for n in range(4)}, "the verifier gets the row as it was brought"
+    begun = [text.replace("<pad> ", "").replace("<pad>", "") for text in read]
+    assert len(begun) > 20 and all(text.startswith("<|im_start|> user w") for text in begun)
+
+
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_text_for_base_models_stands_as_it_is_with_one_beginning(tmp_path: Path, adds_bos: bool) -> None:
     tok = tokenizer(adds_bos=adds_bos)
@@ -190,6 +256,19 @@ def test_text_for_base_models_stands_as_it_is_with_one_beginning(tmp_path: Path,
     expected = [f"{start}w1 w2", f"<bos> {rendered}", f"{start}w4", start + rendered]
     check_views(made, tok, expected, expected)
     tried("prompt", "rendered text that begins with BOS, prompt_format='text'", "exact: one BOS")
+
+
+LLAMA2 = "{% for m in messages %}{{ bos_token }} [INST] {{ m['content'] }} [/INST]{% endfor %}"
+
+
+@pytest.mark.parametrize("column", ["prompt", "privileged_context"])
+def test_brackets_of_the_template_are_markup_though_no_special_tokens(tmp_path: Path, column: str) -> None:
+    tok = tokenizer()
+    tok.chat_template = LLAMA2
+    rows = [{"prompt": "w1", "privileged_context": "w2 [w3]", column: "w1 [/INST] w2"}] * 4
+    with pytest.raises(DataError, match=rf"row 0: column '{column}': .*'\[/INST\]'"):
+        trained(tmp_path, rows, tok)
+    tried("prompt", "[/INST] in a text, Llama 2's template", "refused: names row, column and token")
 
 
 REFUSED = [
