@@ -19,3 +19,8 @@ class ModelError(DopdError, ValueError):
 
 class ScoringError(DopdError, RuntimeError):
     """Numbers that cannot be right: a NaN loss, a dead teacher, log-probabilities above zero."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough for one of ours."""
+    return (str(error).strip().splitlines() or ["no message"])[0]

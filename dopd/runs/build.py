@@ -1,30 +1,18 @@
-"""Models, data and verifiers by name."""
+"""Models by name."""
 
-import importlib
-import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import torch
-from datasets import Dataset, load_dataset
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from dopd.data.encode import tokenizer_of
-from dopd.errors import ConfigError, DataError, ModelError
-from dopd.evaluation.student import Verifier
+from dopd.errors import ConfigError, ModelError, first_line
 from dopd.runs.hub import unreachable
-from dopd.runs.noise import PrivilegedNoise, corrupt
-from dopd.runs.settings import RunSettings
-from dopd.tasks.sources import get_source, same_number_or_formula
 from dopd.vision import is_vision_config, load_processor
 
-logger = logging.getLogger(__name__)
-
 TINY = "tiny:"
-_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def resolve_model(name: str) -> str:
@@ -104,10 +92,6 @@ def load_processing_class(name: str) -> Any:
     return made
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
-
-
 def keep_layers(model: Any, layers: list[int]) -> Any:
     """A student made of some decoder layers of a model, in order; embeddings, norms and head stay.
 
@@ -127,77 +111,3 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
         # The key-value cache of generation finds a layer's slot by this number.
         layer.self_attn.layer_idx = index
     return model
-
-
-def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
-    """Training rows, held-out rows and the verifier of a run."""
-    train, held_out, verifier = _clean_rows(settings)
-    if settings.privileged_noise:
-        train, count = corrupt(train, PrivilegedNoise.from_mapping(settings.privileged_noise))
-        logger.warning(
-            f"privileged_noise {settings.privileged_noise}: p of {count} of {len(train)} training rows corrupted"
-        )
-    return train, held_out, verifier
-
-
-def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
-    if settings.task is not None:
-        source = get_source(settings.task, **settings.task_options)
-        train = source.rows("train", settings.train_prompts, settings.privileged_kind)
-        held_out = source.rows("test", settings.eval_prompts, settings.privileged_kind)
-        return Dataset.from_list(train), Dataset.from_list(held_out), load_verifier(settings.verifier) or source.verify
-    train = _load_split(settings, settings.dataset_train_split)
-    test = None if settings.dataset_test_split is None else _load_split(settings, settings.dataset_test_split)
-    return train, test, load_verifier(settings.verifier)
-
-
-def _load_split(settings: RunSettings, split: str) -> Dataset:
-    name = str(settings.dataset_name)
-    suffix = Path(name).suffix
-    reason = unreachable(name, "dataset") if suffix not in _FILE_FORMATS else None
-    if reason:
-        raise DataError(f"dataset_name (={name!r}) cannot be read: {reason}")
-    try:
-        if suffix in _FILE_FORMATS:
-            if not Path(name).is_file():
-                raise DataError(f"dataset_name (={name!r}) is not a file")
-            return load_dataset(_FILE_FORMATS[suffix], data_files={split: name}, split=split)
-        return load_dataset(name, settings.dataset_config, split=split)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"dataset_name (={name!r}), split {split!r}, cannot be read: {first_line(error)}") from error
-
-
-def load_verifier(name: str | None) -> Verifier | None:
-    """`math`, `exact` or `package.module:function`."""
-    if name is None:
-        return None
-    if name in _VERIFIERS:
-        return _VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    try:
-        if not colon:
-            raise ImportError("no colon between module and function")
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function: {error}"
-        ) from None
-
-
-def _exact(completion: str, row: Mapping[str, Any]) -> float:
-    return float(completion.strip() == str(_answer(row)).strip())
-
-
-def _math(completion: str, row: Mapping[str, Any]) -> float:
-    return same_number_or_formula(completion, str(_answer(row)))
-
-
-def _answer(row: Mapping[str, Any]) -> Any:
-    if "answer" not in row:
-        raise DataError(f"the verifier needs a column 'answer'; the row has {', '.join(row)}")
-    return row["answer"]
-
-
-_VERIFIERS: dict[str, Callable[[str, Mapping[str, Any]], float]] = {"math": _math, "exact": _exact}

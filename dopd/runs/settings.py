@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from dopd.errors import ConfigError
 from dopd.runs.noise import PrivilegedNoise
+from dopd.runs.recipes import config_path
 from dopd.tasks.sources import resolve_kind
 
 
@@ -27,8 +29,13 @@ class RunSettings:
             or trained the first time it is asked for; `tiny:dag/student?seed=1` for another seed).
         dtype (`str`): precision of the student's weights (`float32`, `bfloat16`, `auto`).
         student_keep_layers (`list[int]`, *optional*): keep these decoder layers of the student alone.
-        dataset_name (`str`, *optional*): a hub id, or a `.json`, `.jsonl`, `.parquet` or `.csv` file.
-        dataset_config, dataset_train_split, dataset_test_split: as in TRL.
+        dataset_name (`str` or `list[str]`, *optional*): a hub id; a folder of data, of images or of `save_to_disk`; a
+            `.json`, `.jsonl`, `.parquet`, `.arrow`, `.csv` or `.tsv` file, compressed or not; a pattern of such files
+            (`data/*.jsonl.gz`), or several of them.
+        dataset_config, dataset_train_split, dataset_test_split: as in TRL; slices (`train[:5%]`, `train[100:]`) and
+            sums of them (`train+validation`) as in `datasets`. Files have the one split `train`.
+        dataset_eval_name, dataset_eval_config, dataset_eval_split: held-out rows of another dataset; its only split
+            if none is named.
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`.
         task_options (`dict`): difficulty knobs of the task.
         privileged_kind (`str`, *optional*): which of a task's privileged texts is p; the task's own choice if not set.
@@ -45,10 +52,13 @@ class RunSettings:
     model_name_or_path: str
     dtype: str = "float32"
     student_keep_layers: list[int] | None = None
-    dataset_name: str | None = None
+    dataset_name: str | list[str] | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     dataset_test_split: str | None = None
+    dataset_eval_name: str | list[str] | None = None
+    dataset_eval_config: str | None = None
+    dataset_eval_split: str | None = None
     task: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: str | None = None
@@ -71,6 +81,7 @@ class RunSettings:
                 f"exactly one of task (={self.task!r}) and dataset_name (={self.dataset_name!r}) must be set: a "
                 "task makes its problems, a dataset brings them"
             )
+        self._check_held_out()
         if self.task is not None:
             self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
         if self.privileged_noise:
@@ -78,6 +89,25 @@ class RunSettings:
         for name in ("train_prompts", "eval_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} (={getattr(self, name)}) must be at least 1")
+
+    def _check_held_out(self) -> None:
+        if self.task is not None and self.dataset_eval_name is not None:
+            raise ConfigError(
+                f"dataset_eval_name (={self.dataset_eval_name!r}) is for runs with dataset_name: the task "
+                f"{self.task!r} makes its own held-out problems"
+            )
+        if self.dataset_eval_name is None:
+            for name in ("dataset_eval_config", "dataset_eval_split"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"{name} (={getattr(self, name)!r}) needs dataset_eval_name: a split of dataset_name itself is "
+                        "dataset_test_split"
+                    )
+        elif self.dataset_test_split is not None and self.dataset_eval_split is not None:
+            raise ConfigError(
+                f"dataset_test_split (={self.dataset_test_split!r}) and dataset_eval_split "
+                f"(={self.dataset_eval_split!r}) both say which split of dataset_eval_name is held out: leave one out"
+            )
 
     @property
     def output_dir(self) -> Path:
@@ -93,14 +123,14 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
     """Read a YAML file, then flags, then keyword arguments, each overriding the ones before.
 
     Args:
-        path (`str`, *optional*): a YAML file of keys and values.
+        path (`str`, *optional*): a YAML file of keys and values, or the name of a recipe.
         flags (`list[str]`): `["--key", "value", "--other=value"]`; a flag without a value is `true`.
         overrides: keys and values.
 
     Raises:
         ConfigError: an unreadable file, an unknown key (with the closest known one), or a value of the wrong type.
     """
-    values = {**_read_yaml(path), **parse_flags(flags), **overrides}
+    values = {**(_read_yaml(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
     own = {f.name: _hints(RunSettings)[f.name] for f in dataclasses.fields(RunSettings) if f.name != "trainer"}
     trainer = _trainer_fields()
     for key in values:
@@ -150,11 +180,9 @@ def yaml_mapping(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _read_yaml(path: str | Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -177,24 +205,48 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """Give a YAML value the type of its field where that is plain; YAML reads `5e-6` as text."""
-    allowed = _plain_types(hint)
-    if value is None or not allowed or type(value) in allowed:
+    if value is None or _fits(value, hint):
         return value
-    if float in allowed and isinstance(value, int | str) and not isinstance(value, bool):
+    if float in _parts(hint) and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             pass
-    names = " or ".join(sorted(kind.__name__ for kind in allowed))
-    raise ConfigError(f"{key} (={value!r}) must be {names}, got {type(value).__name__}")
+    raise ConfigError(f"{key} (={value!r}) must be {_in_words(hint)}, got {type(value).__name__}")
 
 
-def _plain_types(hint: Any) -> set[type]:
-    """The plain types of a hint; empty where any other kind of value may be right too."""
-    parts = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    plain = {part for part in parts if part in (int, float, bool, str)}
-    return plain if all(part in plain or part is type(None) for part in parts) else set()
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; types that YAML cannot write are left to their own checks."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        return any(_fits(value, part) for part in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if hint in (int, float, bool, str, type(None)):
+        return type(value) is hint
+    return hint is typing.Any or (isinstance(hint, type) and issubclass(hint, Enum) and isinstance(value, str))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _in_words(hint: Any) -> str:
+    words = []
+    for part in _parts(hint):
+        arguments = typing.get_args(part)
+        if typing.get_origin(part) is typing.Literal:
+            words += [repr(choice) for choice in arguments]
+        elif typing.get_origin(part) is list:
+            words.append(f"list of {_in_words(arguments[0])}")
+        elif part is not type(None):
+            kind = typing.get_origin(part) or part
+            words.append("mapping" if kind is dict else getattr(kind, "__name__", str(kind)))
+    return " or ".join(sorted(words))

@@ -14,22 +14,15 @@ from typing import Any
 import torch
 from trl import ModelConfig, get_peft_config
 
-from dopd.errors import ConfigError, DopdError, ModelError
+from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
-from dopd.runs.build import (
-    check_model,
-    first_line,
-    keep_layers,
-    load_model,
-    load_processing_class,
-    load_rows,
-    resolve_model,
-)
+from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.progress import quiet_libraries, replace_host_progress
+from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
-from dopd.trainer.setup import make_evaluator
+from dopd.trainer.setup import check_trackers, make_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +36,15 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
     """
     without_gpu = {"use_cpu": True} if elsewhere and not torch.cuda.is_available() else {}
     try:
-        return DOPDConfig(**settings.trainer | without_gpu)
+        config = DOPDConfig(**settings.trainer | without_gpu)
     except DopdError:
         raise
     except (TypeError, ValueError, ImportError) as error:
         # transformers and TRL check their own fields with these.
         raise ConfigError(first_line(error)) from error
+    if not elsewhere:
+        check_trackers(config)
+    return config
 
 
 def describe(settings: RunSettings, config: DOPDConfig) -> str:
@@ -79,7 +75,7 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
     trainer.accelerator.wait_for_everyone()
     replace_host_progress(trainer, label or trainer.table.name)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train()
     seconds = time.perf_counter() - start
     trainer.save_model()
     if trainer.accelerator.is_main_process:

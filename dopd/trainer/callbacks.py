@@ -6,9 +6,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
+from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator, evaluation_mode
 from dopd.inspection.schema import METRICS_FILE, append_line, read_json_lines, replace_lines, to_line
+from dopd.trainer.best import student_metric
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +79,30 @@ class StudentEvaluation(TrainerCallback):
         result = mine if together else sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
         self._warn_of_drift(metrics)
+        self._choose_checkpoint(metrics)
         # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record,
         # which is still to come: logging would tell the training loop that the step has been logged.
         should_log = trainer.control.should_log
         with evaluation_mode(trainer.model):
             trainer.log(metrics)
         trainer.control.should_log = should_log
+
+    def _choose_checkpoint(self, metrics: dict[str, float]) -> None:
+        """Tell the host whether this step is the best so far, where it was asked to go by a metric of ours."""
+        trainer = self._trainer
+        name = student_metric(trainer.args)
+        if name is None:
+            return
+        if f"eval_{name}" not in metrics:
+            raise ConfigError(
+                f"metric_for_best_model (={trainer.args.metric_for_best_model!r}) is not measured on this "
+                f"eval_dataset: it has {', '.join(metrics)}"
+            )
+        if trainer.state.global_step == 0:  # there is no checkpoint of the start
+            return
+        best = trainer._determine_best_metric(metrics, None)
+        if trainer.args.save_strategy == SaveStrategy.BEST:
+            trainer.control.should_save = best
 
     def _warn_of_drift(self, metrics: dict[str, float]) -> None:
         privileged = metrics.get("eval_accuracy_privileged")

@@ -15,6 +15,8 @@ from dopd.methods import table
 from dopd.sampling import rollout_settings
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
+from dopd.trainer.best import check_choice_of_checkpoint, student_metric
+from dopd.trainer.resuming import checkpoint_to_resume
 
 Overlong = Literal["error", "drop"]
 PromptFormat = Literal["auto", "text"]
@@ -59,6 +61,9 @@ class DOPDConfig(DistillationConfig):
             template; `"text"` gives it to the model as it stands (base models, prompts that are rendered already).
         max_prompt_length (`int`, *optional*):
             Most tokens of any view of a prompt; `None` is what the models' contexts leave beside the completion.
+        max_context (`int`, *optional*):
+            Most tokens of prompt and completion together; `None` is what the models' configurations say, a scaling of
+            their rotary positions included.
         overlong_prompts (`str`, *optional*, defaults to `"error"`):
             `"error"`, or `"drop"` to leave such rows out and count them. Nothing is ever truncated.
         skip_broken_images (`bool`, *optional*, defaults to `False`):
@@ -95,6 +100,13 @@ class DOPDConfig(DistillationConfig):
         trace_max_bytes (`int`, *optional*, defaults to 64 MiB):
             Largest size of `trace.jsonl`; completions that do not fit are counted and left out.
 
+        > Parameters of the host with more to choose from
+
+        resume_from_checkpoint (`bool` or `str`, *optional*):
+            `True`, `"true"` or `"last"` (the last checkpoint in `output_dir`), or the folder of a checkpoint.
+        metric_for_best_model (`str`, *optional*):
+            Also a metric of the student's evaluation, such as `"accuracy_greedy"`, with or without `eval_`.
+
     > [!NOTE]
     > Defaults that differ from TRL's are the paper's settings: `learning_rate` 5e-6, `lr_scheduler_type` cosine; and
     > `disable_dropout` True, because dropout in one view of shared weights and not in another is noise in the gap.
@@ -102,6 +114,9 @@ class DOPDConfig(DistillationConfig):
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of AdamW (the paper's)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (the paper's)."})
+    resume_from_checkpoint: bool | str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "`true`, `last`, or the folder of a checkpoint."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
 
     method: str = field(default="dopd", metadata={"help": "Name of a routing table: see `dopd methods`."})
@@ -128,6 +143,7 @@ class DOPDConfig(DistillationConfig):
         default="auto", metadata={"help": "`auto` (text is a user's turn for chat models) or `text` (as it stands)."}
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
+    max_context: int | None = field(default=None, metadata={"help": "Most tokens of prompt and completion together."})
     overlong_prompts: str = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave rows with broken images out (counted)."})
 
@@ -151,14 +167,20 @@ class DOPDConfig(DistillationConfig):
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
+        self.rules = _from_json("rules", self.rules, list)
+        self.method_options = _from_json("method_options", self.method_options, dict)
+        check_choice_of_checkpoint(self)
+        # The host would have its own evaluation at every saved step; ours has been checked.
+        load_best = self.load_best_model_at_end
+        self.load_best_model_at_end = load_best and student_metric(self) is None
         super().__post_init__()
+        self.load_best_model_at_end = load_best
+        self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
         if self.beta != _TRL_BETA_DEFAULT:
             raise ConfigError(
                 f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each row of the routing table "
                 "names its divergence. Remove beta, and use method_options or rules"
             )
-        self.rules = _from_json("rules", self.rules, list)
-        self.method_options = _from_json("method_options", self.method_options, dict)
         check_choice("overlong_prompts", self.overlong_prompts, Overlong)
         check_choice("prompt_format", self.prompt_format, PromptFormat)
         reserved = sorted(set(self.chat_template_kwargs or {}) & set(RESERVED_OPTIONS))
@@ -183,6 +205,7 @@ class DOPDConfig(DistillationConfig):
             raise ConfigError(f"trace_probes (={self.trace_probes!r}) must be a whole number of at least 0")
         for name in (
             "max_prompt_length",
+            "max_context",
             "per_device_scoring_batch_size",
             "loss_chunk_tokens",
             "student_eval_steps",

@@ -1,14 +1,15 @@
 """What `DOPDTrainer` checks and prepares before the first step."""
 
+import difflib
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from dopd.data.checks import (
     SKIP_ADVICE,
@@ -25,6 +26,7 @@ from dopd.data.checks import (
 )
 from dopd.data.encode import PromptLengths, check_placeholders, reads_images
 from dopd.data.images import BrokenImageError
+from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
@@ -32,6 +34,7 @@ from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
 from dopd.prefix import architecture, shares_prompts_exactly
 from dopd.tables import RoutingTable
 from dopd.trainer import guards, images
+from dopd.trainer.context import common_context
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,22 @@ def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
         )
 
 
+def check_trackers(args: Any) -> None:
+    """Raise `ConfigError` for a tracker of `report_to` that does not exist or is not installed here."""
+    known, here = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    for name in [args.report_to] if isinstance(args.report_to, str) else args.report_to or []:
+        if name not in known and name not in ("all", "none"):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"report_to (={name!r}) must be none, all or some of {', '.join(known)}.{hint}")
+        # The host finds out about flyte by itself, when it is used.
+        if name in known and name not in (*here, "flyte"):
+            raise ConfigError(f"report_to (={name!r}) is not installed here: install it, or set report_to=none")
+
+
 def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, args: Any) -> None:
     """Compare what can be compared, and say what can be said, without loading weights."""
+    check_trackers(args)
     if table.unverified:
         logger.warning(
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
@@ -182,6 +199,21 @@ def prepare_datasets(trainer: Any) -> None:
             if many is not None
             else _prepared(trainer, trainer.eval_dataset)
         )
+        parts = trainer.eval_dataset if many is not None else {"": trainer.eval_dataset}
+        for name, part in parts.items():
+            _tell_overlap(trainer.train_dataset, part, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
+
+def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
+    """Say how many held-out rows ask what is trained on; streams have no end to look at."""
+    if not isinstance(train, Dataset) or not isinstance(held_out, Dataset):
+        return
+    count = count_overlap(train, held_out)
+    if count:
+        logger.warning(
+            f"{count} of {len(held_out)} rows of {name} ask what a row of train_dataset asks (case and white space "
+            "apart): accuracies on them are not of held-out prompts. Take them out of one of the two"
+        )
 
 
 def _prepared(trainer: Any, dataset: Any) -> Any:
@@ -291,20 +323,19 @@ def _check_enough_prompts(trainer: Any) -> None:
 def max_prompt_tokens(trainer: Any) -> int:
     """Most tokens that any view of a prompt may have."""
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    # Models with relative positions or a recurrent state declare no limit.
-    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
-    context = min([limit for limit in limits if limit], default=sys.maxsize)
+    context = common_context(models, trainer.args.max_context)
     room = context - (trainer.max_completion_length or 0)
     if room < 1:
         raise ConfigError(
             f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context "
-            f"of {context}"
+            f"of {context} tokens: lower it. Where the models read more than their configurations say, set max_context"
         )
     limit = trainer.args.max_prompt_length
     if limit is not None and limit > room:
         raise ConfigError(
             f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not "
-            f"fit together into the models' context of {context} tokens: lower one of them"
+            f"fit together into the models' context of {context} tokens: lower one of them. Where the models read "
+            "more than their configurations say, set max_context"
         )
     return room if limit is None else limit
 

@@ -31,9 +31,11 @@ from dopd.tables import RoutingTable
 from dopd.trainer import images, setup
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
+from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.probes import make_trace
+from dopd.trainer.resuming import checkpoint_to_resume
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
@@ -53,6 +55,8 @@ HOST_HOOKS = (
     "_compute_loss",
     "compute_loss",
     "training_step",
+    "train",
+    "_determine_best_metric",
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_get_output_dir",
@@ -356,6 +360,17 @@ class DOPDTrainer(ViewingTrainer):
                 self._record({"trace/dropped": float(self.trace.dropped)})
 
     # --- Saving and resuming
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the host's; `resume_from_checkpoint` is that of the configuration if it is not given."""
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        return super().train(checkpoint_to_resume(wanted, self.args.output_dir), *args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        name = student_metric(self.args)
+        if name is not None and f"eval_{name}" not in metrics:  # the host's own evaluation; the student's was before
+            return self.state.best_global_step == self.state.global_step
+        return super()._determine_best_metric(metrics, trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

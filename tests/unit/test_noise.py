@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from dopd.errors import ConfigError, DataError
-from dopd.runs.build import load_rows
+from dopd.runs.rows import load_rows
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.settings import load_settings
 

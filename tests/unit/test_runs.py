@@ -9,9 +9,11 @@ import yaml
 from rich.console import Console
 
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.runs.build import keep_layers, load_model, load_rows, load_verifier, resolve_model
+from dopd.runs.build import keep_layers, load_model, resolve_model
 from dopd.runs.jobs import Job, JobError, run_jobs
+from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings, parse_flags
+from dopd.runs.verifiers import load_verifier
 from dopd.tiny import TinySpec, build_model, build_tokenizer
 
 MINIMAL = {"model_name_or_path": "student", "task": "dag", "output_dir": "runs/x"}

@@ -1,0 +1,74 @@
+"""Which checkpoint is the best, by the evaluation of the student: `metric_for_best_model` in the host's words."""
+
+import difflib
+from typing import Any
+
+from dopd.errors import ConfigError
+
+# Metrics of `EvaluationResult`, and whether more is better; `None` where neither side is.
+STUDENT_METRICS: dict[str, bool | None] = {
+    "accuracy_greedy": True,
+    "accuracy_sampled": True,
+    "accuracy_privileged": True,
+    "accuracy_blank": None,
+    "divergence_to_teacher": False,
+    "entropy": None,
+    "eos_ratio": True,
+    "length": None,
+}
+_DIVERGENCE = "divergence_to_teacher"
+
+
+def student_metric(args: Any) -> str | None:
+    """`metric_for_best_model` without `eval_`, if it is one that the student's evaluation measures."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    return name if name in STUDENT_METRICS else None
+
+
+def check_choice_of_checkpoint(args: Any) -> None:
+    """Give `greater_is_better` its default for one of our metrics.
+
+    Raises:
+        ConfigError: it is not measured, or not where checkpoints are saved.
+    """
+    name = student_metric(args)
+    if name is None:
+        _check_spelling(args.metric_for_best_model)
+        return
+    said = f"metric_for_best_model (={args.metric_for_best_model!r})"
+    if not args.student_eval_steps:
+        raise ConfigError(f"{said} is measured by the student's evaluation: set student_eval_steps")
+    if name == _DIVERGENCE and not args.routing_table().needs_teacher:
+        raise ConfigError(f"{said} needs a teacher, and method {args.method!r} reads none: take another metric")
+    if args.greater_is_better is None:
+        args.greater_is_better = STUDENT_METRICS[name]
+    if args.greater_is_better is None:
+        raise ConfigError(f"{said} is good neither high nor low: set greater_is_better to true or false")
+    if args.load_best_model_at_end:
+        _check_saving(args, said)
+
+
+def _check_saving(args: Any, said: str) -> None:
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "best":
+        return
+    if strategy != "steps":
+        raise ConfigError(
+            f"load_best_model_at_end with {said} needs save_strategy (={strategy!r}) to be 'steps' or 'best': the "
+            "student is evaluated every student_eval_steps"
+        )
+    if args.save_steps < 1 or args.save_steps % args.student_eval_steps:
+        raise ConfigError(
+            f"load_best_model_at_end with {said}: save_steps (={args.save_steps:g}) must be a multiple of "
+            f"student_eval_steps (={args.student_eval_steps}), or a saved step may not have been evaluated"
+        )
+
+
+def _check_spelling(name: str | None) -> None:
+    bare = (name or "loss").removeprefix("eval_")
+    close = difflib.get_close_matches(bare, STUDENT_METRICS, n=1)
+    if close and bare != "loss":
+        raise ConfigError(
+            f"metric_for_best_model (={name!r}) is not measured. Did you mean {close[0]!r}? Metrics of the student: "
+            f"{', '.join(STUDENT_METRICS)}"
+        )
