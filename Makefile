@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed  ## tiny teacher and student, Vanilla OPD beside 
 	@$(BIN)/dopd quickstart
 
 quickstart-vision: $(VENV)/.installed  ## the same for questions about images, with boxes as privileged text
-	@$(BIN)/dopd quickstart --config recipes/tiny-vision.yaml --methods vanilla,dopd,dopd_frozen --output-dir runs/quickstart-vision
+	@$(BIN)/dopd quickstart --config tiny-vision --methods vanilla,dopd,dopd_frozen --output-dir runs/quickstart-vision
 
 experiments: $(VENV)/.installed  ## the paper's tables and figures at tiny scale: hours; goes on where it stopped
 	@$(ONE_THREAD) $(BIN)/dopd experiment all

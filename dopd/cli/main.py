@@ -3,11 +3,13 @@
 import argparse
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import dopd
 from dopd.cli import experiments, look
 from dopd.errors import DopdError
+from dopd.runs.recipes import recipe_names, recipe_path
 
 USER_ERROR = 2
 
@@ -38,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Dual on-policy distillation: small models learn from their own answers and privileged teachers.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  dopd quickstart\n"
-        "  dopd train recipes/tiny-dag.yaml --method vanilla --output_dir runs/vanilla\n"
-        "  dopd eval runs/vanilla --task dag\n  dopd train recipes/qwen3-8b-to-1.7b.yaml --dry-run",
+        "  dopd train tiny-dag --method vanilla --output_dir runs/vanilla\n"
+        "  dopd eval runs/vanilla --task dag\n  dopd train qwen3-8b-to-1.7b --dry-run",
     )
     parser.add_argument("--version", action="version", version=f"dopd {dopd.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -71,21 +73,34 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         commands,
         "train",
         "distil a student; any key of the config can be given as --key value",
-        "  dopd train recipes/tiny-dag.yaml\n  dopd train recipes/tiny-dag.yaml --method vanilla --learning_rate "
-        "3e-4 --output_dir runs/vanilla\n  dopd train recipes/tiny-dag.yaml --method_options "
+        "  dopd train tiny-dag\n  dopd train tiny-dag --method vanilla --learning_rate "
+        "3e-4 --output_dir runs/vanilla\n  dopd train tiny-dag --method_options "
         "'{top_k: 8, tail: renormalize}' --dry-run\n"
-        "  accelerate launch -m dopd.cli.main train recipes/qwen3-8b-to-1.7b.yaml\n\n"
+        "  accelerate launch -m dopd.cli.main train qwen3-8b-to-1.7b\n\n"
         "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
         "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
         "use_peft, report_to, seed\nall keys: those of dopd.RunSettings, DOPDConfig, TRL's DistillationConfig and "
-        "TrainingArguments",
+        f"TrainingArguments\n\nrecipes:\n{_recipes()}",
     )
-    parser.add_argument("config", help="YAML file")
+    parser.add_argument("config", help="YAML file, or the name of a recipe")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the routing table, and stop"
     )
     parser.set_defaults(run=_train)
+
+
+def _recipes() -> str:
+    """Names of recipes, each with the first line of its comment."""
+    return "\n".join(
+        textwrap.fill(
+            f"{name}: {recipe_path(name).read_text(encoding='utf-8').splitlines()[0].lstrip('# ').rstrip(':')}",
+            width=78,
+            initial_indent="  ",
+            subsequent_indent="      ",
+        )
+        for name in recipe_names()
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -205,7 +220,7 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
         "tiny teacher and student, Vanilla OPD beside DOPD, one table and plots; minutes on two cores",
         "  dopd quickstart\n  dopd quickstart --seeds 1 --output-dir runs/look",
     )
-    parser.add_argument("--config", default=None, help="recipe (default: recipes/tiny-dag.yaml of the checkout)")
+    parser.add_argument("--config", default=None, help="YAML file or recipe (default tiny-dag)")
     parser.add_argument("--output-dir", default="runs/quickstart")
     parser.add_argument(
         "--methods", default="vanilla,privileged_student,dopd", help="comma-separated names (default: %(default)s)"
@@ -232,9 +247,9 @@ def _add_doctor(commands: "argparse._SubParsersAction") -> None:
         commands,
         "doctor",
         "check the environment, and a config's models, data and memory before they are needed",
-        "  dopd doctor\n  dopd doctor recipes/tiny-dag.yaml",
+        "  dopd doctor\n  dopd doctor tiny-dag",
     )
-    parser.add_argument("config", nargs="?", help="YAML file")
+    parser.add_argument("config", nargs="?", help="YAML file, or the name of a recipe")
     parser.set_defaults(run=_doctor)
 
 

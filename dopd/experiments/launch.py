@@ -10,9 +10,10 @@ import yaml
 from dopd.errors import ConfigError
 from dopd.experiments.catalogue import get_experiment
 from dopd.experiments.spec import SFT, Condition, Experiment
+from dopd.runs.recipes import recipe_path
 from dopd.runs.settings import load_settings
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "qwen3-8b-to-1.7b.yaml"
+RECIPE = recipe_path("qwen3-8b-to-1.7b")
 SCRIPT_FILE = "launch.sh"
 PROCESSES = 8
 
@@ -35,13 +36,11 @@ def write_launch(name: str, folder: str | Path, *, seeds: int = 1) -> list[Path]
         The configs and, last, the script.
 
     Raises:
-        ConfigError: no recipe (an installation without the checkout), or `seeds` below 1.
+        ConfigError: `seeds` below 1.
     """
     experiment = get_experiment(name)
     if seeds < 1:
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
-    if not RECIPE.is_file():
-        raise ConfigError(f"recipe {RECIPE.name!r} is not there: --scale full needs the checkout's recipes folder")
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     target = Path(folder) / experiment.name / "full"
     target.mkdir(parents=True, exist_ok=True)

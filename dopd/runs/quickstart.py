@@ -20,9 +20,10 @@ from dopd.report.page import write_report
 from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_table
 from dopd.runs.jobs import Job, run_jobs
+from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
 
-_DEFAULT_CONFIG = Path(__file__).parents[2] / "recipes" / "tiny-dag.yaml"
+_DEFAULT_CONFIG = "tiny-dag"
 _NUM_EXAMPLES = 20
 
 
@@ -32,7 +33,7 @@ def quickstart(
     """Obtain the tiny models, train every method with every seed, evaluate all without p, and write a report folder.
 
     Args:
-        config (`str`, *optional*): recipe; the checkout's `recipes/tiny-dag.yaml` if left out.
+        config (`str`, *optional*): a YAML file or a recipe by name; `tiny-dag` if left out.
         folder (`str`): report folder: `report.html`, `summary.md`, `summary.json`, `curves.png`, `examples.md`, and a
             run folder for each run.
         methods (`list[str]`): names of routing tables.
@@ -44,19 +45,17 @@ def quickstart(
     """
     started = time.perf_counter()
     console = Console()
-    config_path = Path(config) if config else _DEFAULT_CONFIG
-    if not config_path.is_file():
-        raise ConfigError(f"config {str(config_path)!r} is not a file: quickstart needs a recipe (--config PATH)")
+    path = config_path(config or _DEFAULT_CONFIG)
     for method in methods:
         table(method)
     if seeds < 1:
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
-    settings = load_settings(config_path)
+    settings = load_settings(path)
     target = Path(folder)
     at_once = jobs or os.cpu_count() or 1
     _say_plan(console, settings, methods, seeds, target)
     _obtain_models(console, settings, target, at_once)
-    _train_and_evaluate(console, settings, config_path, target, methods, seeds, at_once)
+    _train_and_evaluate(console, settings, path, target, methods, seeds, at_once)
     runs = {method: [read_run(_run_folder(target, method, seed)) for seed in range(seeds)] for method in methods}
     summary = _write_report(target, settings, runs)
     summary["seconds"] = round(time.perf_counter() - started, 1)

@@ -2,12 +2,13 @@
 
 import glob
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, ReadInstruction, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from dopd.errors import DataError, first_line
@@ -33,6 +34,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 _ONLY_SPLIT = "train"  # what `datasets` calls the rows of files that are of no split
 _SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`: one dataset, or one for each split
+_NO_ROWS = "corresponds to no data"  # what `datasets` says of a slice without rows
 _SLICES = "a part of one split is written train[:5%] or train[100:]"
 
 
@@ -76,21 +78,26 @@ def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifie
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
         train = source.rows("train", settings.train_prompts, settings.privileged_kind)
-        held_out = source.rows("test", settings.eval_prompts, settings.privileged_kind)
-        return Dataset.from_list(train), Dataset.from_list(held_out), load_verifier(settings.verifier) or source.verify
-    verifier = load_verifier(settings.verifier)
+        test = source.rows("test", settings.eval_prompts, settings.privileged_kind)
+        return Dataset.from_list(train), Dataset.from_list(test), load_verifier(settings.verifier) or source.verify
+    return *_split_rows(settings), load_verifier(settings.verifier)
+
+
+def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
+    """Training and held-out rows of datasets."""
     name = settings.dataset_name or []
     train = read_rows(
         Origin("dataset_name", "dataset_train_split", name, settings.dataset_config, settings.dataset_train_split)
     )
-    test, held_out = settings.dataset_test_split, None
+    test = settings.dataset_test_split
+    held_out: Origin | None = None
     if settings.dataset_eval_name is not None:
         split = settings.dataset_eval_split or test
         key = "dataset_eval_split" if settings.dataset_eval_split or not test else "dataset_test_split"
         held_out = Origin("dataset_eval_name", key, settings.dataset_eval_name, settings.dataset_eval_config, split)
     elif test is not None:
         held_out = Origin("dataset_name", "dataset_test_split", name, settings.dataset_config, test)
-    return train, None if held_out is None else read_rows(held_out), verifier
+    return train, None if held_out is None else read_rows(held_out)
 
 
 def read_rows(origin: Origin) -> Dataset:
@@ -100,10 +107,13 @@ def read_rows(origin: Origin) -> Dataset:
         DataError: they cannot be read; the message names the key, the file and what to do.
     """
     try:
-        rows = _files(origin) if _names_files(origin.name) else _folder_or_hub(origin)
+        with _without_their_log():
+            rows = _files(origin) if _names_files(origin.name) else _folder_or_hub(origin)
     except DataError:
         raise
     except Exception as error:  # readers fail in many ways
+        if _NO_ROWS in str(error):
+            raise DataError(f"{origin}{_in_split(origin)} has no rows") from error
         raise DataError(f"{origin}{_in_split(origin)} cannot be read: {_reason(error)}") from error
     if not len(rows):
         raise DataError(f"{origin}{_in_split(origin)} has no rows")
@@ -142,9 +152,7 @@ def _files(origin: Origin) -> Dataset:
     except Exception as error:
         if isinstance(error, ValueError) and not isinstance(error, DatasetsError):
             raise  # of the split, not of a file
-        raise DataError(
-            f"{origin}: {_culprit(reader, files, options)} cannot be read: {_reason(error)}{_encoding(error)}"
-        ) from error
+        raise DataError(f"{origin}: {_culprit(reader, files, options)} cannot be read: {_reason(error)}") from error
 
 
 def _found(origin: Origin) -> list[str]:
@@ -214,8 +222,6 @@ def _saved(origin: Origin, found: Dataset | DatasetDict) -> Dataset:
     cut = [parts[one.splitname].select(range(one.from_, one.to)) for one in wanted]
     if len(cut) == 1:
         return cut[0]
-    from datasets import concatenate_datasets
-
     return concatenate_datasets(cut)
 
 
@@ -236,11 +242,20 @@ def _in_split(origin: Origin) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What was wrong at the start: `datasets` wraps what its readers raise."""
-    while (cause := error.__cause__ or error.__context__) is not None:
+    """What a reader raised: `datasets` wraps it."""
+    while isinstance(error, DatasetsError) and (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return f"{type(error).__name__}: {first_line(error)}"
+    encoding = any(word in str(error).lower() for word in ("codec can't decode", "invalid utf"))
+    return f"{type(error).__name__}: {first_line(error)}{'. Save it as UTF-8' if encoding else ''}"
 
 
-def _encoding(error: BaseException) -> str:
-    return ". Save it as UTF-8" if "UnicodeDecodeError" in _reason(error) else ""
+@contextmanager
+def _without_their_log() -> Iterator[None]:
+    """`datasets` logs what it then raises."""
+    theirs = logging.getLogger("datasets")
+    level = theirs.level
+    theirs.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)

@@ -19,6 +19,9 @@ from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
 from dopd.tasks.sources import resolve_kind
 
+# Fields of the trainer that accept more than their annotation says, for the sake of the host's parsers.
+_WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
+
 
 @dataclass(kw_only=True)
 class RunSettings:
@@ -196,7 +199,7 @@ def _trainer_fields() -> dict[str, Any]:
     from dopd.trainer.config import DOPDConfig
 
     hints = _hints(DOPDConfig)
-    return {f.name: hints[f.name] for f in dataclasses.fields(DOPDConfig) if f.init}
+    return {f.name: hints[f.name] for f in dataclasses.fields(DOPDConfig) if f.init} | _WIDER
 
 
 def _hints(cls: type) -> dict[str, Any]:

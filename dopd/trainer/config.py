@@ -114,7 +114,8 @@ class DOPDConfig(DistillationConfig):
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of AdamW (the paper's)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (the paper's)."})
-    resume_from_checkpoint: bool | str | None = field(  # type: ignore[assignment]
+    # `True` too; the parsers of transformers and TRL cannot read a union with `bool` in it.
+    resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "`true`, `last`, or the folder of a checkpoint."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})

@@ -48,10 +48,10 @@ def common_context(models: Iterable[Any], max_context: int | None) -> int:
     Raises:
         ConfigError: `max_context` is more than a model has positions for.
     """
-    contexts = {model: context_of(model.config) for model in models}
+    contexts = [(model, context_of(model.config)) for model in models]
     if max_context is None:
-        return min([context for context in contexts.values() if context], default=sys.maxsize)
-    for model, context in contexts.items():
+        return min([context for _, context in contexts if context], default=sys.maxsize)
+    for model, context in contexts:
         if context and max_context > context and not _rotary(model.config.get_text_config()):
             raise ConfigError(
                 f"max_context (={max_context}): {type(model).__name__} has learned positions for {context} tokens and "

@@ -31,7 +31,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | No
         if last is None:
             raise ConfigError(
                 f"resume_from_checkpoint (={wanted!r}): there is no checkpoint in output_dir (={str(folder)!r}). "
-                "Leave it out to start from the beginning; save_strategy and save_steps say when checkpoints are written"
+                "Leave it out to start from the beginning; save_strategy and save_steps say when one is written"
             )
         return _checked(wanted, Path(last))
     if not isinstance(wanted, str | Path):

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from dopd.errors import ConfigError, DataError
-from dopd.runs.rows import load_rows
 from dopd.runs.noise import PrivilegedNoise, corrupt
+from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings
 
 HINTS = [f"plan {a} {b} {c}" for a, b, c in ("ABC", "DEF", "GHI", "JKL", "MNO", "PQR", "STU", "VWX")]

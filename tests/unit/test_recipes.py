@@ -12,10 +12,10 @@ from dopd.cli.main import build_parser, main
 from dopd.errors import ConfigError
 from dopd.routing import Regime
 from dopd.runs import RunSettings, hub, load_settings
+from dopd.runs.recipes import FOLDER, config_path, recipe_names
 from dopd.runs.train import describe, make_config
 from dopd.trainer import DOPDConfig
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 BATCH = re.compile(r"(\d+) prompts(?: a step)? x (\d+) rollouts(?: = (\d+) completions)?")
 PROCESSES = re.compile(r"--num_processes (\d+)")
@@ -31,7 +31,7 @@ def commands(path: Path) -> list[list[str]]:
     """Flags of the `dopd train` commands on this recipe that its comments show."""
     comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(comments).replace("\\\n", " ")
-    found = re.findall(rf"(?:dopd|dopd\.cli\.main) train recipes/{re.escape(path.name)}(.*)", text)
+    found = re.findall(rf"(?:dopd|dopd\.cli\.main) train {re.escape(path.stem)}(.*)", text)
     return [shlex.split(flags) for flags in found]
 
 
@@ -45,6 +45,28 @@ def test_recipes_are_there() -> None:
         "qwen3-vl-8b-to-2b",
     }
     assert needed <= {path.stem for path in RECIPES}
+
+
+@every_recipe
+def test_a_recipe_is_found_by_name_from_anywhere(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (path.stem, path.name, f"recipes/{path.name}", f"recipes/{path.stem}", str(path)):
+        assert config_path(given) == path
+    assert path.stem in recipe_names()
+    (tmp_path / path.name).write_text("model_name_or_path: mine")
+    assert config_path(path.name) == Path(path.name)  # a file that is there comes first
+
+
+def test_a_name_that_is_no_recipe_is_told_the_closest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"Did you mean 'tiny-dag'.* Recipes: .*smollm2-135m"):
+        config_path("tiny-dga")
+    with pytest.raises(ConfigError, match="no such file, and no recipe"):
+        config_path("elsewhere/tiny-dag.yaml")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"is a folder: a run's configuration is 'run/config.yaml'"):
+        config_path("run")
 
 
 @every_recipe

@@ -50,6 +50,8 @@ METHODS = {
     "_compute_loss": ("self", "unwrapped_student", "inputs", "num_items_in_batch"),
     "compute_loss": ("self", "model", "inputs", "return_outputs=", "num_items_in_batch="),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
+    "train": ("self", "resume_from_checkpoint=", "trial=", "ignore_keys_for_eval="),
+    "_determine_best_metric": ("self", "metrics", "trial"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model="),
     "_get_output_dir": ("self", "trial"),

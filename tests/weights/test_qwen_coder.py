@@ -1,4 +1,4 @@
-"""Qwen2.5-Coder 1.5B teaches 0.5B: the two steps on a CPU that recipes/qwen2.5-coder-1.5b-to-0.5b.yaml shows."""
+"""Qwen2.5-Coder 1.5B teaches 0.5B: the two steps on a CPU that the recipe qwen2.5-coder-1.5b-to-0.5b shows."""
 
 import math
 import re
@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from dopd.runs import load_settings
+from dopd.runs.recipes import recipe_path
 from dopd.runs.train import train
 from dopd.trainer.callbacks import read_metrics
 
 pytestmark = pytest.mark.weights
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "qwen2.5-coder-1.5b-to-0.5b.yaml"
+RECIPE = recipe_path("qwen2.5-coder-1.5b-to-0.5b")
 
 
 def cpu_flags() -> list[str]:
     """Flags of the recipe's second command."""
     comments = [line[1:].strip() for line in RECIPE.read_text().splitlines() if line.startswith("#")]
-    found = re.findall(rf"dopd train recipes/{re.escape(RECIPE.name)}(.*)", "\n".join(comments).replace("\\\n", " "))
+    found = re.findall(rf"dopd train {re.escape(RECIPE.stem)}(.*)", "\n".join(comments).replace("\\\n", " "))
     return shlex.split(found[1])
 
 

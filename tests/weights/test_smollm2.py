@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct teaches a copy of itself without six layers: recipes/smollm2-135m.yaml, a few steps."""
+"""SmolLM2-135M-Instruct teaches a copy of itself without six layers: the recipe smollm2-135m, a few steps."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,13 @@ from dopd.data.encode import encode_prompts
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.runs import load_settings
 from dopd.runs.build import load_model, load_tokenizer
+from dopd.runs.recipes import recipe_path
 from dopd.runs.train import train
 from dopd.tasks.gsm_symbolic import GsmSymbolic
 from dopd.trainer.callbacks import read_metrics
 
 pytestmark = pytest.mark.weights
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-135m.yaml"
+RECIPE = recipe_path("smollm2-135m")
 Weights = Callable[[str], str]
 
 

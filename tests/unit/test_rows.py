@@ -1,0 +1,230 @@
+"""Rows of files, folders and saved datasets are those of `datasets`; held-out rows are not the training rows."""
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compatibility import tried
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from trainer_kit import task_rows, trainer
+
+from dopd.data.overlap import count_overlap
+from dopd.errors import ConfigError, DataError
+from dopd.runs.rows import load_rows
+from dopd.runs.settings import load_settings
+
+pytestmark = pytest.mark.filterwarnings("default")
+MINIMAL = {"model_name_or_path": "s", "output_dir": "r"}
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"prompt": f"question {n}", "answer": str(n)} for n in range(start, start + count)]
+
+
+def lines(of: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in of).encode()
+
+
+def load(**values: Any) -> tuple[list[str], list[str] | None]:
+    train, held_out, _ = load_rows(load_settings(None, **MINIMAL, **values))
+    return train["answer"], None if held_out is None else held_out["answer"]
+
+
+def numbers(first: int, last: int) -> list[str]:
+    return [str(n) for n in range(first, last)]
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "rows.json": lambda path: path.write_text(json.dumps(rows(4))),
+    "rows.jsonl": lambda path: path.write_bytes(lines(rows(4))),
+    "rows.ndjson": lambda path: path.write_bytes(lines(rows(4))),
+    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines(rows(4)))),
+    "rows.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(lines(rows(4)))),
+    "rows.jsonl.xz": lambda path: path.write_bytes(lzma.compress(lines(rows(4)))),
+    "rows.csv": lambda path: Dataset.from_list(rows(4)).to_csv(path),
+    "rows.tsv": lambda path: path.write_text(
+        "prompt\tanswer\n" + "".join(f"{row['prompt']}\t{row['answer']}\n" for row in rows(4))
+    ),
+    "rows.csv.gz": lambda path: path.write_bytes(gzip.compress(b"prompt,answer\na,0\nb,1\nc,2\nd,3\n")),
+    "rows.parquet": lambda path: Dataset.from_list(rows(4)).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_are_read_by_their_ending(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    train, held_out = load(dataset_name=str(tmp_path / name))
+    assert list(map(str, train)) == numbers(0, 4) and held_out is None
+    tried("dataset", f"file {name.removeprefix('rows')}", "read")
+
+
+def test_patterns_lists_and_slices_are_those_of_datasets(tmp_path: Path) -> None:
+    for part in range(3):
+        (tmp_path / f"part{part}.jsonl").write_bytes(lines(rows(4, 4 * part)))
+    pattern = str(tmp_path / "part*.jsonl")
+    assert load(dataset_name=pattern) == (numbers(0, 12), None)
+    assert load(dataset_name=str(tmp_path / "**" / "*.jsonl"))[0] == numbers(0, 12)
+    assert load(dataset_name=[str(tmp_path / "part2.jsonl"), str(tmp_path / "part0.jsonl")])[0] == [
+        *numbers(8, 12),
+        *numbers(0, 4),
+    ]
+    tried("dataset", "pattern or list of files", "read, in order")
+    split = load(dataset_name=pattern, dataset_train_split="train[25%:]", dataset_test_split="train[:25%]")
+    assert split == (numbers(3, 12), numbers(0, 3))
+    assert load(dataset_name=pattern, dataset_train_split="train[10:]")[0] == numbers(10, 12)
+    assert load(dataset_name=pattern, dataset_train_split="train[:2]+train[-1:]")[0] == ["0", "1", "11"]
+    tried("dataset", "slices of a split (train[:5%], train[100:])", "as in datasets, for files, folders and hub ids")
+
+
+def test_a_split_that_a_file_does_not_have_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(lines(rows(4)))
+    for key in ("dataset_test_split", "dataset_train_split"):
+        with pytest.raises(DataError, match=rf"{key} \(='test'\) is not in dataset_name.*'train' alone.*train\[:5%\]"):
+            load(dataset_name=str(path), **{key: "test"})
+    with pytest.raises(DataError, match="has no rows"):
+        load(dataset_name=str(path), dataset_train_split="train[:0]")
+    tried("dataset", "dataset_test_split of one file", "refused: a file has the one split train")
+
+
+def test_held_out_rows_of_a_second_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(rows(4)))
+    (tmp_path / "b.jsonl").write_bytes(lines(rows(3, 4)))
+    first, second = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    assert load(dataset_name=first, dataset_eval_name=second) == (numbers(0, 4), numbers(4, 7))
+    assert load(dataset_name=first, dataset_eval_name=second, dataset_eval_split="train[:1]")[1] == ["4"]
+    with pytest.raises(DataError, match=r"dataset_eval_split \(='test'\) is not in dataset_eval_name"):
+        load(dataset_name=first, dataset_eval_name=second, dataset_eval_split="test")
+    for values, words in (
+        ({"dataset_name": first, "dataset_eval_split": "test"}, "needs dataset_eval_name"),
+        ({"task": "dag", "dataset_eval_name": second}, "makes its own held-out"),
+        (
+            {
+                "dataset_name": first,
+                "dataset_eval_name": second,
+                "dataset_test_split": "x",
+                "dataset_eval_split": "y",
+            },
+            "leave one out",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load(**values)
+    tried("dataset", "dataset_eval_name: a second file, folder or dataset", "held out")
+
+
+def test_folders_of_data_of_saved_datasets_and_of_images(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_bytes(lines(rows(4)))
+    (data / "test.jsonl").write_bytes(lines(rows(2, 4)))
+    assert load(dataset_name=str(data), dataset_test_split="test") == (numbers(0, 4), numbers(4, 6))
+    with pytest.raises(DataError, match=r"dataset_test_split \(='validation'\) is not in dataset_name.*test"):
+        load(dataset_name=str(data), dataset_test_split="validation")
+    with pytest.raises(DataError, match="has the splits train, test: set dataset_eval_split"):
+        load(dataset_name=str(data), dataset_eval_name=str(data))
+    tried("dataset", "folder with train.jsonl and test.jsonl", "read")
+
+    Dataset.from_list(rows(4)).save_to_disk(tmp_path / "one")
+    parts = {"train": Dataset.from_list(rows(4)), "dev": Dataset.from_list(rows(2, 4))}
+    DatasetDict(parts).save_to_disk(tmp_path / "many")
+    assert load(dataset_name=str(tmp_path / "one"), dataset_train_split="train[1:3]")[0] == ["1", "2"]
+    split = load(dataset_name=str(tmp_path / "many"), dataset_test_split="dev[50%:]")
+    assert split == (numbers(0, 4), ["5"])
+    with pytest.raises(DataError, match=r"'train', 'dev' alone"):
+        load(dataset_name=str(tmp_path / "many"), dataset_test_split="test")
+    tried("dataset", "folder of save_to_disk, one dataset or one for each split", "read")
+
+    pictures = tmp_path / "pictures" / "train"
+    pictures.mkdir(parents=True)
+    for n in range(2):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(pictures / f"{n}.png")
+    (pictures / "metadata.jsonl").write_bytes(lines([{"file_name": f"{n}.png", **rows(1, n)[0]} for n in range(2)]))
+    train, _, _ = load_rows(load_settings(None, **MINIMAL, dataset_name=str(tmp_path / "pictures")))
+    assert train["answer"] == ["0", "1"] and train[1]["image"].getpixel((0, 0)) == (1, 0, 0)
+    tried("dataset", "imagefolder", "read")
+
+
+BROKEN = {
+    "odd.csv": (b"prompt,answer\na,1\nb,2,3,4\n", "Expected 2 fields in line 3, saw 4"),
+    "latin.csv": ("prompt,answer\ncaf\u00e9,1\n".encode("latin-1"), "Save it as UTF-8"),
+    "cut.jsonl": (b'{"prompt": "a", "answer": "1"}\n{"prompt": "b', "JSON|Missing|parse"),
+    "cut.parquet": (b"PAR1", "cannot be read"),
+    "cut.jsonl.gz": (gzip.compress(b'{"prompt": "a"}\n' * 50)[:-10], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(name: str, tmp_path: Path) -> None:
+    content, words = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    good = tmp_path / f"a.{name.partition('.')[2]}"
+    if name.endswith("csv"):
+        good.write_bytes(b"prompt,answer\na,1\n")
+    given = [str(tmp_path / name)] if not good.exists() else [str(good), str(tmp_path / name)]
+    with pytest.raises(DataError, match=words) as caught:
+        load(dataset_name=given)
+    assert repr(str(tmp_path / name)) in str(caught.value) and "\n" not in str(caught.value)
+    tried("dataset", f"file that cannot be read: {name}", "refused: the file is named")
+
+
+def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(rows(1)))
+    (tmp_path / "a.doc").write_text("x")
+    (tmp_path / "a.csv").write_text("prompt\nx\n")
+    for name, words in (
+        (str(tmp_path / "none.jsonl"), "is not a file"),
+        (str(tmp_path / "*.parquet"), "no file matches"),
+        (str(tmp_path / "a.doc"), r"must end in \.json"),
+        ([str(tmp_path / "a.jsonl"), str(tmp_path / "a.csv")], "mixes files of the kinds csv, json"),
+        ([], "names no file"),
+        (str(tmp_path / "nothing" / "here"), "cannot be read"),
+    ):
+        with pytest.raises(DataError, match=words):
+            load(dataset_name=name)
+
+
+# --- Overlap
+
+
+def asks(prompt: Any, **columns: Any) -> Dataset:
+    return Dataset.from_list([{"prompt": prompt, **columns}])
+
+
+def turn(text: Any, role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "same"),
+    [
+        (asks("What is 2 + 2?"), asks(" what is 2 +  2?\n"), 1),
+        (asks("What is 2 + 2?"), asks([turn("What is 2 + 2?")]), 1),
+        (asks([turn("Be brief", "system"), turn("q")]), asks([turn("q")]), 1),
+        (asks([turn([{"type": "text", "text": "q"}])]), asks([turn("q")]), 1),
+        (asks("caf\u00e9"), asks("cafe\u0301"), 1),
+        (asks("What is 2 + 2?"), asks("What is 2 + 3?"), 0),
+        (asks([turn("q"), turn("a", "assistant"), turn("r")]), asks([turn("r")]), 0),
+        (asks([turn("q")], image=b"one"), asks([turn("q")], image=b"one"), 1),
+        (asks([turn("q")], image=b"one"), asks([turn("q")], image=b"two"), 0),
+        (asks([turn("q")], images=[b"one", b"two"]), asks([turn("q")], images=[b"one"]), 0),
+    ],
+)
+def test_rows_that_ask_the_same_are_counted(train: Dataset, held_out: Dataset, same: int) -> None:
+    assert count_overlap(train, held_out) == same
+
+
+def test_a_run_says_how_many_held_out_rows_are_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held_out = task_rows(4, split="test")
+    train = Dataset.from_list([*task_rows(8), *held_out[:3]])
+    with caplog.at_level(logging.WARNING, "dopd"):
+        trainer(tmp_path, train_dataset=train, eval_dataset=Dataset.from_list(held_out))
+    assert "3 of 4 rows of eval_dataset ask what a row of train_dataset asks" in caplog.text
+    tried("dataset", "held-out rows that ask what is trained on", "counted and warned of")
