@@ -29,7 +29,6 @@ _HOPEFUL = (
     "teacher_prompt",
     "tool_choice",
 )
-CHECK_BATCH = 512  # rows tokenised at a time while lengths are checked
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
 
@@ -227,51 +226,67 @@ def check_prompts(
     broken: list[str] = []
     kinds: set[type] = set()
     # A bar that appears where this takes longer than one waits: images are read, one by one.
-    for start in tqdm(range(0, len(dataset), CHECK_BATCH), desc="checking prompts", delay=5, leave=False):
-        rows = {}
-        for index in range(start, min(start + CHECK_BATCH, len(dataset))):
-            row = dataset[index]
-            check_row(row, index)
-            check_kind(row, index, kinds)
-            try:
-                check_images(row, index)
-            except BrokenImageError as error:
-                if not skip_broken_images:
-                    raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
-                broken.append(str(error))
-                continue
-            rows[index] = row
-        for index, row in rows.items():
-            longest = max(view_lengths(views, num_tokens, row, index))
-            if longest > max_prompt_tokens:
-                if not drop_overlong:
-                    raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
-                continue
-            kept.append(index)
-            num_blank += lacks_privileged(row)
+    for index in tqdm(range(len(dataset)), desc="checking prompts", delay=5, leave=False):
+        row = dataset[index]
+        check_row(row, index)
+        check_kind(row, index, kinds)
+        try:
+            longest = longest_view(row, index, views, num_tokens)
+        except BrokenImageError as error:
+            if not skip_broken_images:
+                raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
+            broken.append(str(error))
+            continue
+        if longest > max_prompt_tokens:
+            if not drop_overlong:
+                raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
+            continue
+        kept.append(index)
+        num_blank += lacks_privileged(row)
     num_dropped = len(dataset) - len(kept) - len(broken)
     if not kept:
-        unread = f"; {len(broken)} have images that cannot be read, the first: {broken[0]}" if broken else ""
-        raise DataError(
-            f"all {num_dropped} prompts are longer than {max_prompt_tokens} tokens: raise max_prompt_length{unread}"
-        )
+        raise DataError(_nothing_left(num_dropped, max_prompt_tokens, broken))
     report = DatasetReport(
         len(kept), num_blank if needs_privileged else 0, num_dropped, len(broken), broken[0] if broken else ""
     )
     return (dataset.select(kept) if num_dropped or broken else dataset), report
 
 
-def view_lengths(
-    views: Callable[[dict[str, Any]], list[Prompt]],
-    num_tokens: Callable[[list[Prompt]], list[int]],
+def longest_view(
     row: dict[str, Any],
     index: int,
-) -> list[int]:
-    """Tokens of every view of a row; what cannot be made of it is said with the row's number."""
+    views: Callable[[dict[str, Any]], list[Prompt]],
+    num_tokens: Callable[[list[Prompt]], list[int]],
+) -> int:
+    """Tokens of the longest view of a row, every image of which was read.
+
+    Raises:
+        BrokenImageError: an image cannot be read, or the processor refuses what it sees: a shape, a number of images.
+        DataError: a view cannot be made. Both name row and column.
+    """
+    check_images(row, index)
     try:
-        return num_tokens(views(row))
+        return max(num_tokens(views(row)))
+    except BrokenImageError as error:
+        raise BrokenImageError(f"row {index}, {_columns_of_images(row)}: {error}") from error
     except DataError as error:
         raise type(error)(f"row {index}: {error}") from error
+
+
+def _columns_of_images(row: Mapping[str, Any]) -> str:
+    filled = [name for name in (*COLUMNS, PRIVILEGED_COLUMN) if images_of(row, (name,))]
+    if any(source is not None for source in image_sources(row["prompt"])):
+        filled.append("prompt")
+    return f"column {' and '.join(map(repr, filled or COLUMNS[:1]))}"
+
+
+def _nothing_left(num_dropped: int, allowed: int, broken: Sequence[str]) -> str:
+    reasons = []
+    if num_dropped:
+        reasons.append(f"all {num_dropped} prompts are longer than {allowed} tokens: raise max_prompt_length")
+    if broken:
+        reasons.append(f"{len(broken)} have images that cannot be read, the first: {broken[0]}")
+    return "no row is left: " + "; ".join(reasons)
 
 
 def overlong_message(where: str, length: int, allowed: int) -> str:

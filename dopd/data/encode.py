@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from dopd.data.images import image_key, image_size, open_image
+from dopd.data.blocks import check_blocks, image_in, is_image
+from dopd.data.images import BrokenImageError, image_key, image_size, in_short, open_image
 from dopd.data.privileged import Prompt, with_turns
 from dopd.data.rendering import as_template_reads, check_beginning, check_last_turn, rendered, template_arguments
-from dopd.data.views import image_in, is_image
-from dopd.errors import DataError, ModelError
+from dopd.errors import DataError, DopdError, ModelError
 from dopd.scoring import View, left_padded
 from dopd.vision.media import ImageSet
 from dopd.vision.tokens import placeholder_texts
@@ -154,7 +154,7 @@ def as_blocks(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if isinstance(message["content"], str)
             # Datasets give every block of a column the same fields, None where a block has no such field.
             else [
-                {name: value for name, value in block.items() if value is not None}
+                {"type": "text", **{name: value for name, value in block.items() if value is not None}}
                 for block in message["content"] or []
             ],
         }
@@ -172,18 +172,19 @@ def image_sources(prompt: Prompt) -> list[Any]:
 
 
 def check_placeholders(processor: Any, prompt: Prompt) -> None:
-    """Raise `DataError` where the text of a prompt holds a token that stands for an image, or a block a video."""
+    """Raise `DataError` where the text of a prompt holds a token that stands for an image, or a block no picture."""
     tokens = placeholder_texts(processor)
-    for message in as_blocks(prompt) if isinstance(prompt, list) else [{"content": [{"text": prompt}]}]:
-        for block in message["content"]:
-            found = [token for token in tokens if token in block.get("text", "")]
-            if found:
-                raise DataError(
-                    f"column 'prompt' or 'privileged_context': the text holds {found[0]!r}, which stands for an image "
-                    "and may not be written. Remove it; to say where an image goes, use a {'type': 'image'} block"
-                )
-            if block.get("type") not in (None, "text", "image"):
-                raise DataError(f"column 'prompt': a block of type {block['type']!r}; only text and image can be read")
+    if isinstance(prompt, str):
+        texts = [prompt]
+    else:
+        check_blocks(prompt)
+        texts = [block.get("text", "") for message in as_blocks(prompt) for block in message["content"]]
+    found = next((token for text in texts for token in tokens if token in text), None)
+    if found:
+        raise DataError(
+            f"column 'prompt' or 'privileged_context': the text holds {found!r}, which stands for an image and may not "
+            "be written. Remove it; to say where an image goes, use a {'type': 'image'} block"
+        )
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,12 @@ def _encode_each_once(processor: Any, prompts: Sequence[Prompt], options: dict[s
     keys = [
         json.dumps([prompt, getattr(prompt, "options", None)], default=image_key, sort_keys=True) for prompt in prompts
     ]
-    for key, prompt in zip(keys, prompts, strict=True):
+    for place, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
         if key not in made:
-            made[key] = _encode(processor, prompt, options)
+            try:
+                made[key] = _encode(processor, prompt, options)
+            except DataError as error:
+                raise type(error)(f"prompt {place} of a batch of {len(prompts)}: {error}") from error
     return [made[key] for key in keys]
 
 
@@ -231,17 +235,23 @@ def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded
 
 
 def _processed(processor: Any, prompt: Prompt, options: dict[str, Any]) -> Mapping[str, Any]:
-    if isinstance(prompt, str):
-        made = processor(text=[prompt], return_tensors="pt")
-    else:
+    opened = prompt if isinstance(prompt, str) else _opened(prompt)
+    try:
+        if isinstance(prompt, str):
+            return dict(processor(text=[prompt], return_tensors="pt"))
+        arguments = template_arguments(prompt, options)
         made = processor.apply_chat_template(
-            [_opened(prompt)],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **template_arguments(prompt, options),
+            [opened], tokenize=True, return_dict=True, return_tensors="pt", **arguments
         )
-    return dict(made)
+        return dict(made)
+    except (DopdError, ImportError):
+        raise
+    except Exception as error:  # of one row: its shape, its number of images, a prompt without any, ...
+        sizes = [f"{picture.width} x {picture.height}" for picture in image_sources(opened)]
+        raise BrokenImageError(
+            f"{type(processor).__name__} cannot read the prompt with its {len(sizes)} images "
+            f"({', '.join(sizes) or 'none'}): {in_short(error)}"
+        ) from error
 
 
 def _check_of_images(

@@ -1,37 +1,76 @@
 """Images of a dataset: whatever a column holds, as an RGB picture, and a key that tells pictures apart."""
 
+import base64
 import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dopd.errors import DataError
 
-COLUMNS = ("images", "image")  # the first with something in it counts
+COLUMNS = ("images", "image")  # of which a row may fill one
 PRIVILEGED_COLUMN = "privileged_images"
 _SIXTEEN_BITS = 65535
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height change places
-_KINDS = "a PIL image, a path, bytes, an (H, W, C) uint8 array or {'bytes': ..., 'path': ...}"
+_KINDS = "a PIL image, a path, bytes, base64, a data URI, an (H, W, C) uint8 array or {'bytes': ..., 'path': ...}"
+_HELD_UNDER = ("bytes", "path", "url", "base64")  # keys of a mapping, the first with something in it
+_MOST_QUOTED = 100  # characters
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}=*\s*")  # longer than names of files tend to be
+_ADDRESS = re.compile(r"[a-z0-9+.\-]{2,}://(?<!file://)", re.IGNORECASE)
+_CHANNELS = (1, 3, 4)
+# Parts of names of columns that people keep pictures in, and parts of names that say something of pictures.
+_PICTURES = re.compile(r"image|img|picture|photo|pixel|screenshot|video|audio|frames?$", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"(^(num|n|has|is)_)|(id|ids|index|width|height|sizes?|count|hash|caption|description|label|type)s?$"
+)
 
 
 class BrokenImageError(DataError):
-    """A picture that cannot be read, named by row and column."""
+    """A picture that cannot be read, or a prompt whose pictures its processor refuses."""
 
 
 def images_of(row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[Any]:
-    """What a row has in its image columns, one entry per image, not opened; empty for a row without images."""
+    """What a row has in its image columns, one entry per image, not opened; empty for a row without images.
+
+    Raises:
+        DataError: two of the columns hold something, of which only one could be read.
+    """
+    filled = {}
     for column in columns:
         value = row.get(column)
-        entries = list(value) if isinstance(value, list | tuple) else [value]
+        entries = value if isinstance(value, list | tuple) and not _is_array(value) else [value]
         found = [entry for entry in entries if entry is not None]
         if found:
-            return found
-    return []
+            filled[column] = found
+    if len(filled) > 1:
+        raise DataError(
+            f"columns {' and '.join(map(repr, filled))} both hold pictures, and only one of them can be read: put all "
+            "pictures of a row into one column (remove_columns takes the other away)"
+        )
+    return next(iter(filled.values()), [])
+
+
+def unread_columns(columns: Sequence[str]) -> list[str]:
+    """Columns whose names say that they hold pictures, videos or sound, and that nothing reads."""
+    read = {*COLUMNS, PRIVILEGED_COLUMN}
+    return [name for name in columns if name not in read and _PICTURES.search(name) and not _ABOUT.search(name)]
+
+
+def _is_array(value: Any) -> bool:
+    """Whether nested lists are one picture, which datasets make of an array: numbers (H, W) or (H, W, C)."""
+    depth, inner = 0, value
+    while isinstance(inner, list | tuple) and inner:
+        depth, last, inner = depth + 1, len(inner), inner[0]
+    if isinstance(inner, bool) or not isinstance(inner, int | float):
+        return False
+    return depth == 2 or (depth == 3 and last in _CHANNELS)
 
 
 def open_image(source: Any) -> Image.Image:
@@ -48,14 +87,21 @@ def open_image(source: Any) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        words = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(f"{_named(source)} cannot be read as an image: {type(error).__name__}: {words}") from error
+        raise DataError(f"{_named(source)} cannot be read as an image: {in_short(error)}") from error
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an error and the beginning of its first line: messages of libraries quote whole files."""
+    return f"{type(error).__name__}: {_cut((str(error).strip().splitlines() or [''])[0], 2 * _MOST_QUOTED)}"
+
+
+def _cut(text: str, length: int = _MOST_QUOTED) -> str:
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def image_size(source: Any) -> tuple[int, int]:
     """Width and height of a picture as `open_image` gives it, from its header where that is enough."""
-    if isinstance(source, Mapping):
-        source = source.get("bytes") or source.get("path")
+    source = _held(source)
     if isinstance(source, str | Path | bytes | bytearray):
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else _path(source)) as picture:
@@ -69,8 +115,7 @@ def image_size(source: Any) -> tuple[int, int]:
 
 def image_key(source: Any) -> str:
     """The same text for the same picture, without decoding it: of its bytes, its path, or its pixels."""
-    if isinstance(source, Mapping):
-        source = source.get("bytes") or source.get("path")
+    source = _held(source)
     if isinstance(source, str | Path):
         return f"path:{source}"
     digest = hashlib.blake2b(digest_size=16)
@@ -94,8 +139,6 @@ def blank_like(image: Image.Image) -> Image.Image:
 
 def small_data_uri(source: Any, side: int = 320) -> str:
     """A picture as a JPEG data URI of at most `side` pixels a side."""
-    import base64
-
     picture = open_image(source)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -103,9 +146,58 @@ def small_data_uri(source: Any, side: int = 320) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _opened(source: Any) -> Image.Image:
+def _held(source: Any) -> Any:
+    """What a mapping holds, and what a data URI or base64 encodes, as bytes; anything else as it is.
+
+    Raises:
+        DataError: a data URI that is none, or an address in a network.
+    """
     if isinstance(source, Mapping):
-        source = source.get("bytes") or source.get("path")
+        name = next((name for name in _HELD_UNDER if source.get(name)), None)
+        source = None if name is None else source[name]
+        if name == "base64" and isinstance(source, str) and not source.startswith("data:"):
+            source = f"data:;base64,{source}"
+    if not isinstance(source, str):
+        return source
+    if source.startswith("data:"):
+        return _decoded(source)
+    if _ADDRESS.match(source):
+        raise DataError(
+            f"{_named(source)} is an address: pictures are not fetched while training. Download it, and give the file"
+        )
+    if _BASE64.fullmatch(source) and not _is_file(source):
+        try:
+            return _from_base64(source)
+        except ValueError:
+            return source
+    return source
+
+
+def _decoded(uri: str) -> bytes:
+    header, comma, body = uri.partition(",")
+    try:
+        data = _from_base64(unquote(body)) if header.endswith(";base64") else unquote_to_bytes(body)
+    except ValueError as error:
+        raise DataError(f"{_named(uri)} cannot be read as an image: {in_short(error)}") from error
+    if not comma or not data:
+        raise DataError(f"{_named(uri)} holds no data: expected data:image/png;base64, and the encoded file")
+    return data
+
+
+def _from_base64(text: str) -> bytes:
+    plain = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than a name may be
+        return False
+
+
+def _opened(source: Any) -> Image.Image:
+    given, source = source, _held(source)
     if isinstance(source, Image.Image):
         picture = source
     elif isinstance(source, bytes | bytearray):
@@ -118,7 +210,7 @@ def _opened(source: Any) -> Image.Image:
             raise DataError(f"{_named(source)}: values of an array must be whole numbers from 0 to 255")
         picture = Image.fromarray(array.astype(np.uint8))
     else:
-        raise DataError(f"{_named(source)} is no image: expected {_KINDS}")
+        raise DataError(f"{_named(given)} is no image: expected {_KINDS}")
     picture.load()  # the file is read here, and not where nobody expects an error
     if 0 in picture.size:
         raise DataError(f"{_named(source)} has no pixels: {picture.size[0]} x {picture.size[1]}")
@@ -161,8 +253,12 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _named(source: Any) -> str:
+    """A source in a message, never a whole picture."""
     if isinstance(source, Mapping):
-        source = source.get("path") or source.get("bytes")
+        held = next((source[name] for name in ("path", "url", "bytes", "base64") if source.get(name)), None)
+        return f"a mapping with {', '.join(map(repr, source)) or 'nothing'}" if held is None else _named(held)
     if isinstance(source, bytes | bytearray):
         return f"{len(source)} bytes"
-    return repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    if isinstance(source, str) and source.startswith("data:"):
+        return f"a data URI ({_cut(source.partition(',')[0])}, {len(source)} characters)"
+    return repr(_cut(str(source))) if isinstance(source, str | Path) else f"a {type(source).__name__}"

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dopd.data.blocks import blocks_of, check_blocks, image_in, is_image, place_images
 from dopd.data.images import PRIVILEGED_COLUMN, blank_like, images_of, open_image
 from dopd.data.privileged import Conversation, PrivilegedTemplate, Prompt, with_turns
 from dopd.errors import DataError
@@ -108,23 +109,20 @@ def with_images(prompt: Prompt, images: Sequence[Any]) -> Prompt:
         if images:
             raise DataError("images need a conversation as prompt: [{'role': 'user', 'content': ...}]")
         return prompt
-    places = sum(_is_open_place(block) for message in prompt for block in _blocks(message))
-    if not images and not places:
+    check_blocks(prompt)
+    pictures = [block for message in prompt for block in blocks_of(message) if is_image(block)]
+    places = [block for block in pictures if image_in(block) is None]
+    if not images and not pictures:
         return prompt
-    if places == 0 and any(is_image(block) for message in prompt for block in _blocks(message)):
+    if images and pictures and not places:
         raise DataError(
             f"the row has {len(images)} images and its conversation holds its own: leave the image column out, or "
             "the images in the conversation"
         )
-    if places == 0:
+    if not pictures:
         return _images_first(prompt, images)
-    if places != len(images):
-        raise DataError(
-            f"the conversation has {places} image blocks without an image and the row has {len(images)} images: give "
-            "one image for each block, or leave the blocks out and images come first"
-        )
-    rest: Iterator[Any] = iter(images)
-    return _map_blocks(prompt, lambda block: _filled(block, rest) if _is_open_place(block) else block)
+    rest = place_images(places, images)
+    return _map_blocks(prompt, lambda block: _filled(block, rest) if is_image(block) else block)
 
 
 def with_blank_images(prompt: Prompt) -> Prompt:
@@ -137,31 +135,14 @@ def with_blank_images(prompt: Prompt) -> Prompt:
     )
 
 
-def is_image(block: Mapping[str, Any]) -> bool:
-    return block.get("type") == "image"
-
-
-def image_in(block: Mapping[str, Any]) -> Any:
-    """What an image block holds; `None` for an empty place."""
-    return next((block[name] for name in ("image", "path", "url") if block.get(name) is not None), None)
-
-
-def _blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
-
-
-def _is_open_place(block: Mapping[str, Any]) -> bool:
-    return is_image(block) and image_in(block) is None
-
-
 def _filled(block: Mapping[str, Any], images: Iterator[Any]) -> dict[str, Any]:
-    return {"type": "image", "image": next(images)}
+    own = image_in(block)
+    return {"type": "image", "image": next(images) if own is None else own}
 
 
 def _map_blocks(prompt: list[dict[str, Any]], change: Callable[[Any], Any]) -> list[dict[str, Any]]:
     turns = [
-        {**message, "content": [change(block) for block in message["content"]]} if _blocks(message) else message
+        {**message, "content": [change(block) for block in message["content"]]} if blocks_of(message) else message
         for message in prompt
     ]
     return with_turns(prompt, turns)

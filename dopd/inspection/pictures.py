@@ -45,8 +45,6 @@ def _sources(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _picture(source: Any) -> str:
-    if isinstance(source, str) and source.startswith("data:"):
-        return source
     try:
         return small_data_uri(source)
     except DataError:

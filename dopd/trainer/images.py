@@ -1,15 +1,17 @@
 """What a vision-language run checks and prepares before the first step: processors, datasets, trial passes."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset, List, Sequence
+from datasets import Dataset, Image, IterableDataset, List
+from datasets import Sequence as SequenceFeature
 from PIL import Image as Picture
 
-from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
-from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
+from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import evaluation_mode
@@ -82,8 +84,20 @@ def undecoded(dataset: Any) -> Any:
         if isinstance(kind, Image):
             dataset = dataset.cast_column(column, Image(decode=False))
         elif isinstance(inner, Image):
-            dataset = dataset.cast_column(column, (List if isinstance(kind, List) else Sequence)(Image(decode=False)))
+            dataset = dataset.cast_column(
+                column, (List if isinstance(kind, List) else SequenceFeature)(Image(decode=False))
+            )
     return dataset
+
+
+def tell_unread_columns(columns: Sequence[str]) -> None:
+    """Say which columns hold pictures, by their names, where nothing looks for any."""
+    unread = unread_columns(columns)
+    if unread:
+        logger.warning(
+            f"column(s) {', '.join(map(repr, unread))} hold pictures or sound by their names, and nothing reads them. "
+            f"Pictures belong into {', '.join(map(repr, COLUMNS))} or {PRIVILEGED_COLUMN!r}"
+        )
 
 
 def check_readable(row: dict[str, Any], processing_class: Any) -> None:
@@ -95,19 +109,52 @@ def check_readable(row: dict[str, Any], processing_class: Any) -> None:
         )
 
 
-def teacher_processor(trainer: Any, teacher_source: Any, given: Any, trial: View) -> Any:
-    """The teacher's own processor if it encodes prompts or images otherwise than the student's; else `None`.
+def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
+    """The teacher's own processor, if it has one with other settings than the student's; else `None`.
 
     Args:
         teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
         given: a processor passed for the teacher, if any.
-        trial (`View`): prompts with images, as the student's processor encodes them.
     """
-    if trainer.teacher_model is None or not reads_images(trainer.processing_class):
+    mine = trainer.processing_class
+    if trainer.teacher_model is None or not reads_images(mine):
         return None
     processor = given
     if processor is None and isinstance(teacher_source, str):
         processor = load_processor(teacher_source, padding_side="left")
+    if processor is None or (
+        processor.to_dict() == mine.to_dict()
+        and processor.chat_template == mine.chat_template
+        and processor.tokenizer.get_vocab() == mine.tokenizer.get_vocab()
+    ):
+        return None
+    return processor
+
+
+def prompt_lengths(trainer: Any, vocab_size: int) -> Callable[[list[Any]], list[int]]:
+    """What counts the tokens of prompts: the most that student or teacher read, each through its own processor."""
+    mine = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs, vocab_size)
+    if trainer.teacher_candidate is None:
+        return mine
+    theirs = PromptLengths(trainer.teacher_candidate, trainer.chat_template_kwargs, vocab_size)
+
+    def longer(prompts: list[Any]) -> list[int]:
+        lengths = mine(prompts)
+        try:
+            return list(map(max, lengths, theirs(prompts)))
+        except BrokenImageError as error:
+            raise BrokenImageError(f"the teacher's own processor: {error}") from error
+
+    return longer
+
+
+def teacher_processor(trainer: Any, trial: View) -> Any:
+    """The teacher's own processor if it encodes prompts or images otherwise than the student's; else `None`.
+
+    Args:
+        trial (`View`): prompts with images, as the student's processor encodes them.
+    """
+    processor = trainer.teacher_candidate
     if processor is None:
         return None
     prompts = trial_prompts(trainer)

@@ -16,15 +16,14 @@ from dopd.data.checks import (
     DatasetReport,
     check_columns,
     check_control_tokens,
-    check_images,
     check_kind,
     check_prompts,
     check_row,
+    longest_view,
     overlong_message,
     unread_columns,
-    view_lengths,
 )
-from dopd.data.encode import PromptLengths, check_placeholders, reads_images
+from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.images import BrokenImageError
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
@@ -221,11 +220,11 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
-    _tell_unread_columns(dataset)
+    _tell_unread_columns(dataset.column_names or [])
     asked = as_conversation if trainer.asks_text else dict
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
     vocab_size = min(model.config.get_text_config().vocab_size for model in models)
-    num_tokens = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs, vocab_size)
+    num_tokens = images.prompt_lengths(trainer, vocab_size)
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = asked(row)
@@ -260,13 +259,14 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     return dataset
 
 
-def _tell_unread_columns(dataset: Any) -> None:
-    unread = unread_columns(dataset.column_names or [])
+def _tell_unread_columns(columns: Sequence[str]) -> None:
+    unread = unread_columns(columns)
     if unread:
         logger.warning(
             f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier: turns belong into "
             "'prompt', hints into 'privileged_context'"
         )
+    images.tell_unread_columns(columns)
 
 
 def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int) -> Any:
@@ -279,18 +279,19 @@ def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allo
 
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped, broken
+        if not kinds and stream.column_names is None:  # of some streams the first row says what there is
+            _tell_unread_columns(list(row))
         check_columns(list(row), needs_privileged=table.needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)
         try:
-            check_images(row, index)
+            longest = longest_view(row, index, views, num_tokens)
         except BrokenImageError as error:
             if not args.skip_broken_images:
                 raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
             broken += 1
             logger.warning(f"row {index} of the stream dropped ({broken} with broken images so far): {error}")
             return False
-        longest = max(view_lengths(views, num_tokens, row, index))
         if longest <= allowed:
             return True
         if args.overlong_prompts != "drop":

@@ -81,7 +81,7 @@ class ViewingTrainer(DistillationTrainer):
             **settings,
         )
 
-    def _prepare_viewing(self, teacher_source: Any, teacher_processing_class: Any) -> None:
+    def _prepare_viewing(self) -> None:
         """Try what can be shared, on prompts with images if the model reads any. Datasets are prepared before."""
         self.features = FeatureCache()
         self.teacher_processor: Any = None
@@ -93,9 +93,7 @@ class ViewingTrainer(DistillationTrainer):
             images.forbid_placeholders(self)
             prompts = images.trial_prompts(self)
             self._trial = self.view_of(prompts)
-            self.teacher_processor = images.teacher_processor(
-                self, teacher_source, teacher_processing_class, self._trial
-            )
+            self.teacher_processor = images.teacher_processor(self, self._trial)
             self._trial = self.view_of(prompts)
         self.image_architectures = images.architectures(self)
         images.check_generation(self)

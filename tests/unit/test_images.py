@@ -191,8 +191,9 @@ def test_lengths_are_those_of_the_encoded_prompts(name: str) -> None:
         kit.user("how many red circle ?", kit.picture(2, width=64, height=40), kit.picture(3)),
         kit.user("red ?", kit.picture(4), kit.picture(5, width=64, height=40)),
         kit.user("red red red ?", kit.picture(6)),
-        [{"role": "user", "content": "no image"}],
     ]
+    if not kit.family(name).needs_image:
+        prompts.append([{"role": "user", "content": "no image"}])
     expected = [len(ids) for ids in encode_prompts(processor, prompts, {})]
     assert PromptLengths(processor, {})(prompts) == expected
 
