@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dopd.scoring import View, backbone_of, has_adapters, view_hidden_states
+from dopd.lengths import forget_longer_passes, shortest_switch
+from dopd.scoring import View, backbone_of, rounding, view_hidden_states, without_adapters, without_router_logits
 from dopd.vision.media import FeatureCache, different_sets, image_inputs
 from dopd.vision.tokens import placeholder_ids
-
-# What two routes to the same states may differ by, relative to the largest state: rounding alone.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
-_TOLERANCE_HALF = 5e-2
 
 
 def different_prompts(view: View) -> tuple[Tensor, Tensor]:
@@ -48,13 +45,14 @@ def hidden_states_sharing_prompts(
     Args:
         model: an unwrapped transformers model.
         view (`View`): B prompts, of which some are equal.
-        completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): as in `completion_hidden_states`.
+        completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): as in `view_hidden_states`.
         cache (`FeatureCache`, *optional*): image features made earlier with the same weights.
 
     Returns:
         `Tensor` (B, T, H), with a gradient where gradients are enabled.
     """
     backbone = backbone_of(model)
+    forget_longer_passes(backbone, model.config)
     first_U, prompt_B = different_prompts(view)
     ids_UP, mask_UP = view.prompt_ids[first_U], view.prompt_mask[first_U]
     images = tuple(view.images[row] for row in first_U.tolist()) if view.images else ()
@@ -68,6 +66,7 @@ def hidden_states_sharing_prompts(
         attention_mask=mask_UP,
         **{kept_as: kept},
         use_cache=True,
+        **without_router_logits(backbone),
         **types,
         **pictures,
         **positions_UP,
@@ -83,7 +82,8 @@ def hidden_states_sharing_prompts(
         attention_mask=mask_BL,
         **{kept_as: kept},
         use_cache=True,
-        **_positions_behind(mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
+        **without_router_logits(backbone),
+        **_positions_behind(backbone, mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
     )
     return torch.cat([first_B1H, answers.last_hidden_state], dim=1)
 
@@ -100,12 +100,12 @@ def _cache_argument(backbone: Any) -> str:
 def _positions(
     backbone: Any, ids_UP: Tensor, mask_UP: Tensor, types: Mapping[str, Tensor], pictures: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Positions of the prompts as arguments, and how far the positions behind a prompt are from its token count (U,);
-    nothing for families that count tokens themselves.
+    """Positions of the prompts as arguments, and how far the positions behind a prompt are from its token count (U,),
+    which only families with several dimensions need. Prompts are padded on the left here, for the cache has no gaps.
     """
-    if not hasattr(backbone, "get_rope_index"):
-        return {}, None
     text_UP = _token_positions(mask_UP)
+    if not hasattr(backbone, "get_rope_index"):
+        return ({"position_ids": text_UP} if _takes_positions(backbone) else {}), None
     if "image_grid_thw" not in pictures:
         return {"position_ids": text_UP.expand(4, -1, -1)}, torch.zeros_like(text_UP[:, 0])
     seen_3UP, offset_U1 = backbone.get_rope_index(
@@ -114,12 +114,18 @@ def _positions(
     return {"position_ids": torch.cat([text_UP.unsqueeze(0), seen_3UP])}, offset_U1.view(-1)
 
 
-def _positions_behind(mask_BL: Tensor, offset_U: Tensor | None, prompt_B: Tensor, num_tokens: int) -> dict[str, Tensor]:
-    if offset_U is None:
-        return {}
+def _positions_behind(
+    backbone: Any, mask_BL: Tensor, offset_U: Tensor | None, prompt_B: Tensor, num_tokens: int
+) -> dict[str, Tensor]:
     text_BT = _token_positions(mask_BL)[:, -num_tokens:]
+    if offset_U is None:
+        return {"position_ids": text_BT} if _takes_positions(backbone) else {}
     seen_BT = text_BT + offset_U[prompt_B].unsqueeze(1)
     return {"position_ids": torch.stack([text_BT, seen_BT, seen_BT, seen_BT])}
+
+
+def _takes_positions(backbone: Any) -> bool:
+    return "position_ids" in inspect.signature(backbone.forward).parameters
 
 
 def _token_positions(mask: Tensor) -> Tensor:
@@ -128,26 +134,33 @@ def _token_positions(mask: Tensor) -> Tensor:
 
 def architecture(model: Any) -> type:
     """The class of a model below its adapters."""
-    return type(model.get_base_model() if has_adapters(model) else model)
+    return type(without_adapters(model))
 
 
 @torch.no_grad()
-def shares_prompts_exactly(model: Any, *, half: bool, view: View | None = None) -> bool:
+def shares_prompts_exactly(model: Any, *, half: bool, view: View | None = None, longest: int | None = None) -> bool:
     """Whether this model gives the same hidden states when rollouts continue a cached prompt; tried on a small batch.
+
+    Models whose layers look back a limited way are tried behind that limit, if sequences of a run get there. Where
+    frequencies depend on the length, nothing is shared behind the shortest one that changes them (`dopd.lengths`).
 
     Args:
         model: an unwrapped transformers model in evaluation mode.
         half (`bool`): whether it computes in half precision.
         view (`View`, *optional*): three prompts to try, two of them equal; a few tokens if left out. A vision-language
             model is tried with images.
+        longest (`int`, *optional*): tokens of the longest sequence that will occur.
     """
-    vocab_size = model.config.get_text_config().vocab_size
-    ids = torch.linspace(0, vocab_size - 1, 14, device=model.device).long()
+    config = model.config.get_text_config()
+    device = model.device
     if view is None:
-        prompt_ids = torch.stack([ids[:5], ids[:5], ids[5:10]])
+        length = _trial_length(config, longest)
+        ids = torch.linspace(0, config.vocab_size - 1, length + 9, device=device).long()
+        prompt_ids = torch.stack([ids[:length], ids[:length], ids[5 : length + 5]])
         prompt_mask = torch.ones_like(prompt_ids)
-        prompt_mask[2, 0] = 0
+        prompt_mask[2, : length - 4] = 0
         view = View(prompt_ids, prompt_mask)
+    ids = torch.linspace(0, config.vocab_size - 1, 14, device=device).long()
     completion_ids = torch.stack([ids[10:13], ids[11:14], ids[8:11]])
     if view.images:  # a placeholder cannot stand in a completion
         completion_ids[torch.isin(completion_ids, torch.tensor(placeholder_ids(model.config), device=ids.device))] = 1
@@ -157,5 +170,18 @@ def shares_prompts_exactly(model: Any, *, half: bool, view: View | None = None) 
         shared = hidden_states_sharing_prompts(model, view, completion_ids, mask)
     except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):
         return False  # caches of another kind fail in their own ways
-    limit = _TOLERANCE_HALF if half else _TOLERANCE.get(plain.dtype, _TOLERANCE_HALF)
-    return bool((plain - shared).abs().max() <= limit * plain.abs().max())
+    return bool((plain - shared).abs().max() <= rounding(model, half=half) * plain.abs().max())
+
+
+_TRIAL_PROMPT, _LONGEST_TRIAL = 5, 8192  # tokens
+
+
+def _trial_length(config: Any, longest: int | None) -> int:
+    """Tokens of a prompt to try: some more than the widest window that sequences of the run fill."""
+    names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size", "local_attention")
+    windows = [value for value in (getattr(config, name, None) for name in names) if isinstance(value, int)]
+    reach = min(longest or _LONGEST_TRIAL, _LONGEST_TRIAL)
+    switch = shortest_switch(config)
+    reach = reach if switch is None else min(reach, switch)
+    filled = [window for window in windows if 0 < window + 4 <= reach - 3]
+    return max([_TRIAL_PROMPT, *(window + 4 for window in filled)])

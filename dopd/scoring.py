@@ -4,20 +4,21 @@ Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-p
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from dopd.errors import ScoringError
+from dopd.errors import ModelError, ScoringError
+from dopd.lengths import forget_longer_passes, same_regimes
 from dopd.vision.media import FeatureCache, ImageSet, image_inputs
 from dopd.vision.tokens import types_behind
-
-# (input_ids (B, P + T), attention_mask (B, P + T), T) -> hidden states (B, T, H) that predict the completion tokens
-Forward = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ class View:
             {name: types[start:stop, -longest:] for name, types in self.token_types.items()},
             None if self.for_teacher is None else self.for_teacher.rows(start, stop),
         )
+
+    def at(self, rows: Sequence[int]) -> "View":
+        """Some rows, in the order in which they are named, without the padding that none of them needs."""
+        numbers = torch.tensor(rows, device=self.prompt_ids.device)
+        picked = View(
+            self.prompt_ids[numbers],
+            self.prompt_mask[numbers],
+            tuple(self.images[row] for row in rows) if self.images else (),
+            {name: types[numbers] for name, types in self.token_types.items()},
+            None if self.for_teacher is None else self.for_teacher.at(rows),
+        )
+        return picked.rows(0, len(rows))
+
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """Tokens of each prompt (B,)."""
+        return self.prompt_mask.sum(1)
 
     def followed_by(self, completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask (B, P + T) of the prompts with their completions behind them."""
@@ -105,28 +123,29 @@ def in_batches(
     return torch.cat(pieces)
 
 
-def completion_hidden_states(
-    forward: Forward, view: View, completion_ids: Tensor, completion_mask: Tensor, batch_size: int
-) -> Tensor:
-    """`in_batches` for a model that reads prompt and completion as one sequence."""
-
-    def whole_sequences(part: View, ids: Tensor, mask: Tensor) -> Tensor:
-        return forward(*part.followed_by(ids, mask), ids.shape[1])
-
-    return in_batches(whole_sequences, view, completion_ids, completion_mask, batch_size)
-
-
-def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vocab_size: int) -> None:
+def check_alive(
+    source: str,
+    logprobs: Tensor,
+    entropy: Tensor,
+    mask: Tensor,
+    vocab_size: int,
+    *,
+    ids: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> None:
     """Raise `ScoringError` if a source's scores cannot come from a working model.
 
-    A uniform distribution (weights lost on the way, an untrained head) or one constant log-prob for every token teaches
-    nothing, and looks like a loss all the same.
+    A uniform distribution (weights lost on the way, an untrained head) or one distribution at every position teaches
+    nothing, and looks like a loss all the same. A model that is certain of every token has equal scores too, and is
+    well: it is dead only if its states are all one.
 
     Args:
         source (`str`): its name, for the message.
         logprobs, entropy (`Tensor` (B, T)): scores of the sampled tokens, nats.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
         vocab_size (`int`): size of the vocabulary.
+        ids (`LongTensor` (B, T), *optional*): the sampled tokens.
+        hidden (`Tensor` (B, T, H), *optional*): the states that predict them.
     """
     values, entropies = logprobs[mask != 0].double(), entropy[mask != 0].double()
     if values.numel() < 8:
@@ -141,11 +160,68 @@ def check_alive(source: str, logprobs: Tensor, entropy: Tensor, mask: Tensor, vo
         )
     # Answers of one token to one prompt are scored at one position: there, equal scores say nothing.
     several_positions = int((mask != 0).sum(1).max()) > 1
-    if several_positions and float(values.std()) < 1e-6 and float(entropies.std()) < 1e-6:
+    if not several_positions or float(entropies.std()) >= _EQUAL:
+        return
+    certain = float(values.min()) > -_CERTAIN
+    equal = float(values.std()) < _EQUAL or (ids is not None and _follow_from_tokens(values, ids, mask))
+    one_state = hidden is not None and _all_one(hidden[mask != 0])
+    if one_state or (equal and not certain):
         raise ScoringError(
-            f"{source} is dead: log-prob {float(values[0]):.4f} and the same entropy for all {values.numel()} scored "
-            "tokens. Its output does not depend on its input: check the checkpoint"
+            f"{source} is dead: one distribution (entropy {float(entropies[0]):.4f} nats) at all {values.numel()} "
+            "scored tokens. Its output does not depend on its input: check the checkpoint"
         )
+
+
+_EQUAL, _CERTAIN = 1e-6, 1e-3  # nats
+
+
+def _follow_from_tokens(values: Tensor, ids: Tensor, mask: Tensor) -> bool:
+    """Whether a token has one log-prob wherever it stands, and some token stands in several columns."""
+    kept = mask != 0
+    _, token_N = torch.unique(ids[kept], return_inverse=True)
+    columns_N = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
+    count = int(token_N.max()) + 1
+
+    def spread(numbers: Tensor) -> Tensor:
+        lowest, highest = (
+            numbers.new_zeros(count).scatter_reduce(0, token_N, numbers, how, include_self=False)
+            for how in ("amin", "amax")
+        )
+        return highest - lowest
+
+    return bool((spread(values) < 10 * _EQUAL).all()) and bool((spread(columns_N) > 0).any())
+
+
+def _all_one(states_NH: Tensor) -> bool:
+    return bool((states_NH - states_NH[:1]).abs().max() <= 1e-6 * states_NH.abs().max())
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is back in the mode it was in, not in one mode for all."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+# What two routes to the same numbers may differ by, relative to the largest number: rounding alone.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
+_ROUNDING_HALF = 5e-2
+
+
+def rounding(model: Any, *, half: bool = False) -> float:
+    """What two routes to a model's states or logits may differ by, relative to the largest of them.
+
+    Args:
+        half (`bool`): whether it computes in half precision although its weights are wider.
+    """
+    if half or torch.is_autocast_enabled(model.device.type) or getattr(model, "is_quantized", False):
+        return _ROUNDING_HALF
+    return _ROUNDING.get(model.dtype, _ROUNDING_HALF)
 
 
 def has_adapters(model: Any) -> bool:
@@ -160,14 +236,27 @@ def without_adapters(model: Any) -> Any:
 
 
 def backbone_of(model: Any) -> Any:
-    """A transformers model below its language-model head and its adapters."""
-    return without_adapters(model).base_model
+    """A transformers model below its language-model head and its adapters.
+
+    Raises:
+        ModelError: it has no such part.
+    """
+    whole = without_adapters(model)
+    if whole.base_model is not whole:
+        return whole.base_model
+    # Llama4ForCausalLM names a part that it does not have, and transformers then gives the model itself.
+    parts = [part for part in whole.children() if isinstance(part, PreTrainedModel)]
+    if len(parts) != 1:
+        raise ModelError(
+            f"{type(whole).__name__} has no backbone below its output head that dopd can find: use a causal language "
+            "model of transformers"
+        )
+    return parts[0]
 
 
-def last_hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-    """Hidden states (B, num_keep, H) of a transformers text model that predict the last `num_keep` tokens."""
-    hidden = backbone_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return hidden[:, -num_keep - 1 : -1]
+@torch.no_grad()
+def _unpadded_lengths(view: View, completion_mask: Tensor) -> list[int]:
+    return (view.prompt_lengths + completion_mask.ne(0).sum(1)).tolist()
 
 
 def view_hidden_states(
@@ -181,6 +270,10 @@ def view_hidden_states(
 ) -> Tensor:
     """Hidden states (B, T, H) that predict the completions behind the prompts of a view, images included.
 
+    Every sequence runs as if it were alone. Its first token stands at the first position and padding behind its last
+    one, where no causal model looks, so learned positions and recurrent states need nothing of their own. Sequences
+    that would change one another's rotation frequencies run apart.
+
     Args:
         model: an unwrapped transformers model.
         view (`View`): B prompts.
@@ -188,16 +281,53 @@ def view_hidden_states(
         cache (`FeatureCache`, *optional*): image features made earlier with the same weights.
         as_features (`bool`): whether each different image is encoded once; `False` hands pixels over for every row.
     """
+    groups = same_regimes(model.config, _unpadded_lengths(view, completion_mask))
+    if len(groups) == 1:
+        return _hidden_states(model, view, completion_ids, completion_mask, cache, as_features)
+    parts = [
+        _hidden_states(model, view.at(rows), completion_ids[rows], completion_mask[rows], cache, as_features)
+        for rows in groups
+    ]
+    order = torch.tensor([row for rows in groups for row in rows], device=completion_ids.device)
+    return torch.cat(parts)[order.argsort()]
+
+
+def _hidden_states(
+    model: Any, view: View, completion_ids: Tensor, completion_mask: Tensor, cache: FeatureCache | None, features: bool
+) -> Tensor:
+    """`view_hidden_states` of sequences that may run together."""
     backbone = backbone_of(model)
-    input_ids, attention_mask = view.followed_by(completion_ids, completion_mask)
+    ids, mask = view.followed_by(completion_ids, completion_mask)
+    starts_B1 = (view.prompt_mask.shape[1] - view.prompt_lengths).unsqueeze(1)
+    length = int(mask.sum(1).max())
+    columns_BL = torch.arange(length, device=ids.device) + starts_B1
+    inside_BL = columns_BL < ids.shape[1]
+    columns_BL = columns_BL.clamp(max=ids.shape[1] - 1)
+    mask = mask.gather(1, columns_BL) * inside_BL
+    types = types_behind(without_adapters(model), view.token_types, completion_ids.shape[1])
+    types = {name: values.gather(1, columns_BL) * mask for name, values in types.items()}
+    forget_longer_passes(backbone, model.config)
     output = backbone(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+        input_ids=ids.gather(1, columns_BL),
+        attention_mask=mask,
         use_cache=False,
-        **types_behind(without_adapters(model), view.token_types, completion_ids.shape[1]),
-        **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=as_features),
+        **without_router_logits(backbone),
+        **types,
+        **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=features),
     )
-    return output.last_hidden_state[:, -completion_ids.shape[1] - 1 : -1]
+    # The position before a completion token predicts it. Behind a shorter completion nothing is read.
+    steps_T = torch.arange(completion_ids.shape[1], device=ids.device)
+    places_BT = (view.prompt_lengths.unsqueeze(1) - 1 + steps_T).clamp(min=0, max=length - 1)
+    hidden = output.last_hidden_state
+    return hidden.gather(1, places_BT.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def without_router_logits(model: Any) -> dict[str, bool]:
+    """An argument that keeps a mixture of experts from returning its routers' logits, which no score reads."""
+    if not hasattr(model.config.get_text_config(), "output_router_logits"):
+        return {}
+    whole = without_adapters(model)
+    return {"output_router_logits": False} if "output_router_logits" in signature(whole.forward).parameters else {}
 
 
 def generation_inputs(model: Any, view: View, *, cache: FeatureCache | None = None) -> dict[str, Any]:
@@ -209,4 +339,5 @@ def generation_inputs(model: Any, view: View, *, cache: FeatureCache | None = No
         cache (`FeatureCache`, *optional*): keeps the image features for the passes that follow.
     """
     images = image_inputs(backbone_of(model), view.images, view.prompt_ids, cache=cache)
+    images |= without_router_logits(model)
     return {"input_ids": view.prompt_ids, "attention_mask": view.prompt_mask, **view.token_types, **images}

@@ -4,8 +4,7 @@ Accuracy with privileged context is no goal: it is read because it falls first w
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -19,10 +18,11 @@ from dopd.data.rendering import asks_text
 from dopd.data.views import as_conversation, lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.errors import ScoringError
 from dopd.fused import fused_routed_loss, score_tokens
+from dopd.generation import answers
 from dopd.heads import Head
 from dopd.methods import table
-from dopd.sampling import Ending, drawn, sampling_config
-from dopd.scoring import View, generation_inputs, in_batches, view_hidden_states
+from dopd.sampling import Ending, sampling_config
+from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
 from dopd.statistics import wilson_interval
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
@@ -180,7 +180,7 @@ class StudentEvaluator:
             sampled=sampled,
             suppressed=placeholder_ids(model.config),
         )
-        return drawn(model, generation_inputs(model, view, cache=cache), config, self.ending)
+        return answers(model, view, config, self.ending, inputs=partial(generation_inputs, model, cache=cache))
 
     def text(self, ids: list[int]) -> str:
         """A completion as text, without special tokens."""
@@ -243,18 +243,6 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
             "(wrong) to 1 (right). Scale it in the verifier"
         )
     return score
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is back in the mode it was in, not in one mode for all."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _mean(values: Sequence[float]) -> float:

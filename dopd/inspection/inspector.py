@@ -17,14 +17,14 @@ from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
-from dopd.evaluation.student import StudentEvaluator, evaluation_mode, judged
+from dopd.evaluation.student import StudentEvaluator, judged
 from dopd.fused import TokenScores, fused_routed_loss, measures, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
 from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import MAX_TOKENS
 from dopd.routing import Thresholds
-from dopd.scoring import View, in_batches, view_hidden_states
+from dopd.scoring import View, evaluation_mode, in_batches, view_hidden_states
 from dopd.signals import SignalBatch
 from dopd.sources import LIVE, PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.tables import RoutingTable

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.runs.hub import unreachable
+from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
 
 TINY = "tiny:"
@@ -43,9 +44,12 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path)
     try:
-        sees = is_vision_config(AutoConfig.from_pretrained(path))
-        family: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        config = AutoConfig.from_pretrained(path)
+        check_kind(f"model {name!r}", config)
+        family: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
         return family.from_pretrained(path, dtype=precision)
+    except ModelError:
+        raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error

@@ -8,6 +8,7 @@ from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
+from dopd.runs.checks import check_answering
 from dopd.sampling import declared_stop_strings
 from dopd.tasks.sources import get_source
 
@@ -56,6 +57,7 @@ def evaluate_checkpoint(
         seed=seed,
     )
     teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
+    check_answering(evaluator, evaluator.rows, model, teacher)
     return evaluator.evaluate(model, teacher=teacher)
 
 

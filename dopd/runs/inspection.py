@@ -17,6 +17,7 @@ from dopd.inspection.inspector import Inspector, unjudged
 from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
+from dopd.runs.checks import check_answering
 from dopd.runs.evaluate import eos_token_ids
 from dopd.sampling import declared_stop_strings
 from dopd.sources import SOURCES, TEACHER_SOURCES
@@ -91,8 +92,10 @@ def inspect_prompt(
     pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
+    rows = [{"prompt": given, "privileged_context": privileged_context, **pictures}] * count
+    check_answering(answering, rows, student, teacher)
     return Inspector(routing, answering, lambda name: nullcontext(models[name])).records(
-        [{"prompt": given, "privileged_context": privileged_context, **pictures}] * count,
+        rows,
         answers=answers,
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),

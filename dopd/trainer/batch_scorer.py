@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dopd.assignment import Assignment, assign
-from dopd.evaluation.student import evaluation_mode
 from dopd.fused import TokenScores, measures, score_tokens
 from dopd.heads import Head
-from dopd.scoring import View, check_alive, in_batches
+from dopd.scoring import View, check_alive, evaluation_mode, in_batches
 from dopd.signals import SignalBatch
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
+from dopd.trainer.passes import check_causal
 
 # Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.
 GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
@@ -42,6 +42,7 @@ class BatchScorer:
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
         temperature (`float`): of the scored distributions.
         merged_ids (`list[int]`): tokens that count as one outcome where one of them was sampled.
+        try_first (callable, *optional*): (source, unwrapped model, view), before that source is scored.
     """
 
     table: RoutingTable
@@ -54,6 +55,7 @@ class BatchScorer:
     chunk_tokens: int | None
     temperature: float
     merged_ids: Sequence[int] = ()
+    try_first: Callable[[str, Any, View], None] | None = None
 
     def score(
         self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor, known: Mapping[str, Any] | None = None
@@ -76,11 +78,12 @@ class BatchScorer:
         for source in sorted(self.table.sources):
             view = views[SOURCES[source].view]
             with self.source_model(source) as model, evaluation_mode(model), torch.no_grad():
-                hidden, scores[source] = self.redirect(model, self._score_view, view, completion_ids, mask)
+                hidden, scores[source] = self.redirect(model, self._score_view, source, view, completion_ids, mask)
                 if source in self.table.measured_sources:
                     measured[source] = (hidden, Head.of_model(self.accelerator.unwrap_model(model), self.temperature))
             vocab_size = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
-            check_alive(source, scores[source].logprobs, scores[source].entropy, mask, vocab_size)
+            given = scores[source]
+            check_alive(source, given.logprobs, given.entropy, mask, vocab_size, ids=completion_ids, hidden=hidden)
             if source in self.kept_sources:
                 batch[f"hidden/{source}"] = hidden
             batch |= {f"{f.name}/{source}": getattr(scores[source], f.name) for f in fields(TokenScores)}
@@ -125,7 +128,11 @@ class BatchScorer:
         shares = (counts / counts.sum().clamp(min=1)).tolist()
         return {f"gap_bin/{edge:g}": share for edge, share in zip((*GAP_EDGES, math.inf), shares, strict=True)}
 
-    def _score_view(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, TokenScores]:
+    def _score_view(
+        self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor
+    ) -> tuple[Tensor, TokenScores]:
+        if self.try_first is not None:
+            self.try_first(source, model, view)
         # Backbone passes and the head run inside one (redirected) forward, so a sharded head is collected once.
         forward = partial(self.hidden_states, model)
         hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
@@ -148,6 +155,15 @@ def make_scorer(trainer: Any) -> BatchScorer:
         unwrapped = trainer.accelerator.unwrap_model(wrapped)
         return trainer._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
 
+    tried = set[str]()
+
+    def causal(source: str, model: Any, view: View) -> None:
+        """Once for each source: here the weights of a split model are whole, on every process at the same time."""
+        if source not in tried:
+            tried.add(source)
+            check_causal(source, model, view.rows(0, 1), hidden_states=trainer.view_hidden_states, gradients=False)
+
+    split = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     return BatchScorer(
         table=trainer.table,
         # The reference loss makes its own scores from logits; the others read scores where no row reads logits.
@@ -161,4 +177,5 @@ def make_scorer(trainer: Any) -> BatchScorer:
         temperature=args.temperature,
         # All tokens that end an answer, if the table scores them as one outcome.
         merged_ids=sorted(trainer.eos_token_ids) if trainer.table.merge_ends else (),
+        try_first=causal if split else None,
     )

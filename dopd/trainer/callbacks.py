@@ -9,8 +9,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from dopd.errors import ConfigError
-from dopd.evaluation.student import EvaluationResult, StudentEvaluator, evaluation_mode
+from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.inspection.schema import METRICS_FILE, append_line, read_json_lines, replace_lines, to_line
+from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
 
 logger = logging.getLogger(__name__)

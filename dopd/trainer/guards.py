@@ -3,24 +3,17 @@ told.
 """
 
 import logging
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dopd.errors import ConfigError, ModelError, ScoringError
-from dopd.heads import Head
+from dopd.errors import ConfigError, ModelError
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import effective_weights
-from dopd.vision.tokens import placeholder_ids
 
 logger = logging.getLogger(__name__)
-
-# Two routes to the same logits differ by rounding alone. Half precision rounds at about 3 significant digits.
-_SELF_KL_LIMIT = {torch.float64: 1e-9, torch.float32: 1e-5}
-_SELF_KL_LIMIT_HALF = 5e-2
 
 
 def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
@@ -121,44 +114,6 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
     if student.chat_template != teacher.chat_template:
         return ["chat templates differ: both models read prompts rendered with the student's template"]
     return []
-
-
-@torch.no_grad()
-def self_divergence(model: Any, hidden_states: Any) -> float:
-    """Largest KL, nats, between a model's own logits and those rebuilt from its hidden states and head.
-
-    The same weights and the same prompt give 0 to rounding; anything else means that the loss would be taken on logits
-    that the model never produces (a missed scale, soft cap or adapter).
-
-    Args:
-        model: a transformers model in evaluation mode.
-        hidden_states (callable): (input_ids, attention_mask, T) -> (1, T, H), the route that scoring takes.
-    """
-    config = model.config.get_text_config()
-    count = min(8, config.vocab_size)
-    input_ids = torch.linspace(0, config.vocab_size - 1, count, device=model.device).long().unsqueeze(0)
-    mask = torch.ones_like(input_ids)
-    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, :-1].double()
-    rebuilt = Head.of_model(model).logits(hidden_states(input_ids, mask, count - 1)).double()
-    # The head gives placeholders of images no probability, the model's own does.
-    said = torch.ones(own.shape[-1], dtype=torch.bool, device=model.device)
-    said[placeholder_ids(model.config)] = False
-    own, rebuilt = own[..., said].log_softmax(-1), rebuilt[..., said].log_softmax(-1)
-    return float((own.exp() * (own - rebuilt)).sum(-1).abs().max())
-
-
-def check_self_divergence(name: str, model: Any, hidden_states: Any, *, half: bool) -> None:
-    """Raise `ModelError` if `self_divergence` is more than rounding."""
-    value = self_divergence(model, hidden_states)
-    if math.isnan(value):
-        raise ScoringError(f"{name}: its logits are not finite (NaN or infinite) on a few tokens: check the checkpoint")
-    limit = _SELF_KL_LIMIT_HALF if half else _SELF_KL_LIMIT.get(model.dtype, _SELF_KL_LIMIT_HALF)
-    if not value <= limit:
-        raise ModelError(
-            f"{name}: its logits and those rebuilt from its hidden states and output head differ by KL "
-            f"{value:.3g} nats (limit {limit:g} for {model.dtype}). dopd does not know a post-processing step of "
-            f"{type(model).__name__}"
-        )
 
 
 def active_dropout(model: nn.Module) -> list[str]:

@@ -14,11 +14,10 @@ from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_s
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.evaluation.student import evaluation_mode
 from dopd.heads import Head
 from dopd.prefix import architecture
 from dopd.sampling import nothing_of_the_checkpoint, sampling_config
-from dopd.scoring import View, generation_inputs, view_hidden_states
+from dopd.scoring import View, evaluation_mode, generation_inputs, view_hidden_states
 from dopd.vision.processors import is_vision_config, load_processor
 from dopd.vision.tokens import placeholder_ids
 

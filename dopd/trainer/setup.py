@@ -3,7 +3,6 @@
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -29,10 +28,10 @@ from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.evaluation.student import StudentEvaluator, Verifier, evaluation_mode
-from dopd.prefix import architecture, shares_prompts_exactly
+from dopd.evaluation.student import StudentEvaluator, Verifier
+from dopd.scoring import evaluation_mode
 from dopd.tables import RoutingTable
-from dopd.trainer import guards, images
+from dopd.trainer import guards, images, passes
 from dopd.trainer.context import common_context
 
 logger = logging.getLogger(__name__)
@@ -88,10 +87,11 @@ def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, ar
     if table.needs_teacher and teacher_model is None:
         guards.check_models(None, None, table)
     student_config = _config("model", model, args, (args.model_init_kwargs or {}).get("revision"))
+    passes.check_kind("model", student_config)
     if table.needs_teacher:
-        guards.check_vocab_sizes(
-            student_config, _config("teacher_model", teacher_model, args, args.teacher_model_revision)
-        )
+        teacher_config = _config("teacher_model", teacher_model, args, args.teacher_model_revision)
+        passes.check_kind("teacher_model", teacher_config)
+        guards.check_vocab_sizes(student_config, teacher_config)
     if isinstance(model, nn.Module) and model is teacher_model:
         guards.check_models(model, teacher_model, table)
 
@@ -131,7 +131,7 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
             if model is not None:
                 with evaluation_mode(model), trainer.accelerator.autocast():
                     mixed = trainer.accelerator.mixed_precision != "no"
-                    guards.check_self_divergence(name, model, partial(trainer.backbone, model), half=mixed)
+                    passes.check_self_divergence(name, model, half=mixed)
 
 
 def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
@@ -152,32 +152,6 @@ def _tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
-
-
-def sharing_architectures(trainer: Any) -> frozenset[type]:
-    """Model classes whose prompts are run once for all their rollouts; what stands in the way of it is logged."""
-    if not trainer.args.share_prompts or trainer.args.num_generations == 1:
-        return frozenset()
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        logger.warning("share_prompts is off: with FSDP or DeepSpeed every rollout runs its own prompt")
-        return frozenset()
-    able, unable = set[type](), set[type]()
-    for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
-        if model is not None:
-            half = trainer.accelerator.mixed_precision != "no"
-            trial = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
-            with evaluation_mode(model), trainer.accelerator.autocast():
-                exact = shares_prompts_exactly(model, half=half)
-                if trial is not None:
-                    exact = exact and shares_prompts_exactly(model, half=half, view=trial)
-            (able if exact else unable).add(architecture(model))
-    for kind in unable:
-        logger.warning(
-            f"share_prompts is off for {kind.__name__}: it gives other numbers when a rollout continues a cached "
-            "prompt, "
-            "so every rollout runs its own"
-        )
-    return frozenset(able - unable)
 
 
 def is_zero3(trainer: Any) -> bool:

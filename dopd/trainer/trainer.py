@@ -28,7 +28,7 @@ from dopd.loss import RoutedLoss
 from dopd.scoring import skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
-from dopd.trainer import images, setup
+from dopd.trainer import images, setup, trials
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
@@ -51,7 +51,6 @@ HOST_HOOKS = (
     "_generate_and_score_completions",
     "_tokenize_prompts",
     "_generate_single_turn",
-    "_get_last_hidden_state",
     "_compute_loss",
     "compute_loss",
     "training_step",
@@ -155,7 +154,8 @@ class DOPDTrainer(ViewingTrainer):
         self.teacher_candidate = images.teacher_candidate(self, teacher_model, teacher_processing_class)
         setup.prepare_datasets(self)
         self._prepare_viewing()
-        self.sharing_architectures = setup.sharing_architectures(self)
+        trials.check_passes(self)
+        self.sharing_architectures = trials.sharing_architectures(self)
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None

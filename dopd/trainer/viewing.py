@@ -17,18 +17,18 @@ from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import asks_text
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
-from dopd.evaluation.student import evaluation_mode
+from dopd.generation import answers
+from dopd.lengths import is_first_regime
 from dopd.prefix import architecture, hidden_states_sharing_prompts
 from dopd.sampling import (
     Ending,
     check_ids,
     declared_stop_strings,
-    drawn,
     off_policy_settings,
     rollout_settings,
     sampling_config,
 )
-from dopd.scoring import View, generation_inputs, view_hidden_states
+from dopd.scoring import View, evaluation_mode, generation_inputs, view_hidden_states
 from dopd.trainer import images
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
@@ -181,10 +181,14 @@ class ViewingTrainer(DistillationTrainer):
         if self.use_vllm:
             drawn_ids = super()._generate_single_turn(prompt_ids, self._rollout_pictures, {}, *options, **named)
             return [self.ending.cut(ids) for ids in drawn_ids]
-        with self.generating_model() as model, torch.no_grad():
+
+        def inputs(part: View) -> Mapping[str, Any]:
             with evaluation_mode(model), self.accelerator.autocast():
-                inputs = generation_inputs(model, view, cache=self.features)
-            return drawn(model, inputs, self.generation_config, self.ending)
+                return generation_inputs(model, part, cache=self.features)
+
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        with self.generating_model() as model, torch.no_grad():
+            return answers(model, view, self.generation_config, self.ending, inputs=inputs, alone=sharded)
 
     @contextmanager
     def generating_model(self) -> Iterator[Any]:
@@ -202,27 +206,20 @@ class ViewingTrainer(DistillationTrainer):
 
     # --- Hidden states
 
-    def backbone(self, model: Any, input_ids: Tensor, attention_mask: Tensor, num_keep: int) -> Tensor:
-        """Last hidden states (B, num_keep, H) that predict the last tokens, by the host's own route.
-
-        In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
-        """
-        with self.accelerator.autocast():
-            return self._in_head_precision(self._get_last_hidden_state(model, input_ids, attention_mask, num_keep))
-
     def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it, and each
         different image encoded once.
+
+        In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
         """
         if view.for_teacher is not None and model is self.accelerator.unwrap_model(self.teacher_model):
             view = view.for_teacher
         # Checkpointed layers keep no keys and values.
         checkpointed = model.training and self.args.gradient_checkpointing
         shares = architecture(model) in self.sharing_architectures and not checkpointed
-        if not shares and not view.token_types and not view.images:
-            return self.backbone(model, *view.followed_by(completion_ids, mask), completion_ids.shape[1])
+        longest = int(view.prompt_lengths.max()) + completion_ids.shape[1]
         with self.accelerator.autocast():
-            if shares:
+            if shares and is_first_regime(model.config, longest):
                 hidden = hidden_states_sharing_prompts(model, view, completion_ids, mask, cache=self.features)
             else:
                 once = architecture(model) in self.image_architectures

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
-from dopd.scoring import View, last_hidden_states, skipping_padding
+from dopd.scoring import View, skipping_padding, view_hidden_states
 from dopd.trainer.rollouts import grouped_by_length
 
 VOCAB = 40
@@ -43,11 +43,6 @@ def batch(prompts: int, rollouts: int, prompt_tokens: int, tokens: int) -> tuple
     return View((ids_UP * mask_UP)[rows], mask_UP[rows]), completion_ids, completion_mask
 
 
-def plain(model: PreTrainedModel, view: View, ids: Tensor, mask: Tensor) -> Tensor:
-    input_ids = torch.cat([view.prompt_ids, ids], dim=1)
-    return last_hidden_states(model, input_ids, torch.cat([view.prompt_mask, mask], dim=1), ids.shape[1])
-
-
 @pytest.mark.parametrize(
     ("prompts", "rollouts", "prompt_tokens", "tokens"), [(3, 4, 9, 5), (1, 3, 7, 4), (4, 1, 5, 6), (2, 2, 3, 1)]
 )
@@ -57,7 +52,7 @@ def test_shared_prompts_give_the_plain_values_and_gradients(
     view, ids, mask = batch(prompts, rollouts, prompt_tokens, tokens)
     weights = torch.randn(*ids.shape, 32) * mask.unsqueeze(-1)
     results = []
-    for forward in (plain, hidden_states_sharing_prompts):
+    for forward in (view_hidden_states, hidden_states_sharing_prompts):
         model.zero_grad()
         hidden = forward(model, view, ids, mask)
         (hidden * weights).sum().backward()
@@ -99,12 +94,12 @@ def test_padding_that_nobody_reads_is_not_computed(model: PreTrainedModel) -> No
 
     def forward(part: View, part_ids: Tensor, part_mask: Tensor) -> Tensor:
         widths.append((part.prompt_ids.shape[1], part_ids.shape[1]))
-        return plain(model, part, part_ids, part_mask)
+        return view_hidden_states(model, part, part_ids, part_mask)
 
     hidden = skipping_padding(forward, wide, ids, mask)
     longest = int(view.prompt_mask.sum(1).max())
     assert widths == [(longest, 4)]
-    expected = plain(model, wide, ids, mask)
+    expected = view_hidden_states(model, wide, ids, mask)
     torch.testing.assert_close(hidden * mask.unsqueeze(-1), expected * mask.unsqueeze(-1), rtol=1e-4, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dopd"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics"],
-    ["vision"],
+    ["vision", "lengths"],
     ["routing"],
     ["divergences"],
     ["sources", "signals"],
@@ -25,6 +25,7 @@ LAYERS = [
     ["fused"],
     ["tasks", "scoring"],
     ["data", "prefix", "sampling"],
+    ["generation"],
     ["tiny"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],

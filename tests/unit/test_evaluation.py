@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation import EvaluationResult, StudentEvaluator, mean_interval, wilson_interval
-from dopd.evaluation.student import evaluation_mode
+from dopd.scoring import evaluation_mode
 
 EOS = kit.TOKENIZER.eos_token_id
 TEMPLATE = PrivilegedTemplate("{prompt} {privileged_context}")

@@ -12,7 +12,6 @@ from datasets import Dataset
 import tests.trainer_kit as kit
 from dopd.errors import DataError
 from dopd.inspection import schema
-from dopd.scoring import last_hidden_states
 from dopd.trainer.trace import TraceWriter, read_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,8 +87,7 @@ def logits(made: Any, model: Any, record: dict[str, Any], ids: list[int], *, pri
     (prefix,) = made.encode([prompt])
     inputs = torch.tensor([prefix + ids])
     with torch.no_grad():
-        hidden = last_hidden_states(model, inputs, torch.ones_like(inputs), len(ids))
-        return torch.log_softmax(model.get_output_embeddings()(hidden[0]).double(), dim=-1)
+        return torch.log_softmax(model(input_ids=inputs).logits[0, len(prefix) - 1 : -1].double(), dim=-1)
 
 
 def test_traced_losses_are_those_of_training(tmp_path: Path) -> None:

@@ -132,6 +132,43 @@ def test_a_teacher_whose_output_ignores_its_input_is_reported_as_dead() -> None:
     check_alive("teacher", logprobs + 0.01 * torch.rand(4, 4), 2 + torch.rand(4, 4), mask, 63)
 
 
+def test_a_teacher_that_says_one_thing_everywhere_is_dead_whatever_was_sampled() -> None:
+    """One distribution at all positions: a token has the same log-prob wherever it stands."""
+    ids = torch.tensor([[3, 4, 5, 3], [5, 5, 4, 3], [4, 3, 3, 5]])
+    logprobs = torch.tensor([0.0, 0.0, 0.0, -0.5, -1.5, -1.7])[ids]
+    arguments = (logprobs, torch.full((3, 4), 1.0), torch.ones(3, 4), 63)
+    with pytest.raises(ScoringError, match="does not depend on its input"):
+        check_alive("teacher", *arguments, ids=ids)
+    logprobs[0, 0] -= 0.01
+    check_alive("teacher", *arguments, ids=ids)
+
+
+def test_a_model_that_is_certain_of_every_token_is_not_dead(tmp_path: Path) -> None:
+    """Its scores are all 0, and its output depends on its input all the same."""
+    certain = kit.student()
+    with torch.no_grad():
+        certain.get_output_embeddings().weight.mul_(1e4)
+    made = kit.trainer(tmp_path, model=certain, train_dataset=Dataset.from_list(kit.uneven_rows()))
+    batch = kit.rollout(made)
+    kept = batch["completion_mask"] != 0
+    assert batch["entropy/privileged_student"][kept].max() < 1e-6
+    zeros = torch.zeros(3, 4)
+    check_alive("student", zeros, zeros, torch.ones(3, 4), 63, hidden=torch.randn(3, 4, 8))
+    with pytest.raises(ScoringError, match="student is dead"):
+        check_alive("student", zeros, zeros, torch.ones(3, 4), 63, hidden=torch.ones(3, 4, 8))
+
+
+def test_a_model_that_does_not_read_its_input_is_dead_even_if_it_is_certain(tmp_path: Path) -> None:
+    dead = kit.student()
+    with torch.no_grad():
+        dead.get_output_embeddings().weight.mul_(1e4)
+    last_norm = dead.model.norm
+    last_norm.register_forward_hook(lambda module, arguments, output: torch.ones_like(output))
+    made = kit.trainer(tmp_path, model=dead, train_dataset=Dataset.from_list(kit.uneven_rows()))
+    with pytest.raises(ScoringError, match="is dead"):
+        kit.rollout(made)
+
+
 def test_equal_answers_of_one_token_are_no_sign_of_a_dead_teacher() -> None:
     """A student that stops at once on one prompt is scored at one position: equal scores are right there."""
     mask = torch.zeros(8, 3)

@@ -1,0 +1,35 @@
+"""What is tried of models before they answer or are shown outside of a training run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dopd.data.encode import image_sources, reads_images
+from dopd.data.views import plain_prompt
+from dopd.evaluation.student import StudentEvaluator
+from dopd.generation import check_generation
+from dopd.trainer.passes import check_passes, check_self_divergence
+
+
+def check_answering(
+    evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]], model: Any, teacher: Any = None
+) -> None:
+    """Try the passes of a student and a teacher, on prompts with images if the rows have any.
+
+    Args:
+        evaluator (`StudentEvaluator`): what encodes the prompts.
+        rows (`list[dict]`): of which the first ones are tried.
+        model, teacher: transformers models; the teacher is optional.
+
+    Raises:
+        ModelError, ScoringError: naming the model and what is wrong with it.
+    """
+    prompts = [plain_prompt(row) for row in rows[:3]] if reads_images(evaluator.processing_class) else []
+    prompts = prompts if any(map(image_sources, prompts)) else []
+    for name, tried in (("model", model), ("teacher", teacher)):
+        if tried is None:
+            continue
+        view = evaluator.view(prompts, tried.device, teacher=name == "teacher") if prompts else None
+        check_self_divergence(name, tried)
+        check_passes(name, tried, view=view)
+    if not prompts:
+        check_generation("model", model)

@@ -1,0 +1,80 @@
+"""What a run tries of its models before the first step, with whole weights and the run's own lengths and images."""
+
+import logging
+from typing import Any
+
+from dopd.errors import ModelError
+from dopd.generation import check_generation
+from dopd.lengths import shortest_switch
+from dopd.prefix import architecture, shares_prompts_exactly
+from dopd.scoring import evaluation_mode
+from dopd.trainer import passes
+from dopd.trainer.setup import max_prompt_tokens
+
+logger = logging.getLogger(__name__)
+
+
+def check_passes(trainer: Any) -> None:
+    """Try the passes of student and teacher, on prompts with images if they read any; datasets are prepared before.
+
+    Raises:
+        ModelError: a model that is not causal, or whose sequences change one another.
+    """
+    longest = max_prompt_tokens(trainer) + (trainer.max_completion_length or 0)
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    for name, model in (("model", trainer.unwrapped_student), ("teacher_model", trainer.unwrapped_teacher)):
+        if model is None:
+            continue
+        switch = shortest_switch(model.config)
+        if sharded:
+            if switch is not None and longest > switch:
+                _refuse_uneven_passes(name, model, switch, longest)
+            continue  # tried with the first batch, when the weights are whole
+        with evaluation_mode(model), trainer.accelerator.autocast():
+            passes.check_passes(
+                name,
+                model,
+                half=trainer.accelerator.mixed_precision != "no",
+                view=trainer.trial_view(teacher=model is trainer.unwrapped_teacher),
+                longest=longest,
+                as_features=architecture(model) in trainer.image_architectures,
+            )
+            draws = model is trainer.unwrapped_student and not trainer.use_vllm
+            if draws and trainer.trial_view(teacher=False) is None:
+                check_generation(name, model)
+
+
+def _refuse_uneven_passes(name: str, model: Any, switch: int, longest: int) -> None:
+    raise ModelError(
+        f"{name}: {type(model).__name__} changes its rotation frequencies behind {switch} tokens (rope type longrope "
+        f"or dynamic), and sequences of this run may have {longest}. Sequences of different frequencies run apart, so "
+        "processes would not run equally often, which FSDP and DeepSpeed need: set max_prompt_length and "
+        f"max_completion_length to at most {switch} together"
+    )
+
+
+def sharing_architectures(trainer: Any) -> frozenset[type]:
+    """Model classes whose prompts are run once for all their rollouts; what stands in the way of it is logged."""
+    if not trainer.args.share_prompts or trainer.args.num_generations == 1:
+        return frozenset()
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        logger.warning("share_prompts is off: with FSDP or DeepSpeed every rollout runs its own prompt")
+        return frozenset()
+    longest = max_prompt_tokens(trainer) + (trainer.max_completion_length or 0)
+    able, unable = set[type](), set[type]()
+    for model in (trainer.unwrapped_student, trainer.unwrapped_teacher):
+        if model is not None:
+            half = trainer.accelerator.mixed_precision != "no"
+            trial = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
+            with evaluation_mode(model), trainer.accelerator.autocast():
+                exact = shares_prompts_exactly(model, half=half, longest=longest)
+                if trial is not None:
+                    exact = exact and shares_prompts_exactly(model, half=half, view=trial)
+            (able if exact else unable).add(architecture(model))
+    for kind in unable:
+        logger.warning(
+            f"share_prompts is off for {kind.__name__}: it gives other numbers when a rollout continues a cached "
+            "prompt, "
+            "so every rollout runs its own"
+        )
+    return frozenset(able - unable)
