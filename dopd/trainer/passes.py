@@ -25,6 +25,7 @@ from dopd.scoring import (
     view_hidden_states,
     without_router_logits,
 )
+from dopd.trainer.context import context_of
 from dopd.vision.tokens import placeholder_ids
 
 # Two routes to the same logits differ by rounding alone. Half precision rounds at about 3 significant digits.
@@ -244,8 +245,7 @@ def check_length(name: str, model: Any, longest: int | None = None, *, half: boo
     A few tokens run with the last one at the next position, and at the last position that will occur.
     """
     backbone = backbone_of(model)
-    config = model.config.get_text_config()
-    limits = [limit for limit in (longest, getattr(config, "max_position_embeddings", None)) if limit]
+    limits = [limit for limit in (longest, context_of(model.config)) if limit]
     known = signature(backbone.forward).parameters
     if shortest_switch(model.config) is not None or not limits or "position_ids" not in known:
         return  # scored apart, or nothing to try

@@ -82,7 +82,7 @@ def test_trainer_scores_and_learns_what_the_model_says(family: str, tmp_path: Pa
         "dopd",
         model=model,
         teacher_model=teacher,
-        train_dataset=Dataset.from_list(rows_for(family)),
+        train_dataset=Dataset.from_list(ROWS),
         num_generations=2,
         max_completion_length=6,
     )
@@ -94,7 +94,7 @@ def test_trainer_scores_and_learns_what_the_model_says(family: str, tmp_path: Pa
         "privileged_student": (model, privileged_prompt),
     }
     for source, (scoring, prompt_of) in scored.items():
-        for row, (prompt, completion) in enumerate(sequences_of(made, batch, rows_for(family), prompt_of)):
+        for row, (prompt, completion) in enumerate(sequences_of(made, batch, prompt_of)):
             expected = text_kit.own_logprobs(text_kit.fresh(scoring), prompt, completion)
             given = batch[f"logprobs/{source}"][row, : len(completion)].double()
             torch.testing.assert_close(given, expected, **TOLERANCE)
@@ -108,7 +108,7 @@ def test_loss_and_gradient_are_those_of_the_model(family: str, tmp_path: Path) -
         "vanilla",
         model=model,
         teacher_model=teacher,
-        train_dataset=Dataset.from_list(rows_for(family)),
+        train_dataset=Dataset.from_list(ROWS),
         num_generations=2,
         max_completion_length=6,
     )
@@ -116,7 +116,7 @@ def test_loss_and_gradient_are_those_of_the_model(family: str, tmp_path: Path) -
     loss = kit.loss_of(made, batch)
     (gradient,) = torch.autograd.grad(loss, [model.get_input_embeddings().weight])
     expected, expected_gradient = torch.zeros(()), torch.zeros_like(gradient)
-    sequences = sequences_of(made, batch, rows_for(family), lambda row, template: plain_prompt(row))
+    sequences = sequences_of(made, batch, lambda row, template: plain_prompt(row))
     for prompt, completion in sequences:
         own = text_kit.fresh(model)
         with torch.no_grad():
@@ -130,16 +130,9 @@ def test_loss_and_gradient_are_those_of_the_model(family: str, tmp_path: Path) -
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-4 * largest, rtol=1e-3)
 
 
-def rows_for(family: str) -> list[dict[str, Any]]:
-    """Rows that cross the switch of a family that has one, where it is not the end of its context."""
-    return ROWS[:4] * 2 if family == "llama dynamic" else ROWS
-
-
-def sequences_of(
-    made: Any, batch: dict[str, Any], data: list[dict[str, Any]], prompt_of: Any
-) -> list[tuple[list[int], list[int]]]:
+def sequences_of(made: Any, batch: dict[str, Any], prompt_of: Any) -> list[tuple[list[int], list[int]]]:
     """Token ids of every rollout behind the prompts that `prompt_of` makes of its row."""
-    prompts = made.encode([prompt_of(row, made.template) for row in data])
+    prompts = made.encode([prompt_of(row, made.template) for row in ROWS])
     rows = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
     return [(prompt, ids[mask.bool()].tolist()) for prompt, (ids, mask) in zip(prompts, rows, strict=True)]
 

@@ -309,8 +309,10 @@ ROWS = '[{"source": "teacher", "divergence": "js"}]'
 @pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
 def test_the_parsers_of_transformers_and_trl_read_the_config(parser: Any) -> None:
     made = parser([DOPDConfig]).parse_args_into_dataclasses(
-        [*ARGUMENTS, "--method_options", '{"divergence": "forward_kl"}', "--student_eval_steps", "5"]
-        + ["--resume_from_checkpoint", "false"]
+        [
+            *(*ARGUMENTS, "--method_options", '{"divergence": "forward_kl"}', "--student_eval_steps", "5"),
+            *("--resume_from_checkpoint", "false"),
+        ]
     )[0]
     assert made.resume_from_checkpoint is None
     assert (made.method, made.num_generations, made.student_eval_steps) == ("vanilla", 2, 5)
