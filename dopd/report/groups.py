@@ -66,7 +66,10 @@ def _own_summary(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
         return {}
-    own = isinstance(value, dict) and value.keys() >= _SUMMARY_KEYS and isinstance(value["methods"], dict)
+    if not isinstance(value, dict) or not isinstance(value.get("methods"), dict):
+        return {}
+    evaluations = [value.get(name) for name in _EVALUATIONS]
+    own = all(isinstance(result, dict) and isinstance(result.get("metrics"), dict) for result in evaluations)
     return value if own else {}
 
 
