@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from dopd.errors import ModelError
+from dopd.quantized import is_quantized, whole_weight
 from dopd.vision.tokens import placeholder_ids
 
 
@@ -80,9 +81,10 @@ class Head:
             )
         # On vision-language models the text part of the config holds these.
         config = model.config.get_text_config()
+        weight = whole_weight(output) if is_quantized(output) else output.weight
         return cls(
-            output.weight,
-            _without(placeholder_ids(model.config), output),
+            weight,
+            _without(placeholder_ids(model.config), output, weight),
             logit_scale=_logit_scale(config),
             softcap=_first_of(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
             temperature=temperature,
@@ -96,12 +98,11 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _without(ids: list[int], output: Any) -> Tensor | None:
+def _without(ids: list[int], output: Any, weight: Tensor) -> Tensor | None:
     """The bias of an output embedding with -inf at some ids; as it is where there are none."""
     bias = getattr(output, "bias", None)
     if not ids:
         return bias
-    weight = output.weight
     forbidden = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
     forbidden[ids] = -torch.inf
     return forbidden if bias is None else _whole(bias, None) + forbidden

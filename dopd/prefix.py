@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dopd.adapters import without_adapters
 from dopd.lengths import forget_longer_passes, shortest_switch
-from dopd.scoring import View, backbone_of, rounding, view_hidden_states, without_adapters, without_router_logits
+from dopd.scoring import View, backbone_of, rounding, view_hidden_states, without_router_logits
 from dopd.vision.media import FeatureCache, different_sets, image_inputs
 from dopd.vision.tokens import placeholder_ids
 

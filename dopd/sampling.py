@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, ModelError
-from dopd.scoring import has_adapters
 
 # `generation_kwargs` that leave the distribution of an answer as it is.
 _NEUTRAL = ("cache_config", "cache_implementation", "compile_config", "disable_compile", "prefill_chunk_size")

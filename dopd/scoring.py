@@ -3,7 +3,6 @@
 Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from dopd.adapters import without_adapters
 from dopd.errors import ModelError, ScoringError
 from dopd.lengths import forget_longer_passes, same_regimes
 from dopd.vision.media import FeatureCache, ImageSet, image_inputs
@@ -222,17 +222,6 @@ def rounding(model: Any, *, half: bool = False) -> float:
     if half or torch.is_autocast_enabled(model.device.type) or getattr(model, "is_quantized", False):
         return _ROUNDING_HALF
     return _ROUNDING.get(model.dtype, _ROUNDING_HALF)
-
-
-def has_adapters(model: Any) -> bool:
-    """Whether an unwrapped model is one of peft. Every pass asks; accelerate's answer searches the disk each time."""
-    peft = sys.modules.get("peft")
-    return peft is not None and isinstance(model, peft.PeftModel)
-
-
-def without_adapters(model: Any) -> Any:
-    """The transformers model inside one of peft (adapters stay in its layers), or the model itself."""
-    return model.base_model.model if has_adapters(model) else model
 
 
 def backbone_of(model: Any) -> Any:

@@ -3,17 +3,25 @@ told.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer
 
+from dopd.adapters import EffectiveWeight, effective_weights
+from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, ModelError
+from dopd.quantized import is_quantized, rounded_alike
 from dopd.tables import RoutingTable
-from dopd.trainer.anchor import effective_weights
 
 logger = logging.getLogger(__name__)
+
+# Share of a quantised weight that may lie between two codes, so that rounding again gives the other one.
+_OTHER_CODES = 1e-3
 
 
 def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
@@ -37,43 +45,115 @@ def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
             "teacher_model and model are the same object, so the teacher would move with the student. For "
             "self-distillation choose method='privileged_student', or load the teacher separately"
         )
-    if ("teacher" in table.target_sources or table.routed) and same_weights(student, teacher):
+    if not ("teacher" in table.target_sources or table.routed) or not same_weights(student, teacher):
+        return
+    if table.routed or _any_quantized(student) == _any_quantized(teacher):
         raise ConfigError(
             f"teacher and student hold the same weights, and method {table.name!r} compares them in the same "
-            "context: every gap and every target would be the student's own. Is teacher_model_name_or_path the "
-            "checkpoint you meant? For self-distillation choose method='privileged_student'"
+            "context: every gap and every target would be the student's own, or the rounding of one of them. Is "
+            "teacher_model_name_or_path the checkpoint you meant? For self-distillation choose "
+            "method='privileged_student'"
         )
+    logger.warning(
+        "teacher and student are one checkpoint, quantised in one of them alone: what the student learns is to make up "
+        "for that rounding"
+    )
 
 
-def check_vocab_sizes(student_config: Any, teacher_config: Any) -> None:
-    """Raise `ModelError` unless both configs declare one vocabulary size."""
+def check_vocab_sizes(
+    student_config: Any, teacher_config: Any, shared_tokenizer: Callable[[], int | None] = lambda: None
+) -> None:
+    """Raise `ModelError` unless both configs declare one vocabulary size.
+
+    Args:
+        shared_tokenizer (callable): () -> the number of entries of the tokenizer that both models have, or `None`.
+    """
     mine, theirs = (config.get_text_config().vocab_size for config in (student_config, teacher_config))
-    if mine != theirs:
+    if mine == theirs:
+        return
+    entries = shared_tokenizer()
+    if entries is not None and entries <= min(mine, theirs):
+        larger = "student" if mine > theirs else "teacher"
         raise ModelError(
-            f"the student's vocabulary has {mine} tokens, the teacher's {theirs}. Token-level distillation needs one "
-            "vocabulary: use a teacher of the same family (nothing is padded, for a padded token would get real "
-            "probability)"
+            f"student and teacher share a tokenizer of {entries} entries, but the student's matrices have {mine} rows "
+            f"and the teacher's {theirs}: they are filled up to different sizes with rows that no token has. Cut those "
+            f"of the {larger} off: load it, call model.resize_token_embeddings({min(mine, theirs)}), save it with its "
+            f"tokenizer, and name that folder as the {larger}"
         )
+    raise ModelError(
+        f"the student's vocabulary has {mine} tokens, the teacher's {theirs}. Token-level distillation needs one "
+        "vocabulary: use a teacher with the student's tokenizer (nothing is padded, for a padded token would get real "
+        "probability)"
+    )
+
+
+def shared_tokenizer(model: Any, teacher_model: Any, processing_class: Any) -> int | None:
+    """Entries of the tokenizer that both models have; `None` if they have different ones, or none that can be found."""
+    paths = [source if isinstance(source, str) else source.config._name_or_path for source in (model, teacher_model)]
+    try:
+        mine = AutoTokenizer.from_pretrained(paths[0]) if processing_class is None else tokenizer_of(processing_class)
+        theirs = AutoTokenizer.from_pretrained(paths[1]) if paths[1] else None
+    except Exception:  # a model without a tokenizer beside it, for whatever reason
+        return None
+    return None if theirs is None or mine.get_vocab() != theirs.get_vocab() else len(mine)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two models have the same parameter names, shapes and values.
+    """Whether two models have the same weights, whatever they are stored as.
 
-    An adapter counts with what it adds to its base weight (at first nothing: a student with a fresh adapter on the
-    teacher's checkpoint is the teacher), and a value that one side holds in half precision is compared in it.
+    An adapter counts with what it does to its base weight (at first nothing: a student with a fresh adapter on the
+    teacher's checkpoint is the teacher). Of a weight that one side holds in half precision, or quantised, the other's
+    is compared as that would hold it. Weights of which every rank has a part are the same where every part is.
     """
-    shapes, others = ({name: weight.shape for name, weight in effective_weights(model)} for model in (first, second))
-    if shapes != others:
-        return False
-    theirs = dict(effective_weights(second))
-    return all(_same_values(weight, theirs[name]) for name, weight in effective_weights(first))
+    mine, theirs = effective_weights(first), effective_weights(second)
+    same = mine.keys() == theirs.keys()
+    try:
+        same = same and all(_same_weight(weight, theirs[name]) for name, weight in mine.items())
+    except ModelError:  # nobody can say what an adapter or a packed weight amounts to
+        same = False
+    return all(gather_object([same]))
 
 
 @torch.no_grad()
-def _same_values(first: Tensor, second: Tensor) -> bool:
-    mine, theirs = (value.full_tensor() if isinstance(value, DTensor) else value for value in (first, second))
+def _same_weight(first: EffectiveWeight, second: EffectiveWeight) -> bool:
+    mine, theirs = first.make(), second.make()
+    if hasattr(mine, "ds_tensor") or hasattr(theirs, "ds_tensor"):
+        return _same_part(mine, theirs)
+    mine, theirs = (value.full_tensor() if isinstance(value, DTensor) else value for value in (mine, theirs))
+    if mine.shape != theirs.shape:
+        return False
+    mine, theirs = mine.detach().cpu(), theirs.detach().cpu()
+    if first.module is not None and second.module is None:
+        theirs = rounded_alike(first.module, theirs).cpu()
+    if second.module is not None and first.module is None:
+        mine = rounded_alike(second.module, mine).cpu()
     narrow = min(mine.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(mine.cpu().to(narrow), theirs.cpu().to(narrow))
+    mine, theirs = mine.to(narrow).float(), theirs.to(narrow).float()
+    if not (first.tuned or second.tuned or first.module or second.module):
+        return torch.equal(mine, theirs)
+    # An adapter that does nothing is nothing to rounding; a weight between two codes may take either.
+    rounding = 1e-5 * float(theirs.abs().max())
+    return float(((mine - theirs).abs() > rounding).float().mean()) < _OTHER_CODES
+
+
+def _same_part(first: Any, second: Any) -> bool:
+    """Whether this rank's part of two weights that ZeRO-3 has split, one of them at least, is the same."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    if getattr(first, "ds_shape", first.shape) != getattr(second, "ds_shape", second.shape):
+        return False
+    size = (first if hasattr(first, "ds_tensor") else second).ds_tensor.numel()
+    parts = [
+        weight.ds_tensor.flatten()
+        if hasattr(weight, "ds_tensor")
+        else weight.flatten()[rank * size : (rank + 1) * size]
+        for weight in (first, second)
+    ]
+    count = min(map(len, parts))  # the last part is filled up
+    return torch.equal(parts[0][:count].cpu().float(), parts[1][:count].cpu().float())
+
+
+def _any_quantized(model: nn.Module) -> bool:
+    return any(map(is_quantized, model.modules()))
 
 
 def compare_generation(student: Any, teacher: Any, eos_token_ids: list[int]) -> list[str]:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -31,7 +32,7 @@ from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier
 from dopd.scoring import evaluation_mode
 from dopd.tables import RoutingTable
-from dopd.trainer import guards, images, passes
+from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.context import common_context
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def check_trackers(args: Any) -> None:
             raise ConfigError(f"report_to (={name!r}) is not installed here: install it, or set report_to=none")
 
 
-def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, args: Any) -> None:
+def check_before_loading(
+    model: Any, teacher_model: Any, table: RoutingTable, args: Any, *, processing_class: Any, peft_config: Any
+) -> None:
     """Compare what can be compared, and say what can be said, without loading weights."""
     check_trackers(args)
     if table.unverified:
@@ -84,6 +87,7 @@ def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, ar
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
             "for those of the published method"
         )
+    adapting.check_configs(model, peft_config)
     if table.needs_teacher and teacher_model is None:
         guards.check_models(None, None, table)
     student_config = _config("model", model, args, (args.model_init_kwargs or {}).get("revision"))
@@ -91,7 +95,9 @@ def check_before_loading(model: Any, teacher_model: Any, table: RoutingTable, ar
     if table.needs_teacher:
         teacher_config = _config("teacher_model", teacher_model, args, args.teacher_model_revision)
         passes.check_kind("teacher_model", teacher_config)
-        guards.check_vocab_sizes(student_config, teacher_config)
+        guards.check_vocab_sizes(
+            student_config, teacher_config, partial(guards.shared_tokenizer, model, teacher_model, processing_class)
+        )
     if isinstance(model, nn.Module) and model is teacher_model:
         guards.check_models(model, teacher_model, table)
 
@@ -108,6 +114,10 @@ def _config(name: str, source: Any, args: Any, revision: str | None) -> Any:
 def check_loaded(trainer: Any, teacher_source: Any) -> None:
     """Guards that need the weights; what is odd but not wrong is logged."""
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    half = trainer.accelerator.mixed_precision != "no"
+    with trainer.accelerator.autocast():
+        adapting.prepare(student, half=half, whole=whole)
     guards.check_models(student, teacher, trainer.table)
     _check_special_ids(student, trainer._tokenizer, trainer.eos_token_ids)
     notes: list[str] = []
@@ -115,23 +125,14 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):
             notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source))
-    if trainer.args.disable_dropout:
-        guards.disable_attention_dropout(student)
-    dropout = guards.active_dropout(student)
-    if dropout:
-        notes.append(
-            f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it is on in the "
-            "trained view and in the rollouts, and off in the privileged view, so gaps and targets differ by its "
-            "noise. disable_dropout=True avoids that"
-        )
+    notes += adapting.dropout_notes(student, disable=trainer.args.disable_dropout)
     for note in notes:
         logger.warning(note)
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    if whole:
         for name, model in (("model", student), ("teacher_model", teacher)):
             if model is not None:
                 with evaluation_mode(model), trainer.accelerator.autocast():
-                    mixed = trainer.accelerator.mixed_precision != "no"
-                    passes.check_self_divergence(name, model, half=mixed)
+                    passes.check_self_divergence(name, model, half=half)
 
 
 def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL rele
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dopd.scoring import skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 from dopd.trainer import images, setup, trials
-from dopd.trainer.anchor import anchors_of
+from dopd.trainer.anchor import CurrentAnchor, anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
@@ -135,14 +135,21 @@ class DOPDTrainer(ViewingTrainer):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         setup.check_rewards(self.table, verifier)
-        setup.check_before_loading(model, teacher_model, self.table, args)
+        setup.check_before_loading(
+            model,
+            teacher_model,
+            self.table,
+            args,
+            processing_class=processing_class,
+            peft_config=host_options.get("peft_config"),
+        )
         super().__init__(
             model=model,
             teacher_model=teacher_model if self.table.needs_teacher else None,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=images.processor_for(model, processing_class, **images.where_from(args)),
+            processing_class=images.processor_for(model, processing_class),
             **host_options,
         )
         if self.teacher_model is not None:
@@ -188,7 +195,8 @@ class DOPDTrainer(ViewingTrainer):
             yield self.model_wrapped
         else:
             anchor = self.initial if origin == "initial" else self.anchor
-            with anchor.scoring_model(self.model_wrapped) as model:
+            apart = nullcontext() if isinstance(anchor, CurrentAnchor) else self.other_weights()
+            with apart, anchor.scoring_model(self.model_wrapped) as model:
                 yield model
 
     # --- Batches: num_generations rollouts of each prompt
@@ -378,7 +386,9 @@ class DOPDTrainer(ViewingTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             self.anchor.save(folder)
+            self.initial.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.anchor.load(Path(resume_from_checkpoint))
+        self.initial.load(Path(resume_from_checkpoint))

@@ -187,7 +187,8 @@ class ViewingTrainer(DistillationTrainer):
                 return generation_inputs(model, part, cache=self.features)
 
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        with self.generating_model() as model, torch.no_grad():
+        # Dropout would make the student another model at every token.
+        with self.generating_model() as model, evaluation_mode(model), torch.no_grad():
             return answers(model, view, self.generation_config, self.ending, inputs=inputs, alone=sharded)
 
     @contextmanager
@@ -205,6 +206,15 @@ class ViewingTrainer(DistillationTrainer):
             yield model
 
     # --- Hidden states
+
+    @contextmanager
+    def other_weights(self) -> Iterator[None]:
+        """Image features made in here, while other weights stand in the student's place, are not the student's."""
+        students, self.features = self.features, FeatureCache()
+        try:
+            yield
+        finally:
+            self.features = students
 
     def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it, and each

@@ -20,6 +20,8 @@ LAYERS = [
     ["sources", "signals"],
     ["rules"],
     ["tables"],
+    ["quantized"],
+    ["adapters"],
     ["assignment", "methods", "heads"],
     ["loss"],
     ["fused"],

@@ -31,7 +31,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> str:
 
 def test_vocabularies_of_different_sizes_are_refused_and_not_padded(tmp_path: Path) -> None:
     other = build_model(kit.TEACHER, build_tokenizer(["a", "b"]), 1)
-    with pytest.raises(ModelError, match=r"vocabulary has 63 tokens, the teacher's 5.*same family"):
+    with pytest.raises(ModelError, match=r"vocabulary has 63 tokens, the teacher's 5.*the student's tokenizer"):
         kit.trainer(tmp_path, teacher_model=other)
 
 

@@ -1,0 +1,95 @@
+"""What the packed weights of a quantised model are."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopd.errors import ModelError
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer's weight is packed, so that its numbers are not the weight's."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return any(hasattr(module, name) for name in ("W_q", "qweight", "packed_weight"))
+    kind = type(weight)
+    if kind.__name__ in ("Params4bit", "Int8Params") or kind.__module__.startswith(("torchao.", "optimum.")):
+        return True
+    return type(weight.data).__module__.startswith(("torchao.", "optimum."))
+
+
+@torch.no_grad()
+def whole_weight(module: Any) -> Tensor:
+    """The weight of a quantised layer as its forward pass reads it.
+
+    Raises:
+        ModelError: nobody here knows how it is packed.
+    """
+    weight: Any = getattr(module, "weight", None)
+    try:
+        if type(weight).__name__ == "Params4bit":
+            return _of_four_bits(weight)
+        if type(weight).__name__ == "Int8Params":
+            scale = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
+            return weight.data.float() * scale.to(weight.device).view(-1, 1) / 127
+        if isinstance(weight, Tensor):
+            return weight.dequantize()
+        return module.dequantize()
+    except Exception as error:  # packed in a way that nobody here knows
+        raise ModelError(
+            f"the weight of a {type(module).__name__} cannot be read as numbers ({type(error).__name__}: {error}): "
+            "quantise with bitsandbytes (load_in_4bit, load_in_8bit), or load the model in half precision"
+        ) from error
+
+
+def _of_four_bits(weight: Any) -> Tensor:
+    from bitsandbytes import functional
+
+    packed, state = weight.data, weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):  # bitsandbytes packs anew for passes on a CPU
+        packed, state = functional._convert_weight_packed_for_cpu_inverse(packed, copy.copy(state))
+    return functional.dequantize_4bit(packed, state)
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Let four-bit layers on a CPU pass gradients on: a pass without gradient packs their weights for a kernel that has
+    none, for good.
+    """
+    module: Any
+    for module in model.modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        weight: Any = module.weight
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            from bitsandbytes import functional
+
+            weight.data, weight.quant_state = functional._convert_weight_packed_for_cpu_inverse(
+                weight.data, weight.quant_state
+            )
+
+
+def rounded_alike(module: Any, weight: Tensor) -> Tensor:
+    """What a quantised layer would hold of a weight, had it been given that one.
+
+    Raises:
+        ModelError: nobody here knows how it rounds.
+    """
+    packed = module.weight
+    if type(packed).__name__ == "Int8Params":
+        half = weight.detach().to(torch.float16).float()  # as bitsandbytes does
+        scale = half.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        return (half * 127 / scale).round() * scale / 127
+    if type(packed).__name__ != "Params4bit":
+        raise ModelError(f"nobody here knows how a {type(module).__name__} rounds")
+    from bitsandbytes import functional
+
+    codes, state = functional.quantize_4bit(
+        weight.detach().to(packed.device, packed.quant_state.dtype),
+        blocksize=packed.quant_state.blocksize,
+        compress_statistics=packed.quant_state.nested,
+        quant_type=packed.quant_state.quant_type,
+    )
+    return functional.dequantize_4bit(codes, state)

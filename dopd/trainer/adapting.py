@@ -1,0 +1,114 @@
+"""What a student with adapters, or with quantised weights, needs before the first step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
+from dopd.errors import ConfigError, ModelError
+from dopd.quantized import is_quantized, keep_gradients
+from dopd.scoring import evaluation_mode
+from dopd.trainer.guards import active_dropout, disable_attention_dropout
+from dopd.trainer.passes import check_self_divergence, self_divergence
+
+_NOISE = 0.01
+
+
+def check_configs(model: Any, peft_config: Any) -> None:
+    """Refuse adapters that cannot be trained here, before anything is loaded.
+
+    Args:
+        model: what the trainer was given as the student.
+        peft_config: a new adapter for it, if any.
+    """
+    for config in [*(model.peft_config.values() if has_adapters(model) else ()), peft_config]:
+        if config is not None:
+            check_adapter_config(config)
+    if has_adapters(model) and not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            "the student's adapter is frozen (it was loaded for inference), so nothing would train: load it with "
+            "PeftModel.from_pretrained(base, folder, is_trainable=True), or name its folder as the student"
+        )
+
+
+def prepare(student: Any, *, half: bool, whole: bool) -> None:
+    """Make an adapter's base pass gradients on, and try that the adapter acts where the loss is computed.
+
+    Args:
+        student: the unwrapped student.
+        half (`bool`): whether it computes in half precision.
+        whole (`bool`): whether this process holds every weight whole.
+
+    Raises:
+        ModelError: PEFT cannot run this adapter on these weights, or the loss would not see it.
+    """
+    keep_gradients(student)
+    if not whole or not has_adapters(student):
+        return
+    kind = str(next(iter(student.peft_config.values())).peft_type.value)
+    with evaluation_mode(student):
+        try:
+            self_divergence(student)
+        except Exception as error:  # each adapter fails in its own way on weights that it was not made for
+            packed = " on quantised weights" if any(map(is_quantized, student.modules())) else ""
+            raise ModelError(
+                f"PEFT cannot run {kind}{packed} ({type(error).__name__}: {str(error).splitlines()[0]}): use LoRA"
+                + (", or load the student without quantisation" if packed else "")
+            ) from error
+        kept = _disturb(student)
+        try:
+            check_self_divergence(f"model with {kind}", student, half=half)
+        finally:
+            with torch.no_grad():
+                for weight, value in kept:
+                    weight.copy_(value)
+
+
+@torch.no_grad()
+def _disturb(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Move the adapters a little: fresh ones do nothing, wherever they are read or missed. Returns what they were."""
+    generator = torch.Generator().manual_seed(0)
+    kept = []
+    for layer in tuned_layers(student).values():
+        of_base = {id(weight) for weight in layer.get_base_layer().parameters()}
+        for weight in layer.parameters():
+            if weight.requires_grad and id(weight) not in of_base:
+                kept.append((weight, weight.clone()))
+                noise = torch.randn(weight.shape, generator=generator)
+                weight += _NOISE * noise.to(weight.device, weight.dtype)
+    return kept
+
+
+def keep_adapter_dropout(student: Any) -> dict[str, float]:
+    """Switch an adapter's dropout on again, which was asked for by name; the host switched it off with the model's.
+
+    Returns:
+        By the names of `peft_config`, those that act.
+    """
+    acting: dict[str, float] = {}
+    if not has_adapters(student):
+        return acting
+    for layer in tuned_layers(student).values():
+        for name, modules in layer._modules.items():
+            for adapter, module in modules.items() if isinstance(modules, nn.ModuleDict) else ():
+                asked = getattr(student.peft_config.get(adapter), name, None)
+                if isinstance(module, nn.Dropout) and asked:
+                    module.p = acting[name] = float(asked)
+    return acting
+
+
+def dropout_notes(student: Any, *, disable: bool) -> list[str]:
+    """Switch off the dropout that nobody asked for, if any is to go; say what acts."""
+    where = "in the trained view alone: rollouts, and every view that is scored, run without it"
+    if disable:
+        disable_attention_dropout(student)
+        asked = keep_adapter_dropout(student)
+        return [f"{name} (={value:g}) acts {where}" for name, value in asked.items()]
+    dropout = active_dropout(student)
+    if not dropout:
+        return []
+    return [
+        f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it acts {where}, so gaps "
+        "and targets differ by its noise. disable_dropout=True avoids that"
+    ]
