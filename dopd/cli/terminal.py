@@ -1,14 +1,14 @@
 """Completions token by token in a terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dopd.report.palette import REGIME_COLOURS, REGIMES, blend
+from dopd.report.palette import blend, label_colours, label_meanings
 
 _NUM_LISTED = 8
 _BLACK, _WHITE = "#000000", "#ffffff"
@@ -17,10 +17,9 @@ _BLACK, _WHITE = "#000000", "#ffffff"
 def print_records(console: Console, records: Sequence[Mapping[str, Any]]) -> None:
     """Every completion in colours, a legend, and the tokens with the largest gaps (or losses, where none is routed)."""
     labels = dict.fromkeys(label for record in records for label in record["rules"])
-    for label in REGIMES:
+    for label, (name, meaning) in label_meanings(labels).items():
         if label in labels:
-            name, meaning = REGIMES[label]
-            line = Text.assemble((f" {label} ", _style(label, 1.0)), f" {name}: {meaning}")
+            line = Text.assemble((f" {label} ", _style(label, 1.0, labels)), f" {name}: {meaning}")
             console.print(line, soft_wrap=True)
     for record in records:
         thresholds = record["thresholds"]
@@ -39,7 +38,7 @@ def completion_text(record: Mapping[str, Any], *, marked: bool) -> Text:
         shown = token["text"]
         lead = shown[: len(shown) - len(shown.lstrip(" "))] if shown.strip() else ""
         text.append(lead)
-        text.append(shown[len(lead) :].replace("\n", "\\n\n"), style=_style(label, share))
+        text.append(shown[len(lead) :].replace("\n", "\\n\n"), style=_style(label, share, record["rules"]))
         if marked and label != "all":
             text.append(f"[{label}]")
     return text
@@ -53,8 +52,8 @@ def strengths(record: Mapping[str, Any]) -> list[float]:
     return [token[name] / ((token[name] + half) or 1.0) for token in record["tokens"]]
 
 
-def _style(label: str, share: float) -> str:
-    return f"{_BLACK} on {blend(REGIME_COLOURS[label], _WHITE, 0.15 + 0.85 * share)}"
+def _style(label: str, share: float, labels: Iterable[str]) -> str:
+    return f"{_BLACK} on {blend(label_colours(labels)[label], _WHITE, 0.15 + 0.85 * share)}"
 
 
 def _largest(record: Mapping[str, Any]) -> Table:
@@ -76,7 +75,7 @@ def _largest(record: Mapping[str, Any]) -> Table:
         ]
         shown, first = _visible(token["text"]), (token["top_target"] or [["-", 0.0]])[0]
         cells.append(f"{_visible(first[0])} {first[1]:.2f}")
-        table.add_row(Text(shown), Text(label, style=_style(label, 1.0)), *map(Text, cells))
+        table.add_row(Text(shown), Text(label, style=_style(label, 1.0, record["rules"])), *map(Text, cells))
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dopd.data.encode import image_sources
-from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, open_image
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
 from dopd.data.privileged import Prompt
 from dopd.data.rendering import control_token_in, texts_of
 from dopd.data.views import lacks_privileged
@@ -227,7 +227,7 @@ def check_prompts(
     kinds: set[type] = set()
     # A bar that appears where this takes longer than one waits: images are read, one by one.
     for index in tqdm(range(len(dataset)), desc="checking prompts", delay=5, leave=False):
-        row = dataset[index]
+        row = _row_of(dataset, index)
         check_row(row, index)
         check_kind(row, index, kinds)
         try:
@@ -250,6 +250,16 @@ def check_prompts(
         len(kept), num_blank if needs_privileged else 0, num_dropped, len(broken), broken[0] if broken else ""
     )
     return (dataset.select(kept) if num_dropped or broken else dataset), report
+
+
+def _row_of(dataset: Any, index: int) -> dict[str, Any]:
+    try:
+        return dict(dataset[index])
+    except Exception as error:  # columns of videos, sound and pictures are decoded here, also those that nobody reads
+        raise DataError(
+            f"row {index}: the dataset cannot decode it: {in_short(error)}. Take columns away that are not needed "
+            "(dataset.remove_columns), or install what their decoding asks for"
+        ) from error
 
 
 def longest_view(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd.report.palette import METHOD_COLOURS, REGIME_COLOURS
+from dopd.report.palette import METHOD_COLOURS, label_colours
 from dopd.report.records import RunRecord, read_run
 
 CURVES_FILE = "curves.png"
@@ -74,11 +74,12 @@ def _draw_means(axis: Any, series: Sequence[tuple[list[int], list[float]]], name
 
 def _draw_shares(axis: Any, group: Sequence[RunRecord], name: str) -> None:
     labels = [label.removeprefix("share/") for label in group[0].names("share/")]
-    order = [label for label in REGIME_COLOURS if label in labels]
+    colours = label_colours(labels)
+    order = [label for label in colours if label in labels]
     means = {label: _mean_over_runs([run.series(f"share/{label}") for run in group]) for label in order}
     steps = means[order[0]][0]
     axis.stackplot(
-        steps, *(means[label][1] for label in order), labels=order, colors=[REGIME_COLOURS[label] for label in order]
+        steps, *(means[label][1] for label in order), labels=order, colors=[colours[label] for label in order]
     )
     axis.set_title(f"share of tokens by regime: {name}", fontsize=10)
     axis.set_ylim(0, 1)

@@ -10,6 +10,7 @@ from dopd.errors import DataError
 from dopd.report.records import CONFIG_FILE, RunRecord, read_run
 
 SUMMARY_FILE = "summary.json"
+_EVALUATIONS = ("start", "teacher_result")
 # What may differ between runs of one group.
 _SEEDS = frozenset({"seed", "data_seed"})
 _PLACES = frozenset({"output_dir", "run_name", "logging_dir", "overwrite", "resume_from_checkpoint", "hub_model_id"})
@@ -53,9 +54,23 @@ def find_summary(paths: Iterable[str | Path]) -> dict[str, Any]:
     """What `dopd quickstart` wrote beside the runs: evaluations of start and teacher; empty if there is none."""
     for given in paths:
         for folder in (Path(given), Path(given).resolve().parent):
-            if (folder / SUMMARY_FILE).is_file():
-                return json.loads((folder / SUMMARY_FILE).read_text())
+            found = _own_summary(folder / SUMMARY_FILE)
+            if found:
+                return found
     return {}
+
+
+def _own_summary(path: Path) -> dict[str, Any]:
+    """A summary that `dopd quickstart` wrote; empty for a file of that name that is somebody else's."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(value, dict) or not isinstance(value.get("methods"), dict):
+        return {}
+    evaluations = [value.get(name) for name in _EVALUATIONS]
+    own = all(isinstance(result, dict) and isinstance(result.get("metrics"), dict) for result in evaluations)
+    return value if own else {}
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:

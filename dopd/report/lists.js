@@ -51,7 +51,7 @@ function hit(index, n, value) {
   const item = TRACES[index];
   const part = (from, to) => item.text.slice(Math.max(0, from), to).map((number) => STRINGS[number]).join("");
   const label = item.labels[item.regime[n]];
-  const token = el("span", { class: "tok " + label, "--s": strength(item, n).toFixed(3) }, visible(STRINGS[item.text[n]].trim() || STRINGS[item.text[n]]));
+  const token = el("span", { class: "tok " + label, "--c": regimeColour(label), "--s": strength(item, n).toFixed(3) }, visible(STRINGS[item.text[n]].trim() || STRINGS[item.text[n]]));
   const gap = item.gap[n] === null ? "" : `, q_T ${number(Math.exp(item.teacher[n]))}, q_S ${number(Math.exp(item.student[n]))}`;
   return el("button", { type: "button", onclick: () => jump(index, n) },
     el("span", { class: "number" }, value),

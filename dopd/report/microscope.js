@@ -90,7 +90,7 @@ function tokenNode(item, n) {
   const shown = text.trim() === "" ? visible(text) + (text.includes("\n") ? "\n" : "") : text.replace(/\n/g, "\u21b5\n");
   const lead = shown.match(/^ */)[0];  // a space before a word stays outside the colour
   const node = el("span", {
-    class: "tok " + label, role: "button", tabindex: n ? "-1" : "0", "data-n": n, "--s": strength(item, n).toFixed(3),
+    class: "tok " + label, role: "button", tabindex: n ? "-1" : "0", "data-n": n, "--c": regimeColour(label), "--s": strength(item, n).toFixed(3),
     "aria-label": `${visible(text)}, ${label}`, "aria-describedby": "card",
   }, shown.slice(lead.length) || shown);
   return shown.length > lead.length && lead ? [lead, node] : [node];
@@ -180,7 +180,7 @@ function drawLegend() {
   const used = distinct(TRACES.flatMap((item) => item.labels));
   const labels = Object.keys(DATA.regimes).filter((label) => used.includes(label));
   byId("legend").replaceChildren(...labels.map((label) => el("li", {},
-    el("span", { class: "tok " + label }, label),
+    el("span", { class: "tok " + label, "--c": regimeColour(label) }, label),
     el("span", {}, DATA.regimes[label].name, el("small", {}, DATA.regimes[label].meaning)))));
   byId("keys").textContent = "Keys: arrows, Home and End move between tokens; [ and ] change the step, j and k the example, " +
     "r the rollout, c what stands beside it; / searches; t changes light and dark; Escape closes the card." +

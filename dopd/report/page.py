@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
-from dopd.report.palette import METHOD_COLOURS, REGIME_COLOURS, REGIMES, style_variables
+from dopd.report.palette import METHOD_COLOURS, label_colours, label_meanings, style_variables
 from dopd.report.series import charts
 from dopd.report.traces import pack_traces
 
@@ -82,9 +82,11 @@ def inspection_page(title: str, subtitle: str, records: Sequence[Mapping[str, An
 def render(data: Mapping[str, Any]) -> str:
     """The page of a data object; texts of models reach it as JSON alone, and its scripts insert them as text."""
     folder = files("dopd.report")
+    labels = [label for item in data["traces"]["items"] for label in item["labels"]]
+    meanings = label_meanings(labels)
     constants = {
-        "regimes": {label: {"name": name, "meaning": text} for label, (name, text) in REGIMES.items()},
-        "regime_colours": REGIME_COLOURS,
+        "regimes": {label: {"name": name, "meaning": text} for label, (name, text) in meanings.items()},
+        "regime_colours": label_colours(labels),
         "method_colours": METHOD_COLOURS,
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)

@@ -1,6 +1,6 @@
 """Colours of the page, and what the four regimes mean. Contrast is computed from these by a test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 REGIME_COLOURS = {"LH": "#56B4E9", "LL": "#BBBBBB", "HT": "#D55E00", "HS": "#009E73", "all": "#0072B2"}
@@ -15,6 +15,23 @@ REGIMES: Mapping[str, tuple[str, str]] = {
     "LL": ("low gap, neither confident", "noise: weak pull to the privileged student"),
     "all": ("every token alike", "not routed: one target for all tokens"),
 }
+
+# Of rows that carry a name of their own.
+_NAMED_COLOURS = ("#CC79A7", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#BBBBBB")
+
+
+def label_colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for every label of a table's rows: a regime's own, or one of a fixed order for names."""
+    names = [label for label in dict.fromkeys(labels) if label not in REGIME_COLOURS]
+    named = {name: _NAMED_COLOURS[number % len(_NAMED_COLOURS)] for number, name in enumerate(names)}
+    return {**REGIME_COLOURS, **named}
+
+
+def label_meanings(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """What every label of a table's rows stands for, in the order of a legend."""
+    names = [label for label in dict.fromkeys(labels) if label not in REGIMES]
+    return {**REGIMES, **{name: (name, "a row of the table that carries this name") for name in names}}
+
 
 # Custom properties of the style sheet. `tint` is the strongest share of a regime's colour behind a token's text.
 LIGHT = {

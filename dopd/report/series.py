@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.groups import RunGroup
-from dopd.report.palette import METHOD_COLOURS, PHASE_COLOURS, REGIME_COLOURS
+from dopd.report.palette import METHOD_COLOURS, PHASE_COLOURS, label_colours
 from dopd.report.records import RunRecord
 
 _MAX_POINTS = 160
@@ -58,8 +58,10 @@ def _line_chart(groups: Sequence[RunGroup], metric: str, title: str, unit: str) 
 def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
     made = []
     if group.routed:
-        regimes = [label for label in _REGIME_ORDER if f"share/{label}" in group.runs[0].names("share/")]
-        colours = [REGIME_COLOURS[label] for label in regimes]
+        logged = [name.removeprefix("share/") for name in group.runs[0].names("share/")]
+        regimes = sorted(logged, key=lambda label: _REGIME_ORDER.index(label) if label in _REGIME_ORDER else -1)
+        known = label_colours(logged)
+        colours = [known[label] for label in regimes]
         shares = [_group_points(group, f"share/{label}") for label in regimes]
         losses = [
             _product(share, _group_points(group, f"loss/{label}")) for share, label in zip(shares, regimes, strict=True)

@@ -49,7 +49,7 @@ function cardContent(item, n) {
     if (value === null) continue;
     rows.push(el("span", {}, name), bar(value, colour), el("b", { "data-field": field }, number(value)));
   }
-  if (item.gap[n] !== null) {
+  if (item.gap[n] !== null && item.thresholds !== null) {
     const whole = Math.max(item.gap[n], 2 * item.thresholds.gap) || 1;
     rows.push(el("span", {}, "gap | threshold"), bar(item.gap[n] / whole, regimeColour(label), item.thresholds.gap / whole),
       el("span", {}, el("b", { "data-field": "gap" }, number(item.gap[n])), " | ",
@@ -60,7 +60,7 @@ function cardContent(item, n) {
   return [
     el("div", { class: "top" },
       el("code", { "data-field": "text" }, visible(drawn.trim() || drawn)),
-      el("span", { class: "tok " + label, "--s": 1 }, label === "all" ? "not routed" : label),
+      el("span", { class: "tok " + label, "--c": regimeColour(label), "--s": 1 }, label === "all" ? "not routed" : label),
       el("button", { type: "button", class: "close", "aria-label": "close", onclick: closeCard }, "\u00d7")),
     el("p", { class: "why" }, `${meaning.name}: ${meaning.meaning}`),
     el("div", { class: "bars" }, rows),

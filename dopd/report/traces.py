@@ -62,9 +62,16 @@ def pack_traces(runs: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> dic
     }
 
 
+_RULE_TEXTS = ("source", "divergence", "support")
+
+
 def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, Any]:
     tokens = record["tokens"]
-    labels = list(record["rules"])
+    rules = dict(record["rules"])
+    if "all" not in rules and any(token["regime"] is None for token in tokens):
+        # Rows with names of their own in a table that routes nothing: each token is taught by all of them together.
+        rules["all"] = _together(list(rules.values()))
+    labels = list(rules)
 
     def column(name: str) -> list[Any]:
         return [token[name] for token in tokens]
@@ -82,7 +89,7 @@ def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, An
         "num": record["num_tokens"],
         "view": record["teacher_view"],
         "thresholds": record["thresholds"],
-        "rules": record["rules"],
+        "rules": rules,
         "labels": labels,
         "text": [strings.number(token["text"]) for token in tokens],
         "regime": [labels.index(token["regime"] or "all") for token in tokens],
@@ -96,6 +103,12 @@ def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, An
         "target_top": [_flat(token["top_target"], strings) for token in tokens],
         "student_top": [_flat(token["top_student"], strings) for token in tokens],
     }
+
+
+def _together(rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several rows as one entry of a token card."""
+    texts = {name: " + ".join(dict.fromkeys(str(rule[name]) for rule in rules)) for name in _RULE_TEXTS}
+    return {**texts, "weight": rules[0]["weight"] if len(rules) == 1 else None}
 
 
 def _flat(pairs: Iterable[Sequence[Any]] | None, strings: Strings) -> list[Any] | None:

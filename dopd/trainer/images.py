@@ -1,13 +1,13 @@
 """What a vision-language run checks and prepares before the first step: processors, datasets, trial passes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset, List
-from datasets import Sequence as SequenceFeature
+from datasets import Dataset, Image, IterableDataset, LargeList, List
 from PIL import Image as Picture
 
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
@@ -31,20 +31,39 @@ _TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
 _DIVERGENCE, _DIVERGENCE_HALF = 1e-5, 5e-2  # nats
 
 
-def processor_for(model: Any, processing_class: Any) -> Any:
+def where_from(args: Any, *, teacher: bool = False) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say which files of the student's (or the teacher's) checkpoint are meant."""
+    revision = args.teacher_model_revision if teacher else (args.model_init_kwargs or {}).get("revision")
+    meant = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+    return {name: value for name, value in meant.items() if value}
+
+
+def processor_for(model: Any, processing_class: Any, **where: Any) -> Any:
     """The processor of a vision-language model that came without one; other models keep what they came with.
 
     The host would ask transformers for it, which needs torchvision for many families.
 
+    Args:
+        model: a transformers model, or a name or folder of one.
+        processing_class: what came with it, if anything.
+        where: of `where_from`.
+
     Raises:
-        ModelError: it cannot be made here; the message says what is missing.
+        ModelError: it cannot be made here (the message says what is missing), or the model is no decoder.
     """
-    config = _config_of(model) if isinstance(model, str) else model.config
-    if config is None or not is_vision_config(config):
+    config = _config_of(model, where) if isinstance(model, str) else model.config
+    if config is None:
+        return processing_class
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{type(config).__name__} is of a model with an encoder: it does not read prompt and completion as one "
+            "sequence, so its tokens cannot be compared. Use a decoder (a causal language model)"
+        )
+    if not is_vision_config(config):
         return processing_class
     if processing_class is None:
         path = model if isinstance(model, str) else config._name_or_path
-        processing_class = load_processor(path, padding_side="left")
+        processing_class = load_processor(path, padding_side="left", **where)
     if not reads_images(processing_class):
         logger.warning(
             f"{type(config).__name__} is a vision-language model, but processing_class is a tokenizer: only text can "
@@ -65,11 +84,11 @@ def _check_family(processor: Any) -> None:
         return
 
 
-def _config_of(path: str) -> Any:
+def _config_of(path: str, where: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, **where)
     except (OSError, ValueError):
         return None  # the reader of the model says what is wrong
 
@@ -77,16 +96,23 @@ def _config_of(path: str) -> Any:
 def undecoded(dataset: Any) -> Any:
     """The dataset with its images as files and bytes: they are opened where they are read, and errors name the row."""
     features = dataset.features if isinstance(dataset, Dataset | IterableDataset) else None
-    for column in (*COLUMNS, PRIVILEGED_COLUMN):
+    for column in ("prompt", *COLUMNS, PRIVILEGED_COLUMN):
         kind = (features or {}).get(column)  # a stream may not know its columns
-        inner = getattr(kind, "feature", None)
-        if isinstance(kind, Image):
-            dataset = dataset.cast_column(column, Image(decode=False))
-        elif isinstance(inner, Image):
-            dataset = dataset.cast_column(
-                column, (List if isinstance(kind, List) else SequenceFeature)(Image(decode=False))
-            )
+        asleep = _undecoded(kind)
+        if asleep != kind:
+            dataset = dataset.cast_column(column, asleep)
     return dataset
+
+
+def _undecoded(kind: Any) -> Any:
+    """The feature with every picture in it left as it is stored; blocks of a conversation hold them deep inside."""
+    if isinstance(kind, Image):
+        return Image(decode=False)
+    if isinstance(kind, List | LargeList):
+        return replace(kind, feature=_undecoded(kind.feature))
+    if isinstance(kind, dict):
+        return {name: _undecoded(inner) for name, inner in kind.items()}
+    return kind
 
 
 def tell_unread_columns(columns: Sequence[str]) -> None:
@@ -120,7 +146,7 @@ def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
         return None
     processor = given
     if processor is None and isinstance(teacher_source, str):
-        processor = load_processor(teacher_source, padding_side="left")
+        processor = load_processor(teacher_source, padding_side="left", **where_from(trainer.args, teacher=True))
     if processor is None or (
         processor.to_dict() == mine.to_dict()
         and processor.chat_template == mine.chat_template

@@ -149,7 +149,7 @@ class DOPDTrainer(ViewingTrainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=images.processor_for(model, processing_class),
+            processing_class=images.processor_for(model, processing_class, **images.where_from(args)),
             **host_options,
         )
         if self.teacher_model is not None:

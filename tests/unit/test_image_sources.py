@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import vision_kit as kit
 from compatibility import tried
-from datasets import Dataset
+from datasets import Dataset, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from dopd.data.encode import encode_prompts, image_sources
@@ -245,6 +246,30 @@ def test_what_a_processor_refuses_about_a_row_names_it_or_leaves_it_out(
     assert len(prepared(skip_broken_images=True)) == 3
     assert "row 2 of the stream dropped" in caplog.text if kind == "stream" else "1 rows were dropped" in caplog.text
     tried("dataset", f"a row of a {kind} whose processor refuses {what}", "refused: names row and column; or counted")
+
+
+def test_a_broken_picture_deep_in_a_block_and_a_column_that_cannot_be_decoded_name_their_row(tmp_path: Path) -> None:
+    rows = [{**row, "prompt": kit.user("how ?", kit.picture(n)), "images": []} for n, row in enumerate(kit.rows())]
+    whole = Dataset.from_list(rows)
+    broken = [row["prompt"] for row in whole.cast_column("prompt", _as_stored(whole.features["prompt"]))]
+    broken[2][0]["content"][0]["image"]["bytes"] = b"broken"
+    data = Dataset.from_list([{**row, "prompt": prompt} for row, prompt in zip(rows, broken, strict=True)])
+    data = data.cast_column("prompt", whole.features["prompt"])
+    with pytest.raises(DataError, match=r"row 2, column 'prompt', image 0: 6 bytes cannot be read"):
+        kit.trainer("qwen3_vl", tmp_path, train_dataset=data)
+    assert len(kit.trainer("qwen3_vl", tmp_path, train_dataset=data, skip_broken_images=True).train_dataset) == 3
+    data = Dataset.from_list([{**row, "thumbnail": {"bytes": b"x", "path": None}} for row in kit.rows()])
+    data = data.cast_column("thumbnail", ImageFeature())
+    with pytest.raises(DataError, match=r"row 0: the dataset cannot decode it: .*remove_columns"):
+        kit.trainer("qwen3_vl", tmp_path, train_dataset=data)
+
+
+def _as_stored(kind: Any) -> Any:
+    if isinstance(kind, ImageFeature):
+        return {"bytes": Value("binary"), "path": Value("string")}
+    if isinstance(kind, dict):
+        return {name: _as_stored(inner) for name, inner in kind.items()}
+    return List(_as_stored(kind.feature)) if isinstance(kind, List) else kind
 
 
 def test_a_dataset_of_which_no_row_is_left_says_why(tmp_path: Path) -> None:

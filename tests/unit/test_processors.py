@@ -16,6 +16,8 @@ from transformers import (
     MiniCPMV4_6ImageProcessorPil,
     Qwen3VLProcessor,
     SmolVLMProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
     WhisperFeatureExtractor,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
@@ -23,6 +25,7 @@ from vision_families import tokenizer_of
 
 from dopd.data.encode import encode_prompts
 from dopd.errors import ModelError
+from dopd.trainer import DOPDConfig, images
 from dopd.trainer.images import processor_for
 from dopd.vision import image_only, load_processor
 from dopd.vision.processors import torchvision_works
@@ -201,3 +204,29 @@ def test_the_trainer_finds_the_processor_of_a_model_that_came_without(tmp_path: 
     assert encode_prompts(found, PROMPTS, {}) == encode_prompts(made, PROMPTS, {})
     assert processor_for(model, made) is made
     assert type(processor_for(type(model).from_pretrained(tmp_path), None)) is type(made)
+
+
+def test_files_of_a_revision_and_code_of_a_checkpoint_are_asked_for_as_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = kit.processor("qwen3_vl")
+    kit.model("qwen3_vl", made).save_pretrained(tmp_path / "model")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        images, "load_processor", lambda path, **options: asked.append({"path": path, **options}) or made
+    )
+    options = {"trust_remote_code": True, "model_init_kwargs": {"revision": "v2"}, "teacher_model_revision": "v3"}
+    args = DOPDConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+    processor_for(str(tmp_path / "model"), None, **images.where_from(args))
+    (student,) = asked
+    assert (student["revision"], student["trust_remote_code"]) == ("v2", True)
+    assert images.where_from(args, teacher=True) == {"revision": "v3", "trust_remote_code": True}
+    assert images.where_from(DOPDConfig(str(tmp_path), use_cpu=True, bf16=False)) == {}
+
+
+def test_a_model_with_an_encoder_is_refused() -> None:
+    with pytest.raises(ModelError, match="T5Config is of a model with an encoder"):
+        processor_for(
+            T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1, num_heads=1)), None
+        )
+    tried("text family", "encoder and decoder (T5)", "refused: prompt and completion are not one sequence")

@@ -1,0 +1,108 @@
+"""The README's Python example, run as it is written where it is written for: Qwen3's template, files in the folder."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from compatibility import tried
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).parents[2]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def qwen_tokenizer() -> Any:
+    """Bytes as tokens, with Qwen3's own chat template and control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        additional_special_tokens=SPECIAL,
+        chat_template=(Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8"),
+    )
+
+
+def save_model(folder: str, hidden: int, seed: int) -> None:
+    tokenizer = qwen_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=hidden // 2,
+        max_position_embeddings=40960,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config)
+    # An untrained model would go on to the limit of 4096 tokens: here most bytes end an answer. The rest is Qwen's.
+    model.generation_config.eos_token_id = list(range(2, len(tokenizer), 2))
+    model.generation_config.update(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+QUESTION, HINT = "What is 17 times 3? Think of 17 + 17 + 17.", "First add two of them."
+PROMPTS: dict[str, dict[str, Any]] = {
+    "text": {"prompt": QUESTION},
+    "conversation": {"prompt": [{"role": "user", "content": QUESTION}]},
+    "conversation of blocks": {"prompt": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]},
+    "conversation, images: null": {"prompt": [{"role": "user", "content": QUESTION}], "images": None},
+    "blocks, image: null": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
+        "image": None,
+    },
+}
+
+
+@pytest.mark.parametrize("what", PROMPTS)
+def test_the_example_trains_on_the_question_as_qwen3_reads_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model("Qwen/Qwen3-1.7B", 16, 0)
+    save_model("Qwen/Qwen3-8B", 24, 1)
+    rows = [{**PROMPTS[what], "privileged_context": HINT} for _ in range(4)]
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from datasets.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    here = 'DOPDConfig("qwen3-dopd", use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no", '
+    assert 'DOPDConfig("qwen3-dopd", ' in code, "the settings of a test machine go in there"
+    code = code.replace('DOPDConfig("qwen3-dopd", ', here).replace("trainer.train()", "")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    made, tokenizer = names["trainer"], qwen_tokenizer()
+    seen: list[dict[str, Any]] = []
+    original = made._generate_and_score_completions
+    monkeypatch.setattr(
+        made, "_generate_and_score_completions", lambda inputs: seen.append(original(inputs)) or seen[-1]
+    )
+    made.train()
+    asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    plain = tokenizer.decode(seen[0]["prompt_ids"][0][seen[0]["prompt_mask"][0].bool()])
+    assert plain == asked.format(QUESTION)
+    hinted = made._privileged_view([{"prompt": [{"role": "user", "content": QUESTION}], "privileged_context": HINT}])
+    text = tokenizer.decode(hinted.prompt_ids[0])
+    assert text.startswith(f"<|im_start|>user\n{QUESTION}\n") and f"\n{HINT}\n" in text and text.endswith(asked[-20:])
+    # The privileged teacher's scores, from one unpadded pass of the teacher over that text and the answer.
+    answer = seen[0]["completion_ids"][0][seen[0]["completion_mask"][0].bool()].tolist()
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = made.unwrapped_teacher(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    own = logits.double().log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).squeeze(-1)
+    got = seen[0]["logprobs/privileged_teacher"][0][: len(answer)].double()
+    torch.testing.assert_close(got, own, atol=1e-5, rtol=0)
+    tried("prompt", f"the README's example, Qwen3, {what}", "exact")
