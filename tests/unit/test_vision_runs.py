@@ -38,9 +38,8 @@ def logits_of_one_sequence(name: str, model: Any, processor: Any, prompt: Any, c
     for unread in ("attention_mask", "labels"):
         fields.pop(unread, None)
     behind = torch.full((1, len(completion)), kit.family(name).suffix_type)
-    for types in ("mm_token_type_ids", "token_type_ids"):
-        if types in fields:
-            fields[types] = torch.cat([fields[types], behind], dim=1)
+    for types in [field for field in fields if field.endswith("token_type_ids")]:
+        fields[types] = torch.cat([fields[types], behind], dim=1)
     fields["input_ids"] = torch.cat([fields["input_ids"], completion.unsqueeze(0)], dim=1)
     logits = model(**fields, use_cache=False).logits[0, -len(completion) - 1 : -1]
     forbidden = torch.zeros(logits.shape[-1])

@@ -14,8 +14,7 @@ _IMAGE = {"image_token": "<image>"}
 _GRIDS = [[32, 64], [64, 32], [64, 64]]
 _PIXTRAL_TOKENS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 _LONG = {"max_position_embeddings": 1024}
-# The last hidden state of these towers does not pass through their last norm, which is for the pooled output.
-_UNUSED = ("post_layernorm",)
+_WITH_VIDEO, _NAMED_VIDEO = ("<image>", "<video>"), {**_IMAGE, "video_token": "<video>"}
 
 
 def _llava_processor(tokenizer: Any) -> Any:
@@ -43,34 +42,76 @@ def _llava(tokenizer: Any, hidden: int) -> Any:
     return tf.LlavaForConditionalGeneration(config)
 
 
-def _llava_next_processor(tokenizer: Any) -> Any:
+def _vipllava(tokenizer: Any, hidden: int) -> Any:
+    config = tf.VipLlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**vision()),
+        text_config=tf.LlamaConfig(**text(tokenizer, hidden)),
+        image_token_index=token_id(tokenizer, "<image>"),
+        vision_feature_layers=[-1, -2],
+    )
+    return tf.VipLlavaForConditionalGeneration(config)
+
+
+def _next_parts(tokenizer: Any) -> dict[str, Any]:
     images = tf.LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         image_grid_pinpoints=_GRIDS,
         **PIXELS,
     )
-    return tf.LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
+    return {
+        "image_processor": images,
+        "tokenizer": tokenizer,
+        "patch_size": PATCH,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": tokenizer.chat_template,
+    }
+
+
+def _llava_next_processor(tokenizer: Any) -> Any:
+    return tf.LlavaNextProcessor(**_next_parts(tokenizer))
+
+
+def _llava_next_video_processor(tokenizer: Any) -> Any:
+    return image_only(tf.LlavaNextVideoProcessor)(**_next_parts(tokenizer))
+
+
+def _next_sizes(tokenizer: Any, hidden: int) -> dict[str, Any]:
+    return {
+        "vision_config": tf.CLIPVisionConfig(**vision()),
+        "text_config": tf.LlamaConfig(**text(tokenizer, hidden, **_LONG)),
+        "image_token_index": token_id(tokenizer, "<image>"),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "image_grid_pinpoints": _GRIDS,
+        "image_seq_length": 16,
+    }
 
 
 def _llava_next(tokenizer: Any, hidden: int) -> Any:
-    config = tf.LlavaNextConfig(
-        vision_config=tf.CLIPVisionConfig(**vision()),
-        text_config=tf.LlamaConfig(**text(tokenizer, hidden, **_LONG)),
-        image_token_index=token_id(tokenizer, "<image>"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        image_grid_pinpoints=_GRIDS,
-        image_seq_length=16,
+    return tf.LlavaNextForConditionalGeneration(tf.LlavaNextConfig(**_next_sizes(tokenizer, hidden)))
+
+
+def _llava_next_video(tokenizer: Any, hidden: int) -> Any:
+    sizes = {**_next_sizes(tokenizer, hidden), "video_token_index": token_id(tokenizer, "<video>")}
+    return tf.LlavaNextVideoForConditionalGeneration(tf.LlavaNextVideoConfig(**sizes))
+
+
+def _deepseek_processor(tokenizer: Any) -> Any:
+    images = tf.DeepseekVLImageProcessorPil(size={"height": SIDE, "width": SIDE}, min_size=14, **PIXELS)
+    return tf.DeepseekVLProcessor(
+        image_processor=images, tokenizer=tokenizer, num_image_tokens=16, chat_template=tokenizer.chat_template
     )
-    return tf.LlavaNextForConditionalGeneration(config)
+
+
+def _deepseek(tokenizer: Any, hidden: int) -> Any:
+    config = tf.DeepseekVLConfig(
+        text_config={"model_type": "llama", **text(tokenizer, hidden)},
+        vision_config={"model_type": "siglip_vision_model", **vision()},
+        image_token_id=token_id(tokenizer, "<image>"),
+    )
+    return tf.DeepseekVLForConditionalGeneration(config)
 
 
 def _onevision_processor(tokenizer: Any) -> Any:
@@ -173,16 +214,13 @@ def _mistral3(tokenizer: Any, hidden: int) -> Any:
 
 
 FAMILIES = {
-    "llava": Family(("<image>",), "<image>", _llava_processor, _llava, _IMAGE, unused=_UNUSED),
-    "llava_next": Family(("<image>",), "<image>", _llava_next_processor, _llava_next, _IMAGE, unused=_UNUSED),
-    "llava_onevision": Family(
-        ("<image>", "<video>"),
-        "<image>",
-        _onevision_processor,
-        _onevision,
-        {**_IMAGE, "video_token": "<video>"},
-        unused=_UNUSED,
-    ),
+    # The last hidden state of its tower does not pass through the last norm, which is for the pooled output.
+    "llava": Family(("<image>",), "<image>", _llava_processor, _llava, _IMAGE, unused=("post_layernorm",)),
+    "llava_next": Family(("<image>",), "<image>", _llava_next_processor, _llava_next, _IMAGE),
+    "llava_next_video": Family(_WITH_VIDEO, "<image>", _llava_next_video_processor, _llava_next_video, _NAMED_VIDEO),
+    "vipllava": Family(("<image>",), "<image>", _llava_processor, _vipllava, _IMAGE),
+    "deepseek_vl": Family(("<image>",), "<image>", _deepseek_processor, _deepseek, _IMAGE),
+    "llava_onevision": Family(_WITH_VIDEO, "<image>", _onevision_processor, _onevision, _NAMED_VIDEO),
     "internvl": Family(
         ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
         "<IMG_CONTEXT>",

@@ -1,4 +1,4 @@
-"""Families that pack the patches of all images into one sequence: Qwen2-VL to Qwen3.5, GLM-4V."""
+"""Families that pack the patches of all images into one sequence: Qwen2-VL to Qwen3.5, GLM-4V, Ernie, VideoLLaMA 3."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import transformers as tf
 
 from dopd.vision import image_only
-from vision_families.base import PATCH, PIXELS, Family, text, token_id
+from vision_families.base import PATCH, PIXELS, Family, text, token_id, vision
 
 _TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -142,6 +142,62 @@ def _glm4v(tokenizer: Any, hidden: int) -> Any:
     return tf.Glm4vForConditionalGeneration(config)
 
 
+_ERNIE_NAMED = {
+    f"{what}_token": f"<|{what.upper()}|>"
+    for what in ("image", "video", "image_start", "image_end", "video_start", "video_end")
+}
+
+
+def _ernie_processor(tokenizer: Any) -> Any:
+    images = tf.Ernie4_5_VLMoeImageProcessorPil(
+        patch_size=PATCH, merge_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}, **PIXELS
+    )
+    return image_only(tf.Ernie4_5_VLMoeProcessor)(
+        image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template
+    )
+
+
+def _ernie(tokenizer: Any, hidden: int) -> Any:
+    half = hidden // 4
+    sections = [half // 3] * 3 if half % 3 == 0 and half // 3 % 2 == 0 else [half // 2, half // 2, half % 2]
+    experts = {
+        "moe_intermediate_size": [32, 32],
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+        "mlp_layer_types": ["dense", "sparse"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": sections},
+    }
+    tower = _tower(hidden, spatial_merge_size=2, temporal_merge_size=2)
+    tower.pop("out_hidden_size")
+    config = tf.Ernie4_5_VLMoeConfig(
+        text_config=text(tokenizer, hidden, "head_dim", **experts),
+        vision_config=tower,
+        **{f"{name}_id": token_id(tokenizer, token) for name, token in _ERNIE_NAMED.items()},
+    )
+    return tf.Ernie4_5_VLMoeForConditionalGeneration(config)
+
+
+def _video_llama_processor(tokenizer: Any) -> Any:
+    images = tf.VideoLlama3ImageProcessorPil(patch_size=PATCH, merge_size=1, min_tokens=4, max_tokens=64, **PIXELS)
+    return image_only(tf.VideoLlama3Processor)(
+        image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template
+    )
+
+
+def _video_llama(tokenizer: Any, hidden: int) -> Any:
+    tower = vision()
+    tower.pop("image_size")
+    config = tf.VideoLlama3Config(
+        text_config={"model_type": "qwen2", **text(tokenizer, hidden, "head_dim")},
+        vision_config=tower,
+        image_token_id=token_id(tokenizer, "<image>"),
+        video_token_id=token_id(tokenizer, "<video>"),
+    )
+    return tf.VideoLlama3ForConditionalGeneration(config)
+
+
+_GLM = ("<|begin_of_image|><|image|><|end_of_image|>", 512, 8192)
 _QWEN = (tf.Qwen2VLImageProcessorPil, 16 * 16, 64 * 64)
 FAMILIES = {
     "qwen3_vl": Family(_TOKENS, _IMAGE, _processor(tf.Qwen3VLProcessor, *_QWEN), _qwen3_vl),
@@ -157,10 +213,19 @@ FAMILIES = {
         shares_prompts=False,
         reloads=False,
     ),
-    "glm4v": Family(
-        _GLM_TOKENS,
-        "<|begin_of_image|><|image|><|end_of_image|>",
-        _processor(tf.Glm4vProcessor, tf.Glm4vImageProcessorPil, 512, 8192),
-        _glm4v,
+    "glm4v": Family(_GLM_TOKENS, _GLM[0], _processor(tf.Glm4vProcessor, tf.Glm4vImageProcessorPil, *_GLM[1:]), _glm4v),
+    "ernie4_5_vl_moe": Family(
+        tuple(_ERNIE_NAMED.values()),
+        "<|IMAGE_START|><|IMAGE|><|IMAGE_END|>",
+        _ernie_processor,
+        _ernie,
+        _ERNIE_NAMED,
+    ),
+    "video_llama_3": Family(
+        ("<image>", "<video>"),
+        "<image>",
+        _video_llama_processor,
+        _video_llama,
+        {"image_token": "<image>", "video_token": "<video>"},
     ),
 }
