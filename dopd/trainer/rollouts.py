@@ -11,10 +11,11 @@ from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
 from dopd.evaluation.student import Verifier, judged
 from dopd.sampling import Ending
+from dopd.trainer.finite import likely_cause
 
 
 @contextmanager
-def finite_rollouts(step: int) -> Iterator[None]:
+def finite_rollouts(step: int, learning_rate: float) -> Iterator[None]:
     """What diverged in the last update is first seen when a token is drawn; say so instead of torch's words."""
     try:
         yield
@@ -22,8 +23,8 @@ def finite_rollouts(step: int) -> Iterator[None]:
         if "probability tensor contains" not in str(error):
             raise
         raise ScoringError(
-            f"the student's distribution is not finite (NaN or infinite logits) at step {step}: its weights have "
-            "diverged. Lower the learning rate, or check the checkpoint"
+            f"the student's distribution is not finite (NaN or infinite logits) at step {step}. "
+            + likely_cause(step, learning_rate)
         ) from error
 
 

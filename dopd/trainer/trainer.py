@@ -34,6 +34,7 @@ from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.finite import FiniteGradients, check_weights, likely_cause
 from dopd.trainer.probes import make_trace
 from dopd.trainer.resuming import checkpoint_to_resume
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
@@ -56,6 +57,7 @@ HOST_HOOKS = (
     "training_step",
     "train",
     "_determine_best_metric",
+    "save_model",
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_get_output_dir",
@@ -166,6 +168,7 @@ class DOPDTrainer(ViewingTrainer):
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
+        self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
         self.add_callback(IdleSteps(self.table.needs_rewards))
         self.add_callback(MetricsFile(str(args.output_dir)))
@@ -253,7 +256,11 @@ class DOPDTrainer(ViewingTrainer):
         inputs = [as_conversation(row) for row in problems] if self.asks_text else problems
         inputs = as_the_student_reads(inputs, self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
-        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step), answers_of_at_most(limit, self):
+        with (
+            self._clock.phase("rollout"),
+            finite_rollouts(self.state.global_step, self.args.learning_rate),
+            answers_of_at_most(limit, self),
+        ):
             batch = super()._generate_and_score_completions(inputs)
         with self._clock.phase("scoring"):
             scores = verify(self.verifier, problems, batch, self._tokenizer, self.ending)
@@ -327,9 +334,9 @@ class DOPDTrainer(ViewingTrainer):
         self._host_metrics["entropy"].pop()
         if not math.isfinite(loss.item()):
             raise ScoringError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite "
-                "logits, or a target has probability 0 where the student has none. Lower the learning rate, or "
-                "check the checkpoints"
+                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite logits, or "
+                "a target has probability 0 where the student has some. "
+                + likely_cause(self.state.global_step, self.args.learning_rate)
             )
         sums = self._sums if self.model.training else StepSums()
         sums.add(routed.sums)
@@ -381,7 +388,17 @@ class DOPDTrainer(ViewingTrainer):
             return self.state.best_global_step == self.state.global_step
         return super()._determine_best_metric(metrics, trial)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:  # a checkpoint has been looked at
+            self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _check_weights(self) -> None:
+        step = self.state.global_step
+        check_weights(self.model, self.accelerator, step=step, learning_rate=self.args.learning_rate)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_weights()
         super()._save_checkpoint(model, trial)
         if self.accelerator.is_main_process:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

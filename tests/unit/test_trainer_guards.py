@@ -186,7 +186,7 @@ def test_nan_weights_are_an_error_before_the_first_step(tmp_path: Path, name: st
 
 def test_a_student_that_diverges_stops_the_run_with_the_reason(tmp_path: Path) -> None:
     made = kit.trainer(tmp_path, max_steps=4, learning_rate=1e38)
-    with pytest.raises(ScoringError, match="Lower the learning rate"):
+    with pytest.raises(ScoringError, match="lower learning_rate"):
         made.train()
 
 

@@ -37,6 +37,7 @@ METHODS = {
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "train": ("self", "resume_from_checkpoint=", "trial=", "ignore_keys_for_eval="),
     "_determine_best_metric": ("self", "metrics", "trial"),
+    "save_model": ("self", "output_dir=", "_internal_call="),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model="),
     "_get_output_dir": ("self", "trial"),

@@ -1,0 +1,71 @@
+"""Numbers that are not finite stop a run before the step that would spread them, and before anything is saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trainer_kit as kit
+from transformers import TrainerCallback
+
+from dopd.errors import ScoringError
+
+
+class Spoil(TrainerCallback):
+    """Puts a number into one gradient (before the step) or one weight (behind it) of a step."""
+
+    def __init__(self, step: int, value: float, *, weight: bool = False) -> None:
+        self._step, self._value, self._weight = step, value, weight
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self._step and not self._weight:
+            dict(model.named_parameters())["model.norm.weight"].grad[3] = self._value
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self._step and self._weight:
+            dict(model.named_parameters())["model.norm.weight"].data[3] = self._value
+
+
+def saved(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob("*.safetensors")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_gradient_that_is_not_finite_is_no_step_not_even_the_last(tmp_path: Path, value: float, step: int) -> None:
+    made = kit.trainer(tmp_path, max_steps=3, learning_rate=0.01, save_strategy="no")
+    # The spoiler stands before the check, as a model's own backward pass does.
+    made.callback_handler.callbacks.insert(0, Spoil(step, value))
+    with pytest.raises(ScoringError, match=rf"gradient is not finite .* at step {step}, first in 'model.norm.weight'"):
+        made.train()
+    assert all(bool(torch.isfinite(p).all()) for p in made.model.parameters()), "no step was taken"
+    assert made.state.global_step == step
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, checkpoint: bool) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2} if checkpoint else {}
+    made = kit.trainer(
+        tmp_path, max_steps=2, learning_rate=0.01, callbacks=[Spoil(2, float("nan"), weight=True)], **options
+    )
+    with pytest.raises(
+        ScoringError, match=r"weights are not finite .* after step 2, first in 'model.norm.weight': nothing"
+    ):
+        made.train()
+        made.save_model()
+    assert saved(tmp_path) == []
+
+
+def test_the_cause_that_is_named_is_the_likely_one(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, max_steps=3, learning_rate=1e30)
+    with pytest.raises(ScoringError) as caught:
+        made.train()
+    assert "learning_rate (=1e+30)" in str(caught.value) and "check the checkpoint" not in str(caught.value)
+
+
+def test_large_numbers_that_are_finite_pass(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, max_steps=1, learning_rate=0.0)
+    made.callback_handler.callbacks.insert(0, Spoil(0, 3e38))
+    made.train()
+    made.save_model()
+    assert saved(tmp_path)
