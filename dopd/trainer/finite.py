@@ -1,5 +1,6 @@
 """A model that is not finite takes no step, and is never saved as a success."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,15 @@ class FiniteGradients(TrainerCallback):
             f"the gradient is not finite (NaN or infinite) at step {state.global_step}"
             + (f", first in {found!r}" if found else " on another process")
             + f". No step was taken. {likely_cause(state.global_step, args.learning_rate)}"
+        )
+
+
+def check_loss(value: float, *, step: int, learning_rate: float) -> None:
+    """Raise `ScoringError` unless a loss is finite."""
+    if not math.isfinite(value):
+        raise ScoringError(
+            f"the loss is {value} at step {step}: a model gave NaN or infinite logits, or a target has probability 0 "
+            f"where the student has some. {likely_cause(step, learning_rate)}"
         )
 
 

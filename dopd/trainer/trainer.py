@@ -4,7 +4,6 @@ The host, TRL's `DistillationTrainer`, does what is not the method: models, roll
 overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL release changes one of them.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 from dopd.assignment import Assignment
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import as_conversation
-from dopd.errors import ConfigError, ScoringError
+from dopd.errors import ConfigError
 from dopd.evaluation.student import Verifier
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
@@ -34,7 +33,7 @@ from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
-from dopd.trainer.finite import FiniteGradients, check_weights, likely_cause
+from dopd.trainer.finite import FiniteGradients, check_loss, check_weights
 from dopd.trainer.probes import make_trace
 from dopd.trainer.resuming import checkpoint_to_resume
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
@@ -332,12 +331,7 @@ class DOPDTrainer(ViewingTrainer):
         self._routed = None
         # The host's entropy is a mean over this micro-batch: the mean of such means would depend on how a step is cut.
         self._host_metrics["entropy"].pop()
-        if not math.isfinite(loss.item()):
-            raise ScoringError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: a model gave NaN or infinite logits, or "
-                "a target has probability 0 where the student has some. "
-                + likely_cause(self.state.global_step, self.args.learning_rate)
-            )
+        check_loss(loss.item(), step=self.state.global_step, learning_rate=self.args.learning_rate)
         sums = self._sums if self.model.training else StepSums()
         sums.add(routed.sums)
         if not self.model.training:
