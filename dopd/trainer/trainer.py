@@ -1,7 +1,7 @@
 """`DOPDTrainer`: rollouts from the plain student, scores from every view that the table reads, one routed loss.
 
 The host, TRL's `DistillationTrainer`, does what is not the method: models, rollouts, distribution, saving. This class
-overrides the hooks listed in `HOST_HOOKS`; a test fails clearly when a TRL release changes one of them.
+overrides the hooks listed in `dopd.trainer.host`; a test fails clearly when a TRL release changes one of them.
 """
 
 from collections.abc import Iterator
@@ -41,26 +41,6 @@ from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 from dopd.trainer.viewing import ViewingTrainer
 from dopd.trainer.views import as_the_student_reads, batch_views
-
-# Methods of TRL's DistillationTrainer that this class overrides or calls, and attributes that it reads.
-HOST_HOOKS = (
-    "get_train_dataloader",
-    "_get_train_sampler",
-    "_get_dataloader",
-    "_prepare_inputs",
-    "_generate_and_score_completions",
-    "_tokenize_prompts",
-    "_generate_single_turn",
-    "_compute_loss",
-    "compute_loss",
-    "training_step",
-    "train",
-    "_determine_best_metric",
-    "save_model",
-    "_save_checkpoint",
-    "_load_from_checkpoint",
-    "_get_output_dir",
-)
 
 
 class DOPDTrainer(ViewingTrainer):

@@ -11,7 +11,7 @@ from trl import DistillationTrainer
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
-from dopd.trainer.trainer import HOST_HOOKS
+from dopd.trainer.host import HOST_HOOKS
 
 LOOK = "Read trl/trainer/distillation_trainer.py, follow the change in dopd/trainer/trainer.py, then update this table."
 
