@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from dopd.adapters import without_adapters
 from dopd.errors import ModelError
 from dopd.heads import Head
 from dopd.lengths import forget_longer_passes, is_first_regime
@@ -25,7 +26,6 @@ from dopd.scoring import (
     left_padded,
     rounding,
     view_hidden_states,
-    without_adapters,
 )
 from dopd.vision.tokens import placeholder_ids
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dopd.adapters import without_adapters
-from dopd.errors import ModelError, ScoringError
+from dopd.errors import ModelError
 from dopd.lengths import forget_longer_passes, same_regimes
 from dopd.vision.media import FeatureCache, ImageSet, image_inputs
 from dopd.vision.tokens import types_behind
@@ -123,79 +123,6 @@ def in_batches(
     return torch.cat(pieces)
 
 
-def check_alive(
-    source: str,
-    logprobs: Tensor,
-    entropy: Tensor,
-    mask: Tensor,
-    vocab_size: int,
-    *,
-    ids: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> None:
-    """Raise `ScoringError` if a source's scores cannot come from a working model.
-
-    A uniform distribution (weights lost on the way, an untrained head) or one distribution at every position teaches
-    nothing, and looks like a loss all the same. A model that is certain of every token has equal scores too, and is
-    well: it is dead only if its states are all one.
-
-    Args:
-        source (`str`): its name, for the message.
-        logprobs, entropy (`Tensor` (B, T)): scores of the sampled tokens, nats.
-        mask (`Tensor` (B, T)): non-zero where a token is scored.
-        vocab_size (`int`): size of the vocabulary.
-        ids (`LongTensor` (B, T), *optional*): the sampled tokens.
-        hidden (`Tensor` (B, T, H), *optional*): the states that predict them.
-    """
-    values, entropies = logprobs[mask != 0].double(), entropy[mask != 0].double()
-    if values.numel() < 8:
-        return
-    if not bool(torch.isfinite(entropies).all()):
-        raise ScoringError(f"{source}: its distributions are not finite (NaN or infinite logits): check the checkpoint")
-    uniform = torch.log(torch.tensor(float(vocab_size))).item()
-    if float(entropies.min()) > uniform - 1e-3:
-        raise ScoringError(
-            f"{source} is dead: its distribution is uniform over {vocab_size} tokens at all {values.numel()} scored "
-            "positions. Its weights are not those of a trained model: check the checkpoint path and any offloading"
-        )
-    # Answers of one token to one prompt are scored at one position: there, equal scores say nothing.
-    several_positions = int((mask != 0).sum(1).max()) > 1
-    if not several_positions or float(entropies.std()) >= _EQUAL:
-        return
-    certain = float(values.min()) > -_CERTAIN
-    equal = float(values.std()) < _EQUAL or (ids is not None and _follow_from_tokens(values, ids, mask))
-    one_state = hidden is not None and _all_one(hidden[mask != 0])
-    if one_state or (equal and not certain):
-        raise ScoringError(
-            f"{source} is dead: one distribution (entropy {float(entropies[0]):.4f} nats) at all {values.numel()} "
-            "scored tokens. Its output does not depend on its input: check the checkpoint"
-        )
-
-
-_EQUAL, _CERTAIN = 1e-6, 1e-3  # nats
-
-
-def _follow_from_tokens(values: Tensor, ids: Tensor, mask: Tensor) -> bool:
-    """Whether a token has one log-prob wherever it stands, and some token stands in several columns."""
-    kept = mask != 0
-    _, token_N = torch.unique(ids[kept], return_inverse=True)
-    columns_N = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[kept]
-    count = int(token_N.max()) + 1
-
-    def spread(numbers: Tensor) -> Tensor:
-        lowest, highest = (
-            numbers.new_zeros(count).scatter_reduce(0, token_N, numbers, how, include_self=False)
-            for how in ("amin", "amax")
-        )
-        return highest - lowest
-
-    return bool((spread(values) < 10 * _EQUAL).all()) and bool((spread(columns_N) > 0).any())
-
-
-def _all_one(states_NH: Tensor) -> bool:
-    return bool((states_NH - states_NH[:1]).abs().max() <= 1e-6 * states_NH.abs().max())
-
-
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module is back in the mode it was in, not in one mode for all."""
@@ -243,6 +170,44 @@ def backbone_of(model: Any) -> Any:
     return parts[0]
 
 
+class Balance:
+    """Collects the load-balancing loss that a mixture of experts computes of its passes, weighted by their tokens."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+
+    @property
+    def found(self) -> bool:
+        """Whether a model gave any."""
+        return bool(self._losses)
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, a scalar with the graph of the passes."""
+        tokens = torch.stack(self._tokens)
+        return (torch.stack(self._losses) * tokens / tokens.sum()).sum()
+
+    def hidden_states(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Last hidden states (B, L, H) of a pass of the whole model, whose own code computes the loss."""
+        whole, kept = without_adapters(model), list[Tensor]()
+        # Of a vocabulary's logits one position is enough; they are not read.
+        few = {"logits_to_keep": 1} if "logits_to_keep" in signature(whole.forward).parameters else {}
+
+        def keep(module: Any, arguments: Any, output: Any) -> None:
+            kept.append(output.last_hidden_state)
+
+        handle = backbone_of(model).register_forward_hook(keep)
+        try:
+            loss = getattr(whole(**inputs, **few, output_router_logits=True), "aux_loss", None)
+        finally:
+            handle.remove()
+        if isinstance(loss, Tensor):
+            self._losses.append(loss)
+            self._tokens.append(inputs["attention_mask"].sum())
+        return kept[-1]
+
+
 @torch.no_grad()
 def _unpadded_lengths(view: View, completion_mask: Tensor) -> list[int]:
     return (view.prompt_lengths + completion_mask.ne(0).sum(1)).tolist()
@@ -256,6 +221,7 @@ def view_hidden_states(
     *,
     cache: FeatureCache | None = None,
     as_features: bool = True,
+    balance: Balance | None = None,
 ) -> Tensor:
     """Hidden states (B, T, H) that predict the completions behind the prompts of a view, images included.
 
@@ -269,12 +235,13 @@ def view_hidden_states(
         completion_ids (`LongTensor` (B, T)), completion_mask (`Tensor` (B, T)): shared by every view.
         cache (`FeatureCache`, *optional*): image features made earlier with the same weights.
         as_features (`bool`): whether each different image is encoded once; `False` hands pixels over for every row.
+        balance (`Balance`, *optional*): gets the load-balancing loss of a mixture of experts.
     """
     groups = same_regimes(model.config, _unpadded_lengths(view, completion_mask))
     if len(groups) == 1:
-        return _hidden_states(model, view, completion_ids, completion_mask, cache, as_features)
+        return _hidden_states(model, view, completion_ids, completion_mask, cache, as_features, balance)
     parts = [
-        _hidden_states(model, view.at(rows), completion_ids[rows], completion_mask[rows], cache, as_features)
+        _hidden_states(model, view.at(rows), completion_ids[rows], completion_mask[rows], cache, as_features, balance)
         for rows in groups
     ]
     order = torch.tensor([row for rows in groups for row in rows], device=completion_ids.device)
@@ -282,7 +249,13 @@ def view_hidden_states(
 
 
 def _hidden_states(
-    model: Any, view: View, completion_ids: Tensor, completion_mask: Tensor, cache: FeatureCache | None, features: bool
+    model: Any,
+    view: View,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    cache: FeatureCache | None,
+    as_features: bool,
+    balance: Balance | None,
 ) -> Tensor:
     """`view_hidden_states` of sequences that may run together."""
     backbone = backbone_of(model)
@@ -296,18 +269,20 @@ def _hidden_states(
     types = types_behind(without_adapters(model), view.token_types, completion_ids.shape[1])
     types = {name: values.gather(1, columns_BL) * mask for name, values in types.items()}
     forget_longer_passes(backbone, model.config)
-    output = backbone(
-        input_ids=ids.gather(1, columns_BL),
-        attention_mask=mask,
-        use_cache=False,
-        **without_router_logits(backbone),
+    inputs = {
+        "input_ids": ids.gather(1, columns_BL),
+        "attention_mask": mask,
+        "use_cache": False,
         **types,
-        **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=features),
-    )
+        **image_inputs(backbone, view.images, view.prompt_ids, cache=cache, as_features=as_features),
+    }
+    if balance is None:
+        hidden = backbone(**inputs, **without_router_logits(backbone)).last_hidden_state
+    else:
+        hidden = balance.hidden_states(model, inputs)
     # The position before a completion token predicts it. Behind a shorter completion nothing is read.
     steps_T = torch.arange(completion_ids.shape[1], device=ids.device)
     places_BT = (view.prompt_lengths.unsqueeze(1) - 1 + steps_T).clamp(min=0, max=length - 1)
-    hidden = output.last_hidden_state
     return hidden.gather(1, places_BT.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from dopd.assignment import Assignment, assign
 from dopd.fused import TokenScores, measures, score_tokens
 from dopd.heads import Head
-from dopd.scoring import View, check_alive, evaluation_mode, in_batches
+from dopd.scoring import View, evaluation_mode, in_batches
 from dopd.signals import SignalBatch
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
+from dopd.trainer.liveness import check_alive
 from dopd.trainer.passes import check_causal
 
 # Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.

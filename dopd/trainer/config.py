@@ -78,6 +78,9 @@ class DOPDConfig(DistillationConfig):
             Exact to rounding; a model that cannot falls back with a message.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             `"auto"`, `"chunked"`, `"triton"` or `"reference"`.
+        router_aux_loss_coef (`float`, *optional*):
+            What the load-balancing loss of a student with experts is multiplied with before it is added. If left out:
+            the model's own `router_aux_loss_coef` where its configuration asks for `output_router_logits`, else 0.
         loss_chunk_tokens (`int`, *optional*):
             Tokens whose logits exist at a time; `None` chooses.
 
@@ -153,6 +156,9 @@ class DOPDConfig(DistillationConfig):
     )
     share_prompts: bool = field(default=True, metadata={"help": "Run each prompt once for all its rollouts."})
     loss_backend: Backend = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
+    router_aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "Factor of the load-balancing loss of experts; the model's own if left out."}
+    )
     loss_chunk_tokens: int | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
 
     student_eval_steps: int | None = field(

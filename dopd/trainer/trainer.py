@@ -24,7 +24,7 @@ from dopd.evaluation.student import Verifier
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
-from dopd.scoring import skipping_padding
+from dopd.scoring import Balance, skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 from dopd.trainer import images, setup, trials
@@ -33,6 +33,7 @@ from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, check_weights
 from dopd.trainer.probes import make_trace
 from dopd.trainer.resuming import checkpoint_to_resume
@@ -144,6 +145,7 @@ class DOPDTrainer(ViewingTrainer):
         self._prepare_viewing()
         trials.check_passes(self)
         self.sharing_architectures = trials.sharing_architectures(self)
+        self.balance_coefficient = balance_coefficient(self)
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
@@ -274,7 +276,9 @@ class DOPDTrainer(ViewingTrainer):
         # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         view = self.plain_view(inputs)
-        hidden = skipping_padding(partial(self.view_hidden_states, unwrapped_student), view, completion_ids, mask)
+        balance = Balance() if self.balance_coefficient else None
+        forward = partial(self.view_hidden_states, unwrapped_student, balance=balance)
+        hidden = skipping_padding(forward, view, completion_ids, mask)
         targets = {}
         for source in self._scorer.kept_sources:
             with self.source_model(source) as model:
@@ -300,7 +304,8 @@ class DOPDTrainer(ViewingTrainer):
             self._sums.add_gradients(hidden, self._routed.regimes, self.table)
         if self.trace is not None:
             self.trace.observe(inputs, (hidden, head), targets, self._routed)
-        return self._routed.loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
+        loss = self._routed.loss if balance is None else balanced(self, self._routed.loss, balance)
+        return loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

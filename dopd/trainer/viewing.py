@@ -28,7 +28,7 @@ from dopd.sampling import (
     rollout_settings,
     sampling_config,
 )
-from dopd.scoring import View, evaluation_mode, generation_inputs, view_hidden_states
+from dopd.scoring import Balance, View, evaluation_mode, generation_inputs, view_hidden_states
 from dopd.trainer import images
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
@@ -216,24 +216,30 @@ class ViewingTrainer(DistillationTrainer):
         finally:
             self.features = students
 
-    def view_hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
+    def view_hidden_states(
+        self, model: Any, view: View, completion_ids: Tensor, mask: Tensor, *, balance: Balance | None = None
+    ) -> Tensor:
         """Last hidden states (B, T, H) of a view; each different prompt is run once where the model allows it, and each
         different image encoded once.
 
         In mixed precision they come in the precision that the head computes in; norms would leave them in float32.
+
+        Args: as the function `view_hidden_states`. A load-balancing loss is of whole sequences, so for it nothing is
+        shared.
         """
         if view.for_teacher is not None and model is self.accelerator.unwrap_model(self.teacher_model):
             view = view.for_teacher
         # Checkpointed layers keep no keys and values.
         checkpointed = model.training and self.args.gradient_checkpointing
-        shares = architecture(model) in self.sharing_architectures and not checkpointed
+        shares = architecture(model) in self.sharing_architectures and not checkpointed and balance is None
         longest = int(view.prompt_lengths.max()) + completion_ids.shape[1]
         with self.accelerator.autocast():
             if shares and is_first_regime(model.config, longest):
                 hidden = hidden_states_sharing_prompts(model, view, completion_ids, mask, cache=self.features)
             else:
                 once = architecture(model) in self.image_architectures
-                hidden = view_hidden_states(model, view, completion_ids, mask, cache=self.features, as_features=once)
+                options: dict[str, Any] = {"cache": self.features, "as_features": once, "balance": balance}
+                hidden = view_hidden_states(model, view, completion_ids, mask, **options)
             return self._in_head_precision(hidden)
 
     def _in_head_precision(self, hidden: Tensor) -> Tensor:

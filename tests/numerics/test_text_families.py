@@ -85,6 +85,7 @@ def test_trainer_scores_and_learns_what_the_model_says(family: str, tmp_path: Pa
         train_dataset=Dataset.from_list(ROWS),
         num_generations=2,
         max_completion_length=6,
+        router_aux_loss_coef=0.0,
     )
     kind = type(model)
     assert (kind in made.sharing_architectures) == (family not in RECURRENT), family
@@ -111,6 +112,7 @@ def test_loss_and_gradient_are_those_of_the_model(family: str, tmp_path: Path) -
         train_dataset=Dataset.from_list(ROWS),
         num_generations=2,
         max_completion_length=6,
+        router_aux_loss_coef=0.0,
     )
     batch = kit.rollout(made)
     loss = kit.loss_of(made, batch)

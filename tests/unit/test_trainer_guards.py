@@ -13,10 +13,10 @@ from trl import TrlParser
 
 from dopd import assignment
 from dopd.errors import ConfigError, DataError, ModelError, ScoringError
-from dopd.scoring import check_alive
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
 from dopd.trainer import DOPDConfig, guards
+from dopd.trainer.liveness import check_alive
 from dopd.trainer.setup import max_prompt_tokens
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
