@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help quickstart experiments test test-slow test-weights test-browser lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments test test-wheel test-slow test-weights test-browser lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,7 +36,10 @@ test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu and not browser"
+	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu and not browser and not wheel"
+
+test-wheel: $(VENV)/.installed-dev  ## the wheel, built and used in an environment of its own
+	@$(ONE_THREAD) $(BIN)/pytest -m wheel
 
 test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m slow

@@ -1,6 +1,7 @@
 """`dopd experiment`: the paper's tables and figures as commands."""
 
 import argparse
+import importlib.util
 import sys
 from typing import Any
 
@@ -34,6 +35,11 @@ def add_experiment(commands: Any, command: Any) -> None:
 
 
 def _experiment(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("dopd.experiments") is None:
+        raise ConfigError(
+            "dopd experiment needs a checkout of the repository, where the experiments, their runs and their models are: "
+            "there, pip install --editable . and start it again"
+        )
     from dopd.experiments.catalogue import EXPERIMENTS
 
     if arguments.name is None:

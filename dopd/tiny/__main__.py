@@ -1,13 +1,16 @@
-"""`python -m dopd.tiny TASK ROLE SEED`: put a named tiny model into the package; older files go."""
+"""`python -m dopd.tiny TASK ROLE SEED`: put a named tiny model where its older files are, which go; a new one comes to
+the weights of the experiments, outside the package.
+"""
 
 import sys
 
 from dopd.tiny.cache import get_recipe, tiny_model_path
-from dopd.tiny.shipped import FOLDER, pack
+from dopd.tiny.shipped import FOLDER, REPOSITORY_FOLDER, pack
 
 task, role, seed = sys.argv[1:]
 folder = tiny_model_path(task, role, int(seed))
-for old in FOLDER.glob(f"{task}-{role}-seed{seed}-*.safetensors"):
-    if old.stem != folder.name:
-        old.unlink()
-print(pack(folder, get_recipe(task, role)))
+older = [file for place in (FOLDER, REPOSITORY_FOLDER) for file in place.glob(f"{task}-{role}-seed{seed}-*.safetensors")]
+for file in older:
+    if file.stem != folder.name:
+        file.unlink()
+print(pack(folder, get_recipe(task, role), older[0].parent if older else REPOSITORY_FOLDER))

@@ -1,4 +1,5 @@
-"""Tiny models that come with the package: the same weights on every machine, and no minutes of training.
+"""Tiny models that come with the package or with the repository: the same weights on every machine, and no minutes of
+training.
 
 One file for each model, in half precision, which loses nothing: pretraining rounds to it. To ship a model anew after
 its recipe has changed: `python -m dopd.tiny TASK ROLE SEED`.
@@ -18,12 +19,14 @@ from dopd.tiny.pretrain import CARD_NAME, fingerprint, save
 from dopd.tiny.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "weights"
+# Of models that experiments alone need; an installed package does not have it.
+REPOSITORY_FOLDER = Path(__file__).parents[2] / "experiments" / "weights"
 
 
 def shipped_file(name: str) -> Path | None:
-    """The weights of the model whose folder in the cache would be called `name`, if the package has them."""
-    path = FOLDER / f"{name}.safetensors"
-    return path if path.is_file() else None
+    """The weights of the model whose folder in the cache would be called `name`, if package or repository has them."""
+    paths = [folder / f"{name}.safetensors" for folder in (FOLDER, REPOSITORY_FOLDER)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def unpack(path: Path, recipe: Recipe, seed: int, output_dir: Path) -> None:

@@ -91,13 +91,14 @@ def test_the_quickstarts_train_no_model(task, role, tmp_path, monkeypatch):
     assert f"{path.name}.safetensors" in tracked
 
 
-def test_every_file_of_the_package_belongs_to_a_recipe_as_it_is_now():
+def test_every_file_of_package_and_repository_belongs_to_a_recipe_as_it_is_now():
     names = {
         f"{task}-{role}-seed{seed}-{cache.recipe_key(recipe, seed)}"
         for task, roles in RECIPES.items()
         for role, recipe in roles.items()
         for seed in range(8)
     }
-    files = sorted(shipped.FOLDER.glob("*.safetensors"))
+    files = [file for place in (shipped.FOLDER, shipped.REPOSITORY_FOLDER) for file in place.glob("*.safetensors")]
+    assert len({file.name for file in files}) == len(files) > 20
     assert [file.name for file in files if file.stem not in names] == []
     assert all(file.stat().st_size < 5_000_000 for file in files)
