@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from typing import Any
 
+from dopd.cli.values import positive
 from dopd.errors import ConfigError
 
 
@@ -26,8 +27,8 @@ def add_experiment(commands: Any, command: Any) -> None:
         default="tiny",
         help="tiny: run it here; full: write launch configs for the paper's models (default tiny)",
     )
-    parser.add_argument("--seeds", type=int, help="run seeds for each pretraining seed (default: the protocol's three)")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each core)")
+    parser.add_argument("--seeds", type=positive, help="run seeds for each pretraining seed (default three)")
+    parser.add_argument("--jobs", type=positive, help="runs at a time (default: one for each core)")
     parser.add_argument("--output-dir", default="experiments", help="folder of folders (default experiments)")
     parser.add_argument("--restart", action="store_true", help="make finished runs anew")
     parser.add_argument("--report", action="store_true", help="make no run: write what finished runs give")
@@ -37,8 +38,8 @@ def add_experiment(commands: Any, command: Any) -> None:
 def _experiment(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("dopd.experiments") is None:
         raise ConfigError(
-            "dopd experiment needs a checkout of the repository, where the experiments, their runs and their models are: "
-            "there, pip install --editable . and start it again"
+            "dopd experiment needs a checkout of the repository, where the experiments, their runs and their models "
+            "are: start it there, after pip install --editable ."
         )
     from dopd.experiments.catalogue import EXPERIMENTS
 
@@ -85,15 +86,16 @@ def _one(name: str, arguments: argparse.Namespace) -> None:
 
 def _list() -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from dopd.experiments.catalogue import EXPERIMENTS, models_without_recipe
     from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS
+    from dopd.report.terminal import print_table
 
-    table = Table("name", "of the paper", "what", "runs", title="dopd experiment NAME")
+    rows = []
     for name, make in EXPERIMENTS.items():
         experiment = make()
         missing = models_without_recipe(experiment)
         runs = str(len(experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS)))
-        table.add_row(name, experiment.source, experiment.title, f"no model {', '.join(missing)}" if missing else runs)
-    Console().print(table)
+        runs = f"no model {', '.join(missing)}" if missing else runs
+        rows.append([name, experiment.source, experiment.title, runs])
+    print_table(Console(), ["name", "of the paper", "what", "runs"], rows, title="dopd experiment NAME")

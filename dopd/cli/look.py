@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dopd.cli.values import natural, positive
 from dopd.errors import ConfigError
 
 
@@ -50,13 +51,14 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--privileged-image", action="append", default=[], metavar="FILE", help="a picture of p")
     parser.add_argument("--completion", help="an answer to look at (default: the student answers)")
     parser.add_argument("--method", default="dopd", help="see `dopd methods`")
-    parser.add_argument("--rollouts", type=int, default=1, help="answers to draw (default 1)")
+    parser.add_argument("--rollouts", type=positive, default=1, help="answers to draw (default 1)")
     parser.add_argument("--greedy", action="store_true", help="the likeliest tokens in place of drawn ones")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
+    parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--html", help="also write a page")
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines instead")
     parser.set_defaults(run=_inspect)
@@ -67,10 +69,19 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     from dopd.cli.terminal import print_records
     from dopd.report.page import inspection_page
+    from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
     from dopd.runs.inspection import inspect_prompt
     from dopd.runs.progress import quiet_libraries
+    from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
+    prompts = {
+        "privileged_template": arguments.privileged_template,
+        "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+    }
+    _, said = circumstances(arguments.student, **prompts, only=PROMPT_FIELDS)
+    if said:
+        print(said, file=sys.stderr)
     records = inspect_prompt(
         arguments.student,
         arguments.teacher,
@@ -83,7 +94,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         rollouts=arguments.rollouts,
         greedy=arguments.greedy,
         max_new_tokens=arguments.max_new_tokens,
-        privileged_template=arguments.privileged_template,
+        **prompts,
         thresholds_from=arguments.thresholds_from,
         dtype=arguments.dtype,
         seed=arguments.seed,

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 
 import dopd
 from dopd.cli import experiments, look
+from dopd.cli.output import USER_ERROR, with_any_output
+from dopd.cli.values import natural, positive
 from dopd.errors import DopdError
 from dopd.runs.recipes import recipe_names, recipe_path
 
-USER_ERROR = 2
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a `DopdError` becomes one line on standard error and exit status 2."""
+    """Run a command; what a user can mend becomes one line on standard error and exit status 2."""
+    return with_any_output(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
@@ -27,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # A file that cannot be written: a full disk, a folder that is not there or is not ours.
+        if arguments.debug or error.filename is None:
+            raise
+        print(f"error: {error.filename!r}: {error.strerror} (--debug shows where)", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -41,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  dopd quickstart\n"
         "  dopd train tiny-dag --method vanilla --output_dir runs/vanilla\n"
-        "  dopd eval runs/vanilla --task dag\n  dopd train qwen3-8b-to-1.7b --dry-run",
+        "  dopd eval runs/vanilla\n  dopd train qwen3-8b-to-1.7b --dry-run",
     )
     parser.add_argument("--version", action="version", version=f"dopd {dopd.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -122,40 +134,52 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
         commands,
         "eval",
         "accuracy of a checkpoint on a task, without privileged context and beside it with it",
-        "  dopd eval tiny:dag/student --task dag\n  dopd eval runs/quickstart/dopd-seed0 --task dag --split ood --json",
+        "  dopd eval tiny:dag/student\n  dopd eval runs/quickstart/dopd-seed0 --split ood --json\n"
+        "  dopd eval tiny:dag/student --task dag --task-options '{num_needed: 4}'\n"
+        "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
+        "the folder of a run brings what it was trained with, a tiny model the options of its task; flags come first",
     )
     parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
-    parser.add_argument("--task", required=True, help="a name that `dopd tasks` lists")
-    parser.add_argument("--task-options", default="{}", help="difficulty knobs, as YAML: '{num_needed: 3}'")
+    parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
+    parser.add_argument("--task-options", help="difficulty knobs, as YAML: '{num_needed: 3}'")
     parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
-    parser.add_argument("--prompts", type=int, default=512, help="problems (default 512)")
+    parser.add_argument("--prompts", type=positive, default=512, help="problems (default 512)")
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
+    parser.add_argument("--max-new-tokens", type=positive, help="of an answer (default: as trained, or 256)")
+    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
     parser.set_defaults(run=_eval)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     from dopd.cli.show import print_evaluation
+    from dopd.runs.circumstances import circumstances
     from dopd.runs.evaluate import evaluate_checkpoint
     from dopd.runs.progress import quiet_libraries
     from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
+    given = {
+        "task": arguments.task,
+        "task_options": yaml_mapping("--task-options", arguments.task_options),
+        "privileged_kind": arguments.privileged_kind,
+        "privileged_template": arguments.privileged_template,
+        "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+    _, said = circumstances(arguments.model, **given)
+    if said:
+        print(said, file=sys.stderr)
     result = evaluate_checkpoint(
         arguments.model,
-        arguments.task,
-        task_options=yaml_mapping("--task-options", arguments.task_options),
+        **given,
         split=arguments.split,
         prompts=arguments.prompts,
-        privileged_kind=arguments.privileged_kind,
-        privileged_template=arguments.privileged_template,
-        max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         seed=arguments.seed,
@@ -200,7 +224,7 @@ def _add_tiny(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("task")
     parser.add_argument("--role", help="one role (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--train", action="store_true", help="train it here, even if the package or the cache has it")
     parser.set_defaults(run=_tiny)
 
@@ -225,8 +249,8 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--methods", default="vanilla,privileged_student,dopd", help="comma-separated names (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default 3)")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one for each core)")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each method (default 3)")
+    parser.add_argument("--jobs", type=positive, default=None, help="runs at a time (default: one for each core)")
     parser.set_defaults(run=_quickstart)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
+from dopd.report.terminal import print_table
 from dopd.sources import CONTRAST, SOURCES
 
 if TYPE_CHECKING:
@@ -26,16 +26,15 @@ def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> N
     if as_json:
         print(json.dumps({"model": name, **record}))
         return
-    table = Table(title=f"{name}: {len(result.greedy)} prompts", title_justify="left")
-    table.add_column("what")
-    table.add_column("value [95% interval]")
+    rows = []
     for label, interval in record["intervals"].items():
         text = f"{100 * interval['mean']:.1f}% [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
-        table.add_row(_LABELS.get(label, label), escape(text))
+        rows.append([_LABELS.get(label, label), text])
     for label, value in record["metrics"].items():
         if not label.startswith(("accuracy", "num_")):
-            table.add_row(label, f"{value:.4g}")
-    Console().print(table)
+            rows.append([label, f"{value:.4g}"])
+    title = f"{name}: {len(result.greedy)} prompts"
+    print_table(Console(), ["what", "value [95% interval]"], rows, title=title)
 
 
 def print_tasks(name: str | None) -> None:
@@ -44,10 +43,8 @@ def print_tasks(name: str | None) -> None:
 
     console = Console()
     if name is None:
-        table = Table("task", "what it is")
-        for key, kind in SOURCES.items():
-            table.add_row(key, escape(str(getattr(kind, "description", ""))))
-        console.print(table)
+        rows = [[key, str(getattr(kind, "description", ""))] for key, kind in SOURCES.items()]
+        print_table(console, ["task", "what it is"], rows)
         console.print("`dopd tasks NAME` shows an example with its privileged texts.")
         return
     source = get_source(name)
@@ -79,8 +76,8 @@ def print_methods(name: str | None) -> None:
         for label, text in lines.items():
             console.print(f"{label}: {escape(text)}")
         return
-    for title, names in _by_subject().items():
-        console.print(f"\n[bold]{escape(title)}[/bold]")
+    for number, (title, names) in enumerate(_by_subject().items()):
+        console.print(f"{chr(10) if number else ''}[bold]{escape(title)}[/bold]")
         for key in names:
             card = CARDS[key]
             console.print(f"  [bold]{key}[/bold]: {escape(card.about)}")
@@ -150,10 +147,10 @@ def print_tiny(task: str, role: str | None, seed: int, *, train: bool = False) -
 
     if task not in RECIPES:
         raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models")
-    table = Table("role", "folder", "measured")
+    rows = []
     for name in [role] if role else RECIPES[task]:
         path = tiny_model_path(task, name, seed, train=train)
         card = json.loads((path / CARD_NAME).read_text())
         measured = {key: value for key, value in card.items() if key.startswith("accuracy")}
-        table.add_row(name, str(path), escape(json.dumps(measured)))
-    Console().print(table)
+        rows.append([name, str(path), json.dumps(measured)])
+    print_table(Console(), ["role", "folder", "measured"], rows)

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dopd.report.palette import blend, label_colours, label_meanings
+from dopd.report.terminal import print_table
 
 _NUM_LISTED = 8
 _BLACK, _WHITE = "#000000", "#ffffff"
@@ -27,7 +27,7 @@ def print_records(console: Console, records: Sequence[Mapping[str, Any]]) -> Non
         console.print()
         console.print(Text(f"answer {record['rollout'] + 1}: {record['num_tokens']} tokens{averages}", style="bold"))
         console.print(completion_text(record, marked=console.color_system is None))
-        console.print(_largest(record))
+        _print_largest(console, record)
 
 
 def completion_text(record: Mapping[str, Any], *, marked: bool) -> Text:
@@ -56,13 +56,11 @@ def _style(label: str, share: float, labels: Iterable[str]) -> str:
     return f"{_BLACK} on {blend(label_colours(labels)[label], _WHITE, 0.15 + 0.85 * share)}"
 
 
-def _largest(record: Mapping[str, Any]) -> Table:
+def _print_largest(console: Console, record: Mapping[str, Any]) -> None:
     routed = record["thresholds"] is not None
     name = "gap" if routed else "loss"
     columns = ["token", "regime", "gap", "q_T", "q_S", "student", "entropy", "loss", "target"]
-    table = Table(title=f"largest {'gaps' if routed else 'losses'} (nats)", title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("token", "regime", "target") else "right")
+    rows = []
     for token in sorted(record["tokens"], key=lambda token: -token[name])[:_NUM_LISTED]:
         label = token["regime"] or "all"
         cells = [
@@ -75,8 +73,9 @@ def _largest(record: Mapping[str, Any]) -> Table:
         ]
         shown, first = _visible(token["text"]), (token["top_target"] or [["-", 0.0]])[0]
         cells.append(f"{_visible(first[0])} {first[1]:.2f}")
-        table.add_row(Text(shown), Text(label, style=_style(label, 1.0, record["rules"])), *map(Text, cells))
-    return table
+        rows.append([Text(shown), Text(label, style=_style(label, 1.0, record["rules"])), *map(Text, cells)])
+    title = f"largest {'gaps' if routed else 'losses'} (nats)"
+    print_table(console, columns, rows, title=title, right=set(columns) - {"token", "regime", "target"})
 
 
 def _visible(text: str) -> str:

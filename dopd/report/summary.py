@@ -20,11 +20,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     Intervals of start and teacher are over prompts (Wilson); those of methods over seeds (Student's t), where there are
     at least two.
     """
-    pictured = "accuracy_blank" in summary["start"]["metrics"]
-    kinds = [kind for kind in _KINDS if pictured or kind != "blank"]
-    rows = [_single("start (student)", summary["start"], kinds), _single("teacher", summary["teacher_result"], kinds)]
-    rows += [_over_seeds(name, results, kinds) for name, results in summary["methods"].items()]
-    header = ["", *(f"{_KINDS[kind]} (%)" for kind in kinds), "entropy (nats)", "length (tokens)", "runs"]
+    header, rows = summary_rows(summary)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     title = f"# {summary['task']}: {summary['student']} taught by {summary['teacher']}"
@@ -33,7 +29,16 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         "methods (all from the same start). Privileged information is never used when answers are judged, except in "
         "the column that says so."
     )
-    return "\n".join([title, "", *lines, "", note, *_verdicts(summary), ""])
+    return "\n".join([title, "", *lines, "", note, *verdicts(summary), ""])
+
+
+def summary_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table, as text."""
+    pictured = "accuracy_blank" in summary["start"]["metrics"]
+    kinds = [kind for kind in _KINDS if pictured or kind != "blank"]
+    rows = [_single("start (student)", summary["start"], kinds), _single("teacher", summary["teacher_result"], kinds)]
+    rows += [_over_seeds(name, results, kinds) for name, results in summary["methods"].items()]
+    return ["", *(f"{_KINDS[kind]} (%)" for kind in kinds), "entropy (nats)", "length (tokens)", "runs"], rows
 
 
 def _single(name: str, record: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -57,7 +62,7 @@ def _over_seeds(name: str, results: Sequence[Mapping[str, Any]], kinds: Sequence
     return [name, *accuracies, f"{entropy:.3f}", f"{length:.1f}", str(len(results))]
 
 
-def _verdicts(summary: Mapping[str, Any]) -> list[str]:
+def verdicts(summary: Mapping[str, Any]) -> list[str]:
     """What the differences say: every method against the start, and against the first method, seed by seed."""
     names = list(summary["methods"])
     lines = ["", "Differences in points, 95% intervals over seeds:", ""]

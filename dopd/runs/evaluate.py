@@ -6,23 +6,26 @@ import torch
 
 from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
+from dopd.runs.circumstances import check_task, circumstances
 from dopd.sampling import declared_stop_strings
 from dopd.tasks.sources import get_source
 
 
 def evaluate_checkpoint(
     model_name: str,
-    task: str,
+    task: str | None = None,
     *,
     task_options: dict[str, Any] | None = None,
     split: str = "test",
     prompts: int = 512,
     privileged_kind: str | None = None,
     privileged_template: str | None = None,
-    max_new_tokens: int = 256,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
     seed: int = 0,
@@ -30,15 +33,33 @@ def evaluate_checkpoint(
 ) -> EvaluationResult:
     """Answer held-out problems of a task, greedily and sampled, without p; and greedily with it.
 
+    What is left out is as it was when the model was trained, where its folder is that of a run (or a checkpoint in
+    one), or it is a tiny model: see `dopd.runs.circumstances`.
+
     Args:
         model_name (`str`): a hub id, a folder or `tiny:TASK/ROLE`.
-        task (`str`): a name that `dopd tasks` lists.
+        task (`str`, *optional*): a name that `dopd tasks` lists.
+        task_options (`dict`, *optional*): difficulty knobs of the task.
+        privileged_kind, privileged_template, chat_template_kwargs: as in training.
         split (`str`): `"test"` or `"ood"` (or `"train"`).
         prompts (`int`): problems.
-        max_new_tokens (`int`): most tokens of an answer.
+        max_new_tokens (`int`, *optional*): most tokens of an answer; 256 where the model brings none.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
     """
-    source = get_source(task, **(task_options or {}))
+    for name, value in (("prompts", prompts), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} (={value}) must be at least 1")
+    asked, _ = circumstances(
+        model_name,
+        task=task,
+        task_options=task_options,
+        privileged_kind=privileged_kind,
+        privileged_template=privileged_template,
+        chat_template_kwargs=chat_template_kwargs,
+        max_new_tokens=max_new_tokens,
+    )
+    source = get_source(check_task(model_name, asked), **asked.task_options)
+    rows = source.rows(split, prompts, asked.privileged_kind)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
     processing_class = load_processing_class(model_name)
@@ -46,14 +67,15 @@ def evaluate_checkpoint(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     evaluator = StudentEvaluator(
-        rows=source.rows(split, prompts, privileged_kind),
+        rows=rows,
         verifier=source.verify,
         processing_class=processing_class,
         eos_token_ids=eos_token_ids(model, tokenizer),
         stop_strings=declared_stop_strings(model),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=asked.max_new_tokens,
         batch_size=batch_size,
-        template=PrivilegedTemplate(privileged_template),
+        template=PrivilegedTemplate(asked.privileged_template),
+        chat_template_kwargs=asked.chat_template_kwargs,
         seed=seed,
     )
     teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)

@@ -18,6 +18,7 @@ from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
+from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
 from dopd.runs.evaluate import eos_token_ids
 from dopd.sampling import declared_stop_strings
 from dopd.sources import SOURCES, TEACHER_SOURCES
@@ -37,6 +38,7 @@ def inspect_prompt(
     greedy: bool = False,
     max_new_tokens: int = 256,
     privileged_template: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     thresholds_from: str | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -53,6 +55,8 @@ def inspect_prompt(
         completion (`str`, *optional*): an answer to look at; the student answers if left out.
         method (`str`): a name that `dopd methods` lists.
         rollouts (`int`): answers.
+        privileged_template, chat_template_kwargs (*optional*): how prompts are written; those of the student's run or
+            recipe where it has one.
         greedy (`bool`): the likeliest tokens in place of drawn ones.
         thresholds_from (`str`, *optional*): a run folder whose last batch averages route the tokens. The averages over
             these answers if left out.
@@ -63,8 +67,15 @@ def inspect_prompt(
     routing = table(method)
     if routing.needs_teacher and teacher_name is None:
         raise ConfigError(f"method {method!r} reads a teacher: name one")
-    if rollouts < 1:
-        raise ConfigError(f"rollouts (={rollouts}) must be at least 1")
+    for name, value in (("rollouts", rollouts), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} (={value}) must be at least 1")
+    asked, _ = circumstances(
+        student_name,
+        only=PROMPT_FIELDS,
+        privileged_template=privileged_template,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
@@ -80,7 +91,8 @@ def inspect_prompt(
         eos_token_ids=eos_token_ids(student, tokenizer),
         stop_strings=declared_stop_strings(student),
         max_new_tokens=max_new_tokens,
-        template=PrivilegedTemplate(privileged_template),
+        template=PrivilegedTemplate(asked.privileged_template),
+        chat_template_kwargs=asked.chat_template_kwargs,
         seed=seed,
     )
     models = {name: teacher if name in TEACHER_SOURCES else student for name in SOURCES}

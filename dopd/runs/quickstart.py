@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.markup import escape
 
 from dopd.errors import ConfigError
 from dopd.inspection.schema import METRICS_FILE
@@ -18,7 +18,8 @@ from dopd.methods import table
 from dopd.report.curves import CURVES_FILE, draw_comparison
 from dopd.report.page import write_report
 from dopd.report.records import RunRecord, read_run
-from dopd.report.summary import examples_text, summary_table
+from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
+from dopd.report.terminal import print_table
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
@@ -61,7 +62,10 @@ def quickstart(
     summary["seconds"] = round(time.perf_counter() - started, 1)
     (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     report = write_report([target])
-    console.print(Markdown((target / "summary.md").read_text()))
+    header, rows = summary_rows(summary)
+    print_table(console, header, rows, title=f"{summary['task']}, mean [95% interval]")
+    for line in verdicts(summary):
+        console.print(escape(line))
     console.print(f"{summary['seconds']:.0f} s. Open {report} in a browser; or look at {target / CURVES_FILE}.")
     return summary
 

@@ -172,8 +172,10 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def yaml_mapping(name: str, text: str) -> dict[str, Any]:
-    """A mapping written on the command line as YAML, or `ConfigError`."""
+def yaml_mapping(name: str, text: str | None) -> dict[str, Any] | None:
+    """A mapping written on the command line as YAML, or `ConfigError`; `None` where none was."""
+    if text is None:
+        return None
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

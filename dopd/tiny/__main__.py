@@ -9,7 +9,8 @@ from dopd.tiny.shipped import FOLDER, REPOSITORY_FOLDER, pack
 
 task, role, seed = sys.argv[1:]
 folder = tiny_model_path(task, role, int(seed))
-older = [file for place in (FOLDER, REPOSITORY_FOLDER) for file in place.glob(f"{task}-{role}-seed{seed}-*.safetensors")]
+pattern = f"{task}-{role}-seed{seed}-*.safetensors"
+older = [file for place in (FOLDER, REPOSITORY_FOLDER) for file in place.glob(pattern)]
 for file in older:
     if file.stem != folder.name:
         file.unlink()

@@ -1,0 +1,54 @@
+"""What happens when nobody reads what a command prints."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+USER_ERROR = 2
+CLOSED = 141  # the status of a program that a closed pipe has ended: 128 and the number of SIGPIPE
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def with_any_output(command: Callable[[], int]) -> int:
+    """Run a command whose output may be a pipe that closes (`| head`), or closed from the start.
+
+    Returns:
+        Its status; `CLOSED` if the reader went away before the end.
+    """
+    _open_closed_ones()
+    try:
+        try:
+            status = command()
+        except SystemExit:
+            sys.stdout.flush()  # of --help; otherwise the interpreter would find out at its very end
+            raise
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _to_nowhere()
+        return CLOSED
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        print(f"error: what was to be written does not fit: {error.strerror}", file=sys.stderr)
+        _to_nowhere()
+        return USER_ERROR
+
+
+def _open_closed_ones() -> None:
+    """Standard streams that were closed before the start go nowhere; the next file would take their place."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for the whole life
+
+
+def _to_nowhere() -> None:
+    # The interpreter flushes once more when it ends.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.dup2(nowhere, stream.fileno())
+        except (OSError, ValueError):
+            continue

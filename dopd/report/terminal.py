@@ -1,0 +1,71 @@
+"""Tables for a terminal of any width: as columns where whole words fit, else as a block of lines for each row."""
+
+import textwrap
+from collections.abc import Collection, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_BESIDE = 3  # what a cell has beside its text: a space on each side and a border
+_NARROWEST = 7  # characters of a column of prose
+_INDENT = "  "
+
+
+def print_table(
+    console: Console,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    title: str = "",
+    right: Collection[str] = (),
+) -> None:
+    """Print rows of text; the first cell names a row. No cell is cut, and none is broken within a word.
+
+    Args:
+        header (`list[str]`): names of the columns.
+        rows (`list[list[str]]`): cells, plain text or styled.
+        right: columns of numbers.
+    """
+    if title:
+        console.print(Text(title, style="bold"), soft_wrap=True)
+    widths = _widths(console.width, list(zip(header, *rows, strict=True)))
+    if widths is None:
+        _print_blocks(console, header, rows)
+        return
+    table = Table()
+    for name, width in zip(header, widths, strict=True):
+        table.add_column(name, justify="right" if name in right else "left", width=width)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
+
+
+def _widths(available: int, columns: Sequence[Sequence[str | Text]]) -> list[int] | None:
+    """Characters for each column, every word whole; `None` where there are not enough."""
+    most = [max(map(len, cells)) for cells in columns]
+    words = [max((len(word) for cell in cells for word in str(cell).split()), default=0) for cells in columns]
+    widths = [max(word, min(_NARROWEST, whole)) for word, whole in zip(words, most, strict=True)]
+    spare = available - 1 - _BESIDE * len(columns) - sum(widths)
+    if spare < 0:
+        return None
+    for place in sorted(range(len(columns)), key=lambda place: most[place] - widths[place]):
+        more = min(spare, most[place] - widths[place])
+        widths[place] += more
+        spare -= more
+    return widths
+
+
+def _print_blocks(console: Console, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    for first, *rest in rows:
+        console.print(Text(str(first), style="bold"), soft_wrap=True)
+        for name, cell in zip(header[1:], rest, strict=True):
+            lines = textwrap.wrap(
+                f"{name}: {cell}",
+                console.width,
+                initial_indent=_INDENT,
+                subsequent_indent=2 * _INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            console.print(Text("\n".join(lines)), soft_wrap=True)

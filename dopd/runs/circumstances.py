@@ -1,0 +1,108 @@
+"""What a model was trained for: the circumstances of its run, or of its recipe, in which it is judged by default."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dopd.errors import ConfigError
+from dopd.report.records import CONFIG_FILE
+from dopd.runs.build import resolve_model
+from dopd.tasks.sources import get_source
+from dopd.tiny.pretrain import CARD_NAME
+from dopd.trainer import DOPDConfig
+
+_OF_THE_TASK = ("task_options", "privileged_kind")
+_TINY_TEMPLATE = "{prompt} {privileged_context}"  # `dopd.tiny.prompt_with_privilege`
+_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How a model is asked.
+
+    Attributes:
+        task (`str`, *optional*), task_options (`dict`), privileged_kind (`str`, *optional*): the problems.
+        privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
+        max_new_tokens (`int`): most tokens of an answer.
+    """
+
+    task: str | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+    privileged_kind: str | None = None
+    privileged_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = _MAX_NEW_TOKENS
+
+
+FIELDS = tuple(one.name for one in fields(Circumstances))
+PROMPT_FIELDS = ("privileged_template", "chat_template_kwargs")
+
+
+def circumstances(model_name: str, *, only: Sequence[str] = FIELDS, **given: Any) -> tuple[Circumstances, str]:
+    """Those given, and for what is `None` those of the model's run folder or of a tiny model's recipe.
+
+    Options and kind of p belong to a task: with another task than the model's, they are that task's own.
+
+    Args:
+        model_name (`str`): a hub id, a folder (of a run, or a checkpoint in one), or `tiny:TASK/ROLE`.
+        only: the fields that the model may bring.
+        given: fields of `Circumstances`; a mapping replaces the model's whole mapping.
+
+    Returns:
+        The circumstances, and a sentence that says which are not given, or `""`.
+    """
+    origin, own = _own(model_name, given.get("task"))
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("task", own.get("task")) != own.get("task"):
+        own = {name: value for name, value in own.items() if name not in _OF_THE_TASK}
+    own = {name: value for name, value in own.items() if name in only and value not in (None, {})}
+    taken = {name: value for name, value in own.items() if name not in given}
+    said = ", ".join(f"{name} {value!r}" for name, value in taken.items())
+    return Circumstances(**taken | given), f"from {origin}: {said}" if said else ""
+
+
+def check_task(model_name: str, chosen: Circumstances) -> str:
+    """The task, or `ConfigError` where neither the user nor the model names one; its options are tried."""
+    if chosen.task is None:
+        raise ConfigError(
+            f"task is missing: {model_name!r} is not the folder of a run that was trained on a task, so name one "
+            "(--task; `dopd tasks` lists them)"
+        )
+    get_source(chosen.task, **chosen.task_options)
+    return chosen.task
+
+
+def _own(model_name: str, task: str | None) -> tuple[str, dict[str, Any]]:
+    folder = Path(resolve_model(model_name))
+    if (folder / CARD_NAME).is_file():
+        recipe = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))["recipe"]
+        return f"the recipe of {model_name}", _of_recipe(recipe, task)
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        if (place / CONFIG_FILE).is_file():
+            return str(place / CONFIG_FILE), _of_run(place / CONFIG_FILE)
+    return "", {}
+
+
+def _of_recipe(recipe: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """A model of several tasks has the options of each."""
+    knobs = {one["task"]: one["knobs"] for one in (recipe, *recipe.get("others", ()))}
+    own = task if task in knobs else recipe["task"]
+    return {"task": own, "task_options": dict(knobs[own]), "privileged_template": _TINY_TEMPLATE}
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{str(path)!r} is not the configuration of a run: {type(error).__name__}") from None
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{str(path)!r} is not the configuration of a run: it is no mapping")
+    names = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs")
+    own = {name: config[name] for name in names if config.get(name) is not None}
+    if isinstance(own.get("chat_template_kwargs"), str):  # TRL reads JSON here too
+        own["chat_template_kwargs"] = json.loads(own["chat_template_kwargs"])
+    return own | {"max_new_tokens": config.get("max_completion_length") or DOPDConfig.max_completion_length}

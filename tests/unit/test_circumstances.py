@@ -1,0 +1,149 @@
+"""A model is judged as it was trained: by its run folder, or by the recipe of a tiny model; flags come first."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compatibility import tried
+from transformers import AutoTokenizer
+
+from dopd.cli.main import main
+from dopd.errors import ConfigError
+from dopd.runs import evaluate, inspection
+from dopd.runs.circumstances import Circumstances, check_task, circumstances
+from dopd.runs.evaluate import evaluate_checkpoint
+from dopd.tasks import get_task
+from dopd.tiny import RECIPES, TinySpec, build_model, build_tokenizer, tiny_model_path
+
+pytestmark = pytest.mark.filterwarnings("default")
+RUN = {
+    "task": "dag",
+    "task_options": {"num_needed": 2, "num_variables": 3},
+    "privileged_kind": "final_answer",
+    "privileged_template": "{privileged_context} {prompt}",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "max_completion_length": 6,
+    "output_dir": "r",
+}
+# A template that shows whether it was given enable_thinking.
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %} :"
+    "{% if enable_thinking is defined and not enable_thinking %} stop{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    for place in (folder, folder / "checkpoint-7"):
+        build_model(TinySpec(num_layers=1, hidden_size=16, num_heads=2), tokenizer, 0).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+    (folder / "config.yaml").write_text(yaml.safe_dump(RUN))
+    return folder
+
+
+def test_a_run_folder_and_its_checkpoints_bring_what_the_run_was_trained_with(run: Path) -> None:
+    expected = Circumstances(
+        "dag",
+        {"num_needed": 2, "num_variables": 3},
+        "final_answer",
+        "{privileged_context} {prompt}",
+        {"enable_thinking": False},
+        6,
+    )
+    for folder in (run, run / "checkpoint-7"):
+        found, said = circumstances(str(folder))
+        assert found == expected
+        assert str(run / "config.yaml") in said and "enable_thinking" in said and "final_answer" in said
+    tried("checkpoint", "dopd eval of a run folder", "task, template and lengths of the run; told")
+
+
+def test_what_is_given_comes_first_and_another_task_has_its_own_options(run: Path) -> None:
+    found, said = circumstances(str(run), chat_template_kwargs={}, max_new_tokens=9, task_options={"num_needed": 1})
+    assert (found.chat_template_kwargs, found.max_new_tokens, found.task_options) == ({}, 9, {"num_needed": 1})
+    assert "enable_thinking" not in said and "task_options" not in said
+    other, _ = circumstances(str(run), task="graph")
+    assert (other.task, other.task_options, other.privileged_kind) == ("graph", {}, None)
+    assert other.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_a_run_on_a_dataset_needs_a_task_by_name(run: Path, tmp_path: Path) -> None:
+    config = {key: value for key, value in RUN.items() if not key.startswith(("task", "privileged_kind"))}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"dataset_name": "rows.jsonl"}))
+    found, _ = circumstances(str(tmp_path))
+    assert found.task is None and found.max_new_tokens == 6
+    with pytest.raises(ConfigError, match="task is missing"):
+        check_task("x", found)
+    (tmp_path / "config.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="is not the configuration of a run"):
+        circumstances(str(tmp_path))
+    assert circumstances("someone/model") == (Circumstances(), "")
+
+
+@pytest.mark.parametrize(("task", "role"), [("dag", "student"), ("graph", "teacher"), ("scenes", "student")])
+def test_a_tiny_model_brings_the_options_of_its_task(task: str, role: str) -> None:
+    for name in (f"tiny:{task}/{role}", str(tiny_model_path(task, role))):
+        found, said = circumstances(name, task=task)
+        assert found.task_options == dict(RECIPES[task][role].knobs)
+        assert "task_options" in said
+        assert circumstances(name)[0].task == task
+        assert circumstances(name, task_options={"a": 1})[0].task_options == {"a": 1}
+    tried("checkpoint", "dopd eval of a tiny model", "options of its recipe; told")
+
+
+def test_a_tiny_model_of_several_tasks_brings_the_options_of_each() -> None:
+    recipe = RECIPES["text"]["student"]
+    expected = {one.task: dict(one.knobs) for one in (recipe, *recipe.others)}  # type: ignore[attr-defined]
+    for task, knobs in expected.items():
+        assert circumstances("tiny:text/student", task=task)[0].task_options == knobs
+
+
+class Recorder:
+    """What a `StudentEvaluator` was made with."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        raise Stop(values)
+
+
+class Stop(Exception):
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+
+def test_evaluation_and_inspection_ask_as_the_run_did(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "StudentEvaluator", Recorder)
+    monkeypatch.setattr(inspection, "StudentEvaluator", Recorder)
+    with pytest.raises(Stop) as caught:
+        evaluate_checkpoint(str(run), prompts=3)
+    used = caught.value.values
+    rows = get_task("dag", num_needed=2, num_variables=3).rows("test", 3, "final_answer")
+    assert [row["prompt"] for row in used["rows"]] == [row["prompt"] for row in rows]
+    assert [row["privileged_context"] for row in used["rows"]] == [row["privileged_context"] for row in rows]
+    assert used["chat_template_kwargs"] == {"enable_thinking": False} and used["max_new_tokens"] == 6
+    with pytest.raises(Stop) as caught:
+        inspection.inspect_prompt(str(run), None, "q", None, method="opsd")
+    assert caught.value.values["chat_template_kwargs"] == {"enable_thinking": False}
+    with pytest.raises(Stop) as caught:
+        inspection.inspect_prompt(str(run), None, "q", None, method="opsd", chat_template_kwargs={})
+    assert caught.value.values["chat_template_kwargs"] == {}
+
+
+def test_the_command_says_what_it_took_from_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    turn = [{"role": "user", "content": "a"}]
+    assert tokenizer.apply_chat_template(turn, tokenize=False, enable_thinking=False).endswith("stop")
+    assert main(["eval", str(run), "--prompts", "2", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["metrics"]["num_prompts"] == 2
+    assert f"from {run / 'config.yaml'}: task 'dag'" in said.err and "max_new_tokens 6" in said.err
+    flags = ["--chat-template-kwargs", "{enable_thinking: true}", "--max-new-tokens", "3"]
+    assert main(["eval", str(run), "--prompts", "2", *flags]) == 0
+    assert "enable_thinking" not in capsys.readouterr().err
+    for bad in (["--chat-template-kwargs", "[1]"], ["--task-options", "x"], ["--task", "dga"]):
+        assert main(["eval", str(run), *bad]) == 2
+        assert len(capsys.readouterr().err.splitlines()) <= 2

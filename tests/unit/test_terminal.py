@@ -1,0 +1,111 @@
+"""What commands print, at any width and into any pipe."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from dopd.cli.main import main
+from dopd.cli.output import CLOSED
+from dopd.methods import METHODS
+from dopd.report.summary import summary_rows
+from dopd.report.terminal import print_table
+
+WIDTHS = (30, 60, 80, 200)
+
+
+def printed(width: int, header: list[str], rows: list[list[str | Text]], **options: Any) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=False)  # noqa: SIM115
+    print_table(console, header, rows, **options)
+    console.file.close()
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_table_keeps_every_word_whole_at_any_width(width: int) -> None:
+    words = ["privileged_student", "[a]", "47.4 [42.2, 52.6]", "the only walk of n steps in a directed graph"]
+    text = printed(width, ["", "x", "accuracy_greedy (%)", "what it is"], [words, ["a", "", "b", "c"]], title="Table")
+    for word in " ".join(words).split():
+        assert word in text
+    assert "\u2026" not in text
+    longest = max(len(word) for word in " ".join(words).split())
+    if width > 3 * longest:
+        assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_of_the_quickstart_has_every_method_whole(width: int) -> None:
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    record = {
+        "metrics": {f"accuracy_{kind}": 0.5 for kind in ("greedy", "sampled", "privileged")}
+        | {"entropy": 0.123, "length": 21.5},
+        "intervals": {f"accuracy_{kind}": interval for kind in ("greedy", "sampled", "privileged")},
+    }
+    methods = {name: [record] for name in METHODS}
+    header, rows = summary_rows({"start": record, "teacher_result": record, "methods": methods})
+    text = printed(width, header, rows)
+    for name in METHODS:
+        assert any(name in line.split() for line in text.splitlines()), name
+    assert text.count("50.0 [25.0, 75.0]") == 3 * (2 + len(METHODS)) or text.count("50.0") == 3 * (2 + len(METHODS))
+
+
+@pytest.mark.parametrize("command", [["tasks"], ["tasks", "dag"], ["methods"], ["methods", "dopd"], ["experiment"]])
+@pytest.mark.parametrize("width", ["60", "80"])
+def test_listings_cut_nothing(
+    command: list[str], width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(command) == 0
+    assert "\u2026" not in capsys.readouterr().out
+
+
+PIPES = {
+    "a reader that leaves": "{dopd} methods | head -n 1",
+    "help into a reader that leaves": "{dopd} --help | true",
+    "closed output": "{dopd} tasks >&-",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of a Unix shell")
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_that_closes_ends_a_command_without_a_word(name: str, tmp_path: Path) -> None:
+    script = PIPES[name].format(dopd=f"{sys.executable} -m dopd.cli.main")
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert "Error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, 1, CLOSED)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(json.dumps({"task": "dag"}))
+    for target in (str(run / "config.yaml" / "page.html"), str(run)):
+        status = main(["report", str(run), "--output", target])
+        error = capsys.readouterr().err
+        assert status == 2 and error.startswith("error: ") and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "tiny:dag/student", "--prompts", "0"],
+        ["eval", "tiny:dag/student", "--batch-size", "x"],
+        ["eval", "tiny:dag/student", "--max-new-tokens", "-1"],
+        ["inspect", "--student", "x", "--prompt", "q", "--rollouts", "0"],
+        ["tiny", "dag", "--seed", "-1"],
+        ["quickstart", "--jobs", "0"],
+        ["quickstart", "--seeds", "1.5"],
+        ["experiment", "figure3", "--jobs", "0"],
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "must be a whole number of at least" in capsys.readouterr().err
