@@ -22,6 +22,7 @@ from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
 from dopd.runs.evaluate import eos_token_ids
 from dopd.sampling import declared_stop_strings
 from dopd.sources import SOURCES, TEACHER_SOURCES
+from dopd.tables import RoutingTable
 
 
 def inspect_prompt(
@@ -65,17 +66,9 @@ def inspect_prompt(
         ConfigError, DataError, ModelError: what cannot work, and the fix.
     """
     routing = table(method)
-    if routing.needs_teacher and teacher_name is None:
-        raise ConfigError(f"method {method!r} reads a teacher: name one")
-    for name, value in (("rollouts", rollouts), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ConfigError(f"{name} (={value}) must be at least 1")
-    asked, _ = circumstances(
-        student_name,
-        only=PROMPT_FIELDS,
-        privileged_template=privileged_template,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    _check(routing, teacher_name, rollouts=rollouts, max_new_tokens=max_new_tokens)
+    own = {"privileged_template": privileged_template, "chat_template_kwargs": chat_template_kwargs}
+    asked, _ = circumstances(student_name, only=PROMPT_FIELDS, **own)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
@@ -112,6 +105,14 @@ def inspect_prompt(
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
     )
+
+
+def _check(routing: RoutingTable, teacher_name: str | None, **counts: int) -> None:
+    if routing.needs_teacher and teacher_name is None:
+        raise ConfigError(f"method {routing.name!r} reads a teacher: name one")
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} (={value}) must be at least 1")
 
 
 def _teachers_own(processing_class: Any, teacher_name: str | None) -> Any:
