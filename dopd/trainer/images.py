@@ -49,17 +49,10 @@ def processor_for(model: Any, processing_class: Any, **where: Any) -> Any:
         where: of `where_from`.
 
     Raises:
-        ModelError: it cannot be made here (the message says what is missing), or the model is no decoder.
+        ModelError: it cannot be made here; the message says what is missing.
     """
     config = _config_of(model, where) if isinstance(model, str) else model.config
-    if config is None:
-        return processing_class
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{type(config).__name__} is of a model with an encoder: it does not read prompt and completion as one "
-            "sequence, so its tokens cannot be compared. Use a decoder (a causal language model)"
-        )
-    if not is_vision_config(config):
+    if config is None or not is_vision_config(config):
         return processing_class
     if processing_class is None:
         path = model if isinstance(model, str) else config._name_or_path

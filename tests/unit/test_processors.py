@@ -16,8 +16,6 @@ from transformers import (
     MiniCPMV4_6ImageProcessorPil,
     Qwen3VLProcessor,
     SmolVLMProcessor,
-    T5Config,
-    T5ForConditionalGeneration,
     WhisperFeatureExtractor,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
@@ -222,11 +220,3 @@ def test_files_of_a_revision_and_code_of_a_checkpoint_are_asked_for_as_the_confi
     assert (student["revision"], student["trust_remote_code"]) == ("v2", True)
     assert images.where_from(args, teacher=True) == {"revision": "v3", "trust_remote_code": True}
     assert images.where_from(DOPDConfig(str(tmp_path), use_cpu=True, bf16=False)) == {}
-
-
-def test_a_model_with_an_encoder_is_refused() -> None:
-    with pytest.raises(ModelError, match="T5Config is of a model with an encoder"):
-        processor_for(
-            T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1, num_heads=1)), None
-        )
-    tried("text family", "encoder and decoder (T5)", "refused: prompt and completion are not one sequence")
