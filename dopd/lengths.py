@@ -50,6 +50,11 @@ def is_first_regime(config: Any, length: int) -> bool:
     return not any(regime(config, length))
 
 
+def crossing(config: Any, starts: Sequence[int], ends: Sequence[int]) -> int:
+    """Sequences that change their frequencies while they are drawn: from `starts` tokens (the prompt) to `ends`."""
+    return sum(regime(config, start) != regime(config, end) for start, end in zip(starts, ends, strict=True))
+
+
 def same_regimes(config: Any, lengths: Sequence[int]) -> list[list[int]]:
     """Rows that may run together, as lists of row numbers."""
     if shortest_switch(config) is None:

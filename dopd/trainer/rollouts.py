@@ -10,6 +10,7 @@ from torch import Tensor
 from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
 from dopd.evaluation.student import Verifier, judged
+from dopd.lengths import crossing, shortest_switch
 from dopd.sampling import Ending
 from dopd.trainer.finite import likely_cause
 
@@ -38,6 +39,22 @@ def answers_of_at_most(limit: int | None, trainer: Any) -> Iterator[None]:
         yield
     finally:
         config.max_new_tokens = whole
+
+
+def check_frequencies(model: Any, batch: Mapping[str, Tensor]) -> None:
+    """Raise `ScoringError` for answers that crossed the length at which the student changes its rotation frequencies.
+
+    Their first tokens were drawn with other frequencies than the sequence has as a whole, which is how it is scored.
+    """
+    starts = batch["prompt_mask"].sum(1)
+    crossed = crossing(model.config, starts.tolist(), (starts + batch["completion_mask"].sum(1)).tolist())
+    if crossed:
+        raise ScoringError(
+            f"{crossed} of {len(starts)} answers grew across {shortest_switch(model.config)} tokens, where "
+            f"{type(model).__name__} changes its rotation frequencies (rope type longrope or dynamic): they were drawn "
+            "from another distribution than is scored. Lower max_completion_length or max_prompt_length, or allow it "
+            "with off_policy_rollouts=True"
+        )
 
 
 def verify(

@@ -30,6 +30,8 @@ def check_passes(trainer: Any) -> None:
             if switch is not None and longest > switch:
                 _refuse_uneven_passes(name, model, switch, longest)
             continue  # tried with the first batch, when the weights are whole
+        elif switch is not None and longest > switch and model is trainer.unwrapped_student:
+            _tell_of_switch(trainer, model, switch, longest)
         with evaluation_mode(model), trainer.accelerator.autocast():
             passes.check_passes(
                 name,
@@ -42,6 +44,24 @@ def check_passes(trainer: Any) -> None:
             draws = model is trainer.unwrapped_student and not trainer.use_vllm
             if draws and trainer.trial_view(teacher=False) is None:
                 check_generation(name, model)
+
+
+def _tell_of_switch(trainer: Any, model: Any, switch: int, longest: int) -> None:
+    crosses = (
+        "are scored with the frequencies of their whole length all the same (off_policy_rollouts)"
+        if trainer.args.off_policy_rollouts
+        else "stop the run, unless off_policy_rollouts=True"
+    )
+    logger.warning(
+        f"model: {type(model).__name__} changes its rotation frequencies behind {switch} tokens, and sequences of this "
+        f"run may have {longest} (max_prompt_length + max_completion_length). Each is scored with the frequencies of "
+        f"its own length; answers that grow across the limit are drawn with others, and {crosses}"
+    )
+    if trainer.use_vllm:
+        logger.warning(
+            f"vLLM chooses one set of frequencies for all lengths, by its context: set vllm_max_model_length to at "
+            f"most {switch}"
+        )
 
 
 def _refuse_uneven_passes(name: str, model: Any, switch: int, longest: int) -> None:

@@ -30,6 +30,7 @@ from dopd.sampling import (
 )
 from dopd.scoring import Balance, View, evaluation_mode, generation_inputs, view_hidden_states
 from dopd.trainer import images
+from dopd.trainer.rollouts import check_frequencies
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
 
@@ -157,7 +158,7 @@ class ViewingTrainer(DistillationTrainer):
         return batch | {_TYPES + name: value for name, value in view.token_types.items()}
 
     def _check_rollouts(self, batch: Mapping[str, Any], view: View) -> None:
-        """Raise `ScoringError` unless the plain view was answered, with tokens that can be scored."""
+        """Raise `ScoringError` unless the plain view was answered, with tokens that are scored as they were drawn."""
         asked = _unpadded(view.prompt_ids, view.prompt_mask)
         if asked != _unpadded(batch["prompt_ids"], batch["prompt_mask"]):
             raise ScoringError("the prompts that were answered are not those of the plain view, token for token")
@@ -167,6 +168,8 @@ class ViewingTrainer(DistillationTrainer):
                 "a completion holds a token that stands for an image, which cannot be scored: the engine that sampled "
                 "it ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
             )
+        if not self.args.off_policy_rollouts:
+            check_frequencies(self.accelerator.unwrap_model(self.model), batch)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         view = self._rollout_view

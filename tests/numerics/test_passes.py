@@ -13,11 +13,12 @@ import trainer_kit as kit
 import transformers as tf
 import vision_kit
 from compatibility import tried
+from datasets import Dataset
 from torch import Tensor
 
 from dopd.data.encode import encode_view
 from dopd.data.views import plain_prompt
-from dopd.errors import ModelError
+from dopd.errors import ModelError, ScoringError
 from dopd.generation import check_generation
 from dopd.runs.evaluate import evaluate_checkpoint
 from dopd.runs.inspection import inspect_prompt
@@ -199,3 +200,21 @@ def test_a_split_model_is_tried_with_its_first_batch(tmp_path: Path, monkeypatch
     kit.rollout(made)
     kit.rollout(made)
     assert sorted(seen) == [("privileged_student", False), ("privileged_teacher", False)]
+
+
+@pytest.mark.parametrize("family", ["phi3 longrope", "llama dynamic"])
+def test_answers_that_cross_a_change_of_frequencies_are_told_and_stop_the_run(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are drawn with the frequencies of a prefix, and scored with those of the whole."""
+    rows = Dataset.from_list(kit.uneven_rows(8))  # of 3 to 24 tokens; the switch is at 24
+    options: dict[str, Any] = {"train_dataset": rows, "method": "vanilla", "max_completion_length": 8}
+    models = {"model": text_kit.build(family), "teacher_model": text_kit.build(family, 1)}
+    made = kit.trainer(tmp_path / "refused", **models, **options)
+    assert "changes its rotation frequencies behind 24 tokens" in caplog.text
+    with pytest.raises(ScoringError, match=r"of 8 answers grew across 24 tokens.*off_policy_rollouts"):
+        kit.rollout(made)
+    kit.rollout(kit.trainer(tmp_path / "allowed", **models, off_policy_rollouts=True, **options))
+    short = options | {"train_dataset": rows.select(range(4)), "per_device_train_batch_size": 4}
+    kit.rollout(kit.trainer(tmp_path / "short", **models, **short))
+    tried("text family", f"{family}, answers that cross its switch", "refused unless off_policy_rollouts; then told")
