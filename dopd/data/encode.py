@@ -262,7 +262,8 @@ def _check_of_images(
     A field with as many entries as the prompt has tokens may be one of images by chance; it is, if it stays as long
     when the text gets longer.
     """
-    suspects = [name for name, value in fields.items() if value.shape[:2] == torch.Size(shape)]
+    length = shape[-1]
+    suspects = {name: value.shape for name, value in fields.items() if length in value.shape}
     if not suspects:
         return
     longer: Prompt
@@ -272,8 +273,10 @@ def _check_of_images(
         first, *rest = prompt
         longer = with_turns(prompt, [{**first, "content": [*first["content"], {"type": "text", "text": " ."}]}, *rest])
     again = _processed(processor, longer, options)
-    for name in suspects:
-        if torch.as_tensor(again[name]).shape[:2] == again["input_ids"].shape != torch.Size(shape):
+    other = again["input_ids"].shape[-1]
+    for name, sizes in suspects.items():
+        pairs = zip(sizes, torch.as_tensor(again[name]).shape, strict=True)
+        if other != length and (length, other) in pairs:
             raise ModelError(
                 f"{type(processor).__name__} says {name!r} of every token of a prompt, and dopd does not know what a "
                 "completion token has there (known are fields that end in 'token_type_ids'): images of this family "

@@ -208,6 +208,22 @@ def test_a_family_whose_tokens_say_which_images_they_read_is_refused_by_name() -
     tried("image family", "mllama", "refused: its processor says of every token which images it reads")
 
 
+@pytest.mark.parametrize("shape", [(1, -1), (1, 3, -1), (1, -1, 2), (-1,)])
+def test_a_field_with_an_entry_for_every_token_is_refused_whatever_its_name_and_shape(shape: tuple[int, ...]) -> None:
+    made = kit.processor("llava")
+
+    class Telling(type(made)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().__call__(*args, **kwargs)
+            length = output["input_ids"].shape[1]
+            output["places"] = torch.zeros([length if size == -1 else size for size in shape])
+            return output
+
+    made.__class__ = Telling
+    with pytest.raises(ModelError, match="Telling says 'places' of every token of a prompt"):
+        encode_view(made, [kit.user("how many red ?", kit.picture(0))], {}, "cpu")
+
+
 def test_a_field_of_images_that_has_the_length_of_the_prompt_by_chance_is_one_of_images() -> None:
     made = kit.processor("gemma4")
     prompt = kit.user("how many red ?", kit.picture(0))
