@@ -41,7 +41,7 @@ def pictures_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def _sources(row: Mapping[str, Any]) -> list[Any]:
     """Pictures of the prompt, then those of p."""
     written = [source for source in image_sources(row["prompt"]) if source is not None]
-    return [*(images_of(row) or written), *images_of(row, (PRIVILEGED_COLUMN,))]
+    return [*images_of(row), *written, *images_of(row, (PRIVILEGED_COLUMN,))]
 
 
 def _picture(source: Any) -> str:

@@ -98,9 +98,9 @@ def prompt_text(prompt: Any) -> str:
     """A prompt (text or conversation) as one text."""
     if isinstance(prompt, str):
         return prompt
-    contents = [message["content"] for message in prompt]
+    contents = [message.get("content") or "" for message in prompt]
     return "\n".join(
-        content if isinstance(content, str) else " ".join(block.get("text", "") for block in content)
+        content if isinstance(content, str) else " ".join(block.get("text") or "" for block in content)
         for content in contents
     )
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,21 @@ def test_an_index_says_which_image_of_the_row_stands_in_a_block() -> None:
         with pytest.raises(DataError, match="each image needs a block"):
             placed(*wrong)
     tried("prompt", "image blocks with an index", "used: which image of the row stands there")
+
+
+def test_traces_show_the_pictures_of_blocks_as_datasets_give_them_back(tmp_path: Path) -> None:
+    places = [
+        {"type": "image", "image": None, "text": None},
+        {"type": "image", "image": WRITTEN["base64"], "text": None},
+    ]
+    words = {"type": "text", "image": None, "text": "how many red ?"}
+    rows = [{**row, "prompt": [{"role": "user", "content": [*places, words]}]} for row in kit.rows()]
+    options = {"trace_steps": 1, "trace_probes": 1, "train_dataset": Dataset.from_list(rows)}
+    kit.trainer("qwen3_vl", tmp_path, **options).train()
+    for line in (tmp_path / "trace.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert len(record["images"]) == 2 and record["prompt"].split() == ["how", "many", "red", "?"]
+        assert all(picture.startswith("data:image/jpeg;base64,") for picture in record["images"])
 
 
 # --- Columns
