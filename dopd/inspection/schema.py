@@ -54,6 +54,7 @@ TOKEN_FIELDS: Mapping[str, tuple[type, ...]] = {
     "top_target": _LIST + _NONE,
     "top_student": _LIST,
 }
+RULE_TEXTS = ("source", "divergence", "support")
 KINDS = ("batch", "probe", "inspect")
 
 
@@ -66,13 +67,39 @@ def problems(record: Mapping[str, Any]) -> list[str]:
         found.append(f"schema (={record['schema']}) is not {SCHEMA_VERSION}")
     if record["kind"] not in KINDS:
         found.append(f"kind (={record['kind']!r}) is not one of {', '.join(KINDS)}")
+    found += _rule_problems(record)
     for number, token in enumerate(record["tokens"]):
+        if not isinstance(token, dict):
+            found.append(f"tokens[{number}] is a {type(token).__name__}")
+            continue
         found += _field_problems(f"tokens[{number}]", token, TOKEN_FIELDS, {})
         for name in ("top_target", "top_student"):
             pairs = token.get(name) or []
-            if any(len(pair) != 2 or not isinstance(pair[0], str) for pair in pairs):
+            if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
                 found.append(f"tokens[{number}].{name} is not a list of [text, probability]")
     return found
+
+
+def _is_pair(pair: Any) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    return isinstance(pair[1], int | float) and not isinstance(pair[1], bool) and abs(pair[1]) < 1e300
+
+
+def _rule_problems(record: Mapping[str, Any]) -> list[str]:
+    found = []
+    for label, rule in record["rules"].items():
+        if not isinstance(rule, dict) or not all(isinstance(rule.get(name), str) for name in RULE_TEXTS):
+            found.append(f"rules.{label} lacks one of {', '.join(RULE_TEXTS)}")
+        elif not isinstance(rule.get("weight"), int | float):
+            found.append(f"rules.{label}.weight is a {type(rule.get('weight')).__name__}")
+    if not record["rules"]:
+        found.append("rules is empty")
+    thresholds = record["thresholds"] or {"gap": 0.0}
+    if not isinstance(thresholds.get("gap"), int | float) or not abs(thresholds["gap"]) < 1e300:
+        found.append(f"thresholds.gap is {thresholds.get('gap')!r}")
+    labels = {token["regime"] for token in record["tokens"] if isinstance(token, dict) and token.get("regime")}
+    return found + [f"regime {label!r} has no rule" for label in sorted(map(str, labels - record["rules"].keys()))]
 
 
 def _field_problems(
@@ -84,8 +111,8 @@ def _field_problems(
     for name, given in value.items():
         if name in known and (not isinstance(given, known[name]) or (isinstance(given, bool))):
             found.append(f"{where}.{name} is a {type(given).__name__}")
-        elif isinstance(given, float) and not math.isfinite(given):
-            found.append(f"{where}.{name} is {given}")
+        elif isinstance(given, int | float) and not abs(given) < 1e300:
+            found.append(f"{where}.{name} is {given if isinstance(given, float) else type(given).__name__}")
     return found
 
 

@@ -77,10 +77,10 @@ def _draw_shares(axis: Any, group: Sequence[RunRecord], name: str) -> None:
     colours = label_colours(labels)
     order = [label for label in colours if label in labels]
     means = {label: _mean_over_runs([run.series(f"share/{label}") for run in group]) for label in order}
-    steps = means[order[0]][0]
-    axis.stackplot(
-        steps, *(means[label][1] for label in order), labels=order, colors=[colours[label] for label in order]
-    )
+    by_step = {label: dict(zip(*means[label], strict=True)) for label in order}
+    steps = sorted(set.intersection(*(set(values) for values in by_step.values())))
+    shares = ([by_step[label][step] for step in steps] for label in order)
+    axis.stackplot(steps, *shares, labels=order, colors=[colours[label] for label in order])
     axis.set_title(f"share of tokens by regime: {name}", fontsize=10)
     axis.set_ylim(0, 1)
     axis.legend(fontsize=8, loc="lower right", ncols=len(order))

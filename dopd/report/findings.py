@@ -38,6 +38,12 @@ def findings(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dic
 Found = Iterable[tuple[str, str, str]]
 
 
+def _unread_lines(run: RunRecord) -> Found:
+    if run.unread:
+        text = f"{run.unread} lines of metrics or traces do not follow the format and were left out of this page"
+        yield "note", "lines that cannot be read", text
+
+
 def _collapse(run: RunRecord) -> Found:
     entropy = list(points_of(run, "eval_entropy").values()) or list(points_of(run, "entropy").values())
     if len(entropy) >= 3 and entropy[0] > 0:
@@ -145,13 +151,23 @@ def _missing(run: RunRecord) -> Found:
         yield "note", "the trace is not whole", f"{dropped[-1]:.0f} completions did not fit into trace_max_bytes."
 
 
-_CHECKS: tuple[Callable[[RunRecord], Found], ...] = (_collapse, _illusion, _one_regime, _dead_teacher, _leak, _missing)
+_CHECKS: tuple[Callable[[RunRecord], Found], ...] = (
+    _collapse,
+    _illusion,
+    _one_regime,
+    _dead_teacher,
+    _leak,
+    _missing,
+    _unread_lines,
+)
 
 
 def _teacher_no_better(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     if not (summary.get("start") and summary.get("teacher_result")):
         return []
     start, teacher = (summary[name]["metrics"] for name in ("start", "teacher_result"))
+    if "accuracy_greedy" not in start or "accuracy_greedy" not in teacher:
+        return []
     best = max(teacher["accuracy_greedy"], teacher.get("accuracy_privileged", 0.0))
     if best > start["accuracy_greedy"]:
         return []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd.errors import DataError
-from dopd.report.records import CONFIG_FILE, RunRecord, read_run
+from dopd.report.records import CONFIG_FILE, RunRecord, evaluation_of, json_of, own_text, read_run
 
 SUMMARY_FILE = "summary.json"
 _EVALUATIONS = ("start", "teacher_result")
@@ -62,15 +62,11 @@ def find_summary(paths: Iterable[str | Path]) -> dict[str, Any]:
 
 def _own_summary(path: Path) -> dict[str, Any]:
     """A summary that `dopd quickstart` wrote; empty for a file of that name that is somebody else's."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError):
-        return {}
+    value = json_of(own_text(path))
     if not isinstance(value, dict) or not isinstance(value.get("methods"), dict):
         return {}
-    evaluations = [value.get(name) for name in _EVALUATIONS]
-    own = all(isinstance(result, dict) and isinstance(result.get("metrics"), dict) for result in evaluations)
-    return value if own else {}
+    evaluations = {name: evaluation_of(value.get(name)) for name in _EVALUATIONS}
+    return {**value, **evaluations} if all(evaluations.values()) else {}
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
@@ -88,7 +84,8 @@ def settings_of(run: RunRecord) -> dict[str, Any]:
 
 
 def seed_of(run: RunRecord) -> int:
-    return int(run.config.get("seed") or 0)
+    seed = run.config.get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 def differences(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:

@@ -1,15 +1,19 @@
 """Reading a run folder: files written while it trained, and nothing else."""
 
 import json
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dopd.errors import DataError
-from dopd.inspection.schema import METRICS_FILE, TRACE_FILE, read_json_lines
+from dopd.errors import DataError, first_line
+from dopd.inspection.schema import METRICS_FILE, SCHEMA_VERSION, TRACE_FILE, problems
 
+_MAX_FILE = 2**30  # bytes
+_MAX_TEXT = 10_000  # characters of a setting, and entries of one
 CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
 
 
@@ -23,6 +27,7 @@ class RunRecord:
         metrics (`list[dict]`): logged records, each with `step`.
         trace (`list[dict]`): traced completions.
         result (`dict`): the evaluation after training; empty if there was none.
+        unread (`int`): lines of metrics and traces that do not follow the format, and were left out.
     """
 
     folder: Path
@@ -30,6 +35,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     trace: list[dict[str, Any]]
     result: dict[str, Any]
+    unread: int = 0
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, where it was logged."""
@@ -42,19 +48,117 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read a run folder.
+    """Read a run folder, as much of it as follows the format; nothing outside of it, and no link out of it.
 
     Raises:
-        DataError: it is not one.
+        DataError: it is not one, or its configuration cannot be read.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise DataError(f"{str(folder)!r} is not a run folder: it has no {CONFIG_FILE}")
-    result = folder / RESULT_FILE
+    text = own_text(folder / CONFIG_FILE)
+    if text is None:
+        raise DataError(f"{str(folder)!r} is not a run folder: it has no {CONFIG_FILE} of its own that can be read")
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{str(folder / CONFIG_FILE)!r} is not YAML: {first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{str(folder / CONFIG_FILE)!r} must be a mapping of keys to values")
+    metrics, torn_metrics = _lines(folder / METRICS_FILE, _metrics_record)
+    trace, torn_trace = _lines(folder / TRACE_FILE, _trace_record)
     return RunRecord(
         folder=folder,
-        config=yaml.safe_load((folder / CONFIG_FILE).read_text()),
-        metrics=read_json_lines(folder / METRICS_FILE),
-        trace=read_json_lines(folder / TRACE_FILE),
-        result=json.loads(result.read_text()) if result.exists() else {},
+        config={str(key): _plain(value) for key, value in config.items()},
+        metrics=metrics,
+        trace=trace,
+        result=evaluation_of(json_of(own_text(folder / RESULT_FILE))),
+        unread=torn_metrics + torn_trace,
     )
+
+
+def own_text(path: Path) -> str | None:
+    """The text of a file of the run; `None` where there is none. A link, a device or a pipe is no file of a run."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _lines(path: Path, read: Callable[[Any], dict[str, Any] | None]) -> tuple[list[dict[str, Any]], int]:
+    """The records of a JSON lines file that follow their format, and how many do not."""
+    records, unread = [], 0
+    lines = (own_text(path) or "").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = read(json_of(line))
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):  # a whole line ends with a line feed; the last one may be half-written
+            unread += 1
+    return records, unread
+
+
+def json_of(text: str | None) -> Any:
+    """What a text says as JSON; `None` where it is none."""
+    try:
+        return json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _metrics_record(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict) or not _is_number(value.get("step")) or value["step"] < 0:
+        return None
+    return {"step": int(value["step"]), **{k: v for k, v in value.items() if k != "step" and _is_number(v)}}
+
+
+def _trace_record(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    # Records of another version of the format are counted where they would have been shown.
+    return value if value.get("schema") != SCHEMA_VERSION or not problems(value) else None
+
+
+def evaluation_of(value: Any) -> dict[str, Any]:
+    """What follows the format of an evaluation's result; empty where it is none."""
+    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
+        return {}
+    known: dict[str, Any] = {
+        "metrics": {name: number for name, number in value["metrics"].items() if _is_number(number)}
+    }
+    if isinstance(value.get("intervals"), dict):
+        known["intervals"] = {name: v for name, v in value["intervals"].items() if _is_interval(v)}
+    if isinstance(value.get("scores"), dict):
+        known["scores"] = {
+            name: numbers
+            for name, numbers in value["scores"].items()
+            if isinstance(numbers, list) and all(map(_is_number, numbers))
+        }
+    return known | {
+        name: value[name] for name in ("method", "train_seconds") if isinstance(value.get(name), str | float)
+    }
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_number(value.get(key)) for key in ("mean", "low", "high"))
+
+
+def _is_number(value: Any) -> bool:
+    # Comparing is safe where a whole number is too large for a float, and false for NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _plain(value: Any, depth: int = 4) -> Any:
+    """A setting as numbers, texts, lists and mappings; anything else, or too deep, as a short text."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return value[:_MAX_TEXT]
+    if depth and isinstance(value, list):
+        return [_plain(inner, depth - 1) for inner in value[:_MAX_TEXT]]
+    if depth and isinstance(value, dict):
+        return {str(key)[:_MAX_TEXT]: _plain(inner, depth - 1) for key, inner in list(value.items())[:_MAX_TEXT]}
+    return type(value).__name__

@@ -3,15 +3,17 @@
 import base64
 import io
 import json
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd.inspection.schema import SCHEMA_VERSION
+from dopd.inspection.schema import RULE_TEXTS, SCHEMA_VERSION
 
 MAX_BYTES = 6_000_000  # of all traces in a page
 _MAX_IMAGE_BYTES = 1_500_000  # of all pictures in a page
 _IMAGE_SIDE = 640
+_MAX_PIXELS, _MAX_PICTURE = 50_000_000, 2**26  # of one picture: pixels, bytes of its file
 
 
 class Strings:
@@ -62,9 +64,6 @@ def pack_traces(runs: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> dic
     }
 
 
-_RULE_TEXTS = ("source", "divergence", "support")
-
-
 def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, Any]:
     tokens = record["tokens"]
     rules = dict(record["rules"])
@@ -107,7 +106,7 @@ def _pack(record: Mapping[str, Any], run: int, strings: Strings) -> dict[str, An
 
 def _together(rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several rows as one entry of a token card."""
-    texts = {name: " + ".join(dict.fromkeys(str(rule[name]) for rule in rules)) for name in _RULE_TEXTS}
+    texts = {name: " + ".join(dict.fromkeys(str(rule[name]) for rule in rules)) for name in RULE_TEXTS}
     return {**texts, "weight": rules[0]["weight"] if len(rules) == 1 else None}
 
 
@@ -158,22 +157,34 @@ class _Pictures:
 
 
 def _small_uri(source: str, folder: Path) -> str | None:
-    """A JPEG data URI of at most `_IMAGE_SIDE` pixels a side; `None` where there is no picture to read."""
+    """A JPEG data URI of at most `_IMAGE_SIDE` pixels a side; `None` where there is no picture to read.
+
+    A picture is in the record, or a file in the run's folder: a folder that came from elsewhere may name any path.
+    """
     from PIL import Image
 
     try:
-        if source.startswith("data:"):
-            raw = base64.b64decode(source.partition(",")[2])
-        else:
-            raw = (folder / source).read_bytes()
+        written = source.startswith("data:")
+        raw = base64.b64decode(source.partition(",")[2]) if written else _file_inside(folder, source)
         with Image.open(io.BytesIO(raw)) as picture:
+            if picture.width * picture.height > _MAX_PIXELS:
+                return None
             small = picture.convert("RGB")
         small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=75)
-    except (OSError, ValueError):
+    except Exception:  # a decoder may fail in any way on bytes from elsewhere
         return None
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _file_inside(folder: Path, source: str) -> bytes:
+    path = folder / source
+    status = path.lstat()
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside or not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PICTURE:
+        raise OSError(f"{source!r} is no picture of the run")
+    return path.read_bytes()
 
 
 def _is_box(box: Any, num_images: int) -> bool:
