@@ -21,6 +21,7 @@ _UNUSABLE = {
     "XLORA": "it runs the model twice with weights chosen for every row",
     "SHADOW": "it runs a second model beside the first",
 }
+_TRIAL_NOISE = 0.3  # of random adapters: what multiplies 8-bit outputs must be seen to round otherwise
 _INSTEAD = "use LoRA (LoraConfig) or another adapter of weights"
 
 
@@ -199,8 +200,9 @@ def check_change(layer: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, weight in twin.named_parameters():
         if weight.requires_grad and weight.is_floating_point() and "base_layer" not in name.split("."):
-            noise = torch.randn(weight.shape, generator=generator)
-            weight += 0.05 * noise.to(weight.device, weight.dtype)
+            noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+            # In full precision: it is the formula that is tried, not the rounding of an adapter in half precision.
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32)) + _TRIAL_NOISE * noise
     own = twin(inputs).double()
     stand_in = AveragedLayer(twin.get_base_layer(), layer_change(twin))
     rebuilt = stand_in(inputs).double()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainerCallback
 
 from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
@@ -178,3 +179,11 @@ def one_step(folder: Path, method: str, size: int, cuts: int, **options: Any) ->
     seen, before = scored(made), parameters(made.model)
     made.train()
     return made, seen[0], update(before, made.model)
+
+
+class AfterEveryStep(TrainerCallback):
+    def __init__(self, do: Any) -> None:
+        self._do = do
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._do()

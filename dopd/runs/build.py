@@ -1,58 +1,58 @@
 """Models by name."""
 
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoTokenizer
 
+from dopd.checkpoints import TINY, WHERE, base_of, config_of, files_of, keep_layers, load, resolve_model
 from dopd.data.encode import tokenizer_of
-from dopd.errors import ConfigError, ModelError, first_line
+from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.runs.hub import unreachable
 from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
 
-TINY = "tiny:"
+__all__ = [
+    "TINY",
+    "check_model",
+    "keep_layers",
+    "load_model",
+    "load_processing_class",
+    "load_tokenizer",
+    "resolve_model",
+]
 
 
-def resolve_model(name: str) -> str:
-    """A hub id or folder as it is; `tiny:TASK/ROLE?seed=N` as the folder of that embedded model, trained if need be."""
-    if not name.startswith(TINY):
-        return name
-    from dopd.tiny import tiny_model_path
+def load_model(
+    name: str, *, dtype: str = "float32", trainable: bool = False, merged: bool = False, **options: Any
+) -> Any:
+    """A causal or vision-language model from a hub id, a folder (of a run with an adapter, too) or a `tiny:` reference.
 
-    reference, _, query = name[len(TINY) :].partition("?")
-    task, slash, role = reference.partition("/")
-    options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
-    if not slash or set(options) - {"seed"} or not options.get("seed", "0").isdigit():
-        raise ConfigError(
-            f"model {name!r} must look like tiny:TASK/ROLE or tiny:TASK/ROLE?seed=1, for example tiny:dag/student"
-        )
-    return str(tiny_model_path(task, role, int(options.get("seed", "0"))))
-
-
-def load_model(name: str, *, dtype: str = "float32") -> Any:
-    """A causal or vision-language model from a hub id, a folder or a `tiny:` reference.
+    Args:
+        trainable, merged (`bool`): of an adapter, see `dopd.checkpoints.load`.
+        options: as of `from_pretrained`, for example `revision`; its `dtype` goes before the other.
 
     Raises:
         ModelError: it cannot be read.
     """
     path = resolve_model(name)
-    precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
+    dtype = options.pop("dtype", None) or dtype
+    precision = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if precision is None:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path)
     try:
-        config = AutoConfig.from_pretrained(path)
-        check_kind(f"model {name!r}", config)
-        family: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
-        return family.from_pretrained(path, dtype=precision)
-    except ModelError:
+        check_kind(f"model {name!r}", config_of(path, **_where(options)))
+        return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
+    except DopdError:
         raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in WHERE if name in options}
 
 
 def check_model(path: str) -> None:
@@ -60,21 +60,24 @@ def check_model(path: str) -> None:
     reason = unreachable(path, "model")
     if reason:
         raise ModelError(f"model {path!r} cannot be read: {reason}")
+    base = base_of(path)
+    if base is not None:
+        check_model(base)
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, padding on the left."""
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """The tokenizer of a model, padding on the left; options as of `from_pretrained`."""
     path = resolve_model(name)
     check_model(path)
     try:
-        return AutoTokenizer.from_pretrained(path, padding_side="left")
+        return AutoTokenizer.from_pretrained(files_of(path), padding_side="left", **_where(options))
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
-def load_processing_class(name: str) -> Any:
+def load_processing_class(name: str, **options: Any) -> Any:
     """The tokenizer of a text model, or the processor of a vision-language model; padding on the left.
 
     Raises:
@@ -83,8 +86,8 @@ def load_processing_class(name: str) -> Any:
     path = resolve_model(name)
     check_model(path)
     try:
-        sees = is_vision_config(AutoConfig.from_pretrained(path))
-        made = load_processor(path) if sees else load_tokenizer(name)
+        sees = is_vision_config(config_of(path, **_where(options)))
+        made = load_processor(files_of(path), **_where(options)) if sees else load_tokenizer(name, **options)
     except ModelError:
         raise
     except Exception as error:
@@ -94,24 +97,3 @@ def load_processing_class(name: str) -> Any:
     tokenizer = tokenizer_of(made)
     tokenizer.padding_side = "left"
     return made
-
-
-def keep_layers(model: Any, layers: list[int]) -> Any:
-    """A student made of some decoder layers of a model, in order; embeddings, norms and head stay.
-
-    Raises:
-        ConfigError: a layer that the model does not have.
-    """
-    decoder = model.get_decoder()
-    count = len(decoder.layers)
-    if not layers or any(not 0 <= layer < count for layer in layers):
-        raise ConfigError(f"student_keep_layers (={layers}) must name layers of the model: 0 to {count - 1}")
-    decoder.layers = nn.ModuleList(decoder.layers[layer] for layer in layers)
-    config = model.config.get_text_config()
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
-    for index, layer in enumerate(decoder.layers):
-        # The key-value cache of generation finds a layer's slot by this number.
-        layer.self_attn.layer_idx = index
-    return model

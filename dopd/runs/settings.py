@@ -47,7 +47,11 @@ class RunSettings:
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
             `package.module:function`; a task brings its own.
-        use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules: as in TRL.
+        use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters,
+            lora_modules_to_save, use_rslora, use_dora: as in TRL. A student that is an adapter's folder goes on
+            training it without `use_peft`; with it, the adapter becomes part of the weights below a new one.
+        load_in_4bit (`bool`), load_in_8bit, bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: as in
+            TRL: how bitsandbytes packs the student's weights, which then train by adapters alone.
         final_eval_prompts (`int`, *optional*): held-out prompts of the evaluation after training; `None`: none.
         overwrite (`bool`): replace an earlier run in `output_dir`.
     """
@@ -74,6 +78,15 @@ class RunSettings:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_target_modules: list[str] | str | None = None
+    lora_target_parameters: list[str] | str | None = None
+    lora_modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
+    bnb_4bit_quant_storage: str | None = None
     final_eval_prompts: int | None = None
     overwrite: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ A run folder has `config.yaml` (resolved), `table.txt`, `metrics.jsonl`, `trace.
 after training), `curves.png`, `report.html`, the student's checkpoint and tokenizer, and a model card.
 """
 
+import copy
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from trl import ModelConfig, get_peft_config
 
+from dopd.checkpoints import adapter_config, quantization_config
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
@@ -94,8 +96,16 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
 def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     """Models, data and trainer of a run, ready to train."""
     table = config.routing_table()
+    peft_config, options = _peft_config(settings), _student_options(settings, config)
     train_rows, held_out, verifier = load_rows(settings)
-    student = load_model(settings.model_name_or_path, dtype=settings.dtype)
+    student = load_model(
+        settings.model_name_or_path,
+        trainable=True,
+        merged=settings.use_peft,
+        **{"dtype": settings.dtype, **options},
+    )
+    config = copy.copy(config)
+    config.model_init_kwargs = None  # they have been used
     if settings.student_keep_layers is not None:
         student = keep_layers(student, settings.student_keep_layers)
     teacher = None
@@ -110,9 +120,9 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             args=config,
             train_dataset=train_rows,
             eval_dataset=held_out,
-            processing_class=load_processing_class(settings.model_name_or_path),
+            processing_class=load_processing_class(settings.model_name_or_path, **options),
             verifier=verifier,
-            peft_config=_peft_config(settings),
+            peft_config=peft_config,
         )
     except Exception as error:
         remove_if_empty(settings.output_dir, existed)
@@ -127,6 +137,32 @@ def remove_if_empty(folder: Path, existed: bool) -> None:
         folder.rmdir()
 
 
+def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the student.
+
+    Raises:
+        ConfigError: quantised weights that nothing would train, or quantisation that is asked for twice.
+    """
+    given: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
+    options = dict(given or {})
+    if config.trust_remote_code:
+        options.setdefault("trust_remote_code", True)
+    packed = quantization_config(vars(settings))
+    if packed is None:
+        return options
+    if "quantization_config" in options:
+        raise ConfigError(
+            "load_in_4bit or load_in_8bit and model_init_kwargs['quantization_config'] are two ways to ask for one "
+            "thing: leave one of them out"
+        )
+    if not settings.use_peft and adapter_config(settings.model_name_or_path) is None:
+        raise ConfigError(
+            "load_in_4bit and load_in_8bit pack the student's weights, which then cannot train: set use_peft=true to "
+            "train an adapter on them"
+        )
+    return options | {"quantization_config": packed}
+
+
 def _peft_config(settings: RunSettings) -> Any:
     if not settings.use_peft:
         return None
@@ -138,6 +174,10 @@ def _peft_config(settings: RunSettings) -> Any:
                 lora_alpha=settings.lora_alpha,
                 lora_dropout=settings.lora_dropout,
                 lora_target_modules=settings.lora_target_modules,  # type: ignore[arg-type]
+                lora_target_parameters=settings.lora_target_parameters,  # type: ignore[arg-type]
+                lora_modules_to_save=settings.lora_modules_to_save,
+                use_rslora=settings.use_rslora,
+                use_dora=settings.use_dora,
             )
         )
     except ValueError as error:

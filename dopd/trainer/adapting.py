@@ -1,12 +1,17 @@
 """What a student with adapters, or with quantised weights, needs before the first step."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
-from dopd.errors import ConfigError, ModelError
+from dopd.checkpoints import adapter_config, base_of, files_of, load
+from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_attention_dropout
@@ -22,7 +27,7 @@ def check_configs(model: Any, peft_config: Any) -> None:
         model: what the trainer was given as the student.
         peft_config: a new adapter for it, if any.
     """
-    for config in [*(model.peft_config.values() if has_adapters(model) else ()), peft_config]:
+    for config in [*(model.peft_config.values() if has_adapters(model) else ()), peft_config, _named(model)]:
         if config is not None:
             check_adapter_config(config)
     if has_adapters(model) and not any(weight.requires_grad for weight in model.parameters()):
@@ -30,6 +35,42 @@ def check_configs(model: Any, peft_config: Any) -> None:
             "the student's adapter is frozen (it was loaded for inference), so nothing would train: load it with "
             "PeftModel.from_pretrained(base, folder, is_trainable=True), or name its folder as the student"
         )
+
+
+def _named(model: Any) -> Any:
+    """The configuration of an adapter that is named by its folder; `None` for anything else."""
+    if not isinstance(model, str) or adapter_config(model) is None:
+        return None
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(model)
+
+
+def read(
+    model: Any, teacher_model: Any, args: Any, *, processing_class: Any, peft_config: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Student, teacher, configuration and tokenizer for the host, which cannot read adapters: those that are named are
+    loaded here, with their bases.
+
+    The student's adapter goes on training; with a new `peft_config` it becomes part of the weights below the new one.
+    """
+    if isinstance(model, str) and base_of(model, **_where(args)) is not None:
+        options = {"dtype": "float32", **_where(args), **(args.model_init_kwargs or {})}
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(files_of(model), padding_side="left")
+        model = load(model, trainable=True, merged=peft_config is not None, **options)
+        args = copy.copy(args)
+        args.model_init_kwargs = None
+    if isinstance(teacher_model, str) and base_of(teacher_model) is not None:
+        options = {**_where(args), **(args.teacher_model_init_kwargs or {})}
+        teacher_model = load(teacher_model, **options).requires_grad_(False)
+        args = copy.copy(args)
+        args.teacher_model_init_kwargs = None
+    return model, teacher_model, args, processing_class
+
+
+def _where(args: Any) -> dict[str, Any]:
+    return {"trust_remote_code": True} if args.trust_remote_code else {}
 
 
 def prepare(student: Any, *, half: bool, whole: bool) -> None:
@@ -46,14 +87,15 @@ def prepare(student: Any, *, half: bool, whole: bool) -> None:
     keep_gradients(student)
     if not whole or not has_adapters(student):
         return
-    kind = str(next(iter(student.peft_config.values())).peft_type.value)
+    config = next(iter(student.peft_config.values()))
+    kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
     with evaluation_mode(student):
         try:
             self_divergence(student)
         except Exception as error:  # each adapter fails in its own way on weights that it was not made for
             packed = " on quantised weights" if any(map(is_quantized, student.modules())) else ""
             raise ModelError(
-                f"PEFT cannot run {kind}{packed} ({type(error).__name__}: {str(error).splitlines()[0]}): use LoRA"
+                f"PEFT cannot run {kind}{packed} ({type(error).__name__}: {first_line(error)}): use plain LoRA"
                 + (", or load the student without quantisation" if packed else "")
             ) from error
         kept = _disturb(student)
@@ -78,6 +120,18 @@ def _disturb(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
                 noise = torch.randn(weight.shape, generator=generator)
                 weight += _NOISE * noise.to(weight.device, weight.dtype)
     return kept
+
+
+@contextmanager
+def same_precision(student: nn.Module) -> Iterator[None]:
+    """Read a checkpoint inside; weights are in the precision they were in. PEFT reads adapters into float32, where the
+    host has those on quantised weights in bfloat16, and a resumed run would train other numbers.
+    """
+    before = {name: weight.dtype for name, weight in student.named_parameters() if weight.requires_grad}
+    yield
+    for name, weight in student.named_parameters():
+        if weight.dtype != before.get(name, weight.dtype):
+            weight.data = weight.data.to(before[name])
 
 
 def keep_adapter_dropout(student: Any) -> dict[str, float]:

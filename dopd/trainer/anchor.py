@@ -73,6 +73,7 @@ class FrozenAnchor(AbstractAnchor):
     file = ANCHOR_FILE
 
     def __init__(self, student: nn.Module) -> None:
+        self._student = student
         self._own = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         self._held = {name: _frozen(weight.detach().clone()) for name, weight in self._own.items()}
         self._places = _places(student)
@@ -80,7 +81,6 @@ class FrozenAnchor(AbstractAnchor):
 
     @contextlib.contextmanager
     def scoring_model(self, student: nn.Module) -> Iterator[nn.Module]:
-        self._check_all_held(student)
         self._follow()
         try:
             for name, weight in self._held.items():
@@ -92,6 +92,7 @@ class FrozenAnchor(AbstractAnchor):
 
     def _follow(self) -> None:
         """Go where the student went: some engines move or round it after the trainer was made."""
+        self._find_again()
         for name, weight in self._held.items():
             own = self._own[name]
             if (weight.device, weight.dtype) != (own.device, own.dtype):
@@ -102,14 +103,18 @@ class FrozenAnchor(AbstractAnchor):
         for module, attribute in self._places[id(own)]:
             module._parameters[attribute] = weight
 
-    def _check_all_held(self, student: nn.Module) -> None:
-        held = {id(weight) for weight in self._own.values()}
-        for name, weight in student.named_parameters():
-            if weight.requires_grad and id(weight) not in held:
+    def _find_again(self) -> None:
+        """Look where the student's weights stand now: reading an adapter's checkpoint puts new ones in their place."""
+        current = dict(self._student.named_parameters())
+        for name, weight in current.items():
+            if weight.requires_grad and name not in self._own:
                 raise ModelError(
                     f"{name} trains, and did not when the trainer was made: the privileged student of an earlier time "
                     "has no copy of it. Choose what trains before you make the trainer"
                 )
+        if any(current[name] is not own for name, own in self._own.items()):
+            self._own = {name: current[name] for name in self._own}
+            self._places = _places(self._student)
 
     def after_step(self, student: nn.Module) -> None:
         pass

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from dopd.adapters import EffectiveWeight, effective_weights
+from dopd.checkpoints import files_of
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, ModelError
 from dopd.quantized import is_quantized, rounded_alike
@@ -89,13 +90,13 @@ def check_vocab_sizes(
 
 def shared_tokenizer(model: Any, teacher_model: Any, processing_class: Any) -> int | None:
     """Entries of the tokenizer that both models have; `None` if they have different ones, or none that can be found."""
-    paths = [source if isinstance(source, str) else source.config._name_or_path for source in (model, teacher_model)]
+    names = [source if isinstance(source, str) else source.config._name_or_path for source in (model, teacher_model)]
     try:
-        mine = AutoTokenizer.from_pretrained(paths[0]) if processing_class is None else tokenizer_of(processing_class)
-        theirs = AutoTokenizer.from_pretrained(paths[1]) if paths[1] else None
+        mine, theirs = (AutoTokenizer.from_pretrained(files_of(name)) if name else None for name in names)
+        mine = mine if processing_class is None else tokenizer_of(processing_class)
     except Exception:  # a model without a tokenizer beside it, for whatever reason
         return None
-    return None if theirs is None or mine.get_vocab() != theirs.get_vocab() else len(mine)
+    return None if mine is None or theirs is None or mine.get_vocab() != theirs.get_vocab() else len(mine)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 from PIL import Image as Picture
 
+from dopd.checkpoints import config_of, files_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.views import plain_prompt
@@ -55,7 +56,7 @@ def processor_for(model: Any, processing_class: Any, **where: Any) -> Any:
     if config is None or not is_vision_config(config):
         return processing_class
     if processing_class is None:
-        path = model if isinstance(model, str) else config._name_or_path
+        path = files_of(model) if isinstance(model, str) else config._name_or_path
         processing_class = load_processor(path, padding_side="left", **where)
     if not reads_images(processing_class):
         logger.warning(
@@ -78,10 +79,8 @@ def _check_family(processor: Any) -> None:
 
 
 def _config_of(path: str, where: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(path, **where)
+        return config_of(path, **where)
     except (OSError, ValueError):
         return None  # the reader of the model says what is wrong
 
@@ -139,7 +138,9 @@ def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
         return None
     processor = given
     if processor is None and isinstance(teacher_source, str):
-        processor = load_processor(teacher_source, padding_side="left", **where_from(trainer.args, teacher=True))
+        processor = load_processor(
+            files_of(teacher_source), padding_side="left", **where_from(trainer.args, teacher=True)
+        )
     if processor is None or (
         processor.to_dict() == mine.to_dict()
         and processor.chat_template == mine.chat_template

@@ -8,9 +8,10 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from dopd.checkpoints import config_of, files_of
 from dopd.data.checks import (
     SKIP_ADVICE,
     DatasetReport,
@@ -106,8 +107,10 @@ def _config(name: str, source: Any, args: Any, revision: str | None) -> Any:
     if not isinstance(source, str):
         return source.config
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=args.trust_remote_code)
+        return config_of(source, revision=revision, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{name} (={source!r}) cannot be read: {str(error).splitlines()[0]}") from None
 
 
@@ -150,7 +153,7 @@ def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int
 
 def _tokenizer(path: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(files_of(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
 

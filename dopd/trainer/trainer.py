@@ -27,7 +27,7 @@ from dopd.loss import RoutedLoss
 from dopd.scoring import Balance, skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
-from dopd.trainer import images, setup, trials
+from dopd.trainer import adapting, images, setup, trials
 from dopd.trainer.anchor import CurrentAnchor, anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.best import student_metric
@@ -117,30 +117,27 @@ class DOPDTrainer(ViewingTrainer):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         setup.check_rewards(self.table, verifier)
-        setup.check_before_loading(
-            model,
-            teacher_model,
-            self.table,
-            args,
-            processing_class=processing_class,
-            peft_config=host_options.get("peft_config"),
-        )
+        given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
+        setup.check_before_loading(model, teacher_model, self.table, args, **given)
+        given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
+        teacher_source = teacher_model if self.table.needs_teacher else None
+        model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
         super().__init__(
             model=model,
-            teacher_model=teacher_model if self.table.needs_teacher else None,
+            teacher_model=teacher_model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=images.processor_for(model, processing_class, **images.where_from(args)),
+            processing_class=processing_class,
             **host_options,
         )
         if self.teacher_model is not None:
             self.teacher_model.eval()
-        setup.check_loaded(self, teacher_model)
+        setup.check_loaded(self, teacher_source)
         self._prepare_sampling()
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
-        self.teacher_candidate = images.teacher_candidate(self, teacher_model, teacher_processing_class)
+        self.teacher_candidate = images.teacher_candidate(self, teacher_source, teacher_processing_class)
         setup.prepare_datasets(self)
         self._prepare_viewing()
         trials.check_passes(self)
@@ -385,6 +382,7 @@ class DOPDTrainer(ViewingTrainer):
             self.initial.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with adapting.same_precision(self.unwrapped_student):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.anchor.load(Path(resume_from_checkpoint))
         self.initial.load(Path(resume_from_checkpoint))

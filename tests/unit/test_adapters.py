@@ -11,7 +11,6 @@ import trainer_kit
 from compatibility import tried
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
 
 from dopd.adapters import effective_weights, layer_change, tuned_layers
 from dopd.errors import ConfigError, ModelError
@@ -225,20 +224,12 @@ def test_a_run_trains_the_adapter_and_averages_it(name: str, tied: bool, tmp_pat
         tmp_path, model=model, peft_config=kit.ADAPTERS[name](), privileged_student="ema", ema_decay=0.6, max_steps=3
     )
     steps = [kit.merged(made.model)]
-    made.add_callback(AfterEveryStep(lambda: steps.append(kit.merged(made.model))))
+    made.add_callback(trainer_kit.AfterEveryStep(lambda: steps.append(kit.merged(made.model))))
     before = trainer_kit.parameters(made.model)
     made.train()
     moved = {key for key, delta in trainer_kit.update(before, made.model).items() if bool(delta.any())}
     assert moved and all(made.model.get_parameter(key).requires_grad for key in moved)
     close(kit.logits(kit.average_of(steps, 0.6)), scored(made.anchor, made.model.eval()))
-
-
-class AfterEveryStep(TrainerCallback):
-    def __init__(self, do: Any) -> None:
-        self._do = do
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._do()
 
 
 @pytest.mark.parametrize("kind", ["ema", "frozen", "snapshot", "reference"])

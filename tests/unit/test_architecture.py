@@ -29,6 +29,7 @@ LAYERS = [
     ["data", "prefix", "sampling"],
     ["generation"],
     ["tiny"],
+    ["checkpoints"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],
     ["trainer"],
