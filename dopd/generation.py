@@ -5,7 +5,8 @@ the length of the longest row a row beside a longer one is answered by another m
 groups of equal length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from dopd.adapters import without_adapters
-from dopd.errors import ModelError
+from dopd.errors import DopdError, ModelError, first_line
 from dopd.heads import Head
 from dopd.lengths import forget_longer_passes, is_first_regime
 from dopd.sampling import Ending, drawn, nothing_of_the_checkpoint
@@ -104,7 +105,7 @@ def _same_beside_a_longer_one(model: Any) -> bool:
 @torch.no_grad()
 def check_generation(name: str, model: Any) -> None:
     """Raise `ModelError` unless the first tokens behind a few words are drawn from the distribution that is scored."""
-    with evaluation_mode(model):
+    with runs(name, model), evaluation_mode(model):
         prompt = words(model, _SHORT)
         ids, drawn_from = _greedy(model, [prompt])
         view = left_padded([prompt], 0, model.device)
@@ -115,6 +116,20 @@ def check_generation(name: str, model: Any) -> None:
             "generate and its forward pass give different logits behind the same tokens. Update transformers, or use "
             "another model"
         )
+
+
+@contextmanager
+def runs(name: str, model: Any) -> Iterator[None]:
+    """Name the model and what its own code said where it cannot run a few tokens."""
+    try:
+        yield
+    except DopdError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        raise ModelError(
+            f"{name}: {type(model).__name__} cannot run a few tokens in {model.dtype}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def words(model: Any, count: int) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dopd.errors import ModelError, ScoringError
-from dopd.generation import words
+from dopd.generation import runs, words
 from dopd.heads import Head
 from dopd.lengths import shortest_switch
 from dopd.scoring import (
@@ -71,7 +71,7 @@ def check_passes(
     Raises:
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
-    with evaluation_mode(model), torch.no_grad():
+    with runs(name, model), evaluation_mode(model), torch.no_grad():
         route = partial(view_hidden_states, as_features=as_features)
         check_causal(name, model, view, hidden_states=route)
         check_rows_apart(name, model, view, hidden_states=route, half=half)
@@ -109,7 +109,7 @@ def self_divergence(model: Any, hidden_states: ViewForward = view_hidden_states)
 
 def check_self_divergence(name: str, model: Any, *, half: bool = False) -> None:
     """Raise `ModelError` if `self_divergence` is more than rounding."""
-    with evaluation_mode(model):
+    with runs(name, model), evaluation_mode(model):
         value = self_divergence(model)
     if math.isnan(value):
         raise ScoringError(f"{name}: its logits are not finite (NaN or infinite) on a few tokens: check the checkpoint")

@@ -218,3 +218,9 @@ def test_answers_that_cross_a_change_of_frequencies_are_told_and_stop_the_run(
     short = options | {"train_dataset": rows.select(range(4)), "per_device_train_batch_size": 4}
     kit.rollout(kit.trainer(tmp_path / "short", **models, **short))
     tried("text family", f"{family}, answers that cross its switch", "refused unless off_policy_rollouts; then told")
+
+
+def test_a_model_that_cannot_run_is_named_with_what_its_own_code_says() -> None:
+    """xLSTM mixes precisions in half precision."""
+    with pytest.raises(ModelError, match=r"model: xLSTMForCausalLM cannot run a few tokens in torch.bfloat16: "):
+        passes.check_passes("model", text_kit.build("xlstm").to(torch.bfloat16))
