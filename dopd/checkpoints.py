@@ -18,6 +18,8 @@ from dopd.vision import is_vision_config
 TINY = "tiny:"
 ADAPTER_FILE, RUN_FILE = "adapter_config.json", "config.yaml"
 WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+# What `from_pretrained` is told so that `whole` can say what is wrong with a checkpoint.
+REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 QUANTIZATION = (
     "load_in_4bit",
@@ -137,7 +139,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     if base_name is None:
         config = AutoConfig.from_pretrained(path, **where)
         family: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
-        return family.from_pretrained(path, **options)
+        return whole(path, *family.from_pretrained(path, **{**options, **REPORTING}))
     run = _run_beside(path)
     given = {name: value for name, value in options.items() if name != "revision"}
     if "quantization_config" not in given and (packed := quantization_config(run)) is not None:
@@ -146,6 +148,35 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     if run.get("student_keep_layers") is not None:
         base = keep_layers(base, run["student_keep_layers"])
     return _with_adapter(path, base, trainable=trainable, merged=merged)
+
+
+def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
+    """The model, if every weight of it is the checkpoint's and every tensor of the checkpoint found its place.
+
+    Args:
+        path (`str`): the checkpoint, for the message.
+        model: as it was loaded; transformers gives a weight that it does not find random numbers.
+        report (`dict`): what `from_pretrained(..., output_loading_info=True)` says of it.
+
+    Raises:
+        ModelError: tensors are missing, have other shapes, or are unexpected.
+    """
+    wrong = {
+        "are missing from it, and would be random": sorted(report.get("missing_keys") or ()),
+        "have another shape in it": sorted(map(str, report.get("mismatched_keys") or ())),
+        "are in it and not in the model": sorted(report.get("unexpected_keys") or ()),
+    }
+    found = [f"{len(names)} tensors {what} ({_some(names)})" for what, names in wrong.items() if names]
+    if found:
+        raise ModelError(
+            f"checkpoint {path!r} is not one of {type(model).__name__}: {'; '.join(found)}. Was it saved from another "
+            "class, or cut off while it was written? Save it anew from the model that it belongs to"
+        )
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _with_adapter(path: str, base: Any, *, trainable: bool, merged: bool) -> Any:
@@ -166,9 +197,9 @@ def _with_adapter(path: str, base: Any, *, trainable: bool, merged: bool) -> Any
     model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     if not merged:
         return model
-    whole = model.merge_and_unload()
-    whole.config._name_or_path = whole.name_or_path = path  # what an adapter on top of it names as its base
-    return whole
+    made = model.merge_and_unload()
+    made.config._name_or_path = made.name_or_path = path  # what an adapter on top of it names as its base
+    return made
 
 
 def _saved_rows(path: str, base: Any) -> int | None:

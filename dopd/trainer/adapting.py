@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoProcessor
+from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
-from dopd.checkpoints import adapter_config, base_of, files_of, load
+from dopd.checkpoints import REPORTING, WHERE, adapter_config, base_of, files_of, load, whole
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
@@ -47,26 +48,56 @@ def _named(model: Any) -> Any:
 
 
 def read(
-    model: Any, teacher_model: Any, args: Any, *, processing_class: Any, peft_config: Any
+    model: Any,
+    teacher_model: Any,
+    args: Any,
+    *,
+    processing_class: Any,
+    peft_config: Any,
+    quantization_config: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
-    """Student, teacher, configuration and tokenizer for the host, which cannot read adapters: those that are named are
-    loaded here, with their bases.
+    """Student, teacher, configuration and tokenizer for the host: what is named is loaded here, adapters (which the
+    host cannot read) with their bases, and checked to be whole.
 
     The student's adapter goes on training; with a new `peft_config` it becomes part of the weights below the new one.
     """
-    if isinstance(model, str) and base_of(model, **_where(args)) is not None:
-        options = {"dtype": "float32", **_where(args), **(args.model_init_kwargs or {})}
+    args = copy.copy(args)
+    if isinstance(model, str):
+        options = {**_where(args), **(args.model_init_kwargs or {})}
+        adapter = base_of(model, **_where(args)) is not None
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(files_of(model), padding_side="left")
-        model = load(model, trainable=True, merged=peft_config is not None, **options)
-        args = copy.copy(args)
-        args.model_init_kwargs = None
-    if isinstance(teacher_model, str) and base_of(teacher_model) is not None:
+            processing_class = _processing_class(files_of(model) if adapter else model, options)
+        if adapter:
+            options = {"dtype": "float32", **options}
+            model = load(model, trainable=True, merged=peft_config is not None, **options)
+            args.model_init_kwargs = None
+        elif quantization_config is None:
+            model = _checked(model, args, options)
+            args.model_init_kwargs = None
+    if isinstance(teacher_model, str):
         options = {**_where(args), **(args.teacher_model_init_kwargs or {})}
-        teacher_model = load(teacher_model, **options).requires_grad_(False)
-        args = copy.copy(args)
+        if base_of(teacher_model) is not None:
+            teacher_model = load(teacher_model, **options).requires_grad_(False)
+        else:
+            if args.teacher_model_revision is not None:
+                options.setdefault("revision", args.teacher_model_revision)
+            # Unlike a student, a teacher has its checkpoint's precision unless it is said.
+            teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
         args.teacher_model_init_kwargs = None
     return model, teacher_model, args, processing_class
+
+
+def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
+    """A whole model as the host would load it, and every weight of it the checkpoint's."""
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    made: Any = create_model_from_path(path, **{**options, **REPORTING})
+    return whole(path, *made)
+
+
+def _processing_class(path: str, options: dict[str, Any]) -> Any:
+    where = {name: options[name] for name in WHERE if name in options}
+    return AutoProcessor.from_pretrained(path, truncation_side="left", padding_side="left", **where)
 
 
 def _where(args: Any) -> dict[str, Any]:

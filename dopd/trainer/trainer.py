@@ -121,6 +121,7 @@ class DOPDTrainer(ViewingTrainer):
         setup.check_before_loading(model, teacher_model, self.table, args, **given)
         given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
         teacher_source = teacher_model if self.table.needs_teacher else None
+        given["quantization_config"] = host_options.get("quantization_config")
         model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
         super().__init__(
             model=model,
