@@ -9,8 +9,9 @@ import pytest
 import torch
 import trl
 from compatibility import tried
+from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -62,6 +63,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "conversation": {"prompt": [{"role": "user", "content": QUESTION}]},
     "conversation of blocks": {"prompt": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]},
     "conversation, images: null": {"prompt": [{"role": "user", "content": QUESTION}], "images": None},
+    "4-bit student with LoRA": {"prompt": [{"role": "user", "content": QUESTION}]},
     "blocks, image: null": {
         "prompt": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
         "image": None,
@@ -83,6 +85,12 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
     assert 'DOPDConfig("qwen3-dopd", ' in code, "the settings of a test machine go in there"
     code = code.replace('DOPDConfig("qwen3-dopd", ', here).replace("trainer.train()", "")
     names: dict[str, Any] = {}
+    if "4-bit" in what:  # as a TRL user adds it
+        packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        names = {"packed": packed, "lora": LoraConfig(r=2, target_modules=["q_proj", "down_proj"])}
+        code = code.replace(
+            "train_dataset=dataset", "train_dataset=dataset, quantization_config=packed, peft_config=lora"
+        )
     exec(code, names)
     made, tokenizer = names["trainer"], qwen_tokenizer()
     seen: list[dict[str, Any]] = []
@@ -97,6 +105,8 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
     hinted = made._privileged_view([{"prompt": [{"role": "user", "content": QUESTION}], "privileged_context": HINT}])
     text = tokenizer.decode(hinted.prompt_ids[0])
     assert text.startswith(f"<|im_start|>user\n{QUESTION}\n") and f"\n{HINT}\n" in text and text.endswith(asked[-20:])
+    if "4-bit" in what:
+        assert any(type(module).__name__ == "Linear4bit" for module in made.unwrapped_student.modules())
     # The privileged teacher's scores, from one unpadded pass of the teacher over that text and the answer.
     answer = seen[0]["completion_ids"][0][seen[0]["completion_mask"][0].bool()].tolist()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
