@@ -17,6 +17,7 @@ import yaml
 from dopd.errors import ConfigError
 from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
+from dopd.secrets import without_secrets
 from dopd.tasks.sources import resolve_kind
 
 # Fields of the trainer that accept more than their annotation says, for the sake of the host's parsers.
@@ -130,9 +131,9 @@ class RunSettings:
         return Path(self.trainer["output_dir"])
 
     def to_yaml(self) -> str:
-        """The settings as one flat YAML text that `load_settings` reads back."""
+        """The settings as one flat YAML text that `load_settings` reads back, without what is secret by name."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trainer"}
-        return yaml.safe_dump({**own, **self.trainer}, sort_keys=False)
+        return yaml.safe_dump(without_secrets({**own, **self.trainer}), sort_keys=False)
 
 
 def load_settings(path: str | Path | None, flags: Sequence[str] = (), **overrides: Any) -> RunSettings:

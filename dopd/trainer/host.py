@@ -15,6 +15,7 @@ HOST_HOOKS = (
     "train",
     "_determine_best_metric",
     "save_model",
+    "_save",
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_get_output_dir",

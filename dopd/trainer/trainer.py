@@ -25,6 +25,7 @@ from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
 from dopd.scoring import Balance, skipping_padding
+from dopd.secrets import hidden_secrets
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, setup, trials
@@ -369,6 +370,10 @@ class DOPDTrainer(ViewingTrainer):
         if not _internal_call:  # a checkpoint has been looked at
             self._check_weights()
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with hidden_secrets(self.args):  # the host pickles them beside the weights
+            super()._save(output_dir, state_dict)
 
     def _check_weights(self) -> None:
         step = self.state.global_step

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dopd"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics"],
+    ["errors", "statistics", "secrets"],
     ["vision", "lengths"],
     ["routing"],
     ["divergences"],

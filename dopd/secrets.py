@@ -1,0 +1,40 @@
+"""Values that are secret by name: they are used, and written nowhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+_WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential")
+_TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio")
+
+
+def is_secret(name: str) -> bool:
+    """Whether a key names something that must not be written down, such as `hub_token`; tokens of text are none."""
+    lowered = name.lower()
+    ends = lowered == "token" or (lowered.endswith("_token") and not lowered.startswith(_TOKENS_OF_TEXT))
+    return ends or any(word in lowered for word in _WORDS)
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with `None` in the place of every secret, at any depth."""
+    return {
+        name: (None if value is not None and not isinstance(value, bool) and is_secret(str(name)) else _inside(value))
+        for name, value in values.items()
+    }
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    return [_inside(entry) for entry in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def hidden_secrets(args: Any) -> Iterator[None]:
+    """Inside, the attributes of an object are those of `without_secrets`: it can be pickled into a file."""
+    known = dict(vars(args))
+    vars(args).update(without_secrets(known))
+    try:
+        yield
+    finally:
+        vars(args).update(known)
