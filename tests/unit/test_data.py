@@ -135,18 +135,25 @@ def test_the_completion_ids_are_the_same_objects_in_every_view(tmp_path: Path) -
         per_device_scoring_batch_size=8,
         share_prompts=False,  # prompt and completion in one pass, to be read off its input
     )
-    read: list[torch.Tensor] = []
-    for model in (made.model, made.teacher_model):
-        model.model.register_forward_pre_hook(
-            lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
-        )
+    read: list[list[list[int]]] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        rows = zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True)
+        read.append([ids[mask.bool()].tolist() for ids, mask in rows])
+
     batch = kit.rollout(made)
-    num_tokens = batch["completion_ids"].shape[1]
+    for model in (made.model, made.teacher_model):
+        model.model.register_forward_pre_hook(keep, with_kwargs=True)
+    views = {"privileged": made._privileged_view([made.train_dataset[n] for n in range(8)])}
+    made._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
     kit.loss_of(made, batch)
-    assert len(read) >= 3
-    for input_ids in read[-3:]:
-        assert torch.equal(input_ids[:, -num_tokens:], batch["completion_ids"])
-    assert len({input_ids.shape[1] for input_ids in read[-3:]}) == 2, "each view has its own prompt length"
+    answers = [
+        ids[mask.bool()].tolist() for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+    for rows in read[-3:]:
+        assert all(row[-len(ids) :] == ids for row, ids in zip(rows, answers, strict=True))
+    lengths = [tuple(map(len, rows)) for rows in read[-3:]]
+    assert len(set(lengths)) == 2, "each view has its own prompt lengths"
 
 
 @pytest.mark.parametrize("missing", [None, ""])

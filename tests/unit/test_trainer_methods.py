@@ -131,7 +131,7 @@ def test_rollouts_grow_with_the_steps(tmp_path: Path) -> None:
 
 def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:
     student = kit.student()
-    anchor = SnapshotAnchor(kit.student(), 2)
+    anchor = SnapshotAnchor(student, 2)
 
     def weight() -> float:
         with anchor.scoring_model(student) as model:
@@ -147,7 +147,7 @@ def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_p
         if step == 3:
             anchor.save(tmp_path)
     assert seen == [start, 2.0, 2.0, 4.0, 4.0]
-    again = SnapshotAnchor(kit.student(), 2)
+    again = SnapshotAnchor(student, 2)
     again.load(tmp_path)
     first.data.flatten()[0] = 7.0
     again.after_step(student)  # the fourth step: the count goes on where it was
@@ -157,18 +157,19 @@ def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_p
 
 def test_moving_average_of_a_half_precision_student_is_not_lost_to_rounding(tmp_path: Path) -> None:
     """With a decay of 0.98 a step moves the average by 2% of the difference, less than bfloat16 shows next to 1."""
-    student, anchor = kit.student().bfloat16(), AverageAnchor(kit.student().bfloat16(), decay=0.98)
+    student = kit.student().bfloat16()
+    anchor, own = AverageAnchor(student, decay=0.98), next(iter(student.parameters()))
+    start = float(own.detach().flatten()[0])
+    own.data.flatten()[0] = start + 0.02
+    expected = start
+    for step in range(60):
+        anchor.after_step(student)
+        expected += 0.02 * (float(own.detach().flatten()[0]) - expected)
+        if step == 30:
+            anchor.save(tmp_path)
+            anchor.load(tmp_path)
     with anchor.scoring_model(student) as model:
         shown = next(iter(model.parameters()))
-        start = float(shown.detach().flatten()[0])
-        next(iter(student.parameters())).data.flatten()[0] = start + 0.02
-        expected = start
-        for step in range(60):
-            anchor.after_step(student)
-            expected += 0.02 * (float(next(iter(student.parameters())).detach().flatten()[0]) - expected)
-            if step == 30:
-                anchor.save(tmp_path)
-                anchor.load(tmp_path)
         assert shown.dtype == torch.bfloat16
         assert float(shown.detach().flatten()[0]) == pytest.approx(expected, abs=abs(start) * 2**-8 + 1e-4)
         assert abs(float(shown.detach().flatten()[0]) - start) > 0.01

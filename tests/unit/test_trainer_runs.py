@@ -196,8 +196,8 @@ def test_bf16_computes_every_view_in_bf16(tmp_path: Path, method: str) -> None:
     seen: dict[str, Any] = {}
     original = made.view_hidden_states
 
-    def hidden_states(model: Any, *arguments: Any) -> torch.Tensor:
-        hidden = original(model, *arguments)
+    def hidden_states(model: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        hidden = original(model, *arguments, **options)
         seen["+grad" if torch.is_grad_enabled() else type(model).__name__] = hidden.dtype
         return hidden
 
