@@ -20,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    # Where bitsandbytes is installed, each import says that faster kernels for a CPU are not.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":

@@ -28,9 +28,8 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    # PEFT looks for a whole model below an adapter on an adapter, and bitsandbytes for faster kernels on a CPU.
+    # PEFT looks for a whole model below an adapter on an adapter.
     warnings.filterwarnings("ignore", message="Could not find a config file in .* - will assume that the vocabulary")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     own = logging.getLogger("dopd")
