@@ -148,7 +148,8 @@ def _files(origin: Origin) -> Dataset:
     _check_split(origin, split, [_ONLY_SPLIT])
     reader, options = _READERS[str(endings.pop())]
     try:
-        return load_dataset(reader, data_files=files, split=split, **options)
+        # Each is there: a bracket in its name is no pattern, which could name another file.
+        return load_dataset(reader, data_files=list(map(glob.escape, files)), split=split, **options)
     except Exception as error:
         if isinstance(error, ValueError) and not isinstance(error, DatasetsError):
             raise  # of the split, not of a file
@@ -180,7 +181,7 @@ def _culprit(reader: str, files: Sequence[str], options: dict[str, Any]) -> str:
     if len(files) > 1:
         for file in files:
             try:
-                load_dataset(reader, data_files=[file], split=_ONLY_SPLIT, **options)
+                load_dataset(reader, data_files=[glob.escape(file)], split=_ONLY_SPLIT, **options)
             except Exception:
                 return repr(file)
     return repr(files[0]) if len(files) == 1 else f"{files[0]!r} to {files[-1]!r} together"
@@ -193,6 +194,11 @@ def _folder_or_hub(origin: Origin) -> Dataset:
         name = str(path)
         if any((path / file).is_file() for file in _SAVED):
             return _saved(origin, load_from_disk(name))
+        if glob.has_magic(str(path.resolve())):
+            raise DataError(
+                f"{origin}: `datasets` reads a folder's name with *, ? or [ as a pattern, which could be another: "
+                "rename it, or name its files"
+            )
     elif reason := unreachable(name, "dataset"):
         raise DataError(f"{origin} cannot be read: {reason}")
     if origin.split is not None:
@@ -245,6 +251,8 @@ def _reason(error: BaseException) -> str:
     """What a reader raised: `datasets` wraps it."""
     while isinstance(error, DatasetsError) and (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if isinstance(error, StopIteration):  # of a file without a line
+        return "it has no rows"
     encoding = any(word in str(error).lower() for word in ("codec can't decode", "invalid utf"))
     return f"{type(error).__name__}: {first_line(error)}{'. Save it as UTF-8' if encoding else ''}"
 

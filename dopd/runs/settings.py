@@ -159,6 +159,11 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
         raise ConfigError("model_name_or_path is missing: the student, as a hub id, a folder or tiny:TASK/ROLE")
     if not values.get("output_dir"):
         raise ConfigError("output_dir is missing: the folder of this run, for example runs/my-run")
+    for key in sorted(_not_null(own | trainer) & {key for key, value in values.items() if value is None}):
+        raise ConfigError(
+            f"{key} has no value, and cannot be null: it must be {_in_words((own | trainer)[key])}. Leave the key out "
+            "for its default"
+        )
     checked = {key: _coerce(key, value, (own | trainer)[key]) for key, value in values.items()}
     return RunSettings(
         **{key: value for key, value in checked.items() if key in own},
@@ -216,6 +221,11 @@ def _trainer_fields() -> dict[str, Any]:
 
     hints = _hints(DOPDConfig)
     return {f.name: hints[f.name] for f in dataclasses.fields(DOPDConfig) if f.init} | _WIDER
+
+
+def _not_null(hints: Mapping[str, Any]) -> set[str]:
+    """Keys of plain numbers and switches, which are compared and multiplied without asking."""
+    return {key for key, hint in hints.items() if hint in (int, bool)}
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.resuming import check_steps_left
 from dopd.trainer.setup import check_trackers, make_evaluator
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
     """
     quiet_libraries()
     config = make_config(settings)
+    check_steps_left(config.resume_from_checkpoint, config.max_steps)
     _check_folder(settings, config)
     trainer = make_trainer(settings, config)
     folder = settings.output_dir
@@ -144,6 +146,8 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
         ConfigError: quantised weights that nothing would train, or quantisation that is asked for twice.
     """
     given: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
+    if not isinstance(given or {}, dict):
+        raise ConfigError(f"model_init_kwargs (={given!r}) must be a mapping, for example '{{revision: main}}'")
     options = dict(given or {})
     if config.trust_remote_code:
         options.setdefault("trust_remote_code", True)

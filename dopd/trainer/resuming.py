@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | No
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) must be true, last or the folder of a checkpoint")
     given = Path(wanted).expanduser()
     return _checked(wanted, folder / given if not given.exists() and (folder / given).is_dir() else given)
+
+
+def check_steps_left(checkpoint: str | None, max_steps: int) -> None:
+    """Refuse a checkpoint that is already at the last step, after which the host would make one more.
+
+    Args:
+        checkpoint (`str`, *optional*): its folder.
+        max_steps (`int`): of the run; below 1 where epochs count, of which the host makes no more than there are.
+
+    Raises:
+        ConfigError: there is nothing left to train.
+    """
+    if checkpoint is None or max_steps < 1:
+        return
+    step = json.loads((Path(checkpoint) / _STATE).read_text())["global_step"]
+    if step >= max_steps:
+        raise ConfigError(
+            f"resume_from_checkpoint (={checkpoint!r}) is at step {step} of max_steps (={max_steps}): the run is "
+            "complete. Set max_steps higher to go on, or resume from an earlier checkpoint"
+        )
 
 
 def _checked(wanted: Any, folder: Path) -> str:

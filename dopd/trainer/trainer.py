@@ -37,7 +37,7 @@ from dopd.trainer.config import DOPDConfig
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, check_weights
 from dopd.trainer.probes import make_trace
-from dopd.trainer.resuming import checkpoint_to_resume
+from dopd.trainer.resuming import check_steps_left, checkpoint_to_resume
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
@@ -358,7 +358,9 @@ class DOPDTrainer(ViewingTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the host's; `resume_from_checkpoint` is that of the configuration if it is not given."""
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        return super().train(checkpoint_to_resume(wanted, self.args.output_dir), *args, **kwargs)
+        checkpoint = checkpoint_to_resume(wanted, self.args.output_dir)
+        check_steps_left(checkpoint, self.args.max_steps)
+        return super().train(checkpoint, *args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         name = student_metric(self.args)

@@ -228,3 +228,35 @@ def test_a_run_says_how_many_held_out_rows_are_trained_on(tmp_path: Path, caplog
         trainer(tmp_path, train_dataset=train, eval_dataset=Dataset.from_list(held_out))
     assert "3 of 4 rows of eval_dataset ask what a row of train_dataset asks" in caplog.text
     tried("dataset", "held-out rows that ask what is trained on", "counted and warned of")
+
+
+def test_a_name_with_brackets_is_a_name_and_never_another_file(tmp_path: Path) -> None:
+    for name, first in (("[v]1.jsonl", 0), ("v1.jsonl", 10), ("a?.jsonl", 20), ("ab.jsonl", 30)):
+        (tmp_path / name).write_bytes(lines(rows(2, first)))
+    assert load(dataset_name=str(tmp_path / "[v]1.jsonl"))[0] == numbers(0, 2)
+    assert load(dataset_name=str(tmp_path / "a?.jsonl"))[0] == numbers(20, 22)
+    assert sorted(load(dataset_name=str(tmp_path / "*.jsonl"))[0], key=int) == [
+        *numbers(0, 2),
+        *numbers(10, 12),
+        *numbers(20, 22),
+        *numbers(30, 32),
+    ]
+    for folder in ("[m]x", "mx"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_bytes(lines(rows(2)))
+    assert load(dataset_name=str(tmp_path / "[m]x" / "train.jsonl"))[0] == numbers(0, 2)
+    with pytest.raises(DataError, match="as a pattern"):
+        load(dataset_name=str(tmp_path / "[m]x"))
+    tried("dataset", "file whose name has brackets", "used: that file alone")
+
+
+def test_a_file_without_a_line_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match="it has no rows"):
+        load(dataset_name=str(tmp_path / "empty.jsonl"))
+
+
+@pytest.mark.parametrize("key", ["max_steps", "train_prompts", "per_device_train_batch_size", "lora_r"])
+def test_a_number_without_a_value_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} has no value"):
+        load_settings(None, [f"--{key}="], **MINIMAL, task="dag")

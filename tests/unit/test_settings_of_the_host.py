@@ -55,6 +55,8 @@ def test_the_trainer_resumes_by_its_configuration(run: Path) -> None:
     assert resumed.state.global_step == 4
     # Three of the four steps were not made again.
     assert [record["step"] for record in resumed.state.log_history if "loss" in record] == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match=r"is at step 3 of max_steps \(=3\): the run is complete"):
+        trainer(run, max_steps=3, resume_from_checkpoint="last").train()
     again = trainer(run, max_steps=3, resume_from_checkpoint="last")
     again.train(resume_from_checkpoint=False)
     assert len([record for record in again.state.log_history if "loss" in record]) == 3
