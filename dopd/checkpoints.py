@@ -46,6 +46,11 @@ def resolve_model(name: str) -> str:
     return str(tiny_model_path(task, role, int(options.get("seed", "0"))))
 
 
+def where_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that say which files of a checkpoint are meant."""
+    return {name: options[name] for name in WHERE if name in options}
+
+
 # --- Adapters
 
 
@@ -134,7 +139,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
         ModelError, ConfigError: an adapter's base is not there, or an adapter cannot be merged. Whatever else the
             readers of checkpoints raise is passed on.
     """
-    where = {name: options[name] for name in WHERE if name in options}
+    where = where_of(options)
     base_name = base_of(path, **where)
     if base_name is None:
         config = AutoConfig.from_pretrained(path, **where)

@@ -110,7 +110,7 @@ def check_generation(name: str, model: Any) -> None:
         ids, drawn_from = _greedy(model, [prompt])
         view = left_padded([prompt], 0, model.device)
         scored = Head.of_model(model).logits(view_hidden_states(model, view, ids, torch.ones_like(ids)))
-    if not _close(_said(drawn_from, model), _said(scored, model), model):
+    if not _close(without_placeholders(drawn_from, model), without_placeholders(scored, model), model):
         raise ModelError(
             f"{name}: {type(model).__name__} draws tokens from another distribution than it is scored by: its "
             "generate and its forward pass give different logits behind the same tokens. Update transformers, or use "
@@ -159,7 +159,8 @@ def _greedy(model: Any, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
     return output.sequences[:, view.prompt_ids.shape[1] :], torch.stack(output.logits, dim=1).float()
 
 
-def _said(logits: Tensor, model: Any) -> Tensor:
+def without_placeholders(logits: Tensor, model: Any) -> Tensor:
+    """Logits (..., V) without those of tokens that stand for an image, which are neither drawn nor scored."""
     said = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     said[placeholder_ids(model.config)] = False
     return logits[..., said]

@@ -18,8 +18,15 @@ from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, ModelError
 
 # `generation_kwargs` that leave the distribution of an answer as it is.
-_NEUTRAL = ("cache_config", "cache_implementation", "compile_config", "disable_compile", "prefill_chunk_size")
-_NEUTRAL_TOO = ("stop_strings", "use_cache")
+_NEUTRAL = (
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "disable_compile",
+    "prefill_chunk_size",
+    "use_cache",
+)
+_ENDS = "stop_strings"  # read into `Ending`
 # `generation_kwargs` that have a key of their own, or that this project sets.
 _ELSEWHERE = {
     "temperature": "set the key temperature, which scores follow",
@@ -86,9 +93,9 @@ class _StopAtText(StoppingCriteria):
 
 def declared_stop_strings(model: Any, generation_kwargs: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Texts that end an answer: those of `generation_kwargs`, or those that the checkpoint declares."""
-    given = (generation_kwargs or {}).get("stop_strings")
+    given = (generation_kwargs or {}).get(_ENDS)
     if given is None:
-        given = getattr(model.generation_config, "stop_strings", None)
+        given = getattr(model.generation_config, _ENDS, None)
     if given is None:
         return ()
     strings = (given,) if isinstance(given, str) else tuple(given)
@@ -195,7 +202,7 @@ def rollout_settings(args: Any) -> dict[str, Any]:
         )
     for name in given:
         _check_name(name, given[name], uses_vllm=args.use_vllm)
-    kept = {name: given[name] for name in (*_NEUTRAL, *_NEUTRAL_TOO) if name in given and name != "stop_strings"}
+    kept = {name: given[name] for name in _NEUTRAL if name in given}
     if args.cache_implementation is not None:
         kept.setdefault("cache_implementation", args.cache_implementation)
     off = off_policy_settings(args)
@@ -216,7 +223,7 @@ def off_policy_settings(args: Any) -> dict[str, Any]:
     given = dict(args.generation_kwargs or {})
     if given.get("do_sample") is True:
         given.pop("do_sample")
-    return own | {name: value for name, value in given.items() if name not in (*_NEUTRAL, *_NEUTRAL_TOO)}
+    return own | {name: value for name, value in given.items() if name not in (*_NEUTRAL, _ENDS)}
 
 
 def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:

@@ -87,6 +87,12 @@ def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -
     return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The tokens of each row that its mask keeps, with one wait for a device and not one for each row."""
+    rows = zip(ids.tolist(), mask.tolist(), strict=True)
+    return [[token for token, kept in zip(*row, strict=True) if kept] for row in rows]
+
+
 def skipping_padding(forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """`forward` on the columns that some sequence reads; those left out come back as zeros, which nothing reads."""
     num_tokens = completion_ids.shape[1]

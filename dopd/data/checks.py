@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
 from dopd.data.privileged import Prompt
-from dopd.data.rendering import control_token_in, texts_of
+from dopd.data.rendering import Markup, texts_of
 from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 
@@ -131,14 +131,14 @@ def _check_turn(turn: Mapping[str, Any], where: str) -> None:
         raise DataError(f"{where}: the user's turn is empty")
 
 
-def check_control_tokens(row: Mapping[str, Any], tokenizer: Any) -> None:
+def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:
     """Raise `DataError` where the text of a row would act as markup: close a turn, or open one.
 
     A text prompt may hold such tokens (it is given as it stands), but then p has no place in it.
     """
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        inside = control_token_in(tokenizer, [prompt])
+        inside = markup.first_in([prompt])
         if inside and not lacks_privileged(row):
             raise DataError(
                 f"column 'prompt': the text holds {inside!r}, as if a chat template had rendered it, so that "
@@ -146,7 +146,7 @@ def check_control_tokens(row: Mapping[str, Any], tokenizer: Any) -> None:
             )
     turns = [turn for turn in prompt if turn["role"] != "assistant"] if isinstance(prompt, list) else []
     for turn in turns:
-        found = control_token_in(tokenizer, texts_of(turn))
+        found = markup.first_in(texts_of(turn))
         if found:
             raise DataError(
                 f"column 'prompt': the {turn['role']}'s text holds {found!r}, which the tokenizer reads as markup. "
@@ -155,7 +155,7 @@ def check_control_tokens(row: Mapping[str, Any], tokenizer: Any) -> None:
             )
     for column in TEXT_COLUMNS:
         text = row.get(column)
-        found = control_token_in(tokenizer, [text]) if isinstance(text, str) else None
+        found = markup.first_in([text]) if isinstance(text, str) else None
         if found:
             raise DataError(
                 f"column {column!r}: the text holds {found!r}, which the tokenizer reads as markup and which could "

@@ -5,6 +5,7 @@ nothing in the data acts as markup, and one beginning stands at the beginning.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -70,7 +71,8 @@ def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], optio
                     "reads text only, as {'type': 'text', 'text': ...}"
                 )
     kinds = {type(turn.get("content")) for turn in prompt} & {str, list}
-    known = _read_kinds(tokenizer, options.get("chat_template"))
+    template = template_of(tokenizer, options)
+    known = _read_kinds(tokenizer, template if isinstance(template, str) else None)
     if kinds <= known or not known:
         return [dict(turn) for turn in prompt]
     return [{**turn, "content": _as(str if str in known else list, turn.get("content"))} for turn in prompt]
@@ -150,23 +152,40 @@ def texts_of(turn: Mapping[str, Any]) -> list[str]:
     return [block["text"] for block in blocks if isinstance(block.get("text"), str)]
 
 
-def control_token_in(tokenizer: Any, texts: Iterable[str]) -> str | None:
-    """The first text that would act as markup in a turn, if any: a special token of the tokenizer, or what the chat
-    template writes around a user's turn in brackets (`[/INST]`).
+@dataclass(frozen=True)
+class Markup:
+    """What would act as markup in the text of a turn, worked out once for many texts.
+
+    Attributes:
+        tokenizer: reads texts.
+        tokens (`dict[str, int]`): its special tokens, by their text.
+        brackets (`frozenset[str]`): what its chat template writes around a user's turn in brackets (`[/INST]`).
+        pattern (`re.Pattern`, *optional*): finds any of these; `None` where there are none.
     """
-    tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer)
-    if not tokens and not brackets:
+
+    tokenizer: Any
+    tokens: Mapping[str, int]
+    brackets: frozenset[str]
+    pattern: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "Markup":
+        tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer)
+        longest_first = sorted({*tokens, *brackets}, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        return cls(tokenizer, tokens, brackets, pattern)
+
+    def first_in(self, texts: Iterable[str]) -> str | None:
+        """The first markup that texts would be read to hold, if any."""
+        for text in texts:
+            found = self.pattern.search(text) if self.pattern is not None else None
+            if found and found.group() in self.brackets:
+                return found.group()
+            if found:
+                held = set(self.tokenizer(text, add_special_tokens=False)["input_ids"]) & set(self.tokens.values())
+                if held:
+                    return next(token for token, number in self.tokens.items() if number in held)
         return None
-    pattern = _pattern(tuple(sorted({*tokens, *brackets}, key=len, reverse=True)))
-    for text in texts:
-        found = pattern.search(text)
-        if found and found.group() in brackets:
-            return found.group()
-        if found:
-            held = set(tokenizer(text, add_special_tokens=False)["input_ids"]) & set(tokens.values())
-            if held:
-                return next(token for token, number in tokens.items() if number in held)
-    return None
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -176,7 +195,6 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     return {token: number for token, number in (added | named).items() if number != tokenizer.unk_token_id}
 
 
-@lru_cache(maxsize=8)
 def _brackets_around_a_turn(tokenizer: Any) -> frozenset[str]:
     if not isinstance(getattr(tokenizer, "chat_template", None), str):
         return frozenset()
@@ -186,11 +204,6 @@ def _brackets_around_a_turn(tokenizer: Any) -> frozenset[str]:
         return frozenset()
     around = re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text.replace(_TRIAL[0], ""))
     return frozenset(around) - {tokenizer.unk_token}
-
-
-@lru_cache(maxsize=8)
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, tokens)))
 
 
 def _first_line(error: BaseException) -> str:

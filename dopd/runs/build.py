@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from dopd.checkpoints import TINY, WHERE, base_of, config_of, files_of, keep_layers, load, resolve_model
+from dopd.checkpoints import TINY, base_of, config_of, files_of, keep_layers, load, resolve_model, where_of
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.runs.hub import unreachable
@@ -42,17 +42,13 @@ def load_model(
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path)
     try:
-        check_kind(f"model {name!r}", config_of(path, **_where(options)))
+        check_kind(f"model {name!r}", config_of(path, **where_of(options)))
         return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
     except DopdError:
         raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _where(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in WHERE if name in options}
 
 
 def check_model(path: str) -> None:
@@ -70,7 +66,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     path = resolve_model(name)
     check_model(path)
     try:
-        return AutoTokenizer.from_pretrained(files_of(path), padding_side="left", **_where(options))
+        return AutoTokenizer.from_pretrained(files_of(path), padding_side="left", **where_of(options))
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
@@ -86,8 +82,8 @@ def load_processing_class(name: str, **options: Any) -> Any:
     path = resolve_model(name)
     check_model(path)
     try:
-        sees = is_vision_config(config_of(path, **_where(options)))
-        made = load_processor(files_of(path), **_where(options)) if sees else load_tokenizer(name, **options)
+        sees = is_vision_config(config_of(path, **where_of(options)))
+        made = load_processor(files_of(path), **where_of(options)) if sees else load_tokenizer(name, **options)
     except ModelError:
         raise
     except Exception as error:

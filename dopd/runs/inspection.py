@@ -11,6 +11,7 @@ from dopd.data.checks import check_control_tokens
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.rendering import Markup
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector, unjudged
@@ -93,7 +94,7 @@ def inspect_prompt(
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
     chats = getattr(processing_class, "chat_template", None) or tokenizer.chat_template
     given: Prompt = [{"role": "user", "content": prompt}] if chats else prompt
-    check_control_tokens({"prompt": given, "privileged_context": privileged_context}, tokenizer)
+    check_control_tokens({"prompt": given, "privileged_context": privileged_context}, Markup.of(tokenizer))
     pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
-from dopd.checkpoints import REPORTING, WHERE, adapter_config, base_of, files_of, load, whole
+from dopd.checkpoints import REPORTING, adapter_config, base_of, files_of, load, where_of, whole
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
@@ -96,7 +96,7 @@ def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
 
 
 def _processing_class(path: str, options: dict[str, Any]) -> Any:
-    where = {name: options[name] for name in WHERE if name in options}
+    where = where_of(options)
     return AutoProcessor.from_pretrained(path, truncation_side="left", padding_side="left", **where)
 
 

@@ -15,6 +15,7 @@ from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_s
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
+from dopd.generation import without_placeholders, words
 from dopd.heads import Head
 from dopd.prefix import architecture
 from dopd.sampling import nothing_of_the_checkpoint, sampling_config
@@ -230,7 +231,7 @@ def encodes_images_once(model: Any, view: View, *, half: bool) -> bool:
     Raises:
         ModelError: it cannot read the images at all.
     """
-    ids = torch.full((len(view.prompt_ids), _TRIAL_TOKENS), _a_word(model), device=view.prompt_ids.device)
+    ids = torch.full((len(view.prompt_ids), _TRIAL_TOKENS), words(model, 1)[0], device=view.prompt_ids.device)
     mask = torch.ones_like(ids)
     with evaluation_mode(model):
         try:
@@ -283,13 +284,12 @@ def check_generation(trainer: Any) -> None:
     if view is None or trainer.use_vllm or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return
     model = trainer.unwrapped_student
-    forbidden = placeholder_ids(model.config)
     config = sampling_config(
         trainer.ending,
         max_new_tokens=2,
         pad_token_id=trainer._tokenizer.pad_token_id,
         sampled=False,
-        suppressed=forbidden,
+        suppressed=placeholder_ids(model.config),
         min_new_tokens=2,
         return_dict_in_generate=True,
         output_logits=True,
@@ -300,9 +300,7 @@ def check_generation(trainer: Any) -> None:
         hidden = view_hidden_states(model, view, ids, torch.ones_like(ids))
         scored = Head.of_model(model).logits(hidden)
     sampled = torch.stack(output.logits, dim=1).float()
-    said = torch.ones(sampled.shape[-1], dtype=torch.bool, device=sampled.device)
-    said[forbidden] = False
-    first, second = (logits[..., said].double().log_softmax(-1) for logits in (sampled, scored))
+    first, second = (without_placeholders(logits, model).double().log_softmax(-1) for logits in (sampled, scored))
     divergence = float((first.exp() * (first - second)).sum(-1).abs().max())
     half = trainer.accelerator.mixed_precision != "no" or model.dtype in (torch.bfloat16, torch.float16)
     limit = _DIVERGENCE_HALF if half else _DIVERGENCE
@@ -312,11 +310,6 @@ def check_generation(trainer: Any) -> None:
             f"(limit {limit:g}) behind a prompt with an image. Its generate loses something of the image, for example "
             "positions: update transformers, or use another model"
         )
-
-
-def _a_word(model: Any) -> int:
-    forbidden = set(placeholder_ids(model.config))
-    return next(token for token in range(model.config.get_text_config().vocab_size) if token not in forbidden)
 
 
 def forbid_placeholders(trainer: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dopd.errors import ModelError, ScoringError
-from dopd.generation import runs, words
+from dopd.generation import runs, without_placeholders, words
 from dopd.heads import Head
 from dopd.lengths import shortest_switch
 from dopd.scoring import (
@@ -26,7 +26,6 @@ from dopd.scoring import (
     without_router_logits,
 )
 from dopd.trainer.context import context_of
-from dopd.vision.tokens import placeholder_ids
 
 # Two routes to the same logits differ by rounding alone. Half precision rounds at about 3 significant digits.
 _SELF_KL_LIMIT = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -101,9 +100,8 @@ def self_divergence(model: Any, hidden_states: ViewForward = view_hidden_states)
     view = View(input_ids[:, :1], mask[:, :1])
     rebuilt = Head.of_model(model).logits(hidden_states(model, view, input_ids[:, 1:], mask[:, 1:])).double()
     # The head gives placeholders of images no probability, the model's own does.
-    said = torch.ones(rebuilt.shape[-1], dtype=torch.bool, device=model.device)
-    said[placeholder_ids(model.config)] = False
-    first, second = own.logits[:, :-1, said].double().log_softmax(-1), rebuilt[..., said].log_softmax(-1)
+    both = (own.logits[:, :-1].double(), rebuilt)
+    first, second = (without_placeholders(logits, model).log_softmax(-1) for logits in both)
     return float((first.exp() * (first - second)).sum(-1).abs().max())
 
 

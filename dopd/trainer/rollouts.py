@@ -12,6 +12,7 @@ from dopd.errors import ScoringError
 from dopd.evaluation.student import Verifier, judged
 from dopd.lengths import crossing, shortest_switch
 from dopd.sampling import Ending
+from dopd.scoring import unpadded
 from dopd.trainer.finite import likely_cause
 
 
@@ -80,8 +81,7 @@ def texts(batch: Mapping[str, Tensor], tokenizer: Any) -> list[str]:
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> list[list[int]]:
-    rows = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
-    return [ids[mask.bool()].tolist() for ids, mask in rows]
+    return unpadded(batch["completion_ids"], batch["completion_mask"])
 
 
 def rollout_metrics(

@@ -28,6 +28,7 @@ from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.images import BrokenImageError
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
+from dopd.data.rendering import Markup
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator, Verifier
@@ -203,6 +204,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
     vocab_size = min(model.config.get_text_config().vocab_size for model in models)
     num_tokens = images.prompt_lengths(trainer, vocab_size)
+    markup = Markup.of(trainer._tokenizer)
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = asked(row)
@@ -213,7 +215,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         if reads_images(trainer.processing_class):
             for prompt in prompts:
                 check_placeholders(trainer.processing_class, prompt)
-        check_control_tokens(row, trainer._tokenizer)
+        check_control_tokens(row, markup)
         return prompts
 
     if isinstance(dataset, IterableDataset):

@@ -28,7 +28,7 @@ from dopd.sampling import (
     rollout_settings,
     sampling_config,
 )
-from dopd.scoring import Balance, View, evaluation_mode, generation_inputs, view_hidden_states
+from dopd.scoring import Balance, View, evaluation_mode, generation_inputs, unpadded, view_hidden_states
 from dopd.trainer import images
 from dopd.trainer.rollouts import check_frequencies
 from dopd.vision.media import FeatureCache
@@ -111,7 +111,7 @@ class ViewingTrainer(DistillationTrainer):
         return asks_text(self.processing_class, self.chat_template_kwargs, self.args.prompt_format)
 
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
-        """Token ids of prompts, rendered as the host renders them for rollouts."""
+        """Token ids of prompts."""
         return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
 
     def view_of(self, prompts: list[Prompt]) -> View:
@@ -159,8 +159,8 @@ class ViewingTrainer(DistillationTrainer):
 
     def _check_rollouts(self, batch: Mapping[str, Any], view: View) -> None:
         """Raise `ScoringError` unless the plain view was answered, with tokens that are scored as they were drawn."""
-        asked = _unpadded(view.prompt_ids, view.prompt_mask)
-        if asked != _unpadded(batch["prompt_ids"], batch["prompt_mask"]):
+        asked = unpadded(view.prompt_ids, view.prompt_mask)
+        if asked != unpadded(batch["prompt_ids"], batch["prompt_mask"]):
             raise ScoringError("the prompts that were answered are not those of the plain view, token for token")
         forbidden = torch.tensor(placeholder_ids(self.accelerator.unwrap_model(self.model).config))
         if bool(torch.isin(batch["completion_ids"].cpu(), forbidden).any()):
@@ -174,7 +174,7 @@ class ViewingTrainer(DistillationTrainer):
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         view = self._rollout_view
         assert view is not None, "prompts are encoded by _generate_and_score_completions"
-        return _unpadded(view.prompt_ids, view.prompt_mask), None, {}
+        return unpadded(view.prompt_ids, view.prompt_mask), None, {}
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
@@ -186,7 +186,7 @@ class ViewingTrainer(DistillationTrainer):
             return [self.ending.cut(ids) for ids in drawn_ids]
 
         def inputs(part: View) -> Mapping[str, Any]:
-            with evaluation_mode(model), self.accelerator.autocast():
+            with self.accelerator.autocast():
                 return generation_inputs(model, part, cache=self.features)
 
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -248,7 +248,3 @@ class ViewingTrainer(DistillationTrainer):
     def _in_head_precision(self, hidden: Tensor) -> Tensor:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         return hidden if half is None else hidden.to(half)
-
-
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
