@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 
 from dopd.errors import DataError, first_line
 from dopd.evaluation.student import Verifier
+from dopd.runs.files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.settings import RunSettings
@@ -21,18 +20,6 @@ from dopd.tasks.sources import get_source
 
 logger = logging.getLogger(__name__)
 
-# Readers of `datasets`, and what they need to be told, by the ending of a file.
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".ndjson": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-}
-_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
-_ONLY_SPLIT = "train"  # what `datasets` calls the rows of files that are of no split
 _SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`: one dataset, or one for each split
 _NO_ROWS = "corresponds to no data"  # what `datasets` says of a slice without rows
 _SLICES = "a part of one split is written train[:5%] or train[100:]"
@@ -108,83 +95,31 @@ def read_rows(origin: Origin) -> Dataset:
     """
     try:
         with _without_their_log():
-            rows = _files(origin) if _names_files(origin.name) else _folder_or_hub(origin)
+            rows = _files(origin) if names_files(origin.name) else _folder_or_hub(origin)
     except DataError:
         raise
     except Exception as error:  # readers fail in many ways
         if _NO_ROWS in str(error):
             raise DataError(f"{origin}{_in_split(origin)} has no rows") from error
-        raise DataError(f"{origin}{_in_split(origin)} cannot be read: {_reason(error)}") from error
+        raise DataError(f"{origin}{_in_split(origin)} cannot be read: {reason_of(error)}") from error
     if not len(rows):
         raise DataError(f"{origin}{_in_split(origin)} has no rows")
     return rows
 
 
-def _names_files(name: str | Sequence[str]) -> bool:
-    if not isinstance(name, str):
-        return True
-    path = Path(name).expanduser()
-    return not path.is_dir() and (path.is_file() or _reader(name) is not None or glob.has_magic(name))
-
-
-def _reader(name: str) -> str | None:
-    """The ending that says how a file is read; compression does not count."""
-    path = Path(name)
-    ending = Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
-    return ending if ending in _READERS else None
-
-
 def _files(origin: Origin) -> Dataset:
-    files = _found(origin)
-    endings = {_reader(file) for file in files}
-    if None in endings:
-        wrong = next(file for file in files if _reader(file) is None)
-        raise DataError(
-            f"{origin}: {wrong!r} must end in {', '.join(_READERS)}, compressed ({', '.join(_COMPRESSIONS)}) or not"
-        )
-    if len(kinds := sorted({_READERS[str(ending)][0] for ending in endings})) > 1:
-        raise DataError(f"{origin} mixes files of the kinds {', '.join(kinds)}: they must all be of one kind")
-    split = origin.split or _ONLY_SPLIT
-    _check_split(origin, split, [_ONLY_SPLIT])
-    reader, options = _READERS[str(endings.pop())]
-    try:
-        # Each is there: a bracket in its name is no pattern, which could name another file.
-        return load_dataset(reader, data_files=list(map(glob.escape, files)), split=split, **options)
-    except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, DatasetsError):
-            raise  # of the split, not of a file
-        raise DataError(f"{origin}: {_culprit(reader, files, options)} cannot be read: {_reason(error)}") from error
-
-
-def _found(origin: Origin) -> list[str]:
-    """The files that names and patterns stand for, in the order given; those of a pattern in alphabetical order."""
     names = [origin.name] if isinstance(origin.name, str) else origin.name
-    files: list[str] = []
-    for name in map(str, names):
-        path = Path(name).expanduser()
-        if path.is_file():
-            files.append(str(path))
-            continue
-        matches = [match for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
-        if not glob.has_magic(name):
-            raise DataError(f"{origin}: {name!r} is not a file")
-        if not matches:
-            raise DataError(f"{origin}: no file matches {name!r}")
-        files += matches
-    if not files:
-        raise DataError(f"{origin} names no file")
-    return list(dict.fromkeys(files))
-
-
-def _culprit(reader: str, files: Sequence[str], options: dict[str, Any]) -> str:
-    """The first of several files that cannot be read by itself, or all of them where each can."""
-    if len(files) > 1:
-        for file in files:
-            try:
-                load_dataset(reader, data_files=[glob.escape(file)], split=_ONLY_SPLIT, **options)
-            except Exception:
-                return repr(file)
-    return repr(files[0]) if len(files) == 1 else f"{files[0]!r} to {files[-1]!r} together"
+    if origin.config is not None:
+        raise DataError(
+            f"{origin} is of files, and configurations ({origin.config!r}) are of hub datasets: leave it out"
+        )
+    try:
+        files = found_files(names)
+        _check_split(origin, origin.split or ONLY_SPLIT, [ONLY_SPLIT])
+        rows = read_files(files)
+    except DataError as error:
+        raise error if str(origin) in str(error) else DataError(f"{origin}: {error}") from error
+    return _saved(origin, rows)
 
 
 def _folder_or_hub(origin: Origin) -> Dataset:
@@ -199,7 +134,8 @@ def _folder_or_hub(origin: Origin) -> Dataset:
                 f"{origin}: `datasets` reads a folder's name with *, ? or [ as a pattern, which could be another: "
                 "rename it, or name its files"
             )
-    elif reason := unreachable(name, "dataset"):
+        return _saved(origin, read_folder(path, origin.config))
+    if reason := unreachable(name, "dataset"):
         raise DataError(f"{origin} cannot be read: {reason}")
     if origin.split is not None:
         try:
@@ -214,7 +150,7 @@ def _folder_or_hub(origin: Origin) -> Dataset:
 
 def _saved(origin: Origin, found: Dataset | DatasetDict) -> Dataset:
     """The split of a dataset that is already there, cut as `datasets` cuts."""
-    parts = found if isinstance(found, dict) else {_ONLY_SPLIT: found}
+    parts = found if isinstance(found, dict) else {ONLY_SPLIT: found}
     split = origin.split
     if split is None:
         if len(parts) > 1:
@@ -245,16 +181,6 @@ def _no_such_split(origin: Origin, reason: str) -> DataError:
 
 def _in_split(origin: Origin) -> str:
     return "" if origin.split is None else f", {origin.split_key} (={origin.split!r}),"
-
-
-def _reason(error: BaseException) -> str:
-    """What a reader raised: `datasets` wraps it."""
-    while isinstance(error, DatasetsError) and (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    if isinstance(error, StopIteration):  # of a file without a line
-        return "it has no rows"
-    encoding = any(word in str(error).lower() for word in ("codec can't decode", "invalid utf"))
-    return f"{type(error).__name__}: {first_line(error)}{'. Save it as UTF-8' if encoding else ''}"
 
 
 @contextmanager

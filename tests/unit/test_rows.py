@@ -153,7 +153,7 @@ def test_folders_of_data_of_saved_datasets_and_of_images(tmp_path: Path) -> None
 
 
 BROKEN = {
-    "odd.csv": (b"prompt,answer\na,1\nb,2,3,4\n", "Expected 2 fields in line 3, saw 4"),
+    "odd.csv": (b"prompt,answer\na,1\nb,2,3,4\n", "line 3: 4 fields where the header has 2"),
     "latin.csv": ("prompt,answer\ncaf\u00e9,1\n".encode("latin-1"), "Save it as UTF-8"),
     "cut.jsonl": (b'{"prompt": "a", "answer": "1"}\n{"prompt": "b', "JSON|Missing|parse"),
     "cut.parquet": (b"PAR1", "cannot be read"),
@@ -260,3 +260,113 @@ def test_a_file_without_a_line_has_no_rows(tmp_path: Path) -> None:
 def test_a_number_without_a_value_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} has no value"):
         load_settings(None, [f"--{key}="], **MINIMAL, task="dag")
+
+
+# --- Values as they are written
+
+AS_WRITTEN = {
+    "whole numbers in CSV": ("a.csv", b"prompt,answer\na,1\nb,-20\n", [1, -20]),
+    "007 in CSV": ("a.csv", b"prompt,answer\na,007\nb,7\n", ["007", "7"]),
+    "NA, None, null, nan in CSV": (
+        "a.csv",
+        b"prompt,answer\na,NA\nb,None\nc,null\nd,nan\n",
+        ["NA", "None", "null", "nan"],
+    ),
+    "empty fields in CSV": ("a.csv", b"prompt,answer\na,1\nb,\n", ["1", ""]),
+    "1.50 in TSV": ("a.tsv", b"prompt\tanswer\na\t1.50\nb\t2.25\n", ["1.50", "2.25"]),
+    "True and False in CSV": ("a.csv", b"prompt,answer\na,True\nb,False\n", [True, False]),
+    "numbers of more than 64 bits in CSV": (
+        "a.csv",
+        b"prompt,answer\na,123456789012345678901\n",
+        ["123456789012345678901"],
+    ),
+    "quotes, delimiters and new lines in CSV": ("a.csv", b'prompt,answer\na,"1, ""2""\n3"\n', ['1, "2"\n3']),
+    "CSV with a byte order mark": ("a.csv", b"\xef\xbb\xbfprompt,answer\na,x\n", ["x"]),
+    "a field of 200,000 characters in CSV": ("a.csv", b"prompt,answer\na," + b"x" * 200_000 + b"\n", ["x" * 200_000]),
+    "dates in JSON lines": (
+        "a.jsonl",
+        b'{"prompt": "a", "answer": "2024-05-01"}\n{"prompt": "b"}\n',
+        ["2024-05-01", None],
+    ),
+    "3 beside 2.5 in JSON lines": (
+        "a.jsonl",
+        b'{"prompt": "a", "answer": 3}\n{"prompt": "b", "answer": 2.5}\n',
+        [3, 2.5],
+    ),
+    "numbers of more than 64 bits in JSON lines": (
+        "a.jsonl",
+        b'{"prompt": "a", "answer": 123456789012345678901}\n',
+        ["123456789012345678901"],
+    ),
+    "fractions in nested JSON": ("a.json", b'[{"prompt": "a", "answer": {"x": [1, 2.5]}}]', [{"x": [1, 2.5]}]),
+}
+
+
+@pytest.mark.parametrize("what", AS_WRITTEN)
+@pytest.mark.parametrize("place", ["file", "gz", "folder"])
+def test_values_are_those_of_the_file(what: str, place: str, tmp_path: Path) -> None:
+    name, content, answers = AS_WRITTEN[what]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / f"{name}.gz" if place == "gz" else folder / name
+    path.write_bytes(gzip.compress(content) if place == "gz" else content)
+    read, _ = load(dataset_name=str(folder if place == "folder" else path))
+    assert list(read) == answers and list(map(type, read)) == list(map(type, answers))
+    if place == "file":
+        tried("dataset", what, "as written")
+
+
+NOT_ROWS = {
+    "open quote, closed by a later one": (
+        "a.csv",
+        b'prompt,answer\na,1\n"b,2\nc,3\n"d,4\n',
+        "line 3: .*stands in quotes",
+    ),
+    "open quote to the end": ("a.csv", b'prompt,answer\na,1\n"b,2\nc,3\n', "line 3: unexpected end of data"),
+    "a field too many in every row": ("a.csv", b"prompt,answer\na,1,x\nb,2,y\n", "line 2: 3 fields .* header has 2"),
+    "a field too few": ("a.csv", b"prompt,answer\na,1\n\nb\n", "line 4: 1 fields"),
+    "a column twice": ("a.csv", b"prompt,answer,answer\na,1,2\n", "'answer' more than once"),
+    "no line": ("a.csv", b"", "has no rows"),
+    "object of splits": (
+        "a.json",
+        b'{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}',
+        r"lists \(train, test\)",
+    ),
+    "object of columns": ("a.json", b'{"prompt": ["a", "b"], "answer": ["1", "2"]}', r"lists \(prompt, answer\)"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_ROWS)
+def test_a_file_that_would_be_read_as_other_rows_is_refused(what: str, tmp_path: Path) -> None:
+    name, content, words = NOT_ROWS[what]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load(dataset_name=str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    tried("dataset", f"{name[2:]} with {what}", "refused: the line or the columns are named")
+
+
+def test_files_with_other_columns_or_types(tmp_path: Path) -> None:
+    given = {"a": {"prompt": "a"}, "b": {"prompt": "b", "answer": "x"}, "c": {"prompt": "c", "answer": 1}}
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in given}
+    for name, row in given.items():
+        Path(paths[name]).write_bytes(lines([row]))
+    for order in ("ab", "ba"):
+        assert set(load(dataset_name=[paths[name] for name in order])[0]) == {None, "x"}
+    (tmp_path / "d.jsonl").write_bytes(lines([{"prompt": "d", "answer": "007"}]))
+    assert list(load(dataset_name=[paths["c"], str(tmp_path / "d.jsonl")])[0]) == [1, "007"]
+    with pytest.raises(DataError, match=r"column 'answer' is Value\('string'\) in .*b.jsonl.*int64.*c.jsonl"):
+        load(dataset_name=[paths["c"], paths["b"]])
+    for name, content in (("d", "prompt\na\n"), ("e", "prompt,answer\na,1\n")):
+        (tmp_path / f"{name}.csv").write_text(content)
+    with pytest.raises(DataError, match=r"e.csv' has the columns prompt, answer, and .*d.csv' has prompt"):
+        load(dataset_name=str(tmp_path / "*.csv"))
+    tried("dataset", "JSON files of which some lack a column", "null there")
+
+
+def test_endings_in_capitals_are_endings_and_files_have_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "ROWS.JSONL.GZ"
+    path.write_bytes(gzip.compress(lines(rows(2))))
+    assert load(dataset_name=str(path))[0] == numbers(0, 2)
+    with pytest.raises(DataError, match=r"configurations .'main'. are of hub datasets"):
+        load(dataset_name=str(path), dataset_config="main")
