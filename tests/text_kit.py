@@ -32,12 +32,13 @@ _OLD = {
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": 1,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
 }
 _IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-_DRY = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+# As published checkpoints declare it: a trained view is as it is scored only where all of it is switched off.
+_DROPS = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "layerdrop": 0.5}
 SWITCH = 24  # positions behind which the two families of length-dependent rotations use other frequencies
 
 
@@ -91,17 +92,18 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         attention_types=[[["global", "local"], 1]],
         window_size=8,
         max_position_embeddings=256,
-        resid_dropout=0.0,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
+        resid_dropout=0.1,
+        embed_dropout=0.1,
+        attention_dropout=0.1,
     ),
     "gpt bigcode": lambda: tf.GPTBigCodeConfig(**_OLD),
     "biogpt": lambda: tf.BioGptConfig(
-        **{**_SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "activation_dropout": 0.0}
+        **{**_SMALL, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "activation_dropout": 0.1},
+        layerdrop=0.5,
     ),
     "xglm": lambda: tf.XGLMConfig(
         **_IDS,
-        **_DRY,
+        **_DROPS,
         vocab_size=VOCAB,
         d_model=32,
         ffn_dim=48,
@@ -111,7 +113,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "opt": lambda: tf.OPTConfig(
         **_IDS,
-        **_DRY,
+        **_DROPS,
         vocab_size=VOCAB,
         hidden_size=32,
         ffn_dim=48,
@@ -120,10 +122,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         max_position_embeddings=256,
         word_embed_proj_dim=32,
     ),
+    "seed oss": lambda: tf.SeedOssConfig(**_GROUPED, head_dim=8, attention_dropout=0.1, residual_dropout=0.1),
     "gpt neox": lambda: tf.GPTNeoXConfig(**_SMALL),
     "gptj": lambda: tf.GPTJConfig(**_OLD, rotary_dim=8),
     "bloom": lambda: tf.BloomConfig(
-        **_IDS, vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.0, attention_dropout=0.0
+        **_IDS, vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.1, attention_dropout=0.1
     ),
     "mpt": lambda: tf.MptConfig(**_IDS, vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=256),
     "falcon": lambda: tf.FalconConfig(

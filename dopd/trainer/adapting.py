@@ -15,7 +15,7 @@ from dopd.checkpoints import REPORTING, adapter_config, base_of, files_of, load,
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
-from dopd.trainer.guards import active_dropout, disable_attention_dropout
+from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
 
 _NOISE = 0.01
@@ -187,7 +187,7 @@ def dropout_notes(student: Any, *, disable: bool) -> list[str]:
     """Switch off the dropout that nobody asked for, if any is to go; say what acts."""
     where = "in the trained view alone: rollouts, and every view that is scored, run without it"
     if disable:
-        disable_attention_dropout(student)
+        disable_dropout_numbers(student)
         asked = keep_adapter_dropout(student)
         return [f"{name} (={value:g}) acts {where}" for name, value in asked.items()]
     dropout = active_dropout(student)

@@ -3,6 +3,7 @@ told.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoTokenizer
 
 from dopd.adapters import EffectiveWeight, effective_weights
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Share of a quantised weight that may lie between two codes, so that rounding again gives the other one.
 _OTHER_CODES = 1e-3
+# attention_dropout, resid_pdrop, layerdrop, drop_path, ... Jitter of routers is none: PhiMoE reads it when it scores too.
+_DROPOUT = re.compile("drop")
 
 
 def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
@@ -198,21 +202,26 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
 
 
 def active_dropout(model: nn.Module) -> list[str]:
-    """Names of modules with dropout that does something in training mode, attention that drops its weights included."""
+    """Names of modules with dropout that does something in training mode, numbers that modules keep included."""
     return [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Dropout) and module.p > 0) or _attention_dropout(module)
+        if (isinstance(module, _DropoutNd) and module.p > 0)
+        or any(vars(module)[n] > 0 for n in _dropout_numbers(module))
     ]
 
 
-def disable_attention_dropout(model: nn.Module) -> None:
-    """Switch off the dropout of attention weights, which is a number and no module, so that the host leaves it on."""
+def disable_dropout_numbers(model: nn.Module) -> None:
+    """Switch off dropout (of attention weights, of residuals, of whole layers) that modules keep as a number and hand
+    to a function: the host switches dropout modules off alone.
+    """
     for module in model.modules():
-        if _attention_dropout(module):
-            vars(module)["attention_dropout"] = 0.0
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for name in _dropout_numbers(module):
+            vars(module)[name] = 0.0
 
 
-def _attention_dropout(module: nn.Module) -> float:
-    value = getattr(module, "attention_dropout", 0.0)
-    return value if isinstance(value, float) else 0.0
+def _dropout_numbers(module: nn.Module) -> list[str]:
+    """Attributes of a module that say how much of something is left out in training mode."""
+    return [name for name, value in vars(module).items() if isinstance(value, float) and _DROPOUT.search(name)]

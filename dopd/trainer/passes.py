@@ -236,6 +236,24 @@ def check_rows_apart(
 
 
 @torch.no_grad()
+def training_noise(model: Any, view: View | None = None, *, hidden_states: ViewForward = view_hidden_states) -> float:
+    """How far the states of the trained view are from those that are scored: training mode to evaluation mode, relative
+    to the largest state. Rounding, unless something is left out or shaken in training mode.
+
+    Args: as `check_causal`.
+    """
+    view = view or left_padded([words(model, count) for count in _LENGTHS], 0, model.device)
+    ids = torch.tensor([words(model, _STEPS)] * len(view.prompt_ids), device=view.prompt_ids.device)
+    mask = torch.ones_like(ids)
+    with evaluation_mode(model):
+        scored = hidden_states(model, view, ids, mask)
+        model.train()
+        with torch.random.fork_rng():
+            trained = hidden_states(model, view, ids, mask)
+    return float((scored - trained).abs().max() / scored.abs().max())
+
+
+@torch.no_grad()
 def check_length(name: str, model: Any, longest: int | None = None, *, half: bool = False) -> None:
     """Raise `ModelError` if a text model's states depend on how far the longest sequence reaches, and no configuration
     says so.

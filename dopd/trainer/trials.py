@@ -1,14 +1,17 @@
 """What a run tries of its models before the first step, with whole weights and the run's own lengths and images."""
 
 import logging
+from functools import partial
 from typing import Any
 
+from dopd.adapters import has_adapters
 from dopd.errors import ModelError
 from dopd.generation import check_generation
 from dopd.lengths import shortest_switch
 from dopd.prefix import architecture, shares_prompts_exactly
-from dopd.scoring import evaluation_mode
+from dopd.scoring import evaluation_mode, rounding, view_hidden_states
 from dopd.trainer import passes
+from dopd.trainer.guards import active_dropout
 from dopd.trainer.setup import max_prompt_tokens
 
 logger = logging.getLogger(__name__)
@@ -41,9 +44,24 @@ def check_passes(trainer: Any) -> None:
                 longest=longest,
                 as_features=architecture(model) in trainer.image_architectures,
             )
+            if model is trainer.unwrapped_student and trainer.args.disable_dropout:
+                _tell_of_noise(trainer, model)
             draws = model is trainer.unwrapped_student and not trainer.use_vllm
             if draws and trainer.trial_view(teacher=False) is None:
                 check_generation(name, model)
+
+
+def _tell_of_noise(trainer: Any, student: Any) -> None:
+    if has_adapters(student) and active_dropout(student):
+        return  # an adapter's own, which was asked for and told
+    route = partial(view_hidden_states, as_features=architecture(student) in trainer.image_architectures)
+    noise = passes.training_noise(student, trainer.trial_view(teacher=False), hidden_states=route)
+    if not noise <= rounding(student, half=trainer.accelerator.mixed_precision != "no"):
+        logger.warning(
+            f"model: in training mode {type(student).__name__} gives other states than in evaluation mode (by "
+            f"{noise:.2g} of the largest) although dropout is off: the trained view differs from those that are scored "
+            "by noise of the model's own, and so do gaps and targets. Its configuration may have a setting for it"
+        )
 
 
 def _tell_of_switch(trainer: Any, model: Any, switch: int, longest: int) -> None:

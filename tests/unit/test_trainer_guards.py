@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_kit
 import torch
 import trainer_kit as kit
 from datasets import Dataset, IterableDataset
@@ -248,6 +249,15 @@ def test_dropout_of_attention_weights_is_switched_off_too(tmp_path: Path, caplog
     assert not messages(caplog)
     batch = kit.rollout(made)
     assert kit.loss_of(made, batch).item() == kit.loss_of(made, batch).item()
+
+
+def test_noise_of_a_model_that_is_no_dropout_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for noise in (0.0, 0.3):
+        mixtral = text_kit.build("mixtral", router_jitter_noise=noise)
+        teacher = text_kit.build("mixtral", seed=1)
+        kit.trainer(tmp_path, model=mixtral, teacher_model=teacher, router_aux_loss_coef=0.0)
+        told = "in training mode MixtralForCausalLM gives other states than in evaluation mode" in messages(caplog)
+        assert told == (noise > 0)
 
 
 # --- Settings
