@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
-from dopd.report.terminal import print_table
+from dopd.report.terminal import print_paragraph, print_table
 from dopd.sources import CONTRAST, SOURCES
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def print_methods(name: str | None) -> None:
     """All routing tables by subject (what, loss, source, needs, departures), or one with its rows."""
     from dopd.methods import CARDS, METHODS, table
 
-    console = Console(soft_wrap=True)
+    console = Console()
     if name is not None:
         built, card = table(name), CARDS[name]
-        console.print(escape(built.describe()))
+        console.print(Text(built.describe()), soft_wrap=True)
         lines = {
             "what": card.about,
             "loss": card.equation,
@@ -74,13 +75,13 @@ def print_methods(name: str | None) -> None:
             "options": ", ".join(map(str, inspect.signature(METHODS[name]).parameters.values())) or "none",
         }
         for label, text in lines.items():
-            console.print(f"{label}: {escape(text)}")
+            print_paragraph(console, label, text)
         return
     for number, (title, names) in enumerate(_by_subject().items()):
-        console.print(f"{chr(10) if number else ''}[bold]{escape(title)}[/bold]")
+        console.print(f"{chr(10) if number else ''}[bold]{escape(title)}[/bold]", highlight=False)
         for key in names:
             card = CARDS[key]
-            console.print(f"  [bold]{key}[/bold]: {escape(card.about)}")
+            print_paragraph(console, key, card.about, "  ")
             lines = {
                 "loss": card.equation,
                 "source": f"{card.source} (confidence: {card.confidence})",
@@ -89,7 +90,7 @@ def print_methods(name: str | None) -> None:
             }
             for label, text in lines.items():
                 if text:
-                    console.print(f"      {label}: {escape(text)}", highlight=False)
+                    print_paragraph(console, label, text, "      ")
     console.print("\n`dopd methods NAME` shows a method's rows and options too.")
 
 

@@ -56,16 +56,23 @@ def _widths(available: int, columns: Sequence[Sequence[str | Text]]) -> list[int
     return widths
 
 
+def print_paragraph(console: Console, label: str, text: str, indent: str = "") -> None:
+    """Print `label: text` in the console's width, the label bold and later lines further in; no word is broken."""
+    lines = textwrap.wrap(
+        f"{label}: {text}",
+        console.width,
+        initial_indent=indent,
+        subsequent_indent=indent + _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    shown = Text("\n".join(lines))
+    shown.stylize("bold", len(indent), len(indent) + len(label))
+    console.print(shown, soft_wrap=True)
+
+
 def _print_blocks(console: Console, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     for first, *rest in rows:
         console.print(Text(str(first), style="bold"), soft_wrap=True)
         for name, cell in zip(header[1:], rest, strict=True):
-            lines = textwrap.wrap(
-                f"{name}: {cell}",
-                console.width,
-                initial_indent=_INDENT,
-                subsequent_indent=2 * _INDENT,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            console.print(Text("\n".join(lines)), soft_wrap=True)
+            print_paragraph(console, name, str(cell), _INDENT)
