@@ -3,8 +3,7 @@
 Accuracy with privileged context is no goal: it is read because it falls first when the privileged student drifts.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from dopd.data.encode import encode_view, image_sources, tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import asks_text
 from dopd.data.views import as_conversation, lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
-from dopd.errors import ScoringError
+from dopd.evaluation.verifier import Verifier, judged
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.generation import answers
 from dopd.heads import Head
@@ -26,9 +25,6 @@ from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, v
 from dopd.statistics import wilson_interval
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
-
-# (completion text, dataset row) -> score in [0, 1]
-Verifier = Callable[[str, Mapping[str, Any]], float]
 
 
 @dataclass
@@ -224,25 +220,6 @@ class StudentEvaluator:
             targets = {"teacher": (hidden(teacher, own), Head.of_model(teacher))}
             routed = fused_routed_loss(student_hidden, student_head, targets, ids_BT, mask_BT, table("vanilla"))
             result.divergence = routed.per_token.sum(1).tolist()
-
-
-def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float:
-    """A verifier's score of a completion.
-
-    Raises:
-        ScoringError: it is no number from 0 to 1. A reward on another scale would be read as an accuracy.
-    """
-    value = verifier(completion, row)
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not 0.0 <= score <= 1.0:
-        raise ScoringError(
-            f"the verifier gave {value!r} for the completion {completion[:80]!r}: a score must be a number from 0 "
-            "(wrong) to 1 (right). Scale it in the verifier"
-        )
-    return score
 
 
 def _mean(values: Sequence[float]) -> float:

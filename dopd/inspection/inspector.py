@@ -17,7 +17,8 @@ from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
-from dopd.evaluation.student import StudentEvaluator, judged
+from dopd.evaluation.student import StudentEvaluator
+from dopd.evaluation.verifier import judged, unjudged
 from dopd.fused import TokenScores, fused_routed_loss, measures, score_tokens
 from dopd.heads import Head
 from dopd.inspection.details import Completion, TokenDetails, token_details, trace_record
@@ -176,11 +177,6 @@ class Inspector:
             return None
         ended = self.answering.ending.ended(ids)
         return judged(self.answering.verifier, self.answering.text(ids), row) if ended else 0.0
-
-
-def unjudged(completion: str, row: Mapping[str, Any]) -> float:
-    """In the place of a verifier where there is none."""
-    return 0.0
 
 
 def thresholds_of(assignment: Assignment) -> dict[str, float] | None:

@@ -14,7 +14,8 @@ from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import Markup
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.inspection.inspector import Inspector, unjudged
+from dopd.evaluation.verifier import unjudged
+from dopd.inspection.inspector import Inspector
 from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class

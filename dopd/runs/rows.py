@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
 from dopd.errors import DataError, first_line
-from dopd.evaluation.student import Verifier
+from dopd.evaluation.verifier import Verifier
 from dopd.runs.files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt

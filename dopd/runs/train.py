@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config
 from dopd.checkpoints import adapter_config, quantization_config
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.evaluation.verifier import limited
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.progress import quiet_libraries, replace_host_progress
@@ -25,7 +26,7 @@ from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.resuming import check_steps_left
-from dopd.trainer.setup import check_trackers, make_evaluator
+from dopd.trainer.setup import check_trackers, make_evaluator, try_on_rows
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     table = config.routing_table()
     peft_config, options = _peft_config(settings), _student_options(settings, config)
     train_rows, held_out, verifier = load_rows(settings)
+    if verifier is not None:
+        try_on_rows(limited(verifier, config.verifier_timeout), train_rows, held_out)
     student = load_model(
         settings.model_name_or_path,
         trainable=True,

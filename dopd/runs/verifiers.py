@@ -1,29 +1,41 @@
 """Verifiers by name."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dopd.errors import ConfigError, DataError
-from dopd.evaluation.student import Verifier
+from dopd.errors import ConfigError, DataError, first_line
+from dopd.evaluation.verifier import Verifier
 from dopd.tasks.sources import same_number_or_formula
 
 
 def load_verifier(name: str | None) -> Verifier | None:
-    """`math`, `exact` or `package.module:function`."""
+    """`math`, `exact` or `package.module:function`: code, which is run. Modules of the working directory count.
+
+    Raises:
+        ConfigError: there is no such function, or its module cannot be imported.
+    """
     if name is None:
         return None
     if name in _VERIFIERS:
         return _VERIFIERS[name]
     module, colon, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # a command has the folder of its script there instead
+        sys.path.append(os.getcwd())
     try:
         if not colon:
             raise ImportError("no colon between module and function")
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        verifier = getattr(importlib.import_module(module), function)
+        if not callable(verifier):
+            raise TypeError(f"{function} is {type(verifier).__name__} and no function")
+    except Exception as error:  # whatever a module does when it is imported
         raise ConfigError(
-            f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function: {error}"
-        ) from None
+            f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function of (completion, row): "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    return verifier
 
 
 def _exact(completion: str, row: Mapping[str, Any]) -> float:

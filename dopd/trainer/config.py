@@ -1,6 +1,7 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +94,8 @@ class DOPDConfig(DistillationConfig):
             Prompts of `eval_dataset`, from its start, that each evaluation answers.
         student_eval_batch_size (`int`, *optional*, defaults to `64`):
             Prompts answered at a time on each device.
+        verifier_timeout (`float`, *optional*, defaults to 60):
+            Seconds that the verifier may take for one answer before the run stops; `None` for any time.
         trace_steps (`int`, *optional*):
             Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
         trace_examples (`int`, *optional*, defaults to `4`):
@@ -165,6 +168,9 @@ class DOPDConfig(DistillationConfig):
         default=None, metadata={"help": "Evaluate the student without privileged context every so many steps."}
     )
     student_eval_prompts: int = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
+    verifier_timeout: float | None = field(
+        default=60.0, metadata={"help": "Seconds that the verifier may take for one answer."}
+    )
     student_eval_batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
     trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
     trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
@@ -220,6 +226,10 @@ class DOPDConfig(DistillationConfig):
         ):
             if getattr(self, name) is not None:
                 self._check_positive(name)
+        if self.verifier_timeout is not None and not 0.0 < self.verifier_timeout < math.inf:
+            raise ConfigError(
+                f"verifier_timeout (={self.verifier_timeout}) must be seconds above 0, or null for any time"
+            )
         if self.remove_unused_columns:
             raise ConfigError(
                 f"remove_unused_columns (={self.remove_unused_columns}) would drop privileged_context and what the "

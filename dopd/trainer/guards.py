@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Share of a quantised weight that may lie between two codes, so that rounding again gives the other one.
 _OTHER_CODES = 1e-3
-# attention_dropout, resid_pdrop, layerdrop, drop_path, ... Jitter of routers is none: PhiMoE reads it when it scores too.
+# attention_dropout, resid_pdrop, layerdrop, drop_path, ... Jitter of routers is none: PhiMoE scores with it too.
 _DROPOUT = re.compile("drop")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from dopd.inspection.inspector import Inspector, unjudged
+from dopd.evaluation.verifier import unjudged
+from dopd.inspection.inspector import Inspector
 from dopd.sources import LIVE
 from dopd.trainer.setup import answering
 from dopd.trainer.trace import TraceWriter

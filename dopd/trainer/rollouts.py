@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
-from dopd.evaluation.student import Verifier, judged
+from dopd.evaluation.verifier import Verifier, judged
 from dopd.lengths import crossing, shortest_switch
 from dopd.sampling import Ending
 from dopd.scoring import unpadded

@@ -31,7 +31,8 @@ from dopd.data.privileged import Prompt
 from dopd.data.rendering import Markup
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.evaluation.student import StudentEvaluator, Verifier
+from dopd.evaluation.student import StudentEvaluator
+from dopd.evaluation.verifier import Verifier, try_verifier
 from dopd.scoring import evaluation_mode
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
@@ -64,6 +65,17 @@ def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
             "the config "
             "(a task brings its own)"
         )
+
+
+def try_on_rows(verifier: Verifier | None, train_dataset: Any, eval_dataset: Any) -> None:
+    """Call the verifier once for each dataset, before models are loaded.
+
+    Raises:
+        ScoringError: it raises, or gives no score.
+    """
+    held_out = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+    if verifier is not None:
+        try_verifier(verifier, [dataset for dataset in [train_dataset, *held_out] if dataset is not None])
 
 
 def check_trackers(args: Any) -> None:

@@ -20,7 +20,7 @@ from dopd.assignment import Assignment
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import as_conversation
 from dopd.errors import ConfigError
-from dopd.evaluation.student import Verifier
+from dopd.evaluation.verifier import Verifier, limited
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
@@ -113,11 +113,12 @@ class DOPDTrainer(ViewingTrainer):
             teacher_model = args.teacher_model_name_or_path
         self.table: RoutingTable = args.routing_table()
         self.template = PrivilegedTemplate(args.privileged_template)
-        self.verifier = verifier
+        self.verifier = None if verifier is None else limited(verifier, args.verifier_timeout)
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         setup.check_rewards(self.table, verifier)
+        setup.try_on_rows(self.verifier, train_dataset, eval_dataset)
         given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
         setup.check_before_loading(model, teacher_model, self.table, args, **given)
         given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))

@@ -1,0 +1,118 @@
+"""A verifier is the user's code: it is tried before training, and every score is checked."""
+
+import inspect
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from dopd.errors import DopdError, ScoringError, first_line
+
+# (completion text, dataset row) -> score in [0, 1]
+Verifier = Callable[[str, Mapping[str, Any]], float]
+
+_SHOWN = 80  # characters of a completion in a message
+
+
+def unjudged(completion: str, row: Mapping[str, Any]) -> float:
+    """In the place of a verifier where there is none."""
+    return 0.0
+
+
+def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float:
+    """A verifier's score of a completion.
+
+    Raises:
+        ScoringError: it raises, or gives no number from 0 to 1. A reward on another scale would be read as an accuracy.
+    """
+    try:
+        value = verifier(completion, row)
+    except DopdError:
+        raise
+    except Exception as error:
+        raise ScoringError(
+            f"the verifier raised {type(error).__name__}: {first_line(error)}, for {_quoted(completion)}. It is called "
+            f"with the answer's text and the dataset's row ({', '.join(map(str, row))}), and gives a number from 0 "
+            "(wrong) to 1 (right) for whatever a model writes"
+        ) from error
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns that nobody awaited it
+        raise ScoringError("the verifier is asynchronous: give a function that waits for the score and returns it")
+    try:
+        score = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0.0 <= score <= 1.0:
+        raise ScoringError(
+            f"the verifier gave {value!r} for {_quoted(completion)}: a score must be a number from 0 (wrong) to 1 "
+            "(right). Scale it in the verifier"
+        )
+    return score
+
+
+def limited(verifier: Verifier, seconds: float | None) -> Verifier:
+    """A verifier that stops after so many seconds; `None` for any time.
+
+    Obeyed in the main thread of a Unix process, and not by verifiers that set an alarm themselves. The verifier raises
+    `ScoringError` when it is stopped.
+    """
+    if seconds is None or not hasattr(signal, "setitimer"):
+        return verifier
+
+    @wraps(verifier)
+    def stopped_in_time(completion: str, row: Mapping[str, Any]) -> float:
+        try:
+            with _alarm_after(seconds):
+                return verifier(completion, row)
+        except _TooLongError:
+            raise ScoringError(
+                f"the verifier took more than verifier_timeout (={seconds:g}) seconds for {_quoted(completion)}: make "
+                "it faster, or raise verifier_timeout"
+            ) from None
+
+    return stopped_in_time
+
+
+def try_verifier(verifier: Verifier, datasets: Iterable[Any]) -> None:
+    """Ask for the score of an empty answer to the first row of each dataset, before anything expensive.
+
+    Raises:
+        ScoringError: as `judged`.
+    """
+    for dataset in datasets:
+        try:
+            row = next(iter(dataset))
+        except Exception:
+            continue
+        judged(verifier, "", row)
+
+
+class _TooLongError(BaseException):
+    """No `Exception`: verifiers that catch those would go on."""
+
+
+@contextmanager
+def _alarm_after(seconds: float) -> Iterator[None]:
+    """Raise in what runs inside after so many seconds."""
+    if threading.current_thread() is not threading.main_thread():  # only it gets signals
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooLongError
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _quoted(completion: str) -> str:
+    return f"the answer {completion[:_SHOWN]!r}{'...' if len(completion) > _SHOWN else ''}"
