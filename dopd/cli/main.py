@@ -10,7 +10,7 @@ import dopd
 from dopd.cli import experiments, look
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import natural, positive
-from dopd.errors import DopdError
+from dopd.errors import ConfigError, DopdError
 from dopd.runs.recipes import recipe_names, recipe_path
 
 
@@ -94,10 +94,12 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
         "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
-        "use_peft, report_to, seed\nall keys: those of dopd.RunSettings, DOPDConfig, TRL's DistillationConfig and "
-        f"TrainingArguments\n\nrecipes:\n{_recipes()}",
+        "use_peft, report_to, seed\nCONFIG is a YAML file or the name of a recipe\n"
+        f"all keys, or those with a word in them: dopd train --keys [WORD]\n\nrecipes:\n{_recipes()}",
     )
-    parser.add_argument("config", help="YAML file, or the name of a recipe")
+    parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"
+    # `config` is found by `_train`, which knows the keys that need no value: flags stand before it or behind it.
+    parser.add_argument("--keys", action="store_true", help="print every key with its type, default and use, and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the routing table, and stop"
     )
@@ -118,12 +120,19 @@ def _recipes() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from dopd.cli.keys import print_keys
     from dopd.runs.progress import quiet_libraries
-    from dopd.runs.settings import load_settings
+    from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
 
     quiet_libraries()
-    settings = load_settings(arguments.config, arguments.rest)
+    if arguments.keys:
+        print_keys(arguments.rest)
+        return
+    config, flags = split_arguments(arguments.rest)
+    if config is None:
+        raise ConfigError("a config is missing: dopd train CONFIG, a YAML file or the name of a recipe")
+    settings = load_settings(config, flags)
     if arguments.dry_run:
         print(describe(settings, make_config(settings, elsewhere=True)))
         return

@@ -58,7 +58,7 @@ def method(name: str, card: Card) -> Callable[[Build], Build]:
     return register
 
 
-def table(name: str, **options: Any) -> RoutingTable:
+def table(name: str, /, **options: Any) -> RoutingTable:
     """The routing table of a named method.
 
     Args:

@@ -3,25 +3,38 @@ loaded.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from annotated_types import Ge, Lt, MinLen
 
 from dopd.errors import ConfigError
 from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
 from dopd.secrets import without_secrets
+from dopd.settings import (
+    Count,
+    Natural,
+    Problems,
+    Setting,
+    Text,
+    check,
+    check_attributes,
+    dump_yaml,
+    quoted,
+    read_yaml,
+    read_yaml_file,
+    settings_of,
+)
+from dopd.tasks.registry import TASKS, get_task
 from dopd.tasks.sources import resolve_kind
 
-# Fields of the trainer that accept more than their annotation says, for the sake of the host's parsers.
-_WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+_SWITCHED = ("true", "false", "yes", "no", "on", "off", "null", "~")
 
 
 @dataclass(kw_only=True)
@@ -57,55 +70,60 @@ class RunSettings:
         overwrite (`bool`): replace an earlier run in `output_dir`.
     """
 
-    model_name_or_path: str
-    dtype: str = "float32"
-    student_keep_layers: list[int] | None = None
-    dataset_name: str | list[str] | None = None
-    dataset_config: str | None = None
-    dataset_train_split: str = "train"
-    dataset_test_split: str | None = None
-    dataset_eval_name: str | list[str] | None = None
-    dataset_eval_config: str | None = None
-    dataset_eval_split: str | None = None
-    task: str | None = None
+    model_name_or_path: Text
+    dtype: Precision = "float32"
+    student_keep_layers: Annotated[list[Natural], MinLen(1)] | None = None
+    dataset_name: Text | Annotated[list[Text], MinLen(1)] | None = None
+    dataset_config: Text | None = None
+    dataset_train_split: Text = "train"
+    dataset_test_split: Text | None = None
+    dataset_eval_name: Text | Annotated[list[Text], MinLen(1)] | None = None
+    dataset_eval_config: Text | None = None
+    dataset_eval_split: Text | None = None
+    task: Text | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
-    privileged_kind: str | None = None
+    privileged_kind: Text | None = None
     privileged_noise: dict[str, Any] = field(default_factory=dict)
-    train_prompts: int = 4096
-    eval_prompts: int = 512
-    verifier: str | None = None
+    train_prompts: Count = 4096
+    eval_prompts: Count = 512
+    verifier: Text | None = None
     use_peft: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_target_modules: list[str] | str | None = None
-    lora_target_parameters: list[str] | str | None = None
-    lora_modules_to_save: list[str] | None = None
+    lora_r: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    lora_target_modules: list[Text] | Text | None = None
+    lora_target_parameters: list[Text] | Text | None = None
+    lora_modules_to_save: list[Text] | None = None
     use_rslora: bool = False
     use_dora: bool = False
     load_in_4bit: bool = False
     load_in_8bit: bool = False
-    bnb_4bit_quant_type: str = "nf4"
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     use_bnb_nested_quant: bool = False
-    bnb_4bit_quant_storage: str | None = None
-    final_eval_prompts: int | None = None
+    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] | None = None
+    final_eval_prompts: Count | None = None
     overwrite: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_attributes(self, own_settings())
+        problems = Problems()
         if (self.task is None) == (self.dataset_name is None):
-            raise ConfigError(
-                f"exactly one of task (={self.task!r}) and dataset_name (={self.dataset_name!r}) must be set: a "
+            problems.add(
+                f"exactly one of task (={self.task!r}) and dataset_name (={quoted(self.dataset_name)}) must be set: a "
                 "task makes its problems, a dataset brings them"
             )
-        self._check_held_out()
+        with problems.collected():
+            self._check_held_out()
         if self.task is not None:
-            self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
+            with problems.collected():
+                self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
+                if self.task in TASKS:  # generators of other packages need them to be installed here
+                    get_task(self.task, **self.task_options)
         if self.privileged_noise:
-            PrivilegedNoise.from_mapping(self.privileged_noise)
-        for name in ("train_prompts", "eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} (={getattr(self, name)}) must be at least 1")
+            with problems.collected():
+                PrivilegedNoise.from_mapping(self.privileged_noise)
+        problems.tell()
 
     def _check_held_out(self) -> None:
         if self.task is not None and self.dataset_eval_name is not None:
@@ -133,7 +151,23 @@ class RunSettings:
     def to_yaml(self) -> str:
         """The settings as one flat YAML text that `load_settings` reads back, without what is secret by name."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trainer"}
-        return yaml.safe_dump(without_secrets({**own, **self.trainer}), sort_keys=False)
+        return dump_yaml(without_secrets({**own, **self.trainer}))
+
+
+@functools.cache
+def own_settings() -> dict[str, Setting]:
+    """The settings of `RunSettings`, with what its docstring says of them."""
+    about = dict(_documented(RunSettings.__doc__ or ""))
+    found = settings_of(RunSettings)
+    return {name: replace(setting, about=about.get(name, "")) for name, setting in found.items() if name != "trainer"}
+
+
+def all_settings() -> dict[str, Setting]:
+    """Every key of a configuration: those of `RunSettings`, and those of the trainer."""
+    from dopd.trainer.config import DOPDConfig
+    from dopd.trainer.host_settings import trainer_settings
+
+    return own_settings() | trainer_settings(DOPDConfig)
 
 
 def load_settings(path: str | Path | None, flags: Sequence[str] = (), **overrides: Any) -> RunSettings:
@@ -145,36 +179,66 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
         overrides: keys and values.
 
     Raises:
-        ConfigError: an unreadable file, an unknown key (with the closest known one), or a value of the wrong type.
+        ConfigError: an unreadable file, unknown keys (with the closest known ones), or values that cannot be used; all
+            of them at once.
     """
-    values = {**(_read_yaml(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
-    own = {f.name: _hints(RunSettings)[f.name] for f in dataclasses.fields(RunSettings) if f.name != "trainer"}
-    trainer = _trainer_fields()
-    for key in values:
-        if key not in own and key not in trainer:
-            close = difflib.get_close_matches(key, [*own, *trainer], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else " `dopd train --help` names the most used ones."
-            raise ConfigError(f"unknown key {key!r}.{hint}")
+    values = {**(read_yaml_file(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
+    problems = Problems()
     if not values.get("model_name_or_path"):
-        raise ConfigError("model_name_or_path is missing: the student, as a hub id, a folder or tiny:TASK/ROLE")
+        values.pop("model_name_or_path", None)
+        problems.add("model_name_or_path is missing: the student, as a hub id, a folder or tiny:TASK/ROLE")
     if not values.get("output_dir"):
-        raise ConfigError("output_dir is missing: the folder of this run, for example runs/my-run")
-    for key in sorted(_not_null(own | trainer) & {key for key, value in values.items() if value is None}):
-        raise ConfigError(
-            f"{key} has no value, and cannot be null: it must be {_in_words((own | trainer)[key])}. Leave the key out "
-            "for its default"
+        values.pop("output_dir", None)
+        problems.add("output_dir is missing: the folder of this run, for example runs/my-run")
+    read, found = check(values, all_settings())
+    problems.found[:0] = found  # a misspelt key comes before what is missing for it
+    own = own_settings()
+    if not problems.found:
+        return RunSettings(
+            **{key: value for key, value in read.items() if key in own},
+            trainer={key: value for key, value in read.items() if key not in own},
         )
-    checked = {key: _coerce(key, value, (own | trainer)[key]) for key, value in values.items()}
-    return RunSettings(
-        **{key: value for key, value in checked.items() if key in own},
-        trainer={key: value for key, value in checked.items() if key in trainer},
-    )
+    problems.tell()
+    raise AssertionError("unreachable: there was a problem")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The config and the flags of `dopd train`, which may stand in any order.
+
+    Returns:
+        The config, if one is named, and flags as `load_settings` takes them.
+
+    Raises:
+        ConfigError: several configs.
+    """
+    known, configs, flags, rest = all_settings(), [], [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            configs.append(word)
+            continue
+        flags.append(word)
+        setting = known.get(_key(word))
+        # A switch needs no value, so what follows is one only if it looks like one.
+        takes = rest and not rest[0].startswith("--") and "=" not in word
+        if takes and not (setting is not None and setting.is_switch and rest[0].lower() not in _SWITCHED):
+            flags.append(rest.pop(0))
+    if len(configs) > 1:
+        raise ConfigError(
+            f"one config is read, got {' and '.join(map(repr, configs))}: values belong behind their --key"
+        )
+    return (configs[0] if configs else None), flags
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` as a dict, values read as YAML."""
+    """`--key value` and `--key=value` as a dict, values read as YAML; the last one of a key counts.
+
+    Raises:
+        ConfigError: what is no flag, and values that are no YAML.
+    """
     values: dict[str, Any] = {}
     rest = list(flags)
+    problems = Problems()
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
@@ -182,12 +246,9 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         key, separator, text = flag[2:].partition("=")
         if not separator:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        try:
-            values[key.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"--{key} (={text!r}) is not a YAML value: quote text that has colons or brackets"
-            ) from None
+        with problems.collected():
+            values[_key(key)] = _value(key, text)
+    problems.tell()
     return values
 
 
@@ -196,86 +257,34 @@ def yaml_mapping(name: str, text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ConfigError:
         value = None
     if not isinstance(value, dict):
-        raise ConfigError(f"{name} (={text!r}) must be a YAML mapping, for example '{{num_needed: 3}}'")
+        raise ConfigError(f"{name} (={quoted(text)}) must be a YAML mapping, for example '{{num_needed: 3}}'")
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _key(flag: str) -> str:
+    return flag.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def _value(key: str, text: str) -> Any:
+    """What a flag's text means: YAML; and as it stands, where the key is text alone and YAML reads something else."""
+    setting = all_settings().get(_key(key))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"config {str(path)!r} must be a mapping of keys to values, got {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+        value = read_yaml(text)
+    except ConfigError as error:
+        if setting is not None and setting.is_text:
+            return text
+        hint = str(error) if "is not YAML" not in str(error) else "is not a YAML value"
+        raise ConfigError(f"--{key} (={quoted(text)}) {hint}: quote text that has colons or brackets") from None
+    return text if setting is not None and setting.is_text and not isinstance(value, str | None) else value
 
 
-def _trainer_fields() -> dict[str, Any]:
-    from dopd.trainer.config import DOPDConfig
-
-    hints = _hints(DOPDConfig)
-    return {f.name: hints[f.name] for f in dataclasses.fields(DOPDConfig) if f.init} | _WIDER
-
-
-def _not_null(hints: Mapping[str, Any]) -> set[str]:
-    """Keys of plain numbers and switches, which are compared and multiplied without asking."""
-    return {key for key, hint in hints.items() if hint in (int, bool)}
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    """Give a YAML value the type of its field where that is plain; YAML reads `5e-6` as text."""
-    if value is None or _fits(value, hint):
-        return value
-    if float in _parts(hint) and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    raise ConfigError(f"{key} (={value!r}) must be {_in_words(hint)}, got {type(value).__name__}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; types that YAML cannot write are left to their own checks."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, types.UnionType) or origin is typing.Union:
-        return any(_fits(value, part) for part in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict)
-    if hint in (int, float, bool, str, type(None)):
-        return type(value) is hint
-    return hint is typing.Any or (isinstance(hint, type) and issubclass(hint, Enum) and isinstance(value, str))
-
-
-def _parts(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the type itself."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _in_words(hint: Any) -> str:
-    words = []
-    for part in _parts(hint):
-        arguments = typing.get_args(part)
-        if typing.get_origin(part) is typing.Literal:
-            words += [repr(choice) for choice in arguments]
-        elif typing.get_origin(part) is list:
-            words.append(f"list of {_in_words(arguments[0])}")
-        elif part is not type(None):
-            kind = typing.get_origin(part) or part
-            words.append("mapping" if kind is dict else getattr(kind, "__name__", str(kind)))
-    return " or ".join(sorted(words))
+def _documented(text: str) -> Iterator[tuple[str, str]]:
+    """Names and descriptions of a docstring's attributes."""
+    for entry in re.split(r"\n {8}(?=\w)", text.partition("Attributes:")[2]):
+        names, _, about = entry.partition(": ")
+        for name in re.sub(r"\([^)]*\)", "", names).split(","):
+            yield name.strip(), " ".join(about.split())

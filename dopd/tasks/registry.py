@@ -20,7 +20,7 @@ _CLASSES: tuple[type[AbstractTask], ...] = (DagTask, GraphTask, ProgramTask, Sce
 TASKS: Mapping[str, type[AbstractTask]] = MappingProxyType({task.name: task for task in _CLASSES})
 
 
-def get_task(name: str, **knobs: Any) -> AbstractTask:
+def get_task(name: str, /, **knobs: Any) -> AbstractTask:
     """The task called `name` with the given difficulty knobs (fields of its class).
 
     Raises:

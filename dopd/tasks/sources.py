@@ -31,7 +31,7 @@ EXTERNAL: dict[str, Any] = {GsmSymbolic.name: GsmSymbolic}
 SOURCES: dict[str, Any] = {**TASKS, **EXTERNAL}
 
 
-def get_source(name: str, **options: Any) -> ProblemSource:
+def get_source(name: str, /, **options: Any) -> ProblemSource:
     """The generator called `name`.
 
     Raises:

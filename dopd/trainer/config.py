@@ -1,22 +1,22 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
-import json
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Lt
 from trl import DistillationConfig
 
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import RESERVED_OPTIONS
-from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.sampling import rollout_settings
+from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 from dopd.trainer.best import check_choice_of_checkpoint, student_metric
+from dopd.trainer.host_settings import check_mappings, trainer_settings
 from dopd.trainer.resuming import checkpoint_to_resume
 
 Overlong = Literal["error", "drop"]
@@ -134,110 +134,92 @@ class DOPDConfig(DistillationConfig):
     method_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the named table (on a command line: JSON)."}
     )
-    privileged_student: str | None = field(default=None, metadata={"help": "`current`, `frozen`, `ema` or `snapshot`."})
-    ema_decay: float = field(default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."})
+    privileged_student: Anchor | None = field(
+        default=None, metadata={"help": "`current`, `frozen`, `ema` or `snapshot`."}
+    )
+    ema_decay: Annotated[float, Gt(0), Lt(1)] = field(
+        default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."}
+    )
 
-    snapshot_steps: int = field(default=10, metadata={"help": "Steps between copies of privileged_student='snapshot'."})
+    snapshot_steps: Count = field(
+        default=10, metadata={"help": "Steps between copies of privileged_student='snapshot'."}
+    )
 
-    num_generations: int = field(default=4, metadata={"help": "Rollouts per prompt."})
+    num_generations: Count = field(default=4, metadata={"help": "Rollouts per prompt."})
     off_policy_rollouts: bool = field(
         default=False, metadata={"help": "Allow rollouts from another distribution than the scored one."}
     )
-    privileged_template: str | None = field(
+    privileged_template: Text | None = field(
         default=None, metadata={"help": "Text with {prompt} and {privileged_context}."}
     )
-    prompt_format: str = field(
+    prompt_format: PromptFormat = field(
         default="auto", metadata={"help": "`auto` (text is a user's turn for chat models) or `text` (as it stands)."}
     )
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
-    max_context: int | None = field(default=None, metadata={"help": "Most tokens of prompt and completion together."})
-    overlong_prompts: str = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
+    max_prompt_length: Count | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
+    max_context: Count | None = field(default=None, metadata={"help": "Most tokens of prompt and completion together."})
+    overlong_prompts: Overlong = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
     skip_broken_images: bool = field(default=False, metadata={"help": "Leave rows with broken images out (counted)."})
 
-    per_device_scoring_batch_size: int | None = field(
+    per_device_scoring_batch_size: Count | None = field(
         default=None, metadata={"help": "Sequences per forward pass without gradient."}
     )
     share_prompts: bool = field(default=True, metadata={"help": "Run each prompt once for all its rollouts."})
     loss_backend: Backend = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
-    router_aux_loss_coef: float | None = field(
+    router_aux_loss_coef: NotNegative | None = field(
         default=None, metadata={"help": "Factor of the load-balancing loss of experts; the model's own if left out."}
     )
-    loss_chunk_tokens: int | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
+    loss_chunk_tokens: Count | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
 
-    student_eval_steps: int | None = field(
+    student_eval_steps: Count | None = field(
         default=None, metadata={"help": "Evaluate the student without privileged context every so many steps."}
     )
-    student_eval_prompts: int = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
-    verifier_timeout: float | None = field(
+    student_eval_prompts: Count = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
+    verifier_timeout: Positive | None = field(
         default=60.0, metadata={"help": "Seconds that the verifier may take for one answer."}
     )
-    student_eval_batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
-    trace_steps: int | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
-    trace_examples: int = field(default=4, metadata={"help": "Completions written each time."})
-    trace_probes: int = field(default=0, metadata={"help": "Prompts answered again for every trace."})
-    trace_max_bytes: int = field(default=2**26, metadata={"help": "Largest size of trace.jsonl."})
+    student_eval_batch_size: Count = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
+    trace_steps: Count | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
+    trace_examples: Count = field(default=4, metadata={"help": "Completions written each time."})
+    trace_probes: Natural = field(default=0, metadata={"help": "Prompts answered again for every trace."})
+    trace_max_bytes: Count = field(default=2**26, metadata={"help": "Largest size of trace.jsonl."})
 
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
-        self.rules = _from_json("rules", self.rules, list)
-        self.method_options = _from_json("method_options", self.method_options, dict)
-        check_choice_of_checkpoint(self)
+        own: type = type(self)
+        check_attributes(self, trainer_settings(own))
+        self._check_together()
         # The host would have its own evaluation at every saved step; ours has been checked.
         load_best = self.load_best_model_at_end
         self.load_best_model_at_end = load_best and student_metric(self) is None
         super().__post_init__()
         self.load_best_model_at_end = load_best
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
+
+    def _check_together(self) -> None:
+        """Check what types do not say: the insides of mappings, and settings beside one another."""
+        problems = Problems(check_mappings(self))
         if self.beta != _TRL_BETA_DEFAULT:
-            raise ConfigError(
+            problems.add(
                 f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each row of the routing table "
                 "names its divergence. Remove beta, and use method_options or rules"
             )
-        check_choice("overlong_prompts", self.overlong_prompts, Overlong)
-        check_choice("prompt_format", self.prompt_format, PromptFormat)
         reserved = sorted(set(self.chat_template_kwargs or {}) & set(RESERVED_OPTIONS))
         if reserved:
-            raise ConfigError(f"chat_template_kwargs: {reserved[0]} cannot be set there; dopd gives it itself")
-        check_choice("loss_backend", self.loss_backend, Backend)
-        if self.privileged_student is not None:
-            check_choice("privileged_student", self.privileged_student, Anchor)
-        if not 0.0 < self.ema_decay < 1.0:
-            raise ConfigError(f"ema_decay (={self.ema_decay}) must be between 0 and 1, both excluded")
-        for name in (
-            "num_generations",
-            "max_completion_length",
-            "snapshot_steps",
-            "student_eval_prompts",
-            "student_eval_batch_size",
-            "trace_examples",
-            "trace_max_bytes",
-        ):
-            self._check_positive(name)
-        if isinstance(self.trace_probes, bool) or self.trace_probes < 0:
-            raise ConfigError(f"trace_probes (={self.trace_probes!r}) must be a whole number of at least 0")
-        for name in (
-            "max_prompt_length",
-            "max_context",
-            "per_device_scoring_batch_size",
-            "loss_chunk_tokens",
-            "student_eval_steps",
-            "trace_steps",
-        ):
-            if getattr(self, name) is not None:
-                self._check_positive(name)
-        if self.verifier_timeout is not None and not 0.0 < self.verifier_timeout < math.inf:
-            raise ConfigError(
-                f"verifier_timeout (={self.verifier_timeout}) must be seconds above 0, or null for any time"
-            )
+            problems.add(f"chat_template_kwargs: {reserved[0]} cannot be set there; dopd gives it itself")
         if self.remove_unused_columns:
-            raise ConfigError(
+            problems.add(
                 f"remove_unused_columns (={self.remove_unused_columns}) would drop privileged_context and what the "
                 "verifier reads: leave it at False. Columns that nothing reads do no harm"
             )
-        rollout_settings(self)
-        PrivilegedTemplate(self.privileged_template)
-        self.routing_table()
+        with problems.collected():
+            rollout_settings(self)
+        with problems.collected():
+            PrivilegedTemplate(self.privileged_template)
+        with problems.collected():
+            self.routing_table()
+            check_choice_of_checkpoint(self)
+        problems.tell()
 
     def routing_table(self) -> RoutingTable:
         """The routing table that `method`, `rules`, `method_options` and `privileged_student` describe."""
@@ -251,19 +233,3 @@ class DOPDConfig(DistillationConfig):
             return RoutingTable.from_rows(rows, name="custom" if self.method == "dopd" else self.method, **anchor)
         options: Any = self.method_options or {}
         return table(self.method, **options, **anchor)
-
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} (={value!r}) must be a whole number of at least 1")
-
-
-def _from_json(name: str, value: Any, kind: type) -> Any:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{name} (={value!r}) is not JSON: {error}") from None
-    if value is not None and not isinstance(value, kind):
-        raise ConfigError(f"{name} (={value!r}) must be a {kind.__name__}, got {type(value).__name__}")
-    return value

@@ -13,6 +13,7 @@ from dopd.errors import ConfigError
 from dopd.routing import Regime
 from dopd.runs import RunSettings, hub, load_settings
 from dopd.runs.recipes import FOLDER, config_path, recipe_names
+from dopd.runs.settings import split_arguments
 from dopd.runs.train import describe, make_config
 from dopd.trainer import DOPDConfig
 
@@ -115,8 +116,9 @@ def test_commands_in_the_comments_work(path: Path) -> None:
     shown = commands(path)
     assert shown, "the comment at the top must show the command"
     for flags in shown:
-        arguments, rest = build_parser().parse_known_args(["train", str(path), *flags])
-        make_config(load_settings(arguments.config, rest), elsewhere=True)
+        _, rest = build_parser().parse_known_args(["train", str(path), *flags])
+        config, rest = split_arguments(rest)
+        make_config(load_settings(config, rest), elsewhere=True)
 
 
 @every_recipe

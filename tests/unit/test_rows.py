@@ -184,11 +184,13 @@ def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
         (str(tmp_path / "*.parquet"), "no file matches"),
         (str(tmp_path / "a.doc"), r"must end in \.json"),
         ([str(tmp_path / "a.jsonl"), str(tmp_path / "a.csv")], "mixes files of the kinds csv, json"),
-        ([], "names no file"),
         (str(tmp_path / "nothing" / "here"), "cannot be read"),
     ):
         with pytest.raises(DataError, match=words):
             load(dataset_name=name)
+    for empty in ([], ""):
+        with pytest.raises(ConfigError, match=r"dataset_name .* is empty"):
+            load(dataset_name=empty)
 
 
 # --- Overlap

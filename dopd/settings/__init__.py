@@ -1,0 +1,46 @@
+"""What settings may be, said once: types, limits and choices, how they are read, and what is said of wrong ones."""
+
+from dopd.settings.described import (
+    REQUIRED,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Probability,
+    Seed,
+    Setting,
+    Share,
+    Text,
+    check,
+    check_attributes,
+    settings_of,
+    settings_of_call,
+    unknown_key,
+)
+from dopd.settings.problems import Problems, SettingsError
+from dopd.settings.quoting import quoted
+from dopd.settings.reading import dump_yaml, read_yaml, read_yaml_file
+
+__all__ = [
+    "REQUIRED",
+    "Count",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "Probability",
+    "Problems",
+    "Seed",
+    "Setting",
+    "SettingsError",
+    "Share",
+    "Text",
+    "check",
+    "check_attributes",
+    "dump_yaml",
+    "quoted",
+    "read_yaml",
+    "read_yaml_file",
+    "settings_of",
+    "settings_of_call",
+    "unknown_key",
+]
