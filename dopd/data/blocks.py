@@ -24,9 +24,18 @@ def image_in(block: Mapping[str, Any]) -> Any:
         return value.get("url") if isinstance(value, Mapping) else value
     name = next((name for name in IMAGE_KEYS if block.get(name) is not None), None)
     value = None if name is None else block[name]
-    if name == "base64" and isinstance(value, str) and not value.startswith("data:"):
-        return f"data:;base64,{value}"
-    return value
+    return as_data_uri(value) if name == "base64" else value
+
+
+def as_data_uri(encoded: Any) -> Any:
+    """Base64 as a data URI, which says what it is; anything else as it stands."""
+    plain = isinstance(encoded, str) and not is_data_uri(encoded)
+    return f"data:;base64,{encoded}" if plain else encoded
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether a text is a data URI; schemes are written in any case."""
+    return text[:5].lower() == "data:"
 
 
 def blocks_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:

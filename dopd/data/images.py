@@ -13,6 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from PIL import Image, ImageOps
 
+from dopd.data.blocks import as_data_uri, is_data_uri
 from dopd.errors import DataError
 
 COLUMNS = ("images", "image")  # of which a row may fill one
@@ -23,10 +24,15 @@ _KINDS = "a PIL image, a path, bytes, base64, a data URI, an (H, W, C) uint8 arr
 _HELD_UNDER = ("bytes", "path", "url", "base64")  # keys of a mapping, the first with something in it
 _MOST_QUOTED = 100  # characters
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}=*\s*")  # longer than names of files tend to be
-_ADDRESS = re.compile(r"[a-z0-9+.\-]{2,}://(?<!file://)", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z0-9+.\-]{2,}://", re.IGNORECASE)
+_FILE_URI = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
 # Parts of names of columns that people keep pictures in, and parts of names that say something of pictures.
-_PICTURES = re.compile(r"image|img|picture|photo|pixel|screenshot|video|audio|frames?$", re.IGNORECASE)
+_PICTURES = re.compile(
+    r"image|img|picture|photo|pixel|screenshot|thumbnail|video|audio|frames?$"
+    r"|^(jpe?g|png|webp|gif|bmp|tiff?|avif|heic|mp4|webm|wav|mp3|flac)$",
+    re.IGNORECASE,
+)
 _ABOUT = re.compile(
     r"(^(num|n|has|is)_)|(id|ids|index|width|height|sizes?|count|hash|caption|description|label|type)s?$"
 )
@@ -46,7 +52,7 @@ def images_of(row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[
     for column in columns:
         value = row.get(column)
         entries = value if isinstance(value, list | tuple) and not _is_array(value) else [value]
-        found = [entry for entry in entries if entry is not None]
+        found = [entry for entry in entries if entry is not None and not _is_blank(entry)]
         if found:
             filled[column] = found
     if len(filled) > 1:
@@ -55,6 +61,11 @@ def images_of(row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[
             "pictures of a row into one column (remove_columns takes the other away)"
         )
     return next(iter(filled.values()), [])
+
+
+def _is_blank(entry: Any) -> bool:
+    """Whether a text says that there is no picture, as a CSV file does."""
+    return isinstance(entry, str) and not entry.strip()
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:
@@ -104,7 +115,7 @@ def image_size(source: Any) -> tuple[int, int]:
     source = _held(source)
     if isinstance(source, str | Path | bytes | bytearray):
         try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else _path(source)) as picture:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else source) as picture:
                 width, height = picture.size
                 sideways = picture.getexif().get(_ORIENTATION, 1) >= 5
                 return (height, width) if sideways else (width, height)
@@ -155,12 +166,12 @@ def _held(source: Any) -> Any:
     if isinstance(source, Mapping):
         name = next((name for name in _HELD_UNDER if source.get(name)), None)
         source = None if name is None else source[name]
-        if name == "base64" and isinstance(source, str) and not source.startswith("data:"):
-            source = f"data:;base64,{source}"
+        source = as_data_uri(source) if name == "base64" else source
     if not isinstance(source, str):
         return source
-    if source.startswith("data:"):
+    if is_data_uri(source):
         return _decoded(source)
+    source = _local(source)
     if _ADDRESS.match(source):
         raise DataError(
             f"{_named(source)} is an address: pictures are not fetched while training. Download it, and give the file"
@@ -176,7 +187,7 @@ def _held(source: Any) -> Any:
 def _decoded(uri: str) -> bytes:
     header, comma, body = uri.partition(",")
     try:
-        data = _from_base64(unquote(body)) if header.endswith(";base64") else unquote_to_bytes(body)
+        data = _from_base64(unquote(body)) if header.lower().endswith(";base64") else unquote_to_bytes(body)
     except ValueError as error:
         raise DataError(f"{_named(uri)} cannot be read as an image: {in_short(error)}") from error
     if not comma or not data:
@@ -203,12 +214,13 @@ def _opened(source: Any) -> Image.Image:
     elif isinstance(source, bytes | bytearray):
         picture = Image.open(io.BytesIO(source))
     elif isinstance(source, str | Path):
-        picture = Image.open(_path(source))
+        picture = Image.open(source)
     elif isinstance(source, np.ndarray) or (isinstance(source, list) and source):
         array = np.asarray(source)
         if array.dtype != np.uint8 and not (array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255):
             raise DataError(f"{_named(source)}: values of an array must be whole numbers from 0 to 255")
-        picture = Image.fromarray(array.astype(np.uint8))
+        grey = array.ndim == 3 and array.shape[2] == 1  # which PIL knows as (H, W) alone
+        picture = Image.fromarray((array[..., 0] if grey else array).astype(np.uint8))
     else:
         raise DataError(f"{_named(given)} is no image: expected {_KINDS}")
     picture.load()  # the file is read here, and not where nobody expects an error
@@ -217,8 +229,27 @@ def _opened(source: Any) -> Image.Image:
     return picture
 
 
-def _path(source: str | Path) -> str:
-    return str(source).removeprefix("file://")
+def path_in(value: Any) -> Path | None:
+    """The path that a value of a column or a block is; `None` where it is another thing."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        held = _held(value)
+    except DataError:  # what is wrong with it is said where it is opened
+        return None
+    return Path(held) if isinstance(held, str) else None
+
+
+def _local(source: str) -> str:
+    """The path that a file URI stands for; anything else as it stands.
+
+    Many write a path behind `file://` as it is, where a URI has `%20` for a blank: what is there is meant.
+    """
+    found = _FILE_URI.match(source)
+    if found is None:
+        return source
+    path = source[found.end() :]
+    return path if _is_file(path) else unquote(path)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -259,6 +290,6 @@ def _named(source: Any) -> str:
         return f"a mapping with {', '.join(map(repr, source)) or 'nothing'}" if held is None else _named(held)
     if isinstance(source, bytes | bytearray):
         return f"{len(source)} bytes"
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and is_data_uri(source):
         return f"a data URI ({_cut(source.partition(',')[0])}, {len(source)} characters)"
     return repr(_cut(str(source))) if isinstance(source, str | Path) else f"a {type(source).__name__}"

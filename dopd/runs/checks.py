@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.encode import image_sources, reads_images
+from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import check_generation
 from dopd.trainer.passes import check_passes, check_self_divergence
+
+_TRIAL_ROWS, _TRIAL_PROMPTS = 64, 3  # looked through for pictures, and tried
 
 
 def check_answering(
@@ -23,8 +26,7 @@ def check_answering(
     Raises:
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
-    prompts = [plain_prompt(row) for row in rows[:3]] if reads_images(evaluator.processing_class) else []
-    prompts = prompts if any(map(image_sources, prompts)) else []
+    prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.processing_class) else []
     for name, tried in (("model", model), ("teacher", teacher)):
         if tried is None:
             continue
@@ -33,3 +35,16 @@ def check_answering(
         check_passes(name, tried, view=view)
     if not prompts:
         check_generation("model", model)
+
+
+def _with_pictures(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+    """The first prompts with pictures; none where there are none among the first rows.
+
+    Raises:
+        DataError: the processor refuses a prompt without any.
+    """
+    prompts = [plain_prompt(row) for row in evaluator.asked(rows[:_TRIAL_ROWS])]
+    found = [prompt for prompt in prompts if image_sources(prompt)][:_TRIAL_PROMPTS]
+    if not found:
+        evaluator.view(prompts[:1], "cpu")  # some processors read no prompt without a picture
+    return found

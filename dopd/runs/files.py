@@ -1,6 +1,7 @@
 """Files and folders of rows: which reader takes them, and what it makes of them."""
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json, JsonConfig
 
+from dopd.data.beside import beside, columns_of_paths
 from dopd.errors import DataError, first_line
 from dopd.runs.written import json_as_written, read_csv
 
@@ -71,13 +73,17 @@ def found_files(names: Sequence[str]) -> list[str]:
 
 
 def read_files(files: Sequence[str]) -> Dataset:
-    """The rows of files of one kind, in order; a column that some files do not have is null in theirs.
+    """The rows of files of one kind, in order; a column that some files do not have is null in theirs. Relative paths
+    of pictures are made whole.
 
     Raises:
         DataError: a file that cannot be read, or files whose columns are of different types; the message names them.
     """
+    folders = {Path(file).parent for file in files}
     try:
-        return _read(files)
+        rows = _read(files)
+        if len(folders) == 1 or not columns_of_paths(rows):
+            return beside(rows, *folders)
     except DataError:
         raise
     except Exception as error:  # readers fail in many ways
@@ -126,15 +132,25 @@ def _other_types(files: Sequence[str], parts: Sequence[Dataset]) -> str | None:
 
 
 def read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
-    """The splits of a folder as `datasets` finds them; values of CSV and JSON as they are written."""
+    """The splits of a folder as `datasets` finds them; values of CSV and JSON as they are written, paths of pictures as
+    whole ones.
+    """
     builder = load_dataset_builder(str(path), config)
     files: Mapping[str, Sequence[str]] = builder.config.data_files or {}
     if isinstance(builder, Csv) and _is_plain(builder.config, CsvConfig(sep=builder.config.sep)):
-        return DatasetDict({str(split): read_csv(names, builder.config.sep) for split, names in files.items()})
-    splits = load_dataset(str(path), config)
-    if isinstance(builder, Json) and _is_plain(builder.config, JsonConfig()):
-        return DatasetDict({split: json_as_written(rows, files[split]) for split, rows in splits.items()})
-    return splits
+        splits = DatasetDict({str(split): read_csv(names, builder.config.sep) for split, names in files.items()})
+    else:
+        splits = load_dataset(str(path), config)
+        if isinstance(builder, Json) and _is_plain(builder.config, JsonConfig()):
+            splits = DatasetDict({split: json_as_written(rows, files[split]) for split, rows in splits.items()})
+    return DatasetDict(
+        {split: beside(rows, _folder_of(files.get(split), path), path) for split, rows in splits.items()}
+    )
+
+
+def _folder_of(files: Sequence[str] | None, otherwise: Path) -> Path:
+    """The folder that all these files are in."""
+    return Path(os.path.commonpath([Path(file).parent for file in files])) if files else otherwise
 
 
 def _is_plain(config: CsvConfig | JsonConfig, plain: CsvConfig | JsonConfig) -> bool:

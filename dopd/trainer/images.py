@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset, LargeList, List
+from datasets import Audio, Dataset, Image, IterableDataset, LargeList, List, Video
 from PIL import Image as Picture
 
 from dopd.checkpoints import config_of, files_of
@@ -25,6 +25,7 @@ from dopd.vision.tokens import placeholder_ids
 
 logger = logging.getLogger(__name__)
 
+_READ = ("prompt", *COLUMNS, PRIVILEGED_COLUMN)
 _TRIAL_ROWS = 64  # of the dataset, looked through for images to try
 _TRIAL_SIDE = 448
 _TRIAL_TOKENS = 3
@@ -87,10 +88,10 @@ def _config_of(path: str, where: Mapping[str, Any]) -> Any:
 
 
 def undecoded(dataset: Any) -> Any:
-    """The dataset with its images as files and bytes: they are opened where they are read, and errors name the row."""
-    features = dataset.features if isinstance(dataset, Dataset | IterableDataset) else None
-    for column in ("prompt", *COLUMNS, PRIVILEGED_COLUMN):
-        kind = (features or {}).get(column)  # a stream may not know its columns
+    """The dataset with its images, videos and sound as files and bytes: pictures are opened where they are read, where
+    errors name the row, and what nothing reads is not opened.
+    """
+    for column, kind in _features(dataset).items():
         asleep = _undecoded(kind)
         if asleep != kind:
             dataset = dataset.cast_column(column, asleep)
@@ -98,9 +99,9 @@ def undecoded(dataset: Any) -> Any:
 
 
 def _undecoded(kind: Any) -> Any:
-    """The feature with every picture in it left as it is stored; blocks of a conversation hold them deep inside."""
-    if isinstance(kind, Image):
-        return Image(decode=False)
+    """The feature with everything in it left as it is stored; blocks of a conversation hold pictures deep inside."""
+    if isinstance(kind, Image | Video | Audio):
+        return replace(kind, decode=False)
     if isinstance(kind, List | LargeList):
         return replace(kind, feature=_undecoded(kind.feature))
     if isinstance(kind, dict):
@@ -108,14 +109,27 @@ def _undecoded(kind: Any) -> Any:
     return kind
 
 
-def tell_unread_columns(columns: Sequence[str]) -> None:
-    """Say which columns hold pictures, by their names, where nothing looks for any."""
-    unread = unread_columns(columns)
+def _features(dataset: Any) -> Mapping[str, Any]:
+    """The types of columns; a stream may not know its own."""
+    return (dataset.features if isinstance(dataset, Dataset | IterableDataset) else None) or {}
+
+
+def tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
+    """Say which columns hold pictures, by their types or their names, where nothing looks for any."""
+    kinds = _features(dataset)
+    seen = [name for name, kind in kinds.items() if _holds_media(kind) and name not in _READ]
+    unread = list(dict.fromkeys([*seen, *unread_columns(columns)]))
     if unread:
         logger.warning(
-            f"column(s) {', '.join(map(repr, unread))} hold pictures or sound by their names, and nothing reads them. "
+            f"column(s) {', '.join(map(repr, unread))} hold pictures or sound by type or name, and nothing reads them. "
             f"Pictures belong into {', '.join(map(repr, COLUMNS))} or {PRIVILEGED_COLUMN!r}"
         )
+
+
+def _holds_media(kind: Any) -> bool:
+    if isinstance(kind, List | LargeList):
+        return _holds_media(kind.feature)
+    return isinstance(kind, Image | Video | Audio) or (isinstance(kind, dict) and any(map(_holds_media, kind.values())))
 
 
 def check_readable(row: dict[str, Any], processing_class: Any) -> None:
@@ -207,7 +221,7 @@ def trial_prompts(trainer: Any) -> list[Any]:
     found: list[Any] = []
     dataset = trainer.train_dataset
     if dataset is not None and not isinstance(dataset, IterableDataset):
-        prompts = (plain_prompt(dataset[n]) for n in range(min(_TRIAL_ROWS, len(dataset))))
+        prompts = (plain_prompt(trainer.asked(dataset[n])) for n in range(min(_TRIAL_ROWS, len(dataset))))
         found = [prompt for prompt in prompts if image_sources(prompt)][:2]
     found = found or _noise_prompts(2)
     return [found[0], found[0], found[-1]]

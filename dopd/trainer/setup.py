@@ -29,7 +29,7 @@ from dopd.data.images import BrokenImageError
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.rendering import Markup
-from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
@@ -211,15 +211,14 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
-    _tell_unread_columns(dataset.column_names or [])
-    asked = as_conversation if trainer.asks_text else dict
+    _tell_unread_columns(dataset.column_names or [], dataset)
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
     vocab_size = min(model.config.get_text_config().vocab_size for model in models)
     num_tokens = images.prompt_lengths(trainer, vocab_size)
     markup = Markup.of(trainer._tokenizer)
 
     def views(row: dict[str, Any]) -> list[Prompt]:
-        row = asked(row)
+        row = trainer.asked(row)
         images.check_readable(row, trainer.processing_class)
         prompts = [plain_prompt(row)]
         if needs_privileged:
@@ -243,7 +242,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         skip_broken_images=trainer.args.skip_broken_images,
     )
     _tell(report, needs_privileged)
-    if asked is as_conversation and isinstance(dataset[0]["prompt"], str):
+    if trainer.asks_text and isinstance(dataset[0]["prompt"], str):
         logger.warning(
             "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
             "prompt_format='text' gives texts as they stand, for base models"
@@ -251,14 +250,14 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
     return dataset
 
 
-def _tell_unread_columns(columns: Sequence[str]) -> None:
+def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
     unread = unread_columns(columns)
     if unread:
         logger.warning(
             f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier: turns belong into "
             "'prompt', hints into 'privileged_context'"
         )
-    images.tell_unread_columns(columns)
+    images.tell_unread_columns(columns, dataset)
 
 
 def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int) -> Any:
@@ -272,7 +271,7 @@ def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allo
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped, broken
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
-            _tell_unread_columns(list(row))
+            _tell_unread_columns(list(row), stream)
         check_columns(list(row), needs_privileged=table.needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)

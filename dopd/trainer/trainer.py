@@ -18,7 +18,6 @@ from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.assignment import Assignment
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import as_conversation
 from dopd.errors import ConfigError
 from dopd.evaluation.verifier import Verifier, limited
 from dopd.fused import fused_routed_loss
@@ -234,8 +233,7 @@ class DOPDTrainer(ViewingTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         problems = inputs  # as the verifier knows them
-        inputs = [as_conversation(row) for row in problems] if self.asks_text else problems
-        inputs = as_the_student_reads(inputs, self.table, self.template)
+        inputs = as_the_student_reads([self.asked(row) for row in problems], self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
         with (
             self._clock.phase("rollout"),

@@ -15,7 +15,7 @@ from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_i
 from dopd.data.images import open_image
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import asks_text
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
 from dopd.generation import answers
 from dopd.lengths import is_first_regime
@@ -109,6 +109,10 @@ class ViewingTrainer(DistillationTrainer):
     def asks_text(self) -> bool:
         """Whether a prompt that is text is asked as a user's turn."""
         return asks_text(self.processing_class, self.chat_template_kwargs, self.args.prompt_format)
+
+    def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with a prompt that is text as a user's turn, where it is asked so."""
+        return as_conversation(dict(row)) if self.asks_text else dict(row)
 
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
         """Token ids of prompts."""

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ WRITTEN = {
     "data URI without a type": f"data:;base64,{TEXT}",
     "data URI in lines": "data:image/png;base64," + "\n".join(TEXT[n : n + 76] for n in range(0, len(TEXT), 76)),
     "data URI for addresses": "data:image/png;base64," + TEXT.replace("+", "-").replace("/", "_").rstrip("="),
+    "data URI in capitals": f"DATA:IMAGE/PNG;BASE64,{TEXT}",
     "base64": TEXT,
     "mapping with base64": {"base64": TEXT, "bytes": None},
     "mapping with a data URI": {"url": f"data:image/png;base64,{TEXT}"},
@@ -55,6 +57,19 @@ def test_a_picture_written_as_text_is_read_like_its_file(how: str) -> None:
 
 
 LONG = "data:image/png;base64," + base64.b64encode(b"x" * 1_500_000).decode()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["file://PATH", "file://localhost/PATH", "FILE://PATH", "file:PATH", "file://QUOTED", "file://localhostQUOTED"],
+)
+def test_a_file_is_read_under_every_address_that_means_it(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "a picture, 50%20.png"  # a blank is %20 in an address, and a name may hold that, too
+    path.write_bytes(png(PICTURE))
+    address = how.replace("QUOTED", quote(str(path))).replace("PATH", str(path)).replace("localhost//", "localhost/")
+    assert np.array_equal(np.asarray(open_image(address)), np.asarray(PICTURE))
+    assert image_size(address) == PICTURE.size and image_key(address) == image_key(str(path))
+    tried("dataset", "image column: file://, file://localhost/, %20", "exact: the pixels of the file")
 
 
 @pytest.mark.parametrize(
@@ -181,11 +196,12 @@ def test_columns_whose_names_say_pictures_and_that_nothing_reads_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ["img", "picture", "image_path", "pixel_values", "privileged_image", "video", "audio", "frames"]
+    names += ["jpg", "jpeg", "png", "webp", "JPG", "mp4", "thumbnail"]
     others = ["image", "images", "privileged_images", "boxes", "image_id", "num_images", "image_width", "prompt"]
     assert unread_columns([*names, *others, "image_caption", "solution"]) == names
     rows = Dataset.from_list([{**row, "img": "a.png", "image_id": 3} for row in kit.rows()])
     kit.trainer("qwen3_vl", tmp_path, train_dataset=rows)
-    assert caplog.text.count("column(s) 'img' hold pictures or sound by their names, and nothing reads them") == 1
+    assert caplog.text.count("column(s) 'img' hold pictures or sound by type or name, and nothing reads them") == 1
     caplog.clear()
     made = kit.trainer("qwen3_vl", tmp_path / "stream", train_dataset=rows.to_iterable_dataset())
     list(made.train_dataset)
@@ -193,14 +209,15 @@ def test_columns_whose_names_say_pictures_and_that_nothing_reads_are_told(
     tried("dataset", "columns img, picture, image_path, pixel_values and the like", "told: nothing reads them")
 
 
-@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "RGB"])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)], ids=["grey", "grey of one channel", "RGB"])
 def test_an_array_that_a_dataset_made_lists_of_is_one_picture(channels: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, *channels), dtype=np.uint8)
     rows = Dataset.from_list([{"image": pixels, "images": [pixels, pixels[::-1]]}])
     (one,) = images_of(rows[0], ("image",))
     two = images_of(rows[0], ("images",))
     for source, expected in zip([one, *two], [pixels, pixels, pixels[::-1]], strict=True):
-        assert np.array_equal(np.asarray(open_image(source)), np.asarray(Image.fromarray(expected).convert("RGB")))
+        in_colour = np.broadcast_to(expected.reshape(5, 6, -1), (5, 6, 3))
+        assert np.array_equal(np.asarray(open_image(source)), in_colour)
         assert image_size(source) == (6, 5)
 
 
@@ -264,7 +281,7 @@ def test_what_a_processor_refuses_about_a_row_names_it_or_leaves_it_out(
     tried("dataset", f"a row of a {kind} whose processor refuses {what}", "refused: names row and column; or counted")
 
 
-def test_a_broken_picture_deep_in_a_block_and_a_column_that_cannot_be_decoded_name_their_row(tmp_path: Path) -> None:
+def test_a_broken_picture_deep_in_a_block_names_its_row(tmp_path: Path) -> None:
     rows = [{**row, "prompt": kit.user("how ?", kit.picture(n)), "images": []} for n, row in enumerate(kit.rows())]
     whole = Dataset.from_list(rows)
     broken = [row["prompt"] for row in whole.cast_column("prompt", _as_stored(whole.features["prompt"]))]
@@ -274,10 +291,20 @@ def test_a_broken_picture_deep_in_a_block_and_a_column_that_cannot_be_decoded_na
     with pytest.raises(DataError, match=r"row 2, column 'prompt', image 0: 6 bytes cannot be read"):
         kit.trainer("qwen3_vl", tmp_path, train_dataset=data)
     assert len(kit.trainer("qwen3_vl", tmp_path, train_dataset=data, skip_broken_images=True).train_dataset) == 3
-    data = Dataset.from_list([{**row, "thumbnail": {"bytes": b"x", "path": None}} for row in kit.rows()])
-    data = data.cast_column("thumbnail", ImageFeature())
-    with pytest.raises(DataError, match=r"row 0: the dataset cannot decode it: .*remove_columns"):
-        kit.trainer("qwen3_vl", tmp_path, train_dataset=data)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
+def test_a_column_that_cannot_be_decoded_and_that_nothing_reads_is_told_and_left_alone(
+    streamed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Dataset.from_list([{**row, "seen": [{"bytes": b"x", "path": None}]} for row in kit.rows()])
+    data = data.cast_column("seen", List(ImageFeature()))
+    given = data.to_iterable_dataset() if streamed else data
+    made = kit.trainer("qwen3_vl", tmp_path, train_dataset=given, max_steps=1)
+    assert "column(s) 'seen' hold pictures or sound by type or name, and nothing reads them" in caplog.text
+    made.train()
+    assert made.state.global_step == 1
+    tried("dataset", "a column of pictures that nothing reads, undecodable", "told by its type; not opened")
 
 
 def _as_stored(kind: Any) -> Any:

@@ -280,6 +280,17 @@ def test_a_dataset_of_text_alone_trains_a_vision_language_model(tmp_path: Path) 
     assert made.state.global_step == 2
 
 
+def test_a_text_prompt_with_a_picture_is_trained_as_the_users_turn_that_it_is(tmp_path: Path) -> None:
+    turns = kit.rows()
+    texts = [{**row, "prompt": row["prompt"][0]["content"]} for row in turns]
+    losses = []
+    for kind, rows in (("texts", texts), ("turns", turns)):
+        made = kit.trainer("qwen3_vl", tmp_path / kind, train_dataset=Dataset.from_list(rows), seed=3)
+        made.train()
+        losses.append([record["loss"] for record in made.state.log_history if "loss" in record])
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
+
+
 # --- Traces
 
 

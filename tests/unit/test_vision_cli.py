@@ -96,3 +96,16 @@ def test_what_is_wrong_with_an_image_is_one_line(folder: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert "row 5, column 'images', image 0" in error and "skip_broken_images=True" in error
     assert not (folder / "other").exists()
+
+
+def test_a_model_that_reads_no_prompt_without_a_picture_is_not_blamed_for_its_padding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processor = kit.processor("paligemma")
+    kit.model("paligemma", processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    kit.picture(0).save(tmp_path / "0.png")
+    asked = ["--student", str(tmp_path), "--teacher", str(tmp_path), "--prompt", "how ?", "--max-new-tokens", "2"]
+    assert main(["inspect", *asked]) == 2
+    assert "PaliGemmaProcessor cannot read the prompt with its 0 images" in capsys.readouterr().err
+    assert main(["inspect", *asked, "--image", str(tmp_path / "0.png")]) == 0
