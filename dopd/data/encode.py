@@ -13,7 +13,14 @@ from transformers import ProcessorMixin
 from dopd.data.blocks import check_blocks, image_in, is_image
 from dopd.data.images import BrokenImageError, image_key, image_size, in_short, open_image
 from dopd.data.privileged import Prompt, with_turns
-from dopd.data.rendering import as_template_reads, check_beginning, check_last_turn, rendered, template_arguments
+from dopd.data.rendering import (
+    as_template_reads,
+    check_beginning,
+    check_last_turn,
+    rendered,
+    template_arguments,
+    with_readable_calls,
+)
 from dopd.errors import DataError, DopdError, ModelError
 from dopd.scoring import View, left_padded
 from dopd.vision.media import ImageSet
@@ -89,7 +96,8 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
             ids = ids[:-1]
     else:
         check_last_turn(prompt, options)
-        turns, arguments = as_template_reads(tokenizer, prompt, options), template_arguments(prompt, options)
+        arguments = template_arguments(prompt, options)
+        turns = with_readable_calls(tokenizer, as_template_reads(tokenizer, prompt, options), arguments)
         rendered(tokenizer, turns, arguments)
         ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
     check_beginning(tokenizer, ids)
@@ -137,7 +145,9 @@ class PromptLengths:
         check_placeholders(self.processing_class, blocks)
         sizes = tuple(image_size(source) for source in image_sources(blocks))
         check_last_turn(prompt, self.chat_template_kwargs)
-        text = rendered(self.processing_class, blocks, template_arguments(prompt, self.chat_template_kwargs))
+        arguments = template_arguments(prompt, self.chat_template_kwargs)
+        turns = with_readable_calls(self.processing_class, blocks, arguments)
+        text = rendered(self.processing_class, turns, arguments)
         length = self._counted(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
         if sizes not in self._more:
             whole = _encode(self.processing_class, prompt, self.chat_template_kwargs)
@@ -219,7 +229,9 @@ def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded
         prompt = as_blocks(prompt)
         check_placeholders(processor, prompt)
         check_last_turn(prompt, options)
-        rendered(processor, prompt, template_arguments(prompt, options))
+        arguments = template_arguments(prompt, options)
+        prompt = with_turns(prompt, with_readable_calls(processor, prompt, arguments))
+        rendered(processor, prompt, arguments)
         keys = [image_key(source) for source in image_sources(prompt)]
     output = _processed(processor, prompt, options)
     fields: dict[str, Tensor] = {

@@ -2,9 +2,11 @@
 nothing in the data acts as markup, and one beginning stands at the beginning.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,8 +15,9 @@ from dopd.data.privileged import Conversation, Prompt
 from dopd.errors import DataError
 
 CONTINUE = "continue_final_message"
-_KEPT_ROLES = ("system", "developer", "user")  # templates may shorten what an assistant thought or a tool returned
+_KEPT_ROLES = ("system", "developer", "user", "tool")  # templates may shorten what an assistant thought
 _ASKING_ROLES = ("user", "tool")
+_CALLS = "tool_calls"
 _TRIAL = ("first trial block", "second trial block")
 
 
@@ -84,6 +87,53 @@ def _as(kind: type, content: Any) -> Any:
     return "\n".join(block["text"] for block in content) if kind is str and isinstance(content, list) else content
 
 
+def with_readable_calls(
+    processing_class: Any, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> list[Any]:
+    """The turns with tool calls as the chat template can write them: arguments as a mapping, where it takes one, or as
+    JSON; the content beside a call missing, or empty.
+
+    Args: as `rendered`.
+
+    Raises:
+        DataError: it can write them in no form.
+    """
+    if not any(turn.get(_CALLS) for turn in turns):
+        return list(turns)
+    refusals: list[DataError] = []
+    for as_json, filled in itertools.product((False, True), (False, True)):
+        tried = [_with_calls(turn, as_json=as_json, filled=filled) if turn.get(_CALLS) else turn for turn in turns]
+        try:
+            rendered(processing_class, tried, arguments)
+        except DataError as refusal:
+            refusals.append(refusal)
+        else:
+            return tried
+    # What a template leaves out says more than what it fails of.
+    raise next((refusal for refusal in refusals if refusal.__cause__ is None), refusals[0])
+
+
+def _with_calls(turn: Mapping[str, Any], *, as_json: bool, filled: bool) -> dict[str, Any]:
+    calls = []
+    for call in turn[_CALLS]:
+        named = call.get("function", call)
+        named = {**named, "arguments": _arguments(named.get("arguments"), as_json=as_json)}
+        calls.append({**call, "function": named} if "function" in call else named)
+    content = turn.get("content")
+    return {**turn, _CALLS: calls, "content": "" if filled and content is None else content}
+
+
+def _arguments(given: Any, *, as_json: bool) -> Any:
+    """Arguments of a tool call, which datasets hold as a mapping or, in OpenAI's words, as its JSON."""
+    if isinstance(given, str):
+        try:
+            parsed = json.loads(given)
+        except json.JSONDecodeError:
+            return given
+        given = parsed if isinstance(parsed, dict) else given
+    return json.dumps(given, ensure_ascii=False) if as_json and isinstance(given, Mapping) else given
+
+
 @lru_cache(maxsize=8)
 def _read_kinds(tokenizer: Any, template: str | None) -> frozenset[type]:
     """Which contents a chat template can read: `str`, `list` (blocks), or both."""
@@ -120,7 +170,12 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
         text = processing_class.apply_chat_template(list(turns), tokenize=False, **arguments)
     except Exception as error:  # a template raises what it likes: TemplateError, TypeError, UndefinedError, ...
         raise DataError(f"column 'prompt': the chat template refuses the conversation: {_first_line(error)}") from error
-    squeezed = " ".join(text.split())
+    _check_nothing_left_out(" ".join(text.split()), turns, arguments)
+    return str(text)
+
+
+def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    """Raise `DataError` unless words of the turns, and names of tools, are in a rendering (its breaks as spaces)."""
     for turn in turns:
         for words in texts_of(turn) if turn["role"] in _KEPT_ROLES else ():
             # Some templates write contents as JSON.
@@ -130,7 +185,21 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
                     f"column 'prompt': the chat template leaves out text of the {turn['role']}'s turn: "
                     f"{_cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
                 )
-    return str(text)
+    calls = [(f"the {turn['role']}'s call of the tool", call) for turn in turns for call in turn.get(_CALLS) or ()]
+    tools = [("the tool", tool) for tool in arguments.get("tools") or () if isinstance(tool, Mapping)]
+    needed = Counter[str]()
+    for what, tool in (*tools, *calls):  # the name stands once in the list of tools, and once in every call
+        name = _name_of(tool)
+        needed[name] += 1
+        if squeezed.count(name) < needed[name]:
+            raise DataError(
+                f"column 'prompt' or 'tools': the chat template leaves out {what} {name!r}. Leave tools and their "
+                "calls out, or set a chat template that writes them (chat_template_kwargs={'chat_template': ...})"
+            )
+
+
+def _name_of(tool: Mapping[str, Any]) -> str:
+    return str(tool.get("function", tool).get("name"))
 
 
 def check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:
@@ -161,24 +230,33 @@ class Markup:
         tokens (`dict[str, int]`): its special tokens, by their text.
         brackets (`frozenset[str]`): what its chat template writes around a user's turn in brackets (`[/INST]`).
         pattern (`re.Pattern`, *optional*): finds any of these; `None` where there are none.
+        ends (`re.Pattern`, *optional*): finds what ends an assistant's turn, which may hold other markup: calls of
+            tools, thoughts.
     """
 
     tokenizer: Any
     tokens: Mapping[str, int]
     brackets: frozenset[str]
     pattern: re.Pattern[str] | None
+    ends: re.Pattern[str] | None
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Markup":
         tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer)
-        longest_first = sorted({*tokens, *brackets}, key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        return cls(tokenizer, tokens, brackets, pattern)
+        own = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
+        behind = _brackets_behind_an_answer(tokenizer)
+        return cls(tokenizer, tokens, brackets | behind, _any_of({*tokens, *brackets}), _any_of(own | behind))
 
-    def first_in(self, texts: Iterable[str]) -> str | None:
-        """The first markup that texts would be read to hold, if any."""
+    def first_in(self, texts: Iterable[str], *, of_assistant: bool = False) -> str | None:
+        """The first markup that texts would be read to hold, if any.
+
+        Args:
+            texts: of turns.
+            of_assistant (`bool`): whether they are an assistant's, in which only ends of its turn are looked for.
+        """
+        pattern = self.ends if of_assistant else self.pattern
         for text in texts:
-            found = self.pattern.search(text) if self.pattern is not None else None
+            found = pattern.search(text) if pattern is not None else None
             if found and found.group() in self.brackets:
                 return found.group()
             if found:
@@ -186,6 +264,10 @@ class Markup:
                 if held:
                     return next(token for token, number in self.tokens.items() if number in held)
         return None
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -196,14 +278,32 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _brackets_around_a_turn(tokenizer: Any) -> frozenset[str]:
+    text = _rendered_trial(tokenizer, [{"role": "user", "content": _TRIAL[0]}])
+    return _brackets_in(tokenizer, text.replace(_TRIAL[0], ""))
+
+
+def _brackets_behind_an_answer(tokenizer: Any) -> frozenset[str]:
+    question, answer, next_question = "trial question", "trial answer", "trial question again"
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": next_question},
+    ]
+    behind = _rendered_trial(tokenizer, turns).partition(answer)[2]
+    return _brackets_in(tokenizer, behind.partition(next_question)[0])
+
+
+def _rendered_trial(tokenizer: Any, turns: list[dict[str, Any]]) -> str:
     if not isinstance(getattr(tokenizer, "chat_template", None), str):
-        return frozenset()
+        return ""
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": _TRIAL[0]}], tokenize=False)
+        return str(tokenizer.apply_chat_template(as_template_reads(tokenizer, turns, {}), tokenize=False))
     except Exception:  # what it refuses is said where a row is rendered
-        return frozenset()
-    around = re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text.replace(_TRIAL[0], ""))
-    return frozenset(around) - {tokenizer.unk_token}
+        return ""
+
+
+def _brackets_in(tokenizer: Any, text: str) -> frozenset[str]:
+    return frozenset(re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text)) - {tokenizer.unk_token}
 
 
 def _first_line(error: BaseException) -> str:

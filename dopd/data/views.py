@@ -76,10 +76,12 @@ def _without_none(value: Any) -> Any:
 
 
 def _without_empty_fields(prompt: Any) -> Any:
-    if isinstance(prompt, str) or not any(None in turn.values() for turn in prompt):
+    """The prompt without what a dataset's schema added to its turns, blocks and tool calls."""
+    if isinstance(prompt, str):
         return prompt
-    turns = [{name: value for name, value in turn.items() if value is not None or name == "content"} for turn in prompt]
-    return with_turns(prompt, turns)
+    # A turn's own content may be None, beside a tool call.
+    own = [{"content": None} if turn.get("content", "") is None else {} for turn in prompt]
+    return with_turns(prompt, [{**_without_none(turn), **kept} for turn, kept in zip(prompt, own, strict=True)])
 
 
 def as_conversation(row: dict[str, Any]) -> dict[str, Any]:

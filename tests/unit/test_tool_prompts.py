@@ -1,0 +1,121 @@
+"""Tools, their calls and their results in a prompt: written as the template's author meant them, or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from compatibility import tried
+from datasets import Dataset
+from test_prompts import tokenizer, trained
+
+from dopd.data.checks import check_control_tokens
+from dopd.data.encode import encode_prompts
+from dopd.data.rendering import Markup
+from dopd.data.views import plain_prompt
+from dopd.errors import DataError
+
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
+ADD = {"type": "function", "function": {"name": "add", "description": "w1", "parameters": PARAMETERS}}
+MAPPING = {"a": 1, "b": "w5"}
+# TRL's copies of published templates: those that write calls and tools, calls alone, or neither.
+WRITES = ["qwen2_5", "qwen3", "llama3_1", "gptoss", "gemma4", "glm4moe", "nemotron_3_nano", "lfm2_v2", "qwen3_5_think"]
+LEAVES_OUT = ["llama3", "qwen2_5_vl", "lfm2", "phi3", "cohere2", "deepseek_r1_distill"]
+
+
+def published(name: str) -> Any:
+    tok = tokenizer()
+    tok.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    return tok
+
+
+def conversation(arguments: Any, content: Any = None, **more: Any) -> list[dict[str, Any]]:
+    call = {"id": "callabcde", "type": "function", "function": {"name": "add", "arguments": arguments}, **more}
+    return [
+        {"role": "user", "content": "w1 w2"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "name": "add", "tool_call_id": "callabcde", "content": "w30 'w31'"},
+    ]
+
+
+def own(tok: Any, turns: list[dict[str, Any]], **options: Any) -> list[int]:
+    text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+    return tok(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_arguments_of_a_call_are_written_alike_as_mapping_and_as_json(name: str) -> None:
+    tok = published(name)
+    expected = own(tok, conversation(MAPPING), tools=[ADD])
+    for arguments in (MAPPING, json.dumps(MAPPING)):
+        row = {"prompt": conversation(arguments), "tools": json.dumps([ADD])}
+        assert encode_prompts(tok, [plain_prompt(row)], {}) == [expected]
+    tried("prompt", f"calls of tools, chat template {name}", "exact: arguments as a mapping and as JSON")
+
+
+def test_a_template_that_reads_json_and_needs_a_content_gets_both() -> None:
+    tok = published("deepseekv3")
+    expected = own(tok, conversation(json.dumps(MAPPING), ""))
+    for arguments in (MAPPING, json.dumps(MAPPING)):
+        assert encode_prompts(tok, [conversation(arguments)], {}) == [expected]
+    tried("prompt", "calls of tools, chat template deepseekv3", "exact: arguments as a mapping and as JSON")
+
+
+@pytest.mark.parametrize("name", LEAVES_OUT)
+def test_a_template_that_would_leave_calls_or_results_out_is_refused(name: str) -> None:
+    for content in (None, ""):
+        row = {"prompt": conversation(MAPPING, content), "tools": [ADD]}
+        with pytest.raises(
+            DataError, match=r"chat template leaves out (the tool|the assistant's call|text of the tool)"
+        ):
+            encode_prompts(published(name), [plain_prompt(row)], {})
+    tried("prompt", f"calls of tools, chat template {name}", "refused: it leaves them out")
+
+
+def test_a_template_that_would_leave_the_tools_out_is_refused() -> None:
+    prompt = plain_prompt({"prompt": conversation(MAPPING)[:1], "tools": [ADD]})
+    with pytest.raises(DataError, match="leaves out the tool 'add'"):
+        encode_prompts(published("gemma"), [prompt], {})
+    tried("dataset", "column tools, a template that does not write them", "refused: names the tool")
+
+
+def test_arguments_that_other_rows_have_are_no_part_of_a_call() -> None:
+    """One schema for all rows: `datasets` fills the arguments that a call does not have, and fields of blocks, with
+    None.
+    """
+    tok = published("qwen3")
+    calls = [{"a": 1}, {"b": "w5"}]
+    rows = Dataset.from_list([{"prompt": conversation(arguments, "w9")} for arguments in calls])
+    assert rows[0]["prompt"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 1, "b": None}
+    for row, arguments in zip(rows, calls, strict=True):
+        assert encode_prompts(tok, [plain_prompt(row)], {}) == [own(tok, conversation(arguments, "w9"))]
+    blocks = [{"type": "text", "text": "w1", "image": None}]
+    read = published("qwen2_5_vl")  # which looks for a key `image`
+    prompt = plain_prompt({"prompt": [{"role": "user", "content": blocks}]})
+    assert encode_prompts(read, [prompt], {}) == [own(read, [{"role": "user", "content": "w1"}])]
+    tried("dataset", "calls of tools and blocks, filled with None by their schema", "exact: as each row was brought")
+
+
+MARKUP = [
+    ({"tools": [{**ADD, "function": {**ADD["function"], "description": "w1 <|im_end|>"}}]}, "column 'tools'"),
+    ({"prompt": conversation({"b": "w1 <|im_end|>"})}, "the assistant's text"),
+    ({"prompt": conversation(MAPPING, "w3<|im_end|>")}, "the assistant's text"),
+    ({"prompt": [{"role": "user", "name": "w3 <|im_start|>", "content": "w1"}]}, "the user's text"),
+]
+
+
+@pytest.mark.parametrize(("columns", "words"), MARKUP, ids=["tools", "arguments", "answer", "name"])
+def test_markup_is_refused_wherever_a_template_may_write_it(columns: dict[str, Any], words: str) -> None:
+    row = {"prompt": [{"role": "user", "content": "w1"}], "privileged_context": "w2", **columns}
+    with pytest.raises(DataError, match=rf"{words}.*holds '<\|im_"):
+        check_control_tokens(row, Markup.of(tokenizer()))
+    tried(
+        "prompt", f"control token in {words.removeprefix('column ')} of a conversation", "refused: names column or turn"
+    )
+
+
+def test_an_answer_of_the_history_may_hold_markup_that_does_not_end_its_turn(tmp_path: Path) -> None:
+    turns = [{"role": "assistant", "content": "<think> w2 </think> <unk> w3"}, {"role": "user", "content": "w4"}]
+    rows = [{"prompt": [{"role": "user", "content": "w1"}, *turns], "privileged_context": "w2"}] * 4
+    assert len(trained(tmp_path, rows).train_dataset) == 4
