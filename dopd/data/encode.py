@@ -88,6 +88,7 @@ def encode_prompts(
 
 def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
+        check_unicode(prompt)
         # A text that a chat template has rendered begins with the token that the tokenizer would put before it.
         begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
         ids = tokenizer(text=prompt, add_special_tokens=not begins)["input_ids"]

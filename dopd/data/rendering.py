@@ -170,6 +170,7 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
         text = processing_class.apply_chat_template(list(turns), tokenize=False, **arguments)
     except Exception as error:  # a template raises what it likes: TemplateError, TypeError, UndefinedError, ...
         raise DataError(f"column 'prompt': the chat template refuses the conversation: {_first_line(error)}") from error
+    check_unicode(text)
     _check_nothing_left_out(" ".join(text.split()), turns, arguments)
     return str(text)
 
@@ -200,6 +201,20 @@ def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapp
 
 def _name_of(tool: Mapping[str, Any]) -> str:
     return str(tool.get("function", tool).get("name"))
+
+
+def check_unicode(text: str) -> None:
+    """Raise `DataError` for text that no tokenizer can read: half of a pair of surrogates, as cut or wrongly decoded
+    text has it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(error.start - 20, 0) : error.end + 20])
+        raise DataError(
+            f"column 'prompt' or 'privileged_context': {around} holds {text[error.start]!a}, half of a character "
+            "(a lone surrogate). Was the text cut, or decoded with errors='surrogateescape'? Mend or drop the row"
+        ) from error
 
 
 def check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:

@@ -81,7 +81,8 @@ def _without_empty_fields(prompt: Any) -> Any:
         return prompt
     # A turn's own content may be None, beside a tool call.
     own = [{"content": None} if turn.get("content", "") is None else {} for turn in prompt]
-    return with_turns(prompt, [{**_without_none(turn), **kept} for turn, kept in zip(prompt, own, strict=True)])
+    turns = [{**_without_none(turn), **kept} for turn, kept in zip(prompt, own, strict=True)]
+    return prompt if turns == prompt else with_turns(prompt, turns)
 
 
 def as_conversation(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""Tools, their calls and their results in a prompt: written as the template's author meant them, or refused."""
+"""Odd prompts: tools, their calls and their results, written as the template's author meant them or refused; markup in
+places where nobody looks for it; text that is none.
+"""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trl
 from compatibility import tried
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from test_prompts import tokenizer, trained
 
 from dopd.data.checks import check_control_tokens
@@ -119,3 +120,13 @@ def test_an_answer_of_the_history_may_hold_markup_that_does_not_end_its_turn(tmp
     turns = [{"role": "assistant", "content": "<think> w2 </think> <unk> w3"}, {"role": "user", "content": "w4"}]
     rows = [{"prompt": [{"role": "user", "content": "w1"}, *turns], "privileged_context": "w2"}] * 4
     assert len(trained(tmp_path, rows).train_dataset) == 4
+
+
+@pytest.mark.parametrize("place", ["prompt", "privileged_context"])
+@pytest.mark.parametrize("prompt_format", ["auto", "text"])
+def test_half_a_character_is_refused_by_row(tmp_path: Path, place: str, prompt_format: str) -> None:
+    row = {"prompt": "w1", "privileged_context": "w2", place: "w1 caf\udcc3"}
+    stream = IterableDataset.from_generator(lambda: iter([row] * 4))  # a table could not even hold it
+    with pytest.raises(DataError, match=r"row 0: .*half of a character"):
+        trained(tmp_path, stream, prompt_format=prompt_format).train()
+    tried("prompt", "half of a character (a lone surrogate)", "refused: names row")
