@@ -17,6 +17,7 @@ from dopd.data.rendering import (
     as_template_reads,
     check_beginning,
     check_last_turn,
+    check_unicode,
     rendered,
     template_arguments,
     with_readable_calls,

@@ -2,6 +2,7 @@
 places where nobody looks for it; text that is none.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
