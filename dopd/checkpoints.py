@@ -9,17 +9,17 @@ from urllib.parse import parse_qs
 import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized
 from dopd.vision import is_vision_config
+from dopd.weights import REPORTING, adapter_errors, read_adapter, whole
 
 TINY = "tiny:"
 ADAPTER_FILE, RUN_FILE = "adapter_config.json", "config.yaml"
 WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
-# What `from_pretrained` is told so that `whole` can say what is wrong with a checkpoint.
-REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 QUANTIZATION = (
     "load_in_4bit",
@@ -56,19 +56,53 @@ def where_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def adapter_config(path: str, **where: Any) -> dict[str, Any] | None:
     """What `adapter_config.json` of a folder or hub id says; `None` where there is none, as for a whole model."""
-    if Path(path).is_dir():
-        file: Any = Path(path) / ADAPTER_FILE
-        found = file if file.is_file() else None
-    else:
+    place = adapter_place(path, **where)
+    return None if place is None else json.loads((place / ADAPTER_FILE).read_text(encoding="utf-8"))
+
+
+def adapter_place(path: str, **where: Any) -> Path | None:
+    """The folder on this machine with an adapter's configuration; `None` where there is none, as for a whole model.
+
+    PEFT saves an adapter that is not called `default` in a folder of its name.
+
+    Raises:
+        ModelError: there are several.
+    """
+    if not Path(path).is_dir():
         try:
-            found = find_adapter_config_file(path, revision=where.get("revision"))
+            found = _file(path, ADAPTER_FILE, where)
         except Exception:  # no such name: the reader of the model says what is wrong
             found = None
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        return None if found is None else Path(found).parent
+    folder = Path(path, where.get("subfolder") or "")
+    if (folder / ADAPTER_FILE).is_file():
+        return folder
+    if (folder / "config.json").is_file():
+        return None
+    inside = [file.parent for file in sorted(folder.glob(f"*/{ADAPTER_FILE}"))]
+    inside = [place for place in inside if not place.name.startswith("checkpoint-")]
+    if len(inside) > 1:
+        raise ModelError(
+            f"{path!r} holds the adapters {', '.join(place.name for place in inside)}, and nothing says which of them "
+            "act: name the folder of one"
+        )
+    return inside[0] if inside else None
 
 
-def base_of(path: str, **where: Any) -> str | None:
-    """The checkpoint that an adapter was trained on, as a folder or hub id; `None` for a whole model.
+def _file(path: str, name: str, where: Mapping[str, Any]) -> str | None:
+    """A file of a folder or hub id on this machine, fetched if need be; `None` where there is none."""
+    return cached_file(
+        path,
+        name,
+        **{key: value for key, value in where.items() if key != "trust_remote_code" and value is not None},
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+def origin_of(path: str, **where: Any) -> tuple[str, dict[str, Any]] | None:
+    """The base of an adapter as a folder or hub id, and the arguments of `from_pretrained` that say which of its files
+    are meant; `None` for a whole model.
 
     Raises:
         ModelError: it is not said, or not there.
@@ -77,14 +111,19 @@ def base_of(path: str, **where: Any) -> str | None:
     if config is None:
         return None
     named = config.get("base_model_name_or_path")
+    # The adapter's own revision and folder say nothing of its base.
+    where = {name: value for name, value in where.items() if name not in ("revision", "subfolder")}
+    if config.get("revision"):
+        where["revision"] = config["revision"]
     # A run's own config names it in words that are true on every machine, such as tiny:dag/student.
     for candidate in (named, _run_beside(path).get("model_name_or_path")):
         if candidate and candidate.startswith(TINY):
-            return resolve_model(candidate)
-        if candidate and (Path(candidate).is_dir() or not _is_place(candidate)):
-            return str(candidate)
-    if named and (Path(path) / named).is_dir():
-        return str(Path(path) / named)
+            return resolve_model(candidate), where
+        for place in (candidate, Path(path) / candidate) if candidate else ():
+            if Path(place).is_dir():
+                return str(place), where
+        if candidate and not _is_place(candidate):
+            return str(candidate), where
     raise ModelError(
         f"{path!r} is an adapter, and its base model (base_model_name_or_path={named!r} in {ADAPTER_FILE}) is not "
         "here: put it there, or write into that file where it is"
@@ -109,21 +148,29 @@ def _run_beside(path: str) -> dict[str, Any]:
     return {}
 
 
-def files_of(path: str) -> str:
-    """Where a checkpoint's tokenizer is: an adapter's own folder, or its base's where that has none."""
-    base = base_of(path)
-    if base is None or any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
-        return path
-    return files_of(base)
+def files_of(path: str, **where: Any) -> tuple[str, dict[str, Any]]:
+    """Where a checkpoint's tokenizer is, and the arguments of its readers that say the rest: with an adapter, or with
+    its base where the adapter has none.
+    """
+    origin = origin_of(path, **where)
+    if origin is None or any(_file(path, name, where) for name in _TOKENIZER_FILES):
+        return path, where
+    return files_of(origin[0], **origin[1])
 
 
 def config_of(path: str, **where: Any) -> Any:
     """The configuration of a model by folder or hub id; of an adapter's base for an adapter."""
-    base = base_of(path, **where)
-    return AutoConfig.from_pretrained(path, **where) if base is None else config_of(base)
+    origin = origin_of(path, **where)
+    return AutoConfig.from_pretrained(path, **where) if origin is None else config_of(origin[0], **origin[1])
 
 
 # --- Models
+
+
+def family_of(path: str, **where: Any) -> Any:
+    """The class that reads a whole model by folder or hub id."""
+    config = AutoConfig.from_pretrained(path, **where)
+    return AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
 
 
 def load(path: str, *, trainable: bool = False, merged: bool = False, **options: Any) -> Any:
@@ -140,56 +187,29 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
             readers of checkpoints raise is passed on.
     """
     where = where_of(options)
-    base_name = base_of(path, **where)
-    if base_name is None:
-        config = AutoConfig.from_pretrained(path, **where)
-        family: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
-        return whole(path, *family.from_pretrained(path, **{**options, **REPORTING}))
+    origin = origin_of(path, **where)
+    if origin is None:
+        return whole(path, *family_of(path, **where).from_pretrained(path, **{**options, **REPORTING}))
     run = _run_beside(path)
-    given = {name: value for name, value in options.items() if name != "revision"}
+    given = {name: value for name, value in options.items() if name not in WHERE}
     if "quantization_config" not in given and (packed := quantization_config(run)) is not None:
         given["quantization_config"] = packed
-    base = load(base_name, merged=True, **given)
+    base = load(origin[0], merged=True, **given, **origin[1])
     if run.get("student_keep_layers") is not None:
         base = keep_layers(base, run["student_keep_layers"])
-    return _with_adapter(path, base, trainable=trainable, merged=merged)
+    return _with_adapter(path, where, base, trainable=trainable, merged=merged)
 
 
-def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
-    """The model, if every weight of it is the checkpoint's and every tensor of the checkpoint found its place.
-
-    Args:
-        path (`str`): the checkpoint, for the message.
-        model: as it was loaded; transformers gives a weight that it does not find random numbers.
-        report (`dict`): what `from_pretrained(..., output_loading_info=True)` says of it.
-
-    Raises:
-        ModelError: tensors are missing, have other shapes, or are unexpected.
-    """
-    wrong = {
-        "are missing from it, and would be random": sorted(report.get("missing_keys") or ()),
-        "have another shape in it": sorted(map(str, report.get("mismatched_keys") or ())),
-        "are in it and not in the model": sorted(report.get("unexpected_keys") or ()),
-    }
-    found = [f"{len(names)} tensors {what} ({_some(names)})" for what, names in wrong.items() if names]
-    if found:
-        raise ModelError(
-            f"checkpoint {path!r} is not one of {type(model).__name__}: {'; '.join(found)}. Was it saved from another "
-            "class, or cut off while it was written? Save it anew from the model that it belongs to"
-        )
-    return model
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _with_adapter(path: str, base: Any, *, trainable: bool, merged: bool) -> Any:
+def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: bool, merged: bool) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
         raise ConfigError(f"{path!r} is an adapter, which needs peft: pip install 'dopd[lora]'") from None
-    rows = _saved_rows(path, base)
+    for name in _ADAPTER_WEIGHTS:
+        if _file(path, name, where) is not None:  # on a hub, it is fetched beside the configuration
+            break
+    place = str(adapter_place(path, **where))
+    rows = _saved_rows(place, base)
     if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)  # what the adapter holds takes their place
     if merged:
@@ -199,7 +219,9 @@ def _with_adapter(path: str, base: Any, *, trainable: bool, merged: bool) -> Any
                 "it (use_peft: false), or load its base unquantised (load_in_4bit: false, load_in_8bit: false)"
             )
         untie(base)
-    model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    with adapter_errors(path):
+        model = PeftModel.from_pretrained(base, place, is_trainable=trainable)
+    read_adapter(place, model)
     if not merged:
         return model
     made = model.merge_and_unload()
@@ -211,7 +233,8 @@ def _saved_rows(path: str, base: Any) -> int | None:
     """Rows of the embeddings that an adapter brings, because tokens were added; `None` if it brings none."""
     from peft.utils import load_peft_weights
 
-    saved = load_peft_weights(path, device="cpu")
+    with adapter_errors(path):
+        saved = load_peft_weights(path, device="cpu")
     width = base.get_input_embeddings().weight.shape[1]
     for name, weight in saved.items():
         place = name.removesuffix(".weight").removesuffix(".base_layer").rpartition(".")[2]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from dopd.checkpoints import TINY, base_of, config_of, files_of, keep_layers, load, resolve_model, where_of
+from dopd.checkpoints import TINY, config_of, files_of, keep_layers, load, origin_of, resolve_model, where_of
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.runs.hub import unreachable
@@ -40,7 +40,7 @@ def load_model(
     precision = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if precision is None:
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
-    check_model(path)
+    check_model(path, **where_of(options))
     try:
         check_kind(f"model {name!r}", config_of(path, **where_of(options)))
         return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
@@ -51,22 +51,25 @@ def load_model(
         raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
-def check_model(path: str) -> None:
-    """Raise `ModelError` for a hub id that is neither in the cache nor on a hub that can be reached."""
-    reason = unreachable(path, "model")
+def check_model(path: str, **where: Any) -> None:
+    """Raise `ModelError` for a hub id that is neither in the cache nor on a hub that can be reached, of an adapter's
+    base too.
+    """
+    reason = unreachable(path, "model", **where)
     if reason:
         raise ModelError(f"model {path!r} cannot be read: {reason}")
-    base = base_of(path)
-    if base is not None:
-        check_model(base)
+    origin = origin_of(path, **where)
+    if origin is not None:
+        check_model(origin[0], **origin[1])
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
     """The tokenizer of a model, padding on the left; options as of `from_pretrained`."""
     path = resolve_model(name)
-    check_model(path)
+    check_model(path, **where_of(options))
     try:
-        return AutoTokenizer.from_pretrained(files_of(path), padding_side="left", **where_of(options))
+        place, where = files_of(path, **where_of(options))
+        return AutoTokenizer.from_pretrained(place, padding_side="left", **where)
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
@@ -80,10 +83,11 @@ def load_processing_class(name: str, **options: Any) -> Any:
         ModelError: it cannot be read, or needs a package that is not here.
     """
     path = resolve_model(name)
-    check_model(path)
+    check_model(path, **where_of(options))
     try:
         sees = is_vision_config(config_of(path, **where_of(options)))
-        made = load_processor(files_of(path), **where_of(options)) if sees else load_tokenizer(name, **options)
+        place, where = files_of(path, **where_of(options))
+        made = load_processor(place, **where) if sees else load_tokenizer(name, **options)
     except ModelError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from trl import ModelConfig, get_peft_config
 
-from dopd.checkpoints import adapter_config, quantization_config
+from dopd.checkpoints import adapter_config, quantization_config, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
@@ -25,6 +25,8 @@ from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.adapting import on_revision
+from dopd.trainer.images import where_from
 from dopd.trainer.resuming import check_steps_left
 from dopd.trainer.setup import check_trackers, make_evaluator, try_on_rows
 
@@ -99,7 +101,8 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
 def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     """Models, data and trainer of a run, ready to train."""
     table = config.routing_table()
-    peft_config, options = _peft_config(settings), _student_options(settings, config)
+    options = _student_options(settings, config)
+    peft_config = on_revision(_peft_config(settings), settings.model_name_or_path, options)
     train_rows, held_out, verifier = load_rows(settings)
     if verifier is not None:
         try_on_rows(limited(verifier, config.verifier_timeout), train_rows, held_out)
@@ -116,7 +119,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     teacher = None
     if table.needs_teacher and config.teacher_model_name_or_path is not None:
         teacher = resolve_model(config.teacher_model_name_or_path)
-        check_model(teacher)
+        check_model(teacher, **where_from(config, teacher=True))
     existed = settings.output_dir.exists()
     try:
         return DOPDTrainer(
@@ -162,7 +165,7 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
             "load_in_4bit or load_in_8bit and model_init_kwargs['quantization_config'] are two ways to ask for one "
             "thing: leave one of them out"
         )
-    if not settings.use_peft and adapter_config(settings.model_name_or_path) is None:
+    if not settings.use_peft and adapter_config(settings.model_name_or_path, **where_of(options)) is None:
         raise ConfigError(
             "load_in_4bit and load_in_8bit pack the student's weights, which then cannot train: set use_peft=true to "
             "train an adapter on them"

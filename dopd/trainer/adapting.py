@@ -1,8 +1,7 @@
 """What a student with adapters, or with quantised weights, needs before the first step."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,26 +10,35 @@ from transformers import AutoProcessor
 from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
-from dopd.checkpoints import REPORTING, adapter_config, base_of, files_of, load, where_of, whole
+from dopd.checkpoints import adapter_place, family_of, files_of, load, origin_of, where_of
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
+from dopd.weights import REPORTING, whole
 
 _NOISE = 0.01
 
 
-def check_configs(model: Any, peft_config: Any) -> None:
+def check_configs(model: Any, peft_config: Any, args: Any) -> None:
     """Refuse adapters that cannot be trained here, before anything is loaded.
 
     Args:
         model: what the trainer was given as the student.
         peft_config: a new adapter for it, if any.
+        args (`DOPDConfig`): the config.
     """
-    for config in [*(model.peft_config.values() if has_adapters(model) else ()), peft_config, _named(model)]:
+    present = dict(model.peft_config) if has_adapters(model) else {}
+    for config in [*present.values(), peft_config, _named(model, args)]:
         if config is not None:
             check_adapter_config(config)
+    if len(present) > 1:
+        raise ConfigError(
+            f"the student has the adapters {', '.join(present)}, and a saved folder does not say which of them act, so "
+            "that it would open as another model. Keep one: model.delete_adapter(name) for those that do not act, "
+            "model.merge_and_unload() before the one that trains is added for those that do"
+        )
     if has_adapters(model) and not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "the student's adapter is frozen (it was loaded for inference), so nothing would train: load it with "
@@ -38,13 +46,34 @@ def check_configs(model: Any, peft_config: Any) -> None:
         )
 
 
-def _named(model: Any) -> Any:
+def _named(model: Any, args: Any) -> Any:
     """The configuration of an adapter that is named by its folder; `None` for anything else."""
-    if not isinstance(model, str) or adapter_config(model) is None:
+    if not isinstance(model, str):
+        return None
+    place = adapter_place(model, **where_of({**_where(args), **(args.model_init_kwargs or {})}))
+    if place is None:
         return None
     from peft import PeftConfig
 
-    return PeftConfig.from_pretrained(model)
+    return PeftConfig.from_pretrained(str(place))
+
+
+def on_revision(peft_config: Any, model: Any, options: Mapping[str, Any]) -> Any:
+    """A new adapter's configuration that says which revision of its base is meant: another one is another model.
+
+    Args:
+        peft_config: the configuration, or `None`.
+        model: the student, or its name.
+        options: what `from_pretrained` is given for it.
+    """
+    revision = options.get("revision")
+    if peft_config is None or revision is None or not isinstance(model, str):
+        return peft_config
+    if origin_of(model, **where_of(options)) is not None:  # merged into its base, which names the adapter
+        return peft_config
+    peft_config = copy.copy(peft_config)  # a caller's own may be used again
+    peft_config.revision = revision
+    return peft_config
 
 
 def read(
@@ -64,9 +93,9 @@ def read(
     args = copy.copy(args)
     if isinstance(model, str):
         options = {**_where(args), **(args.model_init_kwargs or {})}
-        adapter = base_of(model, **_where(args)) is not None
+        adapter = origin_of(model, **where_of(options)) is not None
         if processing_class is None:
-            processing_class = _processing_class(files_of(model) if adapter else model, options)
+            processing_class = _processing_class(model, options)
         if adapter:
             options = {"dtype": "float32", **options}
             model = load(model, trainable=True, merged=peft_config is not None, **options)
@@ -76,11 +105,11 @@ def read(
             args.model_init_kwargs = None
     if isinstance(teacher_model, str):
         options = {**_where(args), **(args.teacher_model_init_kwargs or {})}
-        if base_of(teacher_model) is not None:
+        if args.teacher_model_revision is not None:
+            options.setdefault("revision", args.teacher_model_revision)
+        if origin_of(teacher_model, **where_of(options)) is not None:
             teacher_model = load(teacher_model, **options).requires_grad_(False)
         else:
-            if args.teacher_model_revision is not None:
-                options.setdefault("revision", args.teacher_model_revision)
             # Unlike a student, a teacher has its checkpoint's precision unless it is said.
             teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
         args.teacher_model_init_kwargs = None
@@ -91,12 +120,14 @@ def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
     """A whole model as the host would load it, and every weight of it the checkpoint's."""
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None
-    made: Any = create_model_from_path(path, **{**options, **REPORTING})
+    # The host would look for the class at the main revision.
+    family = family_of(path, **where_of(options))
+    made: Any = create_model_from_path(path, family, **{**options, **REPORTING})
     return whole(path, *made)
 
 
 def _processing_class(path: str, options: dict[str, Any]) -> Any:
-    where = where_of(options)
+    path, where = files_of(path, **where_of(options))
     return AutoProcessor.from_pretrained(path, truncation_side="left", padding_side="left", **where)
 
 
@@ -116,7 +147,9 @@ def prepare(student: Any, *, half: bool, whole: bool) -> None:
         ModelError: PEFT cannot run this adapter on these weights, or the loss would not see it.
     """
     keep_gradients(student)
-    if not whole or not has_adapters(student):
+    if not has_adapters(student):
+        return
+    if not whole:
         return
     config = next(iter(student.peft_config.values()))
     kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
@@ -151,18 +184,6 @@ def _disturb(student: nn.Module) -> list[tuple[Tensor, Tensor]]:
                 noise = torch.randn(weight.shape, generator=generator)
                 weight += _NOISE * noise.to(weight.device, weight.dtype)
     return kept
-
-
-@contextmanager
-def same_precision(student: nn.Module) -> Iterator[None]:
-    """Read a checkpoint inside; weights are in the precision they were in. PEFT reads adapters into float32, where the
-    host has those on quantised weights in bfloat16, and a resumed run would train other numbers.
-    """
-    before = {name: weight.dtype for name, weight in student.named_parameters() if weight.requires_grad}
-    yield
-    for name, weight in student.named_parameters():
-        if weight.dtype != before.get(name, weight.dtype):
-            weight.data = weight.data.to(before[name])
 
 
 def keep_adapter_dropout(student: Any) -> dict[str, float]:

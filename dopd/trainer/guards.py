@@ -96,11 +96,16 @@ def shared_tokenizer(model: Any, teacher_model: Any, processing_class: Any) -> i
     """Entries of the tokenizer that both models have; `None` if they have different ones, or none that can be found."""
     names = [source if isinstance(source, str) else source.config._name_or_path for source in (model, teacher_model)]
     try:
-        mine, theirs = (AutoTokenizer.from_pretrained(files_of(name)) if name else None for name in names)
+        mine, theirs = (_tokenizer(name) if name else None for name in names)
         mine = mine if processing_class is None else tokenizer_of(processing_class)
     except Exception:  # a model without a tokenizer beside it, for whatever reason
         return None
     return None if mine is None or theirs is None or mine.get_vocab() != theirs.get_vocab() else len(mine)
+
+
+def _tokenizer(name: str) -> Any:
+    place, where = files_of(name)
+    return AutoTokenizer.from_pretrained(place, **where)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:

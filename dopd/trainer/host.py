@@ -18,5 +18,6 @@ HOST_HOOKS = (
     "_save",
     "_save_checkpoint",
     "_load_from_checkpoint",
+    "_load_best_model",
     "_get_output_dir",
 )

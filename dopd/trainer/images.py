@@ -10,7 +10,7 @@ import torch
 from datasets import Audio, Dataset, Image, IterableDataset, LargeList, List, Video
 from PIL import Image as Picture
 
-from dopd.checkpoints import config_of, files_of
+from dopd.checkpoints import config_of, files_of, where_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.views import plain_prompt
@@ -36,8 +36,9 @@ _DIVERGENCE, _DIVERGENCE_HALF = 1e-5, 5e-2  # nats
 
 def where_from(args: Any, *, teacher: bool = False) -> dict[str, Any]:
     """Arguments of `from_pretrained` that say which files of the student's (or the teacher's) checkpoint are meant."""
-    revision = args.teacher_model_revision if teacher else (args.model_init_kwargs or {}).get("revision")
-    meant = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+    given = (args.teacher_model_init_kwargs if teacher else args.model_init_kwargs) or {}
+    revision = args.teacher_model_revision if teacher else None
+    meant = {"revision": revision, "trust_remote_code": args.trust_remote_code, **where_of(given)}
     return {name: value for name, value in meant.items() if value}
 
 
@@ -58,7 +59,7 @@ def processor_for(model: Any, processing_class: Any, **where: Any) -> Any:
     if config is None or not is_vision_config(config):
         return processing_class
     if processing_class is None:
-        path = files_of(model) if isinstance(model, str) else config._name_or_path
+        path, where = files_of(model, **where) if isinstance(model, str) else (config._name_or_path, where)
         processing_class = load_processor(path, padding_side="left", **where)
     if not reads_images(processing_class):
         logger.warning(
@@ -153,9 +154,8 @@ def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
         return None
     processor = given
     if processor is None and isinstance(teacher_source, str):
-        processor = load_processor(
-            files_of(teacher_source), padding_side="left", **where_from(trainer.args, teacher=True)
-        )
+        path, where = files_of(teacher_source, **where_from(trainer.args, teacher=True))
+        processor = load_processor(path, padding_side="left", **where)
     if processor is None or (
         processor.to_dict() == mine.to_dict()
         and processor.chat_template == mine.chat_template

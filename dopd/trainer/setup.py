@@ -101,13 +101,13 @@ def check_before_loading(
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
             "for those of the published method"
         )
-    adapting.check_configs(model, peft_config)
+    adapting.check_configs(model, peft_config, args)
     if table.needs_teacher and teacher_model is None:
         guards.check_models(None, None, table)
-    student_config = _config("model", model, args, (args.model_init_kwargs or {}).get("revision"))
+    student_config = _config("model", model, images.where_from(args))
     passes.check_kind("model", student_config)
     if table.needs_teacher:
-        teacher_config = _config("teacher_model", teacher_model, args, args.teacher_model_revision)
+        teacher_config = _config("teacher_model", teacher_model, images.where_from(args, teacher=True))
         passes.check_kind("teacher_model", teacher_config)
         guards.check_vocab_sizes(
             student_config, teacher_config, partial(guards.shared_tokenizer, model, teacher_model, processing_class)
@@ -116,11 +116,11 @@ def check_before_loading(
         guards.check_models(model, teacher_model, table)
 
 
-def _config(name: str, source: Any, args: Any, revision: str | None) -> Any:
+def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
     if not isinstance(source, str):
         return source.config
     try:
-        return config_of(source, revision=revision, trust_remote_code=args.trust_remote_code)
+        return config_of(source, **where)
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
@@ -140,7 +140,7 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     if teacher is not None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):
-            notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source))
+            notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source, trainer.args))
     notes += adapting.dropout_notes(student, disable=trainer.args.disable_dropout)
     for note in notes:
         logger.warning(note)
@@ -164,9 +164,10 @@ def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int
             )
 
 
-def _tokenizer(path: str) -> Any:
+def _tokenizer(path: str, args: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(files_of(path))
+        place, where = files_of(path, **images.where_from(args, teacher=True))
+        return AutoTokenizer.from_pretrained(place, **where)
     except (OSError, ValueError) as error:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
 

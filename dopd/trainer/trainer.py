@@ -42,6 +42,7 @@ from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 from dopd.trainer.viewing import ViewingTrainer
 from dopd.trainer.views import as_the_student_reads, batch_views
+from dopd.weights import read_weights
 
 
 class DOPDTrainer(ViewingTrainer):
@@ -122,6 +123,8 @@ class DOPDTrainer(ViewingTrainer):
         setup.check_before_loading(model, teacher_model, self.table, args, **given)
         given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
         teacher_source = teacher_model if self.table.needs_teacher else None
+        peft_config = adapting.on_revision(given["peft_config"], model, images.where_from(args))
+        host_options |= {} if peft_config is None else {"peft_config": peft_config}
         given["quantization_config"] = host_options.get("quantization_config")
         model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
         super().__init__(
@@ -158,15 +161,6 @@ class DOPDTrainer(ViewingTrainer):
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
 
     # --- Models
-
-    @property
-    def unwrapped_student(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def unwrapped_teacher(self) -> Any:
-        """The teacher, or `None` where the table reads none."""
-        return None if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
 
     @contextmanager
     def source_model(self, source: str) -> Iterator[nn.Module]:
@@ -367,6 +361,12 @@ class DOPDTrainer(ViewingTrainer):
             return self.state.best_global_step == self.state.global_step
         return super()._determine_best_metric(metrics, trial)
 
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            read_weights(str(self.state.best_model_checkpoint), self.unwrapped_student)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:  # a checkpoint has been looked at
             self._check_weights()
@@ -389,7 +389,9 @@ class DOPDTrainer(ViewingTrainer):
             self.initial.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with adapting.same_precision(self.unwrapped_student):
+        if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            read_weights(resume_from_checkpoint, self.unwrapped_student)
         self.anchor.load(Path(resume_from_checkpoint))
         self.initial.load(Path(resume_from_checkpoint))

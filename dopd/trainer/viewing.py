@@ -54,6 +54,15 @@ class ViewingTrainer(DistillationTrainer):
     processing_class: Any
     chat_template_kwargs: dict[str, Any]
 
+    @property
+    def unwrapped_student(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def unwrapped_teacher(self) -> Any:
+        """The teacher, or `None` where the table reads none."""
+        return None if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
+
     def _prepare_sampling(self) -> None:
         """Settle what rollouts are drawn from, and what ends them; nothing of it is the checkpoint's but the ends."""
         strings = declared_stop_strings(self.accelerator.unwrap_model(self.model), self.args.generation_kwargs)

@@ -108,7 +108,6 @@ def test_two_adapters_of_which_both_act(tmp_path: Path) -> None:
     model.add_adapter("second", LoraConfig(r=3, target_modules=["q_proj", "up_proj"]))
     model.base_model.set_adapter(["default", "second"])
     check_anchors(kit.moved(model, 4), tmp_path)
-    tried("adapter", "two LoRA adapters, both active", "ema, frozen, snapshot and resume exact")
 
 
 def test_an_adapter_beside_one_that_does_not_act(tmp_path: Path) -> None:

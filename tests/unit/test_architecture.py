@@ -23,6 +23,7 @@ LAYERS = [
     ["tables"],
     ["quantized"],
     ["adapters"],
+    ["weights"],
     ["assignment", "methods", "heads"],
     ["loss"],
     ["fused"],

@@ -41,6 +41,7 @@ METHODS = {
     "_save": ("self", "output_dir=", "state_dict="),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model="),
+    "_load_best_model": ("self",),
     "_get_output_dir": ("self", "trial"),
 }
 FUNCTIONS = {

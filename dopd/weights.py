@@ -1,0 +1,135 @@
+"""Weights read from files: every one of them is the file's, and every tensor of the file has its place."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dopd.adapters import has_adapters
+from dopd.errors import DopdError, ModelError, first_line
+
+# What `from_pretrained` is told so that `whole` can say what is wrong with a checkpoint.
+REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
+
+def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
+    """The model, if every weight of it is the checkpoint's and every tensor of the checkpoint found its place.
+
+    Args:
+        path (`str`): the checkpoint, for the message.
+        model: as it was loaded; transformers gives a weight that it does not find random numbers.
+        report (`dict`): what `from_pretrained(..., output_loading_info=True)` says of it.
+
+    Raises:
+        ModelError: tensors are missing, have other shapes, or are unexpected.
+    """
+    wrong = {
+        "are missing from it, and would be random": sorted(report.get("missing_keys") or ()),
+        "have another shape in it": sorted(map(str, report.get("mismatched_keys") or ())),
+        "are in it and not in the model": sorted(report.get("unexpected_keys") or ()),
+    }
+    found = _sentences(wrong)
+    if found:
+        raise ModelError(
+            f"checkpoint {path!r} is not one of {type(model).__name__}: {found}. Was it saved from another "
+            "class, or cut off while it was written? Save it anew from the model that it belongs to"
+        )
+    return model
+
+
+def _sentences(wrong: Mapping[str, list[str]]) -> str:
+    return "; ".join(
+        f"{len(names)} tensors {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in wrong.items()
+        if names
+    )
+
+
+def read_adapter(path: str, model: Any, name: str = "default") -> None:
+    """Give an adapter of a model of peft the weights of a file, in the precision that it has.
+
+    Args:
+        path (`str`): a folder.
+        model (`peft.PeftModel`): with an adapter of the file's configuration.
+        name (`str`): of the adapter in the model.
+
+    Raises:
+        ModelError: tensors are missing, have other shapes, or are unexpected; or the file cannot be read.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    with adapter_errors(path):
+        mapping = getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
+        saved = load_peft_weights(path, device="cpu", key_mapping=mapping)
+        state = model.state_dict()
+        own = get_peft_model_state_dict(model, state, adapter_name=name, save_embedding_layers=False)
+        # PEFT translates names, also those of earlier versions, and says what it did not find.
+        report: Any = set_peft_model_state_dict(model, saved, adapter_name=name)
+    absent = {id(state[key]) for key in report.missing_keys if key in state}
+    wrong = {
+        "are missing from it, and would be random": sorted(key for key, value in own.items() if id(value) in absent),
+        "are in it and not in the model": sorted(report.unexpected_keys),
+    }
+    found = _sentences(wrong)
+    if found:
+        raise ModelError(_not_whole(path, found))
+
+
+class adapter_errors:
+    """Inside, what PEFT raises of an adapter's files becomes a `ModelError` that names the adapter."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DopdError):
+            return
+        if isinstance(error, KeyError):
+            found = f"{error.args[0]} is missing from it"
+        else:  # torch lists what does not fit behind a first line that says nothing
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            found = next((line for line in lines if line.startswith("size mismatch")), first_line(error))
+            found = f"{type(error).__name__}: {found}"
+        raise ModelError(_not_whole(self._path, found)) from error
+
+
+def _not_whole(path: str, found: str) -> str:
+    return (
+        f"adapter {path!r} does not fit its configuration or its base: {found}. Was it cut off while it was written, "
+        "or does adapter_config.json belong to another? Save it anew, or take an earlier checkpoint"
+    )
+
+
+def read_weights(folder: str, model: Any) -> None:
+    """Give a model the weights of a checkpoint that was saved from one like it, in the precision that it has.
+
+    Whole models go through the reader of their family, for files may hold other tensors than models do (experts one
+    by one, and stacked); adapters through PEFT's.
+
+    Raises:
+        ModelError: tensors are missing, have other shapes, or are unexpected; or the checkpoint cannot be read.
+    """
+    if has_adapters(model):
+        for name in model.peft_config:
+            inside = Path(folder) / name
+            read_adapter(str(inside if name != "default" and inside.is_dir() else folder), model, name)
+        return
+    # As wide as the widest, for a model may hold a few weights wider than the others.
+    widest = max((weight.dtype for weight in model.parameters()), key=lambda dtype: dtype.itemsize)
+    try:
+        made, report = type(model).from_pretrained(
+            folder, config=copy.deepcopy(model.config), dtype=widest, **REPORTING
+        )
+    except Exception as error:  # readers of checkpoints fail in many ways
+        raise ModelError(
+            f"checkpoint {folder!r} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    whole(folder, made, report)
+    with torch.no_grad():
+        model.load_state_dict(made.state_dict())

@@ -1,0 +1,180 @@
+"""Files of adapters and of resumed checkpoints: where they are looked for, and that every tensor of them is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adapter_kit as kit
+import pytest
+import torch
+import trainer_kit
+from compatibility import tried
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from dopd.errors import ConfigError, ModelError
+from dopd.runs.build import load_model, load_processing_class
+from dopd.weights import read_weights
+
+# PEFT warns of what is then refused.
+pytestmark = pytest.mark.filterwarnings("ignore:Found missing adapter keys while loading the checkpoint:UserWarning")
+
+Tensors = dict[str, torch.Tensor]
+FACTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+NORM, ROWS = "layers.0.self_attn.q_norm.weight", "trainable_tokens_delta"
+BROKEN: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "every tensor renamed": (lambda w: {f"net.{name}": value for name, value in w.items()}, "missing"),
+    "a factor missing": (lambda w: {n: v for n, v in w.items() if n != FACTOR}, rf"missing.*{FACTOR}"),
+    "a whole module missing": (lambda w: {n: v for n, v in w.items() if NORM not in n}, rf"{NORM} is missing"),
+    "trained rows missing": (lambda w: {n: v for n, v in w.items() if ROWS not in n}, rf"{ROWS} is missing"),
+    "a factor cut": (lambda w: {**w, FACTOR: w[FACTOR][:-1].clone()}, r"size mismatch.*q_proj.lora_B"),
+    "a factor too many": (
+        lambda w: {**w, FACTOR.replace("layers.0", "layers.7"): w[FACTOR].clone()},
+        r"not in the model .*layers.7",
+    ),
+}
+STEPS: dict[str, Any] = {
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "optim": "adamw_torch",
+    "learning_rate": 0.05,
+}
+
+
+def config() -> LoraConfig:
+    return LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        modules_to_save=["q_norm"],
+        trainable_token_indices=[1, 2],
+        task_type="CAUSAL_LM",
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("base"))
+    trainer_kit.student().save_pretrained(folder)
+    trainer_kit.TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def fresh(base: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_adapter_that_is_not_whole_is_refused_by_its_tensors(what: str, base: str, tmp_path: Path) -> None:
+    change, words = BROKEN[what]
+    model = kit.adapted(config(), fresh(base))
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(kit.logits(load_model(str(tmp_path / "adapter")).eval()), kit.logits(model))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=words):
+        load_model(str(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=words):  # where a resumed run reads it
+        read_weights(str(tmp_path / "adapter"), model)
+    tried("checkpoint", f"adapter: {what}", "refused: names the tensors")
+
+
+def test_a_run_does_not_resume_from_a_checkpoint_that_is_not_whole(base: str, tmp_path: Path) -> None:
+    for name, options in (("adapter_model", {"peft_config": config()}), ("model", {})):
+        folder = tmp_path / name
+        trainer_kit.trainer(folder, model=fresh(base), **STEPS, **options).train()
+        file = folder / "checkpoint-2" / f"{name}.safetensors"
+        whole = load_file(file)
+        missing = next(key for key in whole if "q_proj" in key)
+        save_file({key: value for key, value in whole.items() if key != missing}, file, metadata={"format": "pt"})
+        made = trainer_kit.trainer(folder, model=fresh(base), **STEPS, **options)
+        with pytest.raises(ModelError, match=rf"1 tensors are missing from it, and would be random \({missing}"):
+            made.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    tried("checkpoint", "a resumed checkpoint with a tensor missing", "refused: names the tensors")
+
+
+def test_experts_are_resumed_and_the_best_are_loaded(tmp_path: Path) -> None:
+    """Files hold experts one by one, and models all of a layer in one tensor."""
+    unbroken = trainer_kit.trainer(tmp_path, model=kit.experts(), **STEPS)
+    unbroken.train()
+    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert any(".experts.0." in name for name in saved) and not saved.keys() >= unbroken.model.state_dict().keys()
+    resumed = trainer_kit.trainer(tmp_path, model=kit.experts(), **STEPS)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = unbroken.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+    resumed.state.best_model_checkpoint = str(tmp_path / "checkpoint-2")
+    resumed._load_best_model()
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    assert torch.equal(kit.logits(resumed.model.eval()), kit.logits(best))
+    assert not torch.equal(kit.logits(best), kit.logits(unbroken.model.eval()))
+    tried("checkpoint", "a run of a mixture of experts, resumed", "exact: every expert is the checkpoint's")
+
+
+def test_an_adapter_of_another_name_opens_and_resumes(base: str, tmp_path: Path) -> None:
+    def made() -> Any:
+        model = get_peft_model(fresh(base), trainer_kit.lora(), adapter_name="hinted")
+        return trainer_kit.trainer(tmp_path, model=model, **STEPS)
+
+    unbroken, resumed = made(), made()
+    unbroken.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = kit.logits(unbroken.model.eval())
+    assert torch.equal(kit.logits(resumed.model.eval()), expected)
+    assert torch.equal(kit.logits(load_model(str(tmp_path / "checkpoint-4")).eval()), expected)
+    tried("checkpoint", "folder of a run whose adapter has a name of its own", "base and adapter are loaded")
+
+
+def test_of_several_adapters_a_folder_could_not_say_which_act(base: str, tmp_path: Path) -> None:
+    model = get_peft_model(fresh(base), trainer_kit.lora())
+    model.add_adapter("second", trainer_kit.lora(3))
+    model.set_adapter("second")
+    with pytest.raises(ConfigError, match=r"has the adapters default, second.*delete_adapter"):
+        trainer_kit.trainer(tmp_path / "run", model=model)
+    model.delete_adapter("default")
+    trainer_kit.trainer(tmp_path / "run", model=model)
+    model.add_adapter("third", trainer_kit.lora())
+    model.save_pretrained(tmp_path / "both")
+    with pytest.raises(ModelError, match=r"holds the adapters second, third"):
+        load_model(str(tmp_path / "both"))
+    tried("adapter", "several adapters at once", "refused: a saved folder would not say which act; the advice works")
+
+
+# --- On a hub that cannot be reached, from this machine's cache
+
+
+def cached(cache: Path, name: str, revision: str, model: Any, *, tokenizer: bool = True) -> None:
+    """Files of a model as the hub's client keeps them."""
+    root, commit = cache / f"models--{name.replace('/', '--')}", f"{revision:a<40}"
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / revision).write_text(commit)
+    model.save_pretrained(root / "snapshots" / commit)
+    if tokenizer:
+        trainer_kit.TOKENIZER.save_pretrained(root / "snapshots" / commit)
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in someone/base:UserWarning")
+def test_adapters_of_the_hub_are_read_from_the_cache_at_the_revision_that_is_meant(tmp_path: Path) -> None:
+    cache, where = tmp_path / "cache", {"cache_dir": str(tmp_path / "cache")}
+    cached(cache, "someone/base", "main", trainer_kit.student(1))
+    cached(cache, "someone/base", "v1", trainer_kit.student(2))
+    models = {}
+    for revision, seed in (("main", 3), ("v2", 4)):
+        models[revision] = kit.adapted(trainer_kit.lora(), load_model("someone/base", **where), seed)
+        cached(cache, "someone/adapter", revision, models[revision], tokenizer=False)
+    for revision, expected in models.items():
+        opened = load_model("someone/adapter", revision=revision, **where).eval()
+        assert torch.equal(kit.logits(opened), kit.logits(expected))
+        assert len(load_processing_class("someone/adapter", revision=revision, **where)) == len(trainer_kit.TOKENIZER)
+    # An adapter says which revision of its base it stands on.
+    options = {"revision": "v1", **where}
+    made = trainer_kit.trainer(
+        tmp_path, model="someone/base", model_init_kwargs=options, peft_config=trainer_kit.lora(), max_steps=1
+    )
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    assert torch.equal(kit.logits(load_model(str(tmp_path / "saved"), **where).eval()), kit.logits(made.model.eval()))
+    with pytest.raises(ModelError, match=r"'someone/other' cannot be read: .*not in the cache"):
+        load_model("someone/other", **where)
+    tried("checkpoint", "adapter in the hub's cache, hub out of reach", "read, at the revision of adapter and of base")
