@@ -1,6 +1,9 @@
 """From last hidden states to logits: what a model does after its backbone, as data that a fused loss can read."""
 
+import inspect
+import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +72,9 @@ class Head:
     def of_model(cls, model: Any, temperature: float = 1.0) -> "Head":
         """The head of a transformers causal or vision-language model, with the scale and cap that its config declares.
 
+        They count where the model's code reads them: vision-language models may leave out what the configuration of
+        their language model declares (Aya Vision, LLaVA-NeXT with Granite).
+
         Tokens that stand for a piece of an image get probability 0: they are not sampled, so they are not scored.
 
         Raises:
@@ -79,14 +85,13 @@ class Head:
             raise ModelError(
                 f"{type(model).__name__} has no output embedding: dopd needs a model with a language-model head"
             )
-        # On vision-language models the text part of the config holds these.
-        config = model.config.get_text_config()
+        settings = _Settings(model, output)
         weight = whole_weight(output) if is_quantized(output) else output.weight
         return cls(
             weight,
             _without(placeholder_ids(model.config), output, weight),
-            logit_scale=_logit_scale(config),
-            softcap=_first_of(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+            logit_scale=_logit_scale(settings),
+            softcap=settings.first_of("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
             temperature=temperature,
         )
 
@@ -108,20 +113,53 @@ def _without(ids: list[int], output: Any, weight: Tensor) -> Tensor | None:
     return forbidden if bias is None else _whole(bias, None) + forbidden
 
 
-def _first_of(config: Any, *names: str) -> float | None:
-    """The first of these settings that the config has: one thing, under the names that the model families give it."""
-    values = (getattr(config, name, None) for name in names)
-    return next((float(value) for value in values if value is not None), None)
+class _Settings:
+    """What a model declares of its logits, as far as its code reads it.
+
+    Args:
+        model: a transformers model.
+        output (`nn.Module`): its output embedding.
+    """
+
+    def __init__(self, model: Any, output: nn.Module) -> None:
+        # On vision-language models the text part of the config holds these.
+        self.config = model.config.get_text_config()
+        self._classes = _classes_above(model, output)
+
+    def first_of(self, *names: str) -> float | None:
+        """The first of these that is declared and read: one thing, under the names that the model families give it."""
+        for name in names:
+            value = getattr(self.config, name, None)
+            if value is not None and (not self._classes or any(_names(kind, name) for kind in self._classes)):
+                return float(value)
+        return None
 
 
-def _logit_scale(config: Any) -> float:
-    if config.model_type == "mpt":  # declares a logit_scale that its forward never reads
-        return 1.0
-    factor = _first_of(config, "logit_scale", "output_multiplier", "lm_head_multiplier")
+def _classes_above(model: nn.Module, output: nn.Module) -> list[type]:
+    """Classes of the modules that hold an output embedding, of which one makes the logits; none if it is not found."""
+    path: list[str] = next((name.split(".") for name, module in model.named_modules() if module is output and name), [])
+    return [type(model.get_submodule(".".join(path[:depth]))) for depth in range(len(path))]
+
+
+@cache
+def _names(kind: type, setting: str) -> bool:
+    """Whether the code of a model's class names a setting; taken for granted where there is no code to look at."""
+    for base in kind.__mro__:
+        if base is not nn.Module and "forward" in vars(base):
+            try:
+                if re.search(rf"\b{setting}\b", inspect.getsource(base)):
+                    return True
+            except (OSError, TypeError):
+                return True
+    return False
+
+
+def _logit_scale(settings: _Settings) -> float:
+    factor = settings.first_of("logit_scale", "output_multiplier", "lm_head_multiplier")
     if factor is not None:
         return factor
-    divisor = _first_of(config, "logits_scaling")
+    divisor = settings.first_of("logits_scaling")
     if divisor is None:
         return 1.0
     # Granite and MiniCPM3 divide by logits_scaling; HyperCLOVA X multiplies.
-    return divisor if config.model_type == "hyperclovax" else 1.0 / divisor
+    return divisor if settings.config.model_type == "hyperclovax" else 1.0 / divisor

@@ -17,7 +17,7 @@ _ID_FIELDS = (
     "audio_token_id",
     "audio_token_index",
 )
-_TEXT_FIELDS = ("image_token", "boi_token", "video_token", "audio_token")
+_TEXT_FIELDS = ("image_token", "img_patch_token", "boi_token", "video_token", "audio_token")
 
 
 def placeholder_ids(config: Any) -> list[int]:

@@ -83,6 +83,30 @@ def qwen3_vl() -> Any:
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def aya_vision() -> Any:
+    text = transformers.Cohere2Config(**SIZES, logit_scale=0.0625)
+    config = transformers.AyaVisionConfig(text_config=text, vision_config=transformers.SiglipVisionConfig(**TOWER))
+    return transformers.AyaVisionForConditionalGeneration(config)
+
+
+def llava_next_of_granite() -> Any:
+    text = transformers.GraniteConfig(**SIZES, logits_scaling=8.0)
+    config = transformers.LlavaNextConfig(text_config=text, vision_config=transformers.CLIPVisionConfig(**TOWER))
+    return transformers.LlavaNextForConditionalGeneration(config)
+
+
+def paligemma2() -> Any:
+    text = transformers.Gemma2Config(**SIZES, sliding_window=8, final_logit_softcapping=0.5)
+    vision = {"model_type": "siglip_vision_model", "projection_dim": 16, "vision_use_head": False, **TOWER}
+    config = transformers.PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=16, image_token_index=99
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "qwen3 tied": lambda: qwen3(tie_word_embeddings=True),
     "qwen3 untied": lambda: qwen3(tie_word_embeddings=False),
@@ -97,6 +121,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "mpt declares a scale that it never reads": mpt,
     "phi bias": phi,
     "qwen3_vl": qwen3_vl,
+    "aya vision leaves its language model's scale out": aya_vision,
+    "llava-next leaves its language model's scale out": llava_next_of_granite,
+    "paligemma soft cap": paligemma2,
 }
 
 

@@ -157,6 +157,34 @@ def _internvl(tokenizer: Any, hidden: int) -> Any:
     return tf.InternVLForConditionalGeneration(config)
 
 
+_AYA_TOKENS = ("<|IMG_PATCH|>", "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE_GLOBAL")
+_AYA_TOKENS += tuple(f"TILE_{number}" for number in range(1, 5))
+
+
+def _aya_processor(tokenizer: Any) -> Any:
+    images = tf.GotOcr2ImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, crop_to_patches=True, min_patches=1, max_patches=4, **PIXELS
+    )
+    return tf.AyaVisionProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        img_size=SIDE,
+        downsample_factor=2,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _aya(tokenizer: Any, hidden: int) -> Any:
+    """Its language model declares a scale of the logits, which the whole model does not apply."""
+    config = tf.AyaVisionConfig(
+        vision_config=tf.SiglipVisionConfig(**vision(), vision_use_head=False),
+        text_config=tf.Cohere2Config(**text(tokenizer, hidden), logit_scale=0.0625, sliding_window=64),
+        image_token_index=token_id(tokenizer, "<|IMG_PATCH|>"),
+    )
+    return tf.AyaVisionForConditionalGeneration(config)
+
+
 def pixtral_processor_class() -> Any:
     """transformers' own class, which asks for torchvision without using it beside its image processor."""
     from transformers.models.pixtral import image_processing_pil_pixtral
@@ -233,6 +261,7 @@ FAMILIES = {
             "video_token": "<video>",
         },
     ),
+    "aya_vision": Family(_AYA_TOKENS, "<image>", _aya_processor, _aya),
     "pixtral": Family(_PIXTRAL_TOKENS, "[IMG]", _pixtral_processor(1), _pixtral, reloads=False),
     "mistral3": Family(_PIXTRAL_TOKENS, "[IMG]", _pixtral_processor(2), _mistral3, reloads=False),
 }
