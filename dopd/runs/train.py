@@ -5,6 +5,7 @@ after training), `curves.png`, `report.html`, the student's checkpoint and token
 """
 
 import copy
+import importlib.util
 import json
 import logging
 import shutil
@@ -20,15 +21,17 @@ from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
+from dopd.runs.beforehand import run_problems
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
+from dopd.settings import Problems
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.images import where_from
 from dopd.trainer.resuming import check_steps_left
-from dopd.trainer.setup import check_trackers, make_evaluator, try_on_rows
+from dopd.trainer.setup import make_evaluator, try_on_rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +44,24 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
         elsewhere (`bool`): the run is for another machine, so this one need not have a GPU for it.
     """
     without_gpu = {"use_cpu": True} if elsewhere and not torch.cuda.is_available() else {}
-    try:
-        config = DOPDConfig(**settings.trainer | without_gpu)
-    except DopdError:
-        raise
-    except (TypeError, ValueError, ImportError) as error:
-        # transformers and TRL check their own fields with these.
-        raise ConfigError(first_line(error)) from error
-    if not elsewhere:
-        check_trackers(config)
+    config, problems = None, Problems()
+    with problems.collected():
+        try:
+            config = DOPDConfig(**settings.trainer | without_gpu)
+        except DopdError:
+            raise
+        except (TypeError, ValueError, ImportError, OSError) as error:
+            # transformers and TRL check their own fields with these.
+            raise ConfigError(first_line(error)) from error
+    if settings.use_peft and (not elsewhere or importlib.util.find_spec("peft")):
+        with problems.collected():
+            _peft_config(settings)
+    if config is not None:
+        problems.add(*run_problems(settings, config, elsewhere=elsewhere))
+        with problems.collected():
+            _student_options(settings, config)
+    problems.tell()
+    assert config is not None
     return config
 
 
@@ -152,8 +164,6 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
         ConfigError: quantised weights that nothing would train, or quantisation that is asked for twice.
     """
     given: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
-    if not isinstance(given or {}, dict):
-        raise ConfigError(f"model_init_kwargs (={given!r}) must be a mapping, for example '{{revision: main}}'")
     options = dict(given or {})
     if config.trust_remote_code:
         options.setdefault("trust_remote_code", True)

@@ -1,5 +1,6 @@
 """Verifiers by name."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -9,6 +10,15 @@ from typing import Any
 from dopd.errors import ConfigError, DataError, first_line
 from dopd.evaluation.verifier import Verifier
 from dopd.tasks.sources import same_number_or_formula
+
+
+def check_verifier_name(name: str) -> None:
+    """Raise `ConfigError` for a name that is no verifier's, without importing anything."""
+    module, _, function = name.partition(":")
+    if name not in _VERIFIERS and not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        close = difflib.get_close_matches(name, _VERIFIERS, n=1)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function{hint}")
 
 
 def load_verifier(name: str | None) -> Verifier | None:

@@ -22,7 +22,14 @@ from dopd.trainer import setup
 from dopd.trainer.best import STUDENT_METRICS
 from dopd.trainer.context import common_context, context_of
 
-BASE = {"model_name_or_path": "s", "task": "dag", "use_cpu": True, "bf16": False, "report_to": "none"}
+BASE = {
+    "model_name_or_path": "s",
+    "teacher_model_name_or_path": "t",
+    "task": "dag",
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+}
 
 
 def made(folder: Path, *flags: str, **values: Any) -> Any:

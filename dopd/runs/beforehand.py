@@ -1,0 +1,78 @@
+"""What the keys of a run say beside one another, checked before a model, a row or a file is touched."""
+
+import difflib
+from collections.abc import Iterator
+
+from dopd.runs.settings import RunSettings
+from dopd.runs.verifiers import check_verifier_name
+from dopd.settings import Problems
+from dopd.trainer import DOPDConfig
+from dopd.trainer.best import STUDENT_METRICS, student_metric
+from dopd.trainer.guards import check_models
+from dopd.trainer.setup import check_batch_sizes, check_trackers
+
+# What the host's own evaluation returns.
+_HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
+
+
+def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) -> list[str]:
+    """Everything that is wrong with a run's keys together.
+
+    Args:
+        settings (`RunSettings`): the run.
+        config (`DOPDConfig`): made of it.
+        elsewhere (`bool`): the run is for another machine, with other packages and another number of processes.
+    """
+    problems = Problems(_evaluation_problems(settings, config))
+    if settings.verifier is not None:
+        with problems.collected():
+            check_verifier_name(settings.verifier)
+    if config.teacher_model_name_or_path is None:
+        with problems.collected():
+            check_models(None, None, config.routing_table())
+    if not elsewhere:
+        with problems.collected():
+            check_trackers(config)
+        with problems.collected():
+            check_batch_sizes(config)
+    return problems.found
+
+
+def _evaluation_problems(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
+    held_out = settings.task or settings.dataset_test_split or settings.dataset_eval_name
+    strategy = str(getattr(config.eval_strategy, "value", config.eval_strategy))
+    asked = {
+        "student_eval_steps": config.student_eval_steps,
+        "final_eval_prompts": settings.final_eval_prompts,
+        "eval_strategy": None if strategy == "no" else strategy,
+    }
+    for name, value in asked.items():
+        if value is None:
+            continue
+        if held_out is None:
+            yield (
+                f"{name} (={value!r}) needs held-out rows: set dataset_test_split or dataset_eval_name, or leave "
+                f"{name} out"
+            )
+        elif name != "eval_strategy" and settings.task is None and settings.verifier is None:
+            yield f"{name} (={value!r}) needs a verifier: set verifier, or leave {name} out"
+    yield from _metric_problems(config, evaluated=strategy != "no")
+
+
+def _metric_problems(config: DOPDConfig, *, evaluated: bool) -> Iterator[str]:
+    name = config.metric_for_best_model
+    if name is None or student_metric(config) is not None:
+        return
+    if name.removeprefix("eval_") in _HOST_METRICS:
+        if config.load_best_model_at_end and not evaluated:
+            yield (
+                f"load_best_model_at_end with metric_for_best_model (={name!r}) needs eval_strategy, which measures it"
+            )
+        return
+    names = [*STUDENT_METRICS, *_HOST_METRICS]
+    close = difflib.get_close_matches(name.removeprefix("eval_"), names, n=1)
+    yield (
+        f"metric_for_best_model (={name!r}) is not measured.{f' Did you mean {close[0]!r}?' if close else ''} Metrics "
+        f"of the student (student_eval_steps): {', '.join(STUDENT_METRICS)}; of the host (eval_strategy): "
+        f"{', '.join(_HOST_METRICS)}"
+    )
