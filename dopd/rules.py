@@ -12,6 +12,7 @@ from typing import Any
 from dopd.divergences import WITHOUT_TARGET, DivergenceKind, Support, Tail, Variant, check_choice, check_support
 from dopd.errors import ConfigError
 from dopd.routing import Regime
+from dopd.settings import SettingsError, check, check_attributes, settings_of, settings_of_call
 from dopd.signals import SIGNALS
 from dopd.sources import LIVE, Target, target_of
 
@@ -54,6 +55,9 @@ class SignalUse:
                 f"{field_name}: signal {name!r} has no option {', '.join(map(str, unknown))}; it has "
                 f"{', '.join(allowed) or 'none'}"
             )
+        options, problems = check(options, settings_of_call(SIGNALS[name].compute), f"{field_name}: signal {name!r}")
+        if problems:
+            raise SettingsError(problems)
         return cls(name, tuple(sorted(options.items())))
 
 
@@ -137,6 +141,7 @@ class Rule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "regime", _as_regime(self.regime))
         try:
+            check_attributes(self, {name: settings_of(Rule)[name] for name in _TYPED})
             self._check_divergence()
             self._check_target()
             self._read_signals()
@@ -233,6 +238,7 @@ class Rule:
         return row
 
 
+_TYPED = ("name", "beta", "clamp", "cap")  # the others are read in several forms
 _ALWAYS = ("regime", "source", "divergence", "support", "tail", "top_k", "weight")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dopd.errors import ConfigError
 from dopd.runs.settings import all_settings
-from dopd.settings import REQUIRED, Setting, quoted
+from dopd.settings import Setting
 
 _WIDTH = 110
 
@@ -32,10 +32,8 @@ def _has(setting: Setting, wanted: Sequence[str]) -> bool:
 
 
 def _lines(setting: Setting) -> str:
-    default = "must be given" if setting.default is REQUIRED else f"default {quoted(setting.default)}"
-    allowed = setting.words + (" or null" if setting.nullable else "")
     indented = {"width": _WIDTH, "subsequent_indent": "    "}
-    head = textwrap.fill(f"{setting.name}: {allowed}; {default}", **indented)  # type: ignore[arg-type]
+    head = textwrap.fill(str(setting), **indented)  # type: ignore[arg-type]
     if not setting.about:
         return head
     return head + "\n" + textwrap.fill(setting.about, initial_indent="    ", **indented)  # type: ignore[arg-type]

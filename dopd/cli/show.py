@@ -12,6 +12,7 @@ from rich.text import Text
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
 from dopd.report.terminal import print_paragraph, print_table
+from dopd.settings import settings_of_call
 from dopd.sources import CONTRAST, SOURCES
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def print_methods(name: str | None) -> None:
             "source": f"{card.source} (confidence: {card.confidence})",
             "departures": card.departures or "none known",
             "needs": _needs_in_words(built),
-            "options": ", ".join(map(str, inspect.signature(METHODS[name]).parameters.values())) or "none",
+            "options": ". ".join(map(str, settings_of_call(METHODS[name]).values())) or "none",
         }
         for label, text in lines.items():
             print_paragraph(console, label, text)

@@ -4,6 +4,7 @@ import math
 
 from dopd.methods.registry import CARDS, Card, method
 from dopd.rules import Rule
+from dopd.settings import Count, Fraction, NotNegative, Share
 from dopd.tables import RoutingTable
 
 
@@ -16,7 +17,7 @@ from dopd.tables import RoutingTable
         departures="no PPO clipping: rollouts are used once, so that the ratio is 1",
     ),
 )
-def eopd(*, threshold: float = 0.8, top_k: int = 16) -> RoutingTable:
+def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     unsure = {"signal": "teacher_entropy", "above": threshold}
     rules = (
         Rule(name="sampled", source="teacher", support="sampled"),
@@ -43,7 +44,7 @@ def eopd(*, threshold: float = 0.8, top_k: int = 16) -> RoutingTable:
         "by the kept tokens of each sequence",
     ),
 )
-def tip(*, fraction: float = 0.5) -> RoutingTable:
+def tip(*, fraction: Share = 0.5) -> RoutingTable:
     rule = Rule(name="kept", source="teacher", select={"signal": "tip", "top": fraction}, weight=1.0 / fraction)
     return RoutingTable(name="tip", rules=(rule,), source_note=CARDS["tip"].note)
 
@@ -58,7 +59,7 @@ def tip(*, fraction: float = 0.5) -> RoutingTable:
         "disagreement is |log T(y) - log S(y)|; divided by the share that is kept",
     ),
 )
-def ta_opd(*, fraction: float = 0.05) -> RoutingTable:
+def ta_opd(*, fraction: Share = 0.05) -> RoutingTable:
     rule = Rule(
         name="kept",
         source="teacher",
@@ -79,7 +80,7 @@ def ta_opd(*, fraction: float = 0.05) -> RoutingTable:
         "the second stage alone: the first stage's mask and the step of the switch are not known",
     ),
 )
-def reopold(*, mixture: float = 0.2, fraction: float = 0.5) -> RoutingTable:
+def reopold(*, mixture: Fraction = 0.2, fraction: Share = 0.5) -> RoutingTable:
     rule = Rule(
         name="kept",
         source="teacher",
@@ -99,7 +100,7 @@ def reopold(*, mixture: float = 0.2, fraction: float = 0.5) -> RoutingTable:
         departures="each term is averaged over all tokens; the source averages the last over the tokens that it picks",
     ),
 )
-def tsd_kd(*, beta: float = 0.9, top_k: int = 10, opening: float = 0.1, highest: float = 0.1) -> RoutingTable:
+def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, highest: Share = 0.1) -> RoutingTable:
     rules = (
         Rule(name="direct", source="teacher", divergence="js", beta=beta, scale="student_surer"),
         Rule(
@@ -127,7 +128,7 @@ def tsd_kd(*, beta: float = 0.9, top_k: int = 10, opening: float = 0.1, highest:
         "the words of praise and criticism are ours",
     ),
 )
-def cal_opd(*, tolerance: float = 5.0) -> RoutingTable:
+def cal_opd(*, tolerance: NotNegative = 5.0) -> RoutingTable:
     rule = Rule(
         divergence="policy_gradient", support="sampled", advantage={"signal": "cal_opd", "tolerance": tolerance}
     )
@@ -144,7 +145,7 @@ def cal_opd(*, tolerance: float = 5.0) -> RoutingTable:
         "entropies are scaled over the batch",
     ),
 )
-def opsa(*, fraction: float = 0.2) -> RoutingTable:
+def opsa(*, fraction: Share = 0.2) -> RoutingTable:
     rule = Rule(
         name="unlikely",
         divergence="policy_gradient",

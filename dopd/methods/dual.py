@@ -1,12 +1,13 @@
 """DOPD, its ablations, and the naive ways to use privileged context (arXiv 2606.30626)."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.registry import CARDS, Build, Card, method
 from dopd.routing import Regime
 from dopd.rules import Rule
+from dopd.settings import Count, Fraction, NotNegative
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -20,11 +21,11 @@ EQUATION = "by regime: w KL(S || T(.|p)), w KL(S || S(.|p)) on the top K, or JS(
 )
 def dopd(
     *,
-    top_k: int = 128,
+    top_k: Count = 128,
     tail: Tail = "bucket",
-    strong_weight: float = 1.0,
-    light_weight: float = 0.6,
-    weak_weight: float = 0.3,
+    strong_weight: NotNegative = 1.0,
+    light_weight: NotNegative = 0.6,
+    weak_weight: NotNegative = 0.3,
     anchor: Anchor = "current",
     trim: float = 0.05,
 ) -> RoutingTable:
@@ -101,17 +102,17 @@ def _ablation_card(about: str, reading: str = "") -> Card:
 
 
 @method("dopd_no_privilege", _ablation_card("DOPD without privileged context: both policies read the plain prompt"))
-def dopd_no_privilege(*, top_k: int = 128) -> RoutingTable:
+def dopd_no_privilege(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_privilege", top_k=top_k, context="none")
 
 
 @method("dopd_no_student_targets", _ablation_card("DOPD with the privileged teacher as target in every regime"))
-def dopd_no_student_targets(*, top_k: int = 128) -> RoutingTable:
+def dopd_no_student_targets(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_student_targets", top_k=top_k, targets=(TEACHER,) * 4)
 
 
 @method("dopd_no_teacher_targets", _ablation_card("DOPD with the privileged student as target in every regime"))
-def dopd_no_teacher_targets(*, top_k: int = 128) -> RoutingTable:
+def dopd_no_teacher_targets(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_teacher_targets", top_k=top_k, targets=(STUDENT,) * 4)
 
 
@@ -121,7 +122,7 @@ def dopd_no_teacher_targets(*, top_k: int = 128) -> RoutingTable:
         "DOPD with one divergence in every regime", "the paper does not say which; JS unless told otherwise"
     ),
 )
-def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: int = 128) -> RoutingTable:
+def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_divergence", top_k=top_k, divergence=divergence)
 
 
@@ -131,7 +132,7 @@ def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: int = 128) 
         "DOPD with one support in every regime", "the paper does not say which; top K unless told otherwise"
     ),
 )
-def dopd_one_support(*, support: Support = "student_topk", top_k: int = 128) -> RoutingTable:
+def dopd_one_support(*, support: Support = "student_topk", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_support", top_k=top_k, support=support)
 
 
@@ -141,7 +142,7 @@ def dopd_one_support(*, support: Support = "student_topk", top_k: int = 128) -> 
         "all four regimes with JS over the top K and equal weights", f"{PAPER}, Table 6", "JS(S, target of the regime)"
     ),
 )
-def dopd_equal(*, top_k: int = 128) -> RoutingTable:
+def dopd_equal(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_equal", top_k=top_k, divergence="js", support="student_topk", weights=(1.0,) * 4)
 
 
@@ -153,7 +154,7 @@ def dopd_equal(*, top_k: int = 128) -> RoutingTable:
         "student's",
     ),
 )
-def dopd_unrouted(*, top_k: int = 128) -> RoutingTable:
+def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
     return RoutingTable(
         name="dopd_unrouted",
         rules=(
@@ -169,7 +170,7 @@ def one_row(
     source: str,
     divergence: DivergenceKind,
     support: Support,
-    top_k: int,
+    top_k: Count,
     tail: Tail,
     anchor: Anchor = "current",
 ) -> RoutingTable:
@@ -186,7 +187,7 @@ def privileged_teacher(
     *,
     divergence: DivergenceKind = "reverse_kl",
     support: Support = "full",
-    top_k: int = 128,
+    top_k: Count = 128,
     tail: Tail = "bucket",
 ) -> RoutingTable:
     return one_row("privileged_teacher", TEACHER, divergence, support, top_k, tail)
@@ -200,7 +201,7 @@ def privileged_student(
     *,
     divergence: DivergenceKind = "reverse_kl",
     support: Support = "full",
-    top_k: int = 128,
+    top_k: Count = 128,
     tail: Tail = "bucket",
     anchor: Anchor = "current",
 ) -> RoutingTable:
@@ -219,7 +220,7 @@ def privileged_both(
     *,
     divergence: DivergenceKind = "reverse_kl",
     support: Support = "full",
-    top_k: int = 128,
+    top_k: Count = 128,
     tail: Tail = "bucket",
 ) -> RoutingTable:
     rule = Rule(source="teacher", divergence=divergence, support=support, top_k=top_k, tail=tail)
@@ -235,13 +236,13 @@ def privileged_both(
         "KL(S || T) on the tokens that are left",
     ),
 )
-def vanilla_drop(*, drop: str = "top", fraction: float = 0.2) -> RoutingTable:
+def vanilla_drop(*, drop: Literal["top", "bottom", "random"] = "top", fraction: Fraction = 0.2) -> RoutingTable:
     """`drop`: "top" or "bottom" (by the privilege gap), or "random"; `fraction`: the share of tokens left out."""
     signal, kept = {
         "top": ("privilege_gap", "bottom"),
         "bottom": ("privilege_gap", "top"),
         "random": ("random", "bottom"),
-    }.get(drop, ("", ""))
-    select = {"signal": signal or f"drop={drop}", kept or "top": 1.0 - fraction}
+    }[drop]
+    select = {"signal": signal, kept: 1.0 - fraction}
     rule = Rule(name="kept", source="teacher", select=select)
     return RoutingTable(name="vanilla_drop", rules=(rule,), source_note=CARDS["vanilla_drop"].note)

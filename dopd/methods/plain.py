@@ -6,6 +6,7 @@ from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.dual import one_row
 from dopd.methods.registry import CARDS, Card, method
 from dopd.rules import Rule
+from dopd.settings import Positive
 from dopd.tables import RoutingTable
 
 
@@ -60,7 +61,7 @@ def gkd(*, divergence: DivergenceKind = "js", beta: float = 0.5) -> RoutingTable
         departures="no PPO clipping and no rollout importance weights: rollouts are used once, so that the ratio is 1",
     ),
 )
-def exopd(*, extrapolation: float = 1.25) -> RoutingTable:
+def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
     source = {"teacher": extrapolation, "reference": 1.0 - extrapolation}
     rule = Rule(source=source, support="sampled")
     return RoutingTable(name="exopd", rules=(rule,), source_note=CARDS["exopd"].note)

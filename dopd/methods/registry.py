@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from dopd.errors import ConfigError
+from dopd.settings import SettingsError, check, settings_of_call
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -78,6 +79,9 @@ def table(name: str, /, **options: Any) -> RoutingTable:
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ConfigError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+    options, problems = check(options, settings_of_call(METHODS[name]), f"method_options of {name}")
+    if problems:
+        raise SettingsError(problems)
     built = METHODS[name](**options)
     if CARDS[name].confidence == "low":
         built = replace(built, unverified=CARDS[name].departures)

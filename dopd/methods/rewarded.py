@@ -2,6 +2,7 @@
 
 from dopd.methods.registry import CARDS, Card, method
 from dopd.rules import Rule
+from dopd.settings import Count, NotNegative, Probability
 from dopd.tables import RoutingTable
 
 _ONCE = "no PPO clipping: rollouts are used once, so that the ratio is 1"
@@ -30,7 +31,7 @@ def grpo() -> RoutingTable:
         departures=f"no balancing of right and wrong rollouts, no filter of prompts; {_ONCE}",
     ),
 )
-def uni_opd(*, delta: float = 0.1) -> RoutingTable:
+def uni_opd(*, delta: NotNegative = 0.1) -> RoutingTable:
     rules = (
         Rule(name="teacher", source="teacher", support="sampled", clip=(-10.0, 10.0)),
         Rule(
@@ -52,7 +53,7 @@ def uni_opd(*, delta: float = 0.1) -> RoutingTable:
         departures=_ONCE,
     ),
 )
-def rlsd(*, epsilon: float = 0.2, mix: float = 0.5, decay_steps: int = 50) -> RoutingTable:
+def rlsd(*, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Count = 50) -> RoutingTable:
     advantage = {"signal": "rlsd", "epsilon": epsilon, "mix": mix, "decay_steps": decay_steps}
     rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
     return RoutingTable(name="rlsd", rules=(rule,), source_note=CARDS["rlsd"].note)
@@ -68,7 +69,7 @@ def rlsd(*, epsilon: float = 0.2, mix: float = 0.5, decay_steps: int = 50) -> Ro
         departures=f"one wrong hint in place of up to four, one mean over all tokens; {_ONCE}",
     ),
 )
-def rlcsd(*, tau: float = 0.02, mix: float = 0.5, snapshot_steps: int = 10) -> RoutingTable:
+def rlcsd(*, tau: NotNegative = 0.02, mix: Probability = 0.5, snapshot_steps: Count = 10) -> RoutingTable:
     rule = Rule(divergence="policy_gradient", support="sampled", advantage={"signal": "rlcsd", "tau": tau, "mix": mix})
     return RoutingTable(
         name="rlcsd",

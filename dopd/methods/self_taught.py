@@ -3,6 +3,7 @@
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.registry import CARDS, Card, method
 from dopd.rules import Rule
+from dopd.settings import Count, Fraction, Positive
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -18,7 +19,7 @@ SELF = "privileged_student"
         departures="none; as published, a student that equals its target is still pushed out of the top K",
     ),
 )
-def opcd(*, top_k: int = 256, tail: Tail = "truncate") -> RoutingTable:
+def opcd(*, top_k: Count = 256, tail: Tail = "truncate") -> RoutingTable:
     rule = Rule(source=SELF, support="student_topk", top_k=top_k, tail=tail)
     return RoutingTable(name="opcd", rules=(rule,), anchor="frozen", source_note=CARDS["opcd"].note)
 
@@ -34,9 +35,9 @@ def opcd(*, top_k: int = 256, tail: Tail = "truncate") -> RoutingTable:
 def opsd(
     *,
     divergence: DivergenceKind = "forward_kl",
-    clamp: float | None = 0.05,
+    clamp: Positive | None = 0.05,
     support: Support = "full",
-    top_k: int = 100,
+    top_k: Count = 100,
     anchor: Anchor = "frozen",
 ) -> RoutingTable:
     """`divergence="js", clamp=None` is the first version of the paper."""
@@ -55,7 +56,7 @@ def opsd(
     ),
 )
 def sdft(
-    *, divergence: DivergenceKind = "reverse_kl", anchor: Anchor = "ema", ema_decay: float | None = 0.99
+    *, divergence: DivergenceKind = "reverse_kl", anchor: Anchor = "ema", ema_decay: Fraction | None = 0.99
 ) -> RoutingTable:
     """`anchor="frozen"`: the static variant; `divergence="forward_kl"`: the published code."""
     rule = Rule(source=SELF, divergence=divergence)
@@ -77,7 +78,7 @@ def sdft(
         departures="no importance weights (rollouts are used once); the sibling is the first right one",
     ),
 )
-def sdpo(*, top_k: int = 100, ema_decay: float = 0.95) -> RoutingTable:
+def sdpo(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(
         source=SELF,
         divergence="js",
@@ -99,7 +100,7 @@ def sdpo(*, top_k: int = 100, ema_decay: float = 0.95) -> RoutingTable:
         departures="no importance weights (rollouts are used once); the crop is the column privileged_images",
     ),
 )
-def vision_opd(*, top_k: int = 100, ema_decay: float = 0.95) -> RoutingTable:
+def vision_opd(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence="js", support="student_topk", top_k=top_k)
     note = CARDS["vision_opd"].note
     return RoutingTable(name="vision_opd", rules=(rule,), anchor="ema", ema_decay=ema_decay, source_note=note)
@@ -114,7 +115,7 @@ def vision_opd(*, top_k: int = 100, ema_decay: float = 0.95) -> RoutingTable:
         departures="one of the six views: the others train on reference texts, or train privileged contexts",
     ),
 )
-def dapd(*, clamp: float = 0.05, snapshot_steps: int = 100) -> RoutingTable:
+def dapd(*, clamp: Positive = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
     rule = Rule(source=SELF, divergence="forward_kl", clamp=clamp)
     note = CARDS["dapd"].note
     return RoutingTable(name="dapd", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps, source_note=note)
@@ -130,7 +131,7 @@ def dapd(*, clamp: float = 0.05, snapshot_steps: int = 100) -> RoutingTable:
         "direction, support and decay are not known; feedback comes with the row, not from a critique of the attempt",
     ),
 )
-def feedback(*, divergence: DivergenceKind = "reverse_kl", ema_decay: float = 0.95) -> RoutingTable:
+def feedback(*, divergence: DivergenceKind = "reverse_kl", ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence=divergence)
     note = CARDS["feedback"].note
     return RoutingTable(name="feedback", rules=(rule,), anchor="ema", ema_decay=ema_decay, source_note=note)

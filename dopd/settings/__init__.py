@@ -3,6 +3,7 @@
 from dopd.settings.described import (
     REQUIRED,
     Count,
+    Fraction,
     Natural,
     NotNegative,
     Positive,
@@ -24,6 +25,7 @@ from dopd.settings.reading import dump_yaml, read_yaml, read_yaml_file
 __all__ = [
     "REQUIRED",
     "Count",
+    "Fraction",
     "Natural",
     "NotNegative",
     "Positive",

@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -30,6 +30,7 @@ Seed = Annotated[int, Ge(0), Lt(2**32)]  # what numpy takes
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Text = Annotated[str, MinLen(1)]
 
@@ -62,6 +63,10 @@ class Setting:
     about: str = ""
     fix: str = ""
     keys: Mapping[str, "Setting"] | None = None
+
+    def __str__(self) -> str:
+        allowed = f"{self.name}: {self.words}{' or null' if self.nullable else ''}"
+        return allowed + ("; must be given" if self.default is REQUIRED else f"; default {quoted(self.default)}")
 
     @functools.cached_property
     def parts(self) -> tuple[Any, ...]:
@@ -239,14 +244,21 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 @functools.cache
 def settings_of_call(function: Callable[..., Any]) -> dict[str, Setting]:
-    """The settings that are the named parameters of a function; one without an annotation is anything."""
+    """The settings that are the named parameters of a function."""
     hints = typing.get_type_hints(function, include_extras=True)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        name: Setting(name, hints.get(name, Any), one.default)
+        name: Setting(name, hints.get(name, _hint(one)), one.default)
         for name, one in inspect.signature(function).parameters.items()
         if one.kind in named
     }
+
+
+def _hint(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter: as annotated, or that of its default."""
+    if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    return type(parameter.default) if isinstance(parameter.default, bool | int | float | str) else Any
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -315,7 +327,7 @@ def _words(hint: Any) -> list[str]:
         return [" ".join([_words(base)[0], " and ".join(said)]).strip()]
     if get_origin(hint) is Literal:
         return [repr(choice) for choice in get_args(hint)]
-    if get_origin(hint) is list or hint is list:
+    if get_origin(hint) in (list, Sequence) or hint is list:
         inner = Setting("", (get_args(hint) or (Any,))[0]).words
         return [f"list of {inner}" if inner else "list"]
     if hint is Any:
@@ -333,7 +345,7 @@ def _strict(hint: Any) -> Any:
     origin, arguments = get_origin(part), get_args(part)
     if origin is Annotated:
         return Annotated[(_strict(arguments[0]), *arguments[1:])]
-    if origin is list:
+    if origin in (list, Sequence):
         return Annotated[list[_strict(arguments[0])], Strict()]  # type: ignore[misc]
     if origin is dict or part is dict:
         values = _strict(arguments[1]) if arguments else Any

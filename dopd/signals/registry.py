@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dopd.routing import privilege_gap
+from dopd.settings import NotNegative
 from dopd.signals import rewards
 from dopd.signals.batch import SignalBatch
 
@@ -104,7 +105,7 @@ def _opsa(batch: SignalBatch) -> Tensor:
     return -0.5 - 0.5 * _unit_interval(batch, batch.entropies["student"])
 
 
-def _cal_opd(batch: SignalBatch, tolerance: float = 5.0) -> Tensor:
+def _cal_opd(batch: SignalBatch, tolerance: NotNegative = 5.0) -> Tensor:
     plain_BT, student_BT = batch.logprobs["teacher"].double(), batch.logprobs["student"].double()
     praised_BT = batch.logprobs["praised_teacher"].double() - plain_BT
     criticised_BT = batch.logprobs["criticised_teacher"].double() - plain_BT

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dopd.settings import Count, NotNegative, Positive, Probability
 from dopd.signals.batch import SignalBatch
 
 # Rollouts of one prompt that all got the same reward say nothing about which is better.
@@ -25,7 +26,7 @@ def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     return batch.per_token(centred_GG.flatten())
 
 
-def uni_opd_margin(batch: SignalBatch, delta: float = 0.1, threshold: float = 0.5) -> Tensor:
+def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: float = 0.5) -> Tensor:
     """The additive shift of Uni-OPD (arXiv 2605.03677), mode "both"; (B, T), nats.
 
     Per prompt, g = mean(a | right) - mean(a | wrong), a = sequence mean of log T - log S. Where g < delta, right
@@ -47,7 +48,7 @@ def uni_opd_margin(batch: SignalBatch, delta: float = 0.1, threshold: float = 0.
     return batch.per_token(shift_GG.flatten())
 
 
-def rlsd(batch: SignalBatch, epsilon: float = 0.2, mix: float = 0.5, decay_steps: int = 50) -> Tensor:
+def rlsd(batch: SignalBatch, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Count = 50) -> Tensor:
     """The token-sized advantage of RLSD (arXiv 2604.03128); (B, T).
 
     Args:
@@ -64,9 +65,9 @@ def rlsd(batch: SignalBatch, epsilon: float = 0.2, mix: float = 0.5, decay_steps
 
 def rlcsd(
     batch: SignalBatch,
-    tau: float = 0.02,
-    mix: float = 0.5,
-    bound: float = 2.0,
+    tau: NotNegative = 0.02,
+    mix: Probability = 0.5,
+    bound: Positive = 2.0,
     threshold: float = 0.02,
 ) -> Tensor:
     """The contrast-shifted advantage of RLCSD (arXiv 2606.11709), with one wrong context; (B, T).

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dopd.errors import ConfigError
+from dopd.settings import SettingsError, check, settings_of
 from dopd.tasks.base import AbstractTask
 from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
@@ -32,6 +33,9 @@ def get_task(name: str, /, **knobs: Any) -> AbstractTask:
     for knob in knobs:
         if knob not in fields:
             raise ConfigError(f"{name} knob: got {knob!r}, allowed: {', '.join(fields)}.{_suggest(knob, fields)}")
+    problems = check(knobs, settings_of(TASKS[name]), f"task_options of {name}")[1]
+    if problems:
+        raise SettingsError(problems)
     return TASKS[name](**knobs)
 
 

@@ -123,10 +123,10 @@ def test_unknown_option_lists_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("dopd", {"top_k": 0}, "row 'LH': top_k"),
-        ("dopd", {"weak_weight": -1.0}, "row 'LL': weight"),
+        ("dopd", {"top_k": 0}, "method_options of dopd: top_k"),
+        ("dopd", {"weak_weight": -1.0}, "method_options of dopd: weak_weight"),
         ("dopd", {"trim": 2}, "table 'dopd': trim"),
-        ("dopd", {"tail": "none"}, "row 'LH': tail"),
+        ("dopd", {"tail": "none"}, "method_options of dopd: tail"),
         ("vanilla", {"support": "sampled", "divergence": "entropy"}, "row 'all': support='sampled' estimates"),
         ("vanilla", {"anchor": "ema"}, "table 'vanilla_ema': anchor='ema' names the weights of the privileged student"),
     ],
