@@ -1,5 +1,7 @@
 """Checks of a dataset before anything is trained on it; what is missing or dropped is counted."""
 
+import ast
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +94,12 @@ def check_row(row: dict[str, Any], index: int) -> None:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{where}: the text is empty")
+        _check_characters(prompt, where)
+        if _is_written_conversation(prompt):
+            raise DataError(
+                f"{where} (={prompt[:60]!r}): a conversation written as text: read it (json.loads) and give "
+                "the list of messages, or it is asked as it stands"
+            )
     elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
         for number, turn in enumerate(prompt):
             _check_turn(turn, f"{where}, turn {number}")
@@ -105,22 +113,54 @@ def check_row(row: dict[str, Any], index: int) -> None:
         context = row.get(column)
         if context is not None and not isinstance(context, str):
             raise DataError(f"row {index}, column {column!r}: expected text or None, got {type(context).__name__}")
+        _check_characters(context or "", f"row {index}, column {column!r}")
+
+
+def _check_characters(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start} ({text[error.start]!r}) is half of a pair and no character, so that no "
+            "tokenizer reads the text. Decode the source again, or text.encode('utf-8', 'replace').decode()"
+        ) from None
+
+
+def _is_written_conversation(text: str) -> bool:
+    """Whether text is a list of turns as JSON or Python writes it: tables of text hold conversations so."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]") and "role" in text):
+        return False
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return (
+            isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
+        )
+    return False
 
 
 def _check_turn(turn: Mapping[str, Any], where: str) -> None:
     role, content = turn["role"], turn.get("content")
-    if not isinstance(role, str) or not role:
+    if not isinstance(role, str) or not role.strip():
         raise DataError(f"{where}: role (={role!r}) must be 'user', 'assistant', 'system' or 'tool'")
+    _check_characters(role, where)
     if content is None:
         if role == "assistant" and turn.get("tool_calls"):
             return
         raise DataError(f"{where}: the {role}'s turn has no content")
     if isinstance(content, str):
         empty = not content.strip()
+        _check_characters(content, where)
     elif isinstance(content, list) and all(isinstance(block, dict) for block in content):
-        texts = [block.get("text") for block in content if block.get("type", "text") == "text"]
+        if not all(isinstance(block.get("type"), str) for block in content):
+            raise DataError(f"{where}: a block of the {role}'s turn has no 'type' ('text', 'image')")
+        texts = [block.get("text") for block in content if block["type"] == "text"]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: a text block of the {role}'s turn has no 'text'")
+        _check_characters("".join(text for text in texts if text), where)
         empty = not content or (len(texts) == len(content) and not any(text.strip() for text in texts if text))
     else:
         raise DataError(

@@ -53,6 +53,13 @@ def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
     if forbidden:
         raise DataError(f"column {TEMPLATE_COLUMN!r}: {forbidden[0]} cannot be set there")
     tools = _row_value(row, TOOLS_COLUMN, list)
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"column {TOOLS_COLUMN!r}: {str(tool)[:60]!r} is no schema of a function: expected {{'type': "
+                "'function', 'function': {'name': ..., 'parameters': ...}}"
+            )
     return {**options, **({"tools": tools} if tools else {})}
 
 

@@ -12,7 +12,7 @@ from PIL import Image as Picture
 
 from dopd.checkpoints import config_of, files_of, where_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
-from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, unread_columns
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.generation import without_placeholders, words
@@ -135,7 +135,9 @@ def _holds_media(kind: Any) -> bool:
 
 def check_readable(row: dict[str, Any], processing_class: Any) -> None:
     """Raise `DataError` for a row with images that the model cannot read."""
-    if not reads_images(processing_class) and (image_sources(plain_prompt(row)) or row.get(PRIVILEGED_COLUMN)):
+    if not reads_images(processing_class) and (
+        image_sources(plain_prompt(row)) or images_of(row, (PRIVILEGED_COLUMN,))
+    ):
         raise DataError(
             "it has images, but the model reads text only: choose a vision-language model (and its processor), or "
             "remove the image columns"
