@@ -94,7 +94,6 @@ def check_row(row: dict[str, Any], index: int) -> None:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{where}: the text is empty")
-        _check_characters(prompt, where)
         if _is_written_conversation(prompt):
             raise DataError(
                 f"{where} (={prompt[:60]!r}): a conversation written as text: read it (json.loads) and give "
@@ -113,17 +112,6 @@ def check_row(row: dict[str, Any], index: int) -> None:
         context = row.get(column)
         if context is not None and not isinstance(context, str):
             raise DataError(f"row {index}, column {column!r}: expected text or None, got {type(context).__name__}")
-        _check_characters(context or "", f"row {index}, column {column!r}")
-
-
-def _check_characters(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: character {error.start} ({text[error.start]!r}) is half of a pair and no character, so that no "
-            "tokenizer reads the text. Decode the source again, or text.encode('utf-8', 'replace').decode()"
-        ) from None
 
 
 def _is_written_conversation(text: str) -> bool:
@@ -146,21 +134,18 @@ def _check_turn(turn: Mapping[str, Any], where: str) -> None:
     role, content = turn["role"], turn.get("content")
     if not isinstance(role, str) or not role.strip():
         raise DataError(f"{where}: role (={role!r}) must be 'user', 'assistant', 'system' or 'tool'")
-    _check_characters(role, where)
     if content is None:
         if role == "assistant" and turn.get("tool_calls"):
             return
         raise DataError(f"{where}: the {role}'s turn has no content")
     if isinstance(content, str):
         empty = not content.strip()
-        _check_characters(content, where)
     elif isinstance(content, list) and all(isinstance(block, dict) for block in content):
         if not all(isinstance(block.get("type"), str) for block in content):
             raise DataError(f"{where}: a block of the {role}'s turn has no 'type' ('text', 'image')")
         texts = [block.get("text") for block in content if block["type"] == "text"]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: a text block of the {role}'s turn has no 'text'")
-        _check_characters("".join(text for text in texts if text), where)
         empty = not content or (len(texts) == len(content) and not any(text.strip() for text in texts if text))
     else:
         raise DataError(

@@ -19,6 +19,14 @@ _KEPT_ROLES = ("system", "developer", "user", "tool")  # templates may shorten w
 _ASKING_ROLES = ("user", "tool")
 _CALLS = "tool_calls"
 _TRIAL = ("first trial block", "second trial block")
+# Turns before and behind one on trial, by its role.
+_A_USER = ({"role": "user", "content": "a"},)
+_AROUND: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+    "system": ((), _A_USER),
+    "developer": ((), _A_USER),
+    "assistant": (_A_USER, _A_USER),
+    "tool": ((*_A_USER, {"role": "assistant", "content": "a"}), ()),
+}
 
 
 def template_of(processing_class: Any, options: Mapping[str, Any]) -> Any:
@@ -73,18 +81,20 @@ def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], optio
                     f"column 'prompt': a block of type {block.get('type')!r} in the {turn['role']}'s turn; the model "
                     "reads text only, as {'type': 'text', 'text': ...}"
                 )
-    kinds = {type(turn.get("content")) for turn in prompt} & {str, list}
     template = template_of(tokenizer, options)
-    known = _read_kinds(tokenizer, template if isinstance(template, str) else None)
-    if kinds <= known or not known:
-        return [dict(turn) for turn in prompt]
-    return [{**turn, "content": _as(str if str in known else list, turn.get("content"))} for turn in prompt]
+    text = template if isinstance(template, str) else None
+    return [
+        {**turn, "content": _readable(turn["content"], _read_kinds(tokenizer, text, turn["role"]))}
+        if isinstance(turn.get("content"), str | list)
+        else dict(turn)
+        for turn in prompt
+    ]
 
 
-def _as(kind: type, content: Any) -> Any:
-    if kind is list and isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return "\n".join(block["text"] for block in content) if kind is str and isinstance(content, list) else content
+def _readable(content: str | list[Any], known: frozenset[type]) -> Any:
+    if type(content) in known or not known:
+        return content
+    return [{"type": "text", "text": content}] if isinstance(content, str) else "\n".join(b["text"] for b in content)
 
 
 def with_readable_calls(
@@ -134,19 +144,24 @@ def _arguments(given: Any, *, as_json: bool) -> Any:
     return json.dumps(given, ensure_ascii=False) if as_json and isinstance(given, Mapping) else given
 
 
-@lru_cache(maxsize=8)
-def _read_kinds(tokenizer: Any, template: str | None) -> frozenset[type]:
-    """Which contents a chat template can read: `str`, `list` (blocks), or both."""
+@lru_cache(maxsize=64)
+def _read_kinds(tokenizer: Any, template: str | None, role: str) -> frozenset[type]:
+    """Which contents a chat template can read in a role's turn: `str`, `list` (blocks), or both. A role whose turns it
+    does not write in a conversation on trial is taken for the user.
+    """
     own = {} if template is None else {"chat_template": template}
     readable = set[type]()
     for content in (" ".join(_TRIAL), [{"type": "text", "text": text} for text in _TRIAL]):
         try:
-            turns = [{"role": "user", "content": content}]
+            before, behind = _AROUND.get(role, ((), ()))
+            turns = [*before, {"role": role, "content": content}, *behind]
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **own)
         except Exception:  # templates fail in whatever way their expressions do
             continue
         if all(words in text for words in _TRIAL) and not re.search(r"['\"]type['\"]", text):
             readable.add(type(content))
+    if not readable and role != "user":
+        return _read_kinds(tokenizer, template, "user")
     return frozenset(readable)
 
 

@@ -172,6 +172,25 @@ def test_blocks_of_text_are_read_as_text_by_every_template(tmp_path: Path, conte
     tried("prompt", f"text blocks, template {content}", "exact: read as text")
 
 
+READS_BLOCKS_OF = (
+    "{% if m['role'] == 'ROLE' and m['content'] is not string %}"
+    "{% for b in m['content'] %}{{ b['text'] }} {% endfor %}{% else %}{{ m['content'] }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_blocks_are_text_for_the_roles_whose_blocks_a_template_does_not_read(role: str) -> None:
+    tok = tokenizer(READS_BLOCKS_OF.replace("ROLE", role))
+    conversation = [("system", "w1"), ("user", "w2"), ("assistant", "w3"), ("tool", "w4"), ("user", "w5")]
+    in_text = [{"role": name, "content": text} for name, text in conversation]
+    in_blocks = [{"role": name, "content": [{"type": "text", "text": text}]} for name, text in conversation]
+    by_turns = [blocks if n % 2 else text for n, (text, blocks) in enumerate(zip(in_text, in_blocks, strict=True))]
+    written = "".join(f"<|im_start|>{name} {text}<|im_end|>" for name, text in conversation)
+    for turns in (in_text, in_blocks, by_turns):
+        assert encode_prompts(tok, [turns], {}) == [tok.encode(f"{written}<|im_start|>assistant ")]
+    tried("prompt", f"text blocks in every turn, template reads those of the {role} alone", "exact: read as text")
+
+
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("blocks", [False, True])
 def test_the_student_of_privileged_both_reads_p_with_every_template(tmp_path: Path, content: str, blocks: bool) -> None:
