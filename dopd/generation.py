@@ -89,11 +89,11 @@ def takes_left_padding(model: Any) -> bool:
 def _same_beside_a_longer_one(model: Any) -> bool:
     short, long = (words(model, count) for count in (_SHORT, _LONG))
     try:
-        ids, alone = _greedy(model, [short])
+        ids, alone = _greedy(model, left_padded([short], 0, model.device))
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return True  # reads more than text; `generate` says of the real prompts what is wrong
     try:
-        ids_beside, beside = _greedy(model, [short, long])
+        ids_beside, beside = _greedy(model, left_padded([short, long], 0, model.device))
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     # Behind two different tokens nothing can be compared; ties are rare, and the first step tells enough.
@@ -103,19 +103,29 @@ def _same_beside_a_longer_one(model: Any) -> bool:
 
 
 @torch.no_grad()
-def check_generation(name: str, model: Any) -> None:
-    """Raise `ModelError` unless the first tokens behind a few words are drawn from the distribution that is scored."""
-    with runs(name, model), evaluation_mode(model):
-        prompt = words(model, _SHORT)
-        ids, drawn_from = _greedy(model, [prompt])
-        view = left_padded([prompt], 0, model.device)
-        scored = Head.of_model(model).logits(view_hidden_states(model, view, ids, torch.ones_like(ids)))
-    if not _close(without_placeholders(drawn_from, model), without_placeholders(scored, model), model):
-        raise ModelError(
-            f"{name}: {type(model).__name__} draws tokens from another distribution than it is scored by: its "
-            "generate and its forward pass give different logits behind the same tokens. Update transformers, or use "
-            "another model"
-        )
+def check_generation(name: str, model: Any, view: View | None = None, *, as_features: bool = True) -> None:
+    """Raise `ModelError` unless the first tokens behind each prompt are drawn from the distribution that is scored.
+
+    Args:
+        name (`str`): of the model, for the message.
+        model: an unwrapped transformers model with whole parameters.
+        view (`View`, *optional*): prompts to try, with their images; a few words if left out.
+        as_features (`bool`): as in `view_hidden_states`.
+    """
+    view = view or left_padded([words(model, _SHORT)], 0, model.device)
+    for row in range(len(view.prompt_ids)):
+        prompt = view.at([row])
+        with runs(name, model), evaluation_mode(model):
+            ids, drawn_from = _greedy(model, prompt, as_features=as_features)
+            hidden = view_hidden_states(model, prompt, ids, torch.ones_like(ids), as_features=as_features)
+            scored = Head.of_model(model).logits(hidden)
+        if not _close(without_placeholders(drawn_from, model), without_placeholders(scored, model), model):
+            raise ModelError(
+                f"{name}: {type(model).__name__} draws tokens from another distribution than it is scored by: its "
+                "generate and its forward pass give different logits behind the same tokens"
+                + (" and images, of which generate loses something, for example positions" if view.images else "")
+                + ". Update transformers, or use another model"
+            )
 
 
 @contextmanager
@@ -141,9 +151,8 @@ def words(model: Any, count: int) -> list[int]:
     return [word if token in forbidden else token for token in ids]
 
 
-def _greedy(model: Any, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+def _greedy(model: Any, view: View, *, as_features: bool = True) -> tuple[Tensor, Tensor]:
     """The likeliest tokens (B, steps) behind prompts, and the logits (B, steps, V) that they were read off."""
-    view = left_padded(prompts, 0, model.device)
     config = GenerationConfig(
         max_new_tokens=_STEPS,
         do_sample=False,
@@ -155,7 +164,7 @@ def _greedy(model: Any, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
     )
     forget_longer_passes(backbone_of(model), model.config)
     with nothing_of_the_checkpoint(model):
-        output = model.generate(**generation_inputs(model, view), generation_config=config)
+        output = model.generate(**generation_inputs(model, view, as_features=as_features), generation_config=config)
     return output.sequences[:, view.prompt_ids.shape[1] :], torch.stack(output.logits, dim=1).float()
 
 

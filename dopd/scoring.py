@@ -300,14 +300,17 @@ def without_router_logits(model: Any) -> dict[str, bool]:
     return {"output_router_logits": False} if "output_router_logits" in signature(whole.forward).parameters else {}
 
 
-def generation_inputs(model: Any, view: View, *, cache: FeatureCache | None = None) -> dict[str, Any]:
+def generation_inputs(
+    model: Any, view: View, *, cache: FeatureCache | None = None, as_features: bool = True
+) -> dict[str, Any]:
     """Keyword arguments of `generate` for the prompts of a view, each different image encoded once.
 
     Args:
         model: an unwrapped transformers model.
         view (`View`): B prompts.
         cache (`FeatureCache`, *optional*): keeps the image features for the passes that follow.
+        as_features (`bool`): as in `view_hidden_states`.
     """
-    images = image_inputs(backbone_of(model), view.images, view.prompt_ids, cache=cache)
+    images = image_inputs(backbone_of(model), view.images, view.prompt_ids, cache=cache, as_features=as_features)
     images |= without_router_logits(model)
     return {"input_ids": view.prompt_ids, "attention_mask": view.prompt_mask, **view.token_types, **images}

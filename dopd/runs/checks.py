@@ -33,8 +33,8 @@ def check_answering(
         view = evaluator.view(prompts, tried.device, teacher=name == "teacher") if prompts else None
         check_self_divergence(name, tried)
         check_passes(name, tried, view=view)
-    if not prompts:
-        check_generation("model", model)
+        if tried is model:
+            check_generation(name, tried, view)
 
 
 def _with_pictures(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:

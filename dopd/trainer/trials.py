@@ -36,19 +36,14 @@ def check_passes(trainer: Any) -> None:
         elif switch is not None and longest > switch and model is trainer.unwrapped_student:
             _tell_of_switch(trainer, model, switch, longest)
         with evaluation_mode(model), trainer.accelerator.autocast():
-            passes.check_passes(
-                name,
-                model,
-                half=trainer.accelerator.mixed_precision != "no",
-                view=trainer.trial_view(teacher=model is trainer.unwrapped_teacher),
-                longest=longest,
-                as_features=architecture(model) in trainer.image_architectures,
-            )
+            view = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
+            once = architecture(model) in trainer.image_architectures
+            half = trainer.accelerator.mixed_precision != "no"
+            passes.check_passes(name, model, half=half, view=view, longest=longest, as_features=once)
             if model is trainer.unwrapped_student and trainer.args.disable_dropout:
                 _tell_of_noise(trainer, model)
-            draws = model is trainer.unwrapped_student and not trainer.use_vllm
-            if draws and trainer.trial_view(teacher=False) is None:
-                check_generation(name, model)
+            if model is trainer.unwrapped_student and not trainer.use_vllm:
+                check_generation(name, model, view, as_features=once)
 
 
 def _tell_of_noise(trainer: Any, student: Any) -> None:

@@ -106,7 +106,6 @@ class ViewingTrainer(DistillationTrainer):
             self.teacher_processor = images.teacher_processor(self, self._trial)
             self._trial = self.view_of(prompts)
         self.image_architectures = images.architectures(self)
-        images.check_generation(self)
 
     def trial_view(self, *, teacher: bool) -> View | None:
         """Three prompts with images to try a model with, two of them equal; `None` where the models read text."""
@@ -200,7 +199,8 @@ class ViewingTrainer(DistillationTrainer):
 
         def inputs(part: View) -> Mapping[str, Any]:
             with self.accelerator.autocast():
-                return generation_inputs(model, part, cache=self.features)
+                once = architecture(model) in self.image_architectures
+                return generation_inputs(model, part, cache=self.features, as_features=once)
 
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         # Dropout would make the student another model at every token.

@@ -87,9 +87,7 @@ def test_completions_that_are_marked_as_prompt_are_refused(
     view = encode_view(processor, [plain_prompt(row) for row in vision_kit.rows(2)], {}, "cpu")
     with pytest.raises(ModelError, match=r"model: PaliGemma.* is not causal here.*token_type_ids"):
         passes.check_causal("model", student, view)
-    # In single precision the comparison of what is drawn with what is scored is first to see it.
-    told = "is not causal here" if dtype == torch.bfloat16 else "samples from another distribution"
-    with pytest.raises(ModelError, match=f"PaliGemma.* {told}"):
+    with pytest.raises(ModelError, match=r"PaliGemma.* is not causal here"):
         vision_kit.trainer("paligemma", tmp_path, model=student, teacher_model=teacher)
 
 

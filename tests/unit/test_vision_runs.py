@@ -1,5 +1,6 @@
 """Every vision-language family in a run: rollouts, losses, updates, resume. The models are untrained."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -211,8 +212,32 @@ def test_a_library_that_loses_positions_while_it_samples_is_refused(tmp_path: Pa
         return whole(**inputs)
 
     model.generate = forgetful
-    with pytest.raises(ModelError, match="samples from another distribution than it is scored by"):
+    with pytest.raises(ModelError, match=r"draws tokens from another distribution.* and images, of which generate"):
         kit.trainer("qwen3_vl", tmp_path, model=model, processing_class=processor)
+
+
+def test_a_model_that_takes_no_features_draws_from_the_pixels_that_it_is_scored_on(tmp_path: Path) -> None:
+    processor = kit.processor("llava")
+    model = kit.model("llava", processor)
+    whole, generate = model.model.forward, model.generate
+    read: list[bool] = []
+
+    @functools.wraps(whole)
+    def otherwise(*arguments: Any, **named: Any) -> Any:
+        if named.get("mm_encoder_outputs"):
+            image = named["mm_encoder_outputs"]["image"]
+            image.pooler_output = [2 * features for features in image.pooler_output]
+        return whole(*arguments, **named)
+
+    def watched(**inputs: Any) -> Any:
+        read.append("pixel_values" in inputs)
+        return generate(**inputs)
+
+    model.model.forward, model.generate = otherwise, watched
+    made = kit.trainer("llava", tmp_path, model=model, processing_class=processor)
+    assert type(model) not in made.image_architectures
+    made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
+    assert read and all(read)
 
 
 @pytest.mark.parametrize("name", PACKINGS)
