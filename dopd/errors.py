@@ -21,6 +21,10 @@ class ScoringError(DopdError, RuntimeError):
     """Numbers that cannot be right: a NaN loss, a dead teacher, log-probabilities above zero."""
 
 
+class FileError(DopdError, OSError):
+    """A file or folder that cannot be written, or is not ours to write."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough for one of ours."""
     return (str(error).strip().splitlines() or ["no message"])[0]

@@ -6,12 +6,12 @@ Needs no torch: the trainer and `dopd inspect` write this format, reports read i
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dopd.errors import DataError
+from dopd.files import replace_file
 
 SCHEMA_VERSION = 1
 METRICS_FILE, TRACE_FILE = "metrics.jsonl", "trace.jsonl"
@@ -171,6 +171,27 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     return objects
 
 
+def mend_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
+    """Leave the records of a JSON lines file for which `keep` is true, in order, and nothing that is torn.
+
+    Returns:
+        How many lines were no records with a step, such as one that was only half-written.
+    """
+    kept, torn = [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for line in lines:
+        try:
+            record = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            record = False
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            kept += [to_line(record)] if keep(record) else []
+        elif record is not None:
+            torn += 1
+    replace_file(path, b"".join(kept))
+    return torn
+
+
 def read_trace(path: str | Path) -> list[dict[str, Any]]:
     """The records of a trace file, in order."""
     return read_json_lines(path)
@@ -178,20 +199,3 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
 
 def to_line(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, separators=(",", ":")) + "\n").encode()
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Add one whole line with a single system call, so that a reader or a second writer never sees it cut."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
-
-
-def replace_lines(path: Path, lines: Sequence[bytes]) -> None:
-    """Put these lines in the place of a file: either all of them are there afterwards, or the file is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(b"".join(lines))
-    os.replace(beside, path)

@@ -1,10 +1,12 @@
 """PNG plots of one run or of several side by side."""
 
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd.files import replace_file
 from dopd.report.palette import METHOD_COLOURS, label_colours
 from dopd.report.records import RunRecord, read_run
 
@@ -56,7 +58,9 @@ def draw_comparison(runs: Mapping[str, Sequence[RunRecord]], path: Path) -> Path
         axis.set_xlabel("optimizer step", fontsize=9)
         axis.grid(alpha=0.25, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    replace_file(path, drawn.getvalue())
     return path
 
 

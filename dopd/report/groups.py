@@ -13,7 +13,8 @@ SUMMARY_FILE = "summary.json"
 _EVALUATIONS = ("start", "teacher_result")
 # What may differ between runs of one group.
 _SEEDS = frozenset({"seed", "data_seed"})
-_PLACES = frozenset({"output_dir", "run_name", "logging_dir", "overwrite", "resume_from_checkpoint", "hub_model_id"})
+_PLACES = frozenset({"output_dir", "run_name", "logging_dir", "overwrite", "hub_model_id"})
+_RESUMING = frozenset({"resume_from_checkpoint", "resume_with_changes"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
 
 def settings_of(run: RunRecord) -> dict[str, Any]:
     """A run's configuration without its seed and its place on the disk."""
-    return {key: value for key, value in run.config.items() if key not in _SEEDS | _PLACES}
+    return {key: value for key, value in run.config.items() if key not in _SEEDS | _PLACES | _RESUMING}
 
 
 def seed_of(run: RunRecord) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from dopd.files import replace_file
 from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
@@ -34,8 +35,11 @@ def write_report(paths: Sequence[str | Path], output: str | Path | None = None) 
     """
     page = report_page(paths)
     target = Path(output) if output else (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    if output:  # a place that was asked for may be a link or a device
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    else:
+        replace_file(target, page.encode())
     return target
 
 

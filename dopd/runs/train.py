@@ -8,8 +8,9 @@ import copy
 import importlib.util
 import json
 import logging
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from dopd.checkpoints import adapter_config, quantization_config, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
-from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
+from dopd.files import not_written, replace_file
+from dopd.report.records import RESULT_FILE
 from dopd.runs.beforehand import run_problems
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
+from dopd.runs.folder import KeptRun, RunFolder
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
@@ -30,7 +33,8 @@ from dopd.settings import Problems
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.images import where_from
-from dopd.trainer.resuming import check_steps_left
+from dopd.trainer.lock import FolderLock, main_decides
+from dopd.trainer.resuming import is_complete
 from dopd.trainer.setup import make_evaluator, try_on_rows
 
 logger = logging.getLogger(__name__)
@@ -85,29 +89,72 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
     """
     quiet_libraries()
     config = make_config(settings)
-    check_steps_left(config.resume_from_checkpoint, config.max_steps)
-    _check_folder(settings, config)
-    trainer = make_trainer(settings, config)
-    folder = settings.output_dir
-    if trainer.accelerator.is_main_process:
-        _start_folder(folder, settings, config, resume=bool(config.resume_from_checkpoint))
+    folder = RunFolder(settings.output_dir)
+    with _alone(folder, settings, config):
+        checkpoint = config.resume_from_checkpoint
+        if checkpoint is not None and folder.is_complete and is_complete(checkpoint, config):
+            logger.warning(f"the run in {folder.path} is complete: nothing was done")
+            return folder.path
+        trainer = make_trainer(settings, config)
+        try:
+            _run(trainer, folder, settings, config, label)
+        except BaseException:
+            if trainer.accelerator.is_main_process:
+                folder.give_back()
+            raise
+    return folder.path
+
+
+@contextmanager
+def _alone(folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> Iterator[None]:
+    """Inside, this run has its folder to itself; one that never began leaves no folder behind."""
+    existed, lock = folder.path.exists(), FolderLock(folder.path)
+
+    def take() -> None:
+        resume = bool(config.resume_from_checkpoint)
+        folder.check(overwrite=settings.overwrite, resume=resume)
+        lock.take()
+
+    main_decides(take, folder.path)
+    try:
+        yield
+    except Exception as error:
+        found = not_written(error, folder.path, choose="another output_dir")
+        if found is None:
+            raise
+        raise found from error
+    finally:
+        if config.process_index == 0:
+            lock.release()
+            remove_if_empty(folder.path, existed)
+
+
+def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig, label: str | None) -> None:
+    """Train, save, evaluate and report."""
+    main = trainer.accelerator.is_main_process
+    described = (settings.to_yaml(), config.routing_table().describe() + "\n")
+    if main and not config.resume_from_checkpoint:
+        folder.begin(*described)
     trainer.accelerator.wait_for_everyone()
+    trainer.add_callback(KeptRun(folder, *described))
     replace_host_progress(trainer, label or trainer.table.name)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    trainer.save_model()
-    if trainer.accelerator.is_main_process:
-        trainer.create_model_card(model_name=folder.name)
+    with folder.owning() if main else nullcontext():
+        trainer.save_model()
+    if main:
+        folder.keep()
+        trainer.create_model_card(model_name=folder.path.name)
     if settings.final_eval_prompts is not None:
         _final_evaluation(trainer, settings, seconds)
-    if trainer.accelerator.is_main_process:
+    if main:
         from dopd.report.curves import draw_run
         from dopd.report.page import write_report
 
-        draw_run(folder)
-        write_report([folder])
-    return folder
+        draw_run(folder.path)
+        write_report([folder.path])
+        folder.complete()
 
 
 def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
@@ -204,35 +251,12 @@ def _peft_config(settings: RunSettings) -> Any:
         raise ConfigError(f"use_peft needs peft: pip install 'dopd[lora]' ({first_line(error)})") from None
 
 
-def _check_folder(settings: RunSettings, config: DOPDConfig) -> None:
-    folder = settings.output_dir
-    if not folder.exists() or not any(folder.iterdir()) or config.resume_from_checkpoint:
-        return
-    if not settings.overwrite:
-        raise ConfigError(
-            f"output_dir (={str(folder)!r}) is not empty: choose another, or set overwrite=true to replace the "
-            "run in it, or resume_from_checkpoint=true to go on"
-        )
-    if not (folder / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"output_dir (={str(folder)!r}) holds files that are not a run's: overwrite will not delete them"
-        )
-
-
-def _start_folder(folder: Path, settings: RunSettings, config: DOPDConfig, *, resume: bool) -> None:
-    if folder.exists() and settings.overwrite and not resume:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(settings.to_yaml())
-    (folder / TABLE_FILE).write_text(config.routing_table().describe() + "\n")
-
-
 def _final_evaluation(trainer: DOPDTrainer, settings: RunSettings, seconds: float) -> None:
     evaluator = make_evaluator(trainer, num_prompts=settings.final_eval_prompts)
     result = evaluate_sharded(trainer, evaluator)
     if trainer.accelerator.is_main_process:
         record = {"method": trainer.table.name, "train_seconds": round(seconds, 2), **result.to_json()}
-        (settings.output_dir / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
+        replace_file(settings.output_dir / RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def evaluate_sharded(trainer: DOPDTrainer, evaluator: StudentEvaluator) -> EvaluationResult:

@@ -90,6 +90,16 @@ class FrozenAnchor(AbstractAnchor):
             for own in self._own.values():
                 self._put(own, own)
 
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """The copied weights by name."""
+        return self._held
+
+    @property
+    def saves(self) -> bool:
+        """Whether `save` writes the copies; otherwise a resumed run makes them again."""
+        return self._adapters
+
     def _follow(self) -> None:
         """Go where the student went: some engines move or round it after the trainer was made."""
         self._find_again()
@@ -120,7 +130,7 @@ class FrozenAnchor(AbstractAnchor):
         pass
 
     def save(self, folder: Path) -> None:
-        if self._adapters:
+        if self.saves:
             torch.save(self._state(), folder / self.file)
 
     @torch.no_grad()
@@ -148,6 +158,8 @@ class SnapshotAnchor(FrozenAnchor):
     def __init__(self, student: nn.Module, steps: int) -> None:
         super().__init__(student)
         self._steps, self._since = steps, 0
+
+    saves = True
 
     @torch.no_grad()
     def after_step(self, student: nn.Module) -> None:
@@ -254,6 +266,8 @@ class AverageAnchor(FrozenAnchor):
         for own, held, _, _ in self._sums:
             if (held.device, held.dtype) != (own.device, own.dtype):
                 held.data = held.data.to(own.device, own.dtype)
+
+    saves = True
 
     @torch.no_grad()
     def after_step(self, student: nn.Module) -> None:

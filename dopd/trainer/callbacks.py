@@ -10,9 +10,11 @@ from transformers.trainer_utils import SaveStrategy
 
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.inspection.schema import METRICS_FILE, append_line, read_json_lines, replace_lines, to_line
+from dopd.files import append_line
+from dopd.inspection.schema import METRICS_FILE, mend_lines, read_json_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
+from dopd.trainer.trace import tell_torn
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +131,13 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [record for record in read_metrics(self._path) if 0 < record["step"] <= state.global_step]
-        first = [record for record in read_metrics(self._path) if record["step"] == 0] if state.global_step else []
-        replace_lines(self._path, [to_line(record) for record in first + kept])
+        start = state.global_step
+
+        def keep(record: dict[str, Any]) -> bool:
+            # The summary of a part of the run is not one of its steps; the next part writes its own.
+            return bool(start) and record["step"] <= start and "train_runtime" not in record
+
+        tell_torn(self._path, mend_lines(self._path, keep))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -109,7 +109,10 @@ class DOPDConfig(DistillationConfig):
         > Parameters of the host with more to choose from
 
         resume_from_checkpoint (`bool` or `str`, *optional*):
-            `True`, `"true"` or `"last"` (the last checkpoint in `output_dir`), or the folder of a checkpoint.
+            `True`, `"true"` or `"last"` (the last whole checkpoint in `output_dir`), or the folder of a checkpoint.
+        resume_with_changes (`list[str]` or `str`, *optional*):
+            Names of what is meant to differ from the run that saved the checkpoint, such as `learning_rate,seed`.
+            Anything else that decides the steps and differs is refused by name.
         metric_for_best_model (`str`, *optional*):
             Also a metric of the student's evaluation, such as `"accuracy_greedy"`, with or without `eval_`.
 
@@ -123,6 +126,9 @@ class DOPDConfig(DistillationConfig):
     # `True` too; the parsers of transformers and TRL cannot read a union with `bool` in it.
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "`true`, `last`, or the folder of a checkpoint."}
+    )
+    resume_with_changes: list[str] | str | None = field(
+        default=None, metadata={"help": "What may differ from the run that is resumed: names, with commas."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
 

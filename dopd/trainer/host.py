@@ -19,5 +19,7 @@ HOST_HOOKS = (
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_load_best_model",
+    "_load_optimizer_and_scheduler",
+    "_push_from_checkpoint",
     "_get_output_dir",
 )

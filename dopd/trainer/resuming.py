@@ -1,73 +1,97 @@
 """Which checkpoint a run goes on from."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from dopd.errors import ConfigError
+from dopd.trainer.whole import checkpoints_of, damage, newest_whole
 
-_STATE = "trainer_state.json"
+STATE_FILE = "trainer_state.json"
 _LAST, _NOT = ("true", "last"), ("false", "none", "no", "")
+_RATHER = "To use its weights alone, give it as model_name_or_path"
 
 
 def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | None:
     """The folder of the checkpoint that `resume_from_checkpoint` means; `None` for a start from the beginning.
 
     Args:
-        wanted (`bool` or `str`, *optional*): `True`, `"true"` or `"last"` for the last checkpoint in `output_dir`; a
-            folder, also one in `output_dir`; `None`, `False` or `"false"` for none.
+        wanted (`bool` or `str`, *optional*): `True`, `"true"` or `"last"` for the last whole checkpoint in
+            `output_dir`, those that are not whole being named in the log; a folder, also one in `output_dir`; `None`,
+            `False` or `"false"` for none.
         output_dir (`str`): of the run.
 
     Raises:
-        ConfigError: there is no such checkpoint.
+        ConfigError: there is no such checkpoint, or it is not whole.
     """
     text = str(wanted).lower() if isinstance(wanted, bool | str) else None
     if wanted is None or text in _NOT:
         return None
     folder = Path(output_dir or ".")
+    checksums = _is_first_on_machine()
     if text in _LAST and not Path(str(wanted)).is_dir():
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = newest_whole(folder, checksums=checksums)
         if last is None:
+            there = (
+                "no checkpoint" if not checkpoints_of(folder) else "no whole checkpoint (the log says what is wrong)"
+            )
             raise ConfigError(
-                f"resume_from_checkpoint (={wanted!r}): there is no checkpoint in output_dir (={str(folder)!r}). "
+                f"resume_from_checkpoint (={wanted!r}): there is {there} in output_dir (={str(folder)!r}). "
                 "Leave it out to start from the beginning; save_strategy and save_steps say when one is written"
             )
-        return _checked(wanted, Path(last))
+        return _checked(wanted, last)
     if not isinstance(wanted, str | Path):
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) must be true, last or the folder of a checkpoint")
     given = Path(wanted).expanduser()
-    return _checked(wanted, folder / given if not given.exists() and (folder / given).is_dir() else given)
+    found = _checked(wanted, folder / given if not given.exists() and (folder / given).is_dir() else given)
+    wrong = damage(Path(found), checksums=checksums)
+    if wrong is not None:
+        raise ConfigError(f"resume_from_checkpoint (={wanted!r}) {wrong}. Give true for the last whole one. {_RATHER}")
+    return found
 
 
-def check_steps_left(checkpoint: str | None, max_steps: int) -> None:
-    """Refuse a checkpoint that is already at the last step, after which the host would make one more.
+def is_complete(checkpoint: str, args: Any) -> bool:
+    """Whether a checkpoint is at the last step of a run: the host would make one more.
 
     Args:
-        checkpoint (`str`, *optional*): its folder.
-        max_steps (`int`): of the run; below 1 where epochs count, of which the host makes no more than there are.
+        checkpoint (`str`): its folder.
+        args: the configuration; where epochs count, the checkpoint says how many steps they were.
 
     Raises:
-        ConfigError: there is nothing left to train.
+        ConfigError: it is beyond the last step.
     """
-    if checkpoint is None or max_steps < 1:
-        return
-    step = json.loads((Path(checkpoint) / _STATE).read_text())["global_step"]
-    if step >= max_steps:
+    state = json.loads((Path(checkpoint) / STATE_FILE).read_text())
+    step = state["global_step"]
+    if args.max_steps < 1:
+        return step >= state["max_steps"] and state["num_train_epochs"] >= args.num_train_epochs
+    if step > args.max_steps:
         raise ConfigError(
-            f"resume_from_checkpoint (={checkpoint!r}) is at step {step} of max_steps (={max_steps}): the run is "
-            "complete. Set max_steps higher to go on, or resume from an earlier checkpoint"
+            f"resume_from_checkpoint (={checkpoint!r}) is at step {step}, beyond max_steps (={args.max_steps}): set "
+            "max_steps higher to go on, or resume from an earlier checkpoint"
         )
+    return step == args.max_steps
+
+
+def names_of(changes: Sequence[str] | str | None) -> list[str]:
+    """`resume_with_changes`, a list or a text with commas, as a list."""
+    given = changes.split(",") if isinstance(changes, str) else list(changes or ())
+    return [str(name).strip() for name in given if str(name).strip()]
+
+
+def _is_first_on_machine() -> bool:
+    """One process of a machine reads whole checkpoints; the others look at names and sizes."""
+    return int(os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def _checked(wanted: Any, folder: Path) -> str:
-    if (folder / _STATE).is_file():
+    if (folder / STATE_FILE).is_file():
         return str(folder)
     if not folder.is_dir():
         raise ConfigError(
             f"resume_from_checkpoint (={wanted!r}) is no folder: give true, last or a checkpoint's folder"
         )
-    inside = get_last_checkpoint(str(folder))
-    hint = f": its last checkpoint is {inside!r}" if inside else ", as a run's folders checkpoint-N are"
-    raise ConfigError(f"resume_from_checkpoint (={wanted!r}) is not a checkpoint with a {_STATE}{hint}")
+    inside = [path for _, path in checkpoints_of(folder)]
+    hint = f": its last checkpoint is {str(inside[-1])!r}" if inside else ", as a run's folders checkpoint-N are"
+    raise ConfigError(f"resume_from_checkpoint (={wanted!r}) is not a checkpoint with a {STATE_FILE}{hint}. {_RATHER}")

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopd.files import append_line
 from dopd.heads import Head
 from dopd.inspection.details import Completion, token_details, trace_record
 from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import (
     MAX_TOKENS,
     TRACE_FILE,
-    append_line,
+    mend_lines,
     read_trace,
-    replace_lines,
     to_line,
 )
 from dopd.loss import RoutedLoss
@@ -76,8 +76,16 @@ class TraceWriter:
         """Begin a run at `step`: keep only what earlier steps wrote, each completion once."""
         self._pending, self._records = {}, {}
         if self._writes:
-            kept = {(r["step"], r["row"]): to_line(r) for r in read_trace(self._path) if r["step"] < step}
-            replace_lines(self._path, list(kept.values()))
+            seen: set[tuple[int, Any]] = set()
+
+            def keep(record: dict[str, Any]) -> bool:
+                place = (record["step"], record.get("row"))
+                if record["step"] >= step or place in seen:
+                    return False
+                seen.add(place)
+                return True
+
+            tell_torn(self._path, mend_lines(self._path, keep))
 
     def begin(
         self,
@@ -187,3 +195,9 @@ def thresholds_of(metrics: Mapping[str, float]) -> dict[str, float] | None:
     if "threshold/gap" not in metrics:
         return None
     return {"gap": metrics["threshold/gap"], "confidence": metrics["threshold/confidence"]}
+
+
+def tell_torn(path: Path, count: int) -> None:
+    """Say that lines of a file were not whole, and are left out."""
+    if count:
+        logger.warning(f"{path}: {count} line(s) that were cut off, or are no records, are left out")

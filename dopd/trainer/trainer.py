@@ -24,25 +24,22 @@ from dopd.fused import fused_routed_loss
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
 from dopd.scoring import Balance, skipping_padding
-from dopd.secrets import hidden_secrets
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, setup, trials
 from dopd.trainer.anchor import CurrentAnchor, anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
-from dopd.trainer.best import student_metric
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.experts import balance_coefficient, balanced
-from dopd.trainer.finite import FiniteGradients, check_loss, check_weights
+from dopd.trainer.finite import FiniteGradients, check_loss
 from dopd.trainer.probes import make_trace
-from dopd.trainer.resuming import check_steps_left, checkpoint_to_resume
 from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
+from dopd.trainer.saving import OneRun, StopWhereAsked
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 from dopd.trainer.viewing import ViewingTrainer
 from dopd.trainer.views import as_the_student_reads, batch_views
-from dopd.weights import read_weights
 
 
 class DOPDTrainer(ViewingTrainer):
@@ -151,6 +148,7 @@ class DOPDTrainer(ViewingTrainer):
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
         self._routed: RoutedLoss | None = None
+        self.add_callback(OneRun())
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
         self.add_callback(IdleSteps(self.table.needs_rewards))
@@ -159,6 +157,7 @@ class DOPDTrainer(ViewingTrainer):
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
+        self.add_callback(StopWhereAsked(self))
 
     # --- Models
 
@@ -345,53 +344,3 @@ class DOPDTrainer(ViewingTrainer):
             self.trace.finish()
             if self.trace.dropped:
                 self._record({"trace/dropped": float(self.trace.dropped)})
-
-    # --- Saving and resuming
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the host's; `resume_from_checkpoint` is that of the configuration if it is not given."""
-        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = checkpoint_to_resume(wanted, self.args.output_dir)
-        check_steps_left(checkpoint, self.args.max_steps)
-        return super().train(checkpoint, *args, **kwargs)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        name = student_metric(self.args)
-        if name is not None and f"eval_{name}" not in metrics:  # the host's own evaluation; the student's was before
-            return self.state.best_global_step == self.state.global_step
-        return super()._determine_best_metric(metrics, trial)
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            read_weights(str(self.state.best_model_checkpoint), self.unwrapped_student)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not _internal_call:  # a checkpoint has been looked at
-            self._check_weights()
-        super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with hidden_secrets(self.args):  # the host pickles them beside the weights
-            super()._save(output_dir, state_dict)
-
-    def _check_weights(self) -> None:
-        step = self.state.global_step
-        check_weights(self.model, self.accelerator, step=step, learning_rate=self.args.learning_rate)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_weights()
-        super()._save_checkpoint(model, trial)
-        if self.accelerator.is_main_process:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            self.anchor.save(folder)
-            self.initial.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            read_weights(resume_from_checkpoint, self.unwrapped_student)
-        self.anchor.load(Path(resume_from_checkpoint))
-        self.initial.load(Path(resume_from_checkpoint))

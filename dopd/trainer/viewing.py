@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
@@ -31,6 +30,7 @@ from dopd.sampling import (
 from dopd.scoring import Balance, View, evaluation_mode, generation_inputs, unpadded, view_hidden_states
 from dopd.trainer import images
 from dopd.trainer.rollouts import check_frequencies
+from dopd.trainer.saving import SavingTrainer
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
 
@@ -40,7 +40,7 @@ _TYPES = "types/"  # of a batch: token types, before their name
 _IMAGES = "images"
 
 
-class ViewingTrainer(DistillationTrainer):
+class ViewingTrainer(SavingTrainer):
     """Encodes rows as views, draws rollouts from the plain view, and reads hidden states behind any view.
 
     Every prompt is encoded here, once, text or images: what the student answers is then what it is trained on. The

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "dopd"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets"],
+    ["errors", "statistics", "secrets", "interrupts"],
     ["settings"],
-    ["vision", "lengths"],
+    ["vision", "lengths", "files"],
     ["routing"],
     ["divergences"],
     ["sources", "signals"],

@@ -1,6 +1,7 @@
 """Settings of the host that mean more here: resuming, the best checkpoint, trackers, the models' context."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,14 +57,19 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_asked_for(run: Path, wanted: 
     assert config(run, resume_from_checkpoint=str(run / last)).resume_from_checkpoint == str(run / last)
 
 
-def test_the_trainer_resumes_by_its_configuration(run: Path) -> None:
+def test_the_trainer_resumes_by_its_configuration(run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
     resumed = trainer(run, max_steps=4, resume_from_checkpoint="last")
     resumed.train()
     assert resumed.state.global_step == 4
     # Three of the four steps were not made again.
     assert [record["step"] for record in resumed.state.log_history if "loss" in record] == [1, 2, 3, 4]
-    with pytest.raises(ConfigError, match=r"is at step 3 of max_steps \(=3\): the run is complete"):
-        trainer(run, max_steps=3, resume_from_checkpoint="last").train()
+    with pytest.raises(ConfigError, match=r"is at step 3, beyond max_steps \(=2\)"):
+        trainer(run, max_steps=2, resume_from_checkpoint="last").train()
+    ended = trainer(run, max_steps=3, resume_from_checkpoint="last")
+    assert ended.train().global_step == 3  # and no step more: the weights are the checkpoint's
+    kept = AutoModelForCausalLM.from_pretrained(run / "checkpoint-3").state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in ended.unwrapped_student.state_dict().items())
     again = trainer(run, max_steps=3, resume_from_checkpoint="last")
     again.train(resume_from_checkpoint=False)
     assert len([record for record in again.state.log_history if "loss" in record]) == 3

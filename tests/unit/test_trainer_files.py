@@ -10,6 +10,7 @@ import pytest
 import torch
 import trainer_kit as kit
 from datasets import Dataset
+from resume_kit import comparable, resumable
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
@@ -25,37 +26,6 @@ REGIMES = [regime.name for regime in dopd.Regime]
 
 
 # --- Save and resume
-
-
-def resumable(folder: Path, *, steps: int, **options: Any) -> DOPDTrainer:
-    return kit.trainer(
-        folder,
-        max_steps=steps,
-        optim="adamw_torch",
-        learning_rate=1e-2,
-        save_strategy="steps",
-        save_steps=2,
-        trace_steps=1,
-        trace_examples=2,
-        num_generations=2,
-        per_device_train_batch_size=4,
-        verifier=kit.TASK.verify,
-        eval_dataset=Dataset.from_list(kit.task_rows(4, split="test")),
-        student_eval_steps=2,
-        train_dataset=Dataset.from_list(kit.task_rows(6)),
-        **options,
-    )
-
-
-NOT_REPEATED = ("seconds/", "step_time", "train_", "eval_runtime", "eval_samples", "eval_steps")
-
-
-def comparable(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if not key.startswith(NOT_REPEATED)}
-        for record in read_metrics(folder / "metrics.jsonl")
-        if "train_runtime" not in record
-    ]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +78,12 @@ def test_a_new_run_in_an_old_folder_starts_its_files_anew(tmp_path: Path) -> Non
 
 def test_a_checkpoint_without_its_moving_average_is_refused(tmp_path: Path) -> None:
     resumable(tmp_path, steps=2).train()
+    wanted = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ConfigError, match="privileged_student is null there and ema here"):
+        resumable(tmp_path, steps=4, privileged_student="ema").train(resume_from_checkpoint=wanted)
+    meant = resumable(tmp_path, steps=4, privileged_student="ema", resume_with_changes=["privileged_student"])
     with pytest.raises(ModelError, match="not saved by a run whose privileged student is 'ema'"):
-        resumable(tmp_path, steps=4, privileged_student="ema").train(
-            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
-        )
+        meant.train(resume_from_checkpoint=wanted)
 
 
 # --- What a run writes

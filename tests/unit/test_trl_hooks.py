@@ -42,6 +42,8 @@ METHODS = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model="),
     "_load_best_model": ("self",),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
     "_get_output_dir": ("self", "trial"),
 }
 FUNCTIONS = {

@@ -1,0 +1,96 @@
+"""Signals that end a command: finish what is under way, save, say how to go on. Needs nothing but Python."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+# SIGUSR1 is what batch systems send before the time is up (`sbatch --signal=USR1@120`).
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+
+def exit_status(number: int) -> int:
+    """128 and the signal's number, as shells have it: 143 for SIGTERM, 130 for SIGINT. SIGUSR1 has its own, 138, so
+    that a batch script can tell a run that was warned of its time limit from one that was cancelled.
+    """
+    return 128 + number
+
+
+class Stopped(SystemExit):
+    """A signal has ended the work, which was left in order; a script that does not catch it ends with `code`.
+
+    Attributes:
+        signal (`int`): its number.
+        message (`str`): what was saved, and how to go on.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(exit_status(number))
+        self.signal, self.message = number, message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StopRequests:
+    """The signals that came: the first is noted in `number`, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._process = os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process that this one was copied into
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        name = signal.Signals(number).name
+        if self.number:
+            _say(f"{name}: left at once; the last whole checkpoint is as it was")
+            os._exit(exit_status(number))
+        self.number = number
+        _say(f"{name}: this step is finished and saved first; a second signal leaves at once")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())  # a print could be inside of another one
+
+
+@contextmanager
+def noted() -> Iterator[StopRequests]:
+    """Inside, signals are noted. Handlers that somebody else has set stay, as does all outside of the main thread."""
+    requests = StopRequests()
+    with _handling(requests):
+        yield requests
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Inside, a signal raises `Stopped` wherever the program is: what it has started is ended on the way out."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, f"{signal.Signals(number).name}: interrupted")
+
+    leave.replaceable = True  # type: ignore[attr-defined]
+    with _handling(leave):
+        yield
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            old = signal.getsignal(number)
+            if old in (signal.SIG_DFL, signal.default_int_handler) or getattr(old, "replaceable", False):
+                before[number] = old
+                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,242 @@
+"""The folder of a run: what in it is the run's own, and how one run takes the place of another.
+
+A run owns what its marker lists and what the manifests of its checkpoints list; nothing else is moved, overwritten or
+deleted, and no link is followed. A run that replaces another sets it aside until it has a whole checkpoint itself.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from dopd.errors import ConfigError
+from dopd.files import replace_file
+from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
+from dopd.report.curves import CURVES_FILE
+from dopd.report.page import REPORT_FILE
+from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
+from dopd.trainer import whole
+from dopd.trainer.lock import LOCK_FILE
+
+logger = logging.getLogger(__name__)
+
+MARKER_FILE = "dopd_run.json"
+PREVIOUS = "_previous"
+_CARD = "README.md"
+_WRITTEN = (CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD, RESULT_FILE, CURVES_FILE, REPORT_FILE)
+_HOUSEKEEPING = (LOCK_FILE, MARKER_FILE, whole.UNFINISHED)
+
+
+class RunFolder:
+    """The folder that a run writes to; of several processes the main one alone calls what changes it.
+
+    Args:
+        path (`Path`): `output_dir`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: set[str] = set()
+        self._replaces = False
+
+    # --- Before anything is loaded
+
+    def check(self, *, overwrite: bool, resume: bool) -> None:
+        """Raise `ConfigError` unless a run may write here; nothing is changed."""
+        said = f"output_dir (={str(self.path)!r})"
+        if self.path.is_symlink() and not self.path.exists():
+            raise ConfigError(f"{said} is a link to {os.readlink(self.path)!r}, which is not there: choose another")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{said} is a file: choose another, a folder or one that is still to be made")
+        there = [name for name in _names(self.path) if name not in _HOUSEKEEPING]
+        if not there or resume:
+            return
+        if not overwrite:
+            aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
+            raise ConfigError(
+                f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it, or "
+                "resume_from_checkpoint=true to go on"
+            )
+        marker = read_marker(self.path)
+        if marker is None and there != [PREVIOUS]:
+            raise ConfigError(
+                f"{said} holds files that are not a run's (it has no {MARKER_FILE}): overwrite will not delete them. "
+                "Choose another, or delete it yourself"
+            )
+        foreign = sorted(set(there) & set(_WRITTEN) - set(marker["files"] if marker else ()))
+        if foreign:
+            raise ConfigError(f"{said} has a {foreign[0]} that is not the run's: move it away, or choose another")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run in it has ended, with its evaluation and report."""
+        return (read_marker(self.path) or {}).get("complete") is True
+
+    # --- While a run goes on
+
+    def begin(self, settings: str, table: str) -> None:
+        """Start a new run: what is here of an earlier one is set aside."""
+        if read_marker(self.path) is not None:
+            self._set_aside()
+        self._replaces = (self.path / PREVIOUS).is_dir()
+        whole.clear_unfinished(self.path)
+        self.describe(settings, table)
+
+    def describe(self, settings: str, table: str) -> None:
+        """Write what a run is; of a resumed one, once its checkpoint has been read."""
+        marker = read_marker(self.path)
+        self._files |= set(marker["files"]) if marker else set()
+        self._own([CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD], complete=False)
+        replace_file(self.path / CONFIG_FILE, settings.encode())
+        replace_file(self.path / TABLE_FILE, table.encode())
+
+    @contextmanager
+    def owning(self, *names: str) -> Iterator[None]:
+        """What is written inside is the run's: the files of these names, and those that were not there before."""
+        before = _file_set(self.path)
+        try:
+            yield
+        finally:
+            self._own([*names, *(_file_set(self.path) - before)], complete=False)
+
+    def keep(self) -> None:
+        """The run has a whole checkpoint, or its model: the one that it replaces can go."""
+        if self._replaces:
+            self._replaces = False
+            _delete(self.path / PREVIOUS)
+            if (self.path / PREVIOUS).is_dir():
+                logger.warning(
+                    f"{self.path / PREVIOUS} has files that were not the replaced run's: they are left there"
+                )
+
+    def give_back(self) -> None:
+        """The run has failed before it had anything to keep: the one that it was to replace returns."""
+        if not self._replaces:
+            return
+        self._replaces = False
+        _delete(self.path)
+        _move(self.path / PREVIOUS, self.path)
+        logger.warning(f"the run that was to be replaced is back in {self.path}")
+
+    def complete(self) -> None:
+        """The run has ended."""
+        self._own([RESULT_FILE, CURVES_FILE, REPORT_FILE], complete=True)
+
+    def _own(self, names: Iterable[str], *, complete: bool) -> None:
+        self._files |= set(names)
+        marker = {"format": 1, "complete": complete, "files": sorted(self._files)}
+        replace_file(self.path / MARKER_FILE, (json.dumps(marker, indent=1) + "\n").encode())
+
+    def _set_aside(self) -> None:
+        aside = self.path / PREVIOUS
+        if aside.is_dir() and not self._has_something():
+            _delete(self.path)  # of a run that was to replace the one set aside, and was killed before it could
+            return
+        if aside.is_dir():
+            _delete(aside)
+        aside.mkdir(exist_ok=True)
+        _move(self.path, aside)
+
+    def _has_something(self) -> bool:
+        return self.is_complete or whole.newest_whole(self.path) is not None
+
+
+class KeptRun(TrainerCallback):
+    """Tells a run's folder what the training has come to."""
+
+    def __init__(self, folder: RunFolder, settings: str, table: str) -> None:
+        self._folder, self._settings, self._table = folder, settings, table
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step:  # a resumed run, whose checkpoint has been read
+            self._folder.describe(self._settings, self._table)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._folder.keep()
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """What a run's marker says; `None` where there is none of ours."""
+    path = folder / MARKER_FILE
+    try:
+        value = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("format") != 1 or not isinstance(value.get("files"), list):
+        return None
+    names = [name for name in value["files"] if isinstance(name, str) and _is_inside(name)]
+    return {**value, "files": names}
+
+
+def _is_inside(name: str) -> bool:
+    path = Path(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _file_set(folder: Path) -> set[str]:
+    """Files and links below a folder, but for checkpoints and what we keep for ourselves."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        if here == folder:
+            folders[:] = [name for name in folders if not name.startswith(("_", "checkpoint-"))]
+            names = [name for name in names if name not in _HOUSEKEEPING]
+        found |= {(here / name).relative_to(folder).as_posix() for name in names}
+    return found
+
+
+def _owned(folder: Path) -> tuple[list[str], list[Path]]:
+    """Files that the marker of a folder lists and that are there, and its sealed checkpoints."""
+    marker = read_marker(folder) or {"files": []}
+    files = [
+        name
+        for name in (*marker["files"], MARKER_FILE)
+        if os.path.lexists(folder / name) and not _through_link(folder, name) and not (folder / name).is_dir()
+    ]
+    aside = folder / whole.ABANDONED
+    places = [folder, *([aside] if aside.is_dir() and not aside.is_symlink() else [])]
+    inside = [path for place in places for path in place.iterdir() if path.is_dir() and not path.is_symlink()]
+    return files, [path for path in inside if (path / whole.MANIFEST_FILE).is_file()]
+
+
+def _through_link(folder: Path, name: str) -> bool:
+    parents = list(Path(name).parents)[:-1]
+    return any((folder / parent).is_symlink() for parent in parents)
+
+
+def _move(source: Path, target: Path) -> None:
+    files, checkpoints = _owned(source)
+    for name in [*files, *(path.relative_to(source).as_posix() for path in checkpoints)]:
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / name, place)
+    _tidy(source, files)
+
+
+def _delete(folder: Path) -> None:
+    files, checkpoints = _owned(folder)
+    for path in checkpoints:
+        whole.delete(path)
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    _tidy(folder, files)
+
+
+def _tidy(folder: Path, files: Iterable[str]) -> None:
+    """Remove folders that a run's files have left empty."""
+    held = {folder / whole.ABANDONED, *(folder / name for file in files for name in list(Path(file).parents)[:-1])}
+    for path in sorted(held, key=lambda path: len(path.parts), reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+    if folder.name == PREVIOUS:
+        whole.remove_empty(folder)

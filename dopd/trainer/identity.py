@@ -1,0 +1,179 @@
+"""What a resumed run must share with its checkpoint: otherwise its numbers would be of neither run."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from dopd.adapters import has_adapters
+from dopd.errors import ConfigError
+from dopd.trainer.anchor import FrozenAnchor
+
+# Settings that decide the steps; what is only saved, shown or evaluated may differ.
+_SETTINGS = (
+    "method",
+    "rules",
+    "method_options",
+    "privileged_student",
+    "ema_decay",
+    "snapshot_steps",
+    "num_generations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "generation_kwargs",
+    "max_completion_length",
+    "privileged_template",
+    "prompt_format",
+    "chat_template_kwargs",
+    "disable_dropout",
+    "router_aux_loss_coef",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "data_seed",
+    "shuffle_dataset",
+    "optim",
+    "optim_args",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "max_steps",
+    "num_train_epochs",
+    "bf16",
+    "fp16",
+)
+_LENGTH = ("max_steps", "num_train_epochs")
+_CONSTANT = ("constant", "constant_with_warmup")
+# Without these the saved state has no place to go.
+_NEVER = ("optim", "model", "optimizer_state")
+NOT_SAVED = {"optimizer_state": "not saved (save_only_model)"}
+_ROWS, _VALUES = 32, 64
+
+
+def identity_of(trainer: Any) -> dict[str, Any]:
+    """What decides the steps of a run, by name: settings, models, data and processes, as JSON has them."""
+    args = trainer.args
+    known = {name: _plain(getattr(args, name)) for name in _SETTINGS if hasattr(args, name)}
+    if known.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
+        known = {name: value for name, value in known.items() if name not in _LENGTH}
+    student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    return known | {
+        "model": _shape(student),
+        "model_name_or_path (its weights)": weights_digest(_not_saved(trainer, student)),
+        "teacher_model_name_or_path (its weights)": weights_digest(
+            () if teacher is None else teacher.named_parameters()
+        ),
+        "train_dataset": _rows_digest(trainer.train_dataset),
+        "optimizer_state": "saved",
+        "processes": trainer.accelerator.num_processes,
+    }
+
+
+def check_identity(
+    checkpoint: str | Path, saved: Mapping[str, Any], mine: Mapping[str, Any], meant: Sequence[str] | None
+) -> list[str]:
+    """Compare a run with the one that saved a checkpoint.
+
+    Args:
+        checkpoint (`str`): its folder, for the message.
+        saved, mine (`dict`): see `identity_of`.
+        meant (`list[str]`, *optional*): names of what is meant to change.
+
+    Returns:
+        Names of what changes, and is meant to.
+
+    Raises:
+        ConfigError: something else differs, or cannot change.
+    """
+    names = {_short(name): name for name in {**saved, **mine}}
+    meant = list(meant or ())
+    known = sorted({*names, *_SETTINGS})
+    unknown = [name for name in meant if name not in known]
+    if unknown:
+        raise ConfigError(f"resume_with_changes (={meant!r}): {unknown[0]!r} is not one of {', '.join(known)}")
+    changed = [short for short, name in names.items() if name in saved and name in mine and saved[name] != mine[name]]
+    fixed = [name for name in changed if name in _NEVER]
+    wrong = fixed or [name for name in changed if name not in meant]
+    if not wrong:
+        return changed
+    said = "; ".join(f"{names[n]} is {_said(saved[names[n]])} there and {_said(mine[names[n]])} here" for n in wrong)
+    way = (
+        "Nothing that was saved could be used: start a new run, with the checkpoint as model_name_or_path if its "
+        "weights are wanted"
+        if fixed
+        else f"Resume with the settings of the run that saved it, or, if that is meant: resume_with_changes="
+        f"{','.join(changed)}"
+    )
+    raise ConfigError(f"resume_from_checkpoint (={str(checkpoint)!r}) is of another run: {said}. {way}")
+
+
+def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A short text that differs where weights differ: of names, sizes, and some values of each tensor held here."""
+    digest = hashlib.sha256()
+    for name, weight in named:
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if isinstance(weight, DTensor) or weight.device.type == "meta" or not weight.numel():
+            continue
+        flat = weight.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // _VALUES)][:_VALUES]
+        digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _not_saved(trainer: Any, student: Any) -> list[tuple[str, Tensor]]:
+    """Weights that a resumed run takes from the model it was given, and not from the checkpoint."""
+    if has_adapters(student):
+        return [(name, weight) for name, weight in student.named_parameters() if not weight.requires_grad]
+    held = [a for a in (trainer.anchor, trainer.initial) if isinstance(a, FrozenAnchor) and not a.saves]
+    return [pair for anchor in held for pair in anchor.held.items()]
+
+
+def _shape(student: Any) -> str:
+    """Names and sizes of what trains."""
+    parts = [f"{name} {tuple(weight.shape)}" for name, weight in student.named_parameters() if weight.requires_grad]
+    return f"{len(parts)} trained tensors, {hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _rows_digest(dataset: Any) -> str:
+    if not isinstance(dataset, Dataset):
+        return "a stream"
+    count = len(dataset)
+    places = sorted({round(place * (count - 1) / max(_ROWS - 1, 1)) for place in range(_ROWS)}) if count else []
+    text = "\n".join(json.dumps(dataset[place], sort_keys=True, default=_bytes_or_kind) for place in places)
+    return f"{count} rows, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _bytes_or_kind(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else type(value).__name__
+
+
+def _short(name: str) -> str:
+    return name.split(" ")[0]
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back."""
+    if isinstance(value, Enum):
+        return value.value
+    return json.loads(json.dumps(value, default=str))
+
+
+def _said(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

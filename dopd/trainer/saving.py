@@ -1,0 +1,292 @@
+"""The part of the trainer that saves and goes on: whole checkpoints, one run at a time in a folder, signals."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
+from trl import DistillationTrainer
+
+from dopd.errors import ConfigError, FileError
+from dopd.files import not_written
+from dopd.interrupts import Stopped, StopRequests, noted
+from dopd.secrets import hidden_secrets
+from dopd.trainer import whole
+from dopd.trainer.anchor import AbstractAnchor
+from dopd.trainer.best import student_metric
+from dopd.trainer.finite import check_weights
+from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
+from dopd.trainer.lock import FolderLock, main_decides
+from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
+from dopd.weights import read_weights
+
+logger = logging.getLogger(__name__)
+
+
+class SavingTrainer(DistillationTrainer):
+    """Saves checkpoints that are whole or not there, and goes on from them.
+
+    The host writes into a folder of another name, which is sealed and renamed when all of it is on the disk; only then
+    are older checkpoints deleted.
+    """
+
+    args: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    anchor: AbstractAnchor
+    initial: AbstractAnchor
+    unwrapped_student: Any
+
+    _requests: StopRequests
+    _writing = False  # a checkpoint, whose folder has not its name yet
+    _waits_for_hub = False
+    _changes: tuple[str, ...] = ()
+    _sealed_step: int | None = None
+
+    # --- Going on
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the host's; `resume_from_checkpoint` is that of the configuration if it is not given.
+
+        A run whose last checkpoint is at its last step is given that checkpoint's weights, and nothing is trained.
+        SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 finish the step, save a checkpoint and raise `Stopped`, a `SystemExit`.
+
+        Raises:
+            ConfigError: there is no such checkpoint, it is of another run, or another process is at this folder.
+        """
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        with self._alone(), noted() as self._requests:
+            folder = self.args.output_dir
+            checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder), folder)
+            self._sealed_step = None
+            if checkpoint is not None:
+                saved = (whole.manifest_of(Path(checkpoint)) or {}).get("run", {})
+                meant = names_of(self.args.resume_with_changes)
+                self._changes = tuple(check_identity(checkpoint, saved, identity_of(self), meant))
+                if is_complete(checkpoint, self.args):
+                    return self._as_it_ended(checkpoint)
+            try:
+                result = super().train(checkpoint, *args, **kwargs)
+            except Stopped:
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+                raise
+            except OSError as error:
+                raise self._not_written(error) from error
+            if self.requests_of_all():  # the host's evaluation had the last word about saving
+                self._save_checkpoint(self.model, None)
+                raise self.stopped()
+            return result
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other process trains into this folder; all processes of this run fail together."""
+        lock = FolderLock(self.args.output_dir)
+        main_decides(lock.take, self.args.output_dir)
+        try:
+            yield
+        finally:
+            if self.accelerator.is_main_process:
+                lock.release()
+
+    def _as_it_ended(self, checkpoint: str) -> TrainOutput:
+        """The state that a complete run left; nothing is trained."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"resume_from_checkpoint (={checkpoint!r}): the run is complete, and sharded weights are only read to "
+                "be trained. Set max_steps higher to go on"
+            )
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        logger.warning(
+            f"the run is complete: {checkpoint} is at step {self.state.global_step}, the last. Nothing is trained"
+        )
+        return TrainOutput(self.state.global_step, 0.0, {})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            read_weights(resume_from_checkpoint, self.unwrapped_student)
+        self.anchor.load(Path(resume_from_checkpoint))
+        self.initial.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            read_weights(str(self.state.best_model_checkpoint), self.unwrapped_student)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        fresh = [] if self.optimizer is None else [dict(group) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # A checkpoint brings the old rates and factors along; where new ones are meant, they are to act.
+        named = {"weight_decay": "weight_decay", "adam_epsilon": "eps", "adam_beta1": "betas", "adam_beta2": "betas"}
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            for name, key in named.items():
+                if name in self._changes and key in new:
+                    group[key] = new[key]
+        if "learning_rate" in self._changes and hasattr(self.lr_scheduler, "lr_lambdas"):
+            self.lr_scheduler.base_lrs = [new.get("initial_lr", new["lr"]) for new in fresh]
+        if {"learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"} & set(self._changes):
+            self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Give the optimizer the rates of the step that comes next."""
+        scheduler = self.lr_scheduler
+        if not hasattr(scheduler, "lr_lambdas"):
+            raise ConfigError(
+                f"resume_with_changes: the rate of lr_scheduler_type (={self.args.lr_scheduler_type!s}) cannot be "
+                "changed in the middle of a run: start a new run from the checkpoint's weights"
+            )
+        rates = [
+            base * rule(scheduler.last_epoch)
+            for base, rule in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
+        scheduler._last_lr = rates
+
+    # --- Signals
+
+    def requests_of_all(self) -> int:
+        """The number of a signal that any process was sent; 0 if there was none."""
+        if self.accelerator.num_processes == 1:
+            return self._requests.number
+        mine = torch.tensor(self._requests.number, device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
+
+    def stopped(self) -> Stopped:
+        """What is raised once a checkpoint was saved for a signal."""
+        step, number = self.state.global_step, self.requests_of_all()
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        return Stopped(
+            number,
+            f"stopped after step {step} of {self.state.max_steps}, saved as {folder}. To go on: the same again with "
+            "resume_from_checkpoint=true (dopd train ... --resume_from_checkpoint true)",
+        )
+
+    # --- Saving
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        name = student_metric(self.args)
+        if name is not None and f"eval_{name}" not in metrics:  # the host's own evaluation; the student's was before
+            return self.state.best_global_step == self.state.global_step
+        return super()._determine_best_metric(metrics, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:  # a checkpoint has been looked at
+            self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with hidden_secrets(self.args):  # the host pickles them beside the weights
+            super()._save(output_dir, state_dict)
+
+    def _check_weights(self) -> None:
+        step = self.state.global_step
+        check_weights(self.model, self.accelerator, step=step, learning_rate=self.args.learning_rate)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run = super()._get_output_dir(trial)
+        return str(Path(run) / whole.UNFINISHED) if self._writing else run
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._writing:  # hubs are sent it from its own place
+            self._waits_for_hub = True
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        if step == self._sealed_step:
+            return
+        self._check_weights()
+        run = Path(self._get_output_dir(trial))
+        made, folder = run / whole.UNFINISHED / f"checkpoint-{step}", run / f"checkpoint-{step}"
+        try:
+            self._write(model, trial, made)
+            self._put_in_place(made, folder)
+        except Exception as error:
+            whole.clear_unfinished(run)
+            raise self._not_written(error) from error
+        self._sealed_step = step
+        if self._waits_for_hub:
+            self._waits_for_hub = False
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            whole.rotate(run, self.args.save_total_limit, None if best is None else Path(best))
+
+    def _not_written(self, error: Exception) -> Exception:
+        """What to raise for an error of writing: one line, with the checkpoint that can be gone on from."""
+        run = Path(self.args.output_dir)
+        found = not_written(error, run, choose="another output_dir")
+        if found is None:
+            return error
+        last = whole.newest_whole(run, checksums=False)
+        kept = f"; {last} is whole, and resume_from_checkpoint=true goes on from it" if last else ""
+        return FileError(f"{found}{kept}")
+
+    def _write(self, model: nn.Module, trial: Any, made: Path) -> None:
+        self._writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing = False
+        if self.state.best_model_checkpoint == str(made):
+            self.state.best_model_checkpoint = str(made.parent.parent / made.name)
+            if self.args.should_save:
+                self.state.save_to_json(str(made / STATE_FILE))
+        if self.accelerator.is_main_process:
+            self.anchor.save(made)
+            self.initial.save(made)
+
+    def _put_in_place(self, made: Path, folder: Path) -> None:
+        """Seal and rename what all processes have written; on file systems of their own, each node its part."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._publish(made, folder)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and made.is_dir():
+            self._publish(made, folder)
+
+    def _publish(self, made: Path, folder: Path) -> None:
+        saved = NOT_SAVED if self.args.save_only_model else {}
+        whole.seal(made, self.state.global_step, identity_of(self) | saved)
+        whole.put_in_place(made, folder)
+        whole.remove_empty(made.parent)
+
+
+class OneRun(TrainerCallback):
+    """Keeps the checkpoints of a folder those of one run; comes before whatever else changes the folder."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            run = Path(args.output_dir)
+            whole.clear_unfinished(run)
+            whole.set_aside_after(run, state.global_step)
+
+
+class StopWhereAsked(TrainerCallback):
+    """Saves and stops after the step in which a signal came; comes behind what decides whether to save."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._asked = bool(self._trainer.requests_of_all())
+        if self._asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._asked:
+            raise self._trainer.stopped()
