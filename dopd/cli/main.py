@@ -11,7 +11,13 @@ from dopd.cli import experiments, look
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import natural, positive
 from dopd.errors import ConfigError, DopdError
+from dopd.files import not_written
 from dopd.runs.recipes import recipe_names, recipe_path
+
+# Where commands write, besides what their flags name.
+_PLACES = (
+    "another folder: DOPD_CACHE is that of dopd's models, HF_HOME that of the hub's, TMPDIR that of temporary files"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +46,8 @@ def _main(argv: Sequence[str] | None) -> int:
         # A file that cannot be written: a full disk, a folder that is not there or is not ours.
         if arguments.debug or error.filename is None:
             raise
-        print(f"error: {error.filename!r}: {error.strerror} (--debug shows where)", file=sys.stderr)
+        line = not_written(error, error.filename, choose=_PLACES) or f"{error.filename!r}: {error.strerror}"
+        print(f"error: {line} (--debug shows where)", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

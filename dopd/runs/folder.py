@@ -7,7 +7,7 @@ deleted, and no link is followed. A run that replaces another sets it aside unti
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: set[str] = set()
         self._replaces = False
 
     # --- Before anything is loaded
@@ -89,8 +88,6 @@ class RunFolder:
 
     def describe(self, settings: str, table: str) -> None:
         """Write what a run is; of a resumed one, once its checkpoint has been read."""
-        marker = read_marker(self.path)
-        self._files |= set(marker["files"]) if marker else set()
         self._own([CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD], complete=False)
         replace_file(self.path / CONFIG_FILE, settings.encode())
         replace_file(self.path / TABLE_FILE, table.encode())
@@ -128,18 +125,20 @@ class RunFolder:
         self._own([RESULT_FILE, CURVES_FILE, REPORT_FILE], complete=True)
 
     def _own(self, names: Iterable[str], *, complete: bool) -> None:
-        self._files |= set(names)
-        marker = {"format": 1, "complete": complete, "files": sorted(self._files)}
-        replace_file(self.path / MARKER_FILE, (json.dumps(marker, indent=1) + "\n").encode())
+        listed = (read_marker(self.path) or {"files": []})["files"]
+        _write_marker(self.path, {"complete": complete, "files": sorted({*listed, *names})})
 
     def _set_aside(self) -> None:
         aside = self.path / PREVIOUS
-        if aside.is_dir() and not self._has_something():
-            _delete(self.path)  # of a run that was to replace the one set aside, and was killed before it could
-            return
-        if aside.is_dir():
+        returning = (read_marker(aside) or {}).get("moving")
+        if returning:  # its run was killed while it returned
+            _move(aside, self.path)
+        moving = (read_marker(self.path) or {}).get("moving")
+        if aside.is_dir() and not moving:
+            if not self._has_something():
+                _delete(self.path)  # of a run that was to replace the one set aside, and ended before it could
+                return
             _delete(aside)
-        aside.mkdir(exist_ok=True)
         _move(self.path, aside)
 
     def _has_something(self) -> bool:
@@ -200,7 +199,7 @@ def _owned(folder: Path) -> tuple[list[str], list[Path]]:
     marker = read_marker(folder) or {"files": []}
     files = [
         name
-        for name in (*marker["files"], MARKER_FILE)
+        for name in marker["files"]
         if os.path.lexists(folder / name) and not _through_link(folder, name) and not (folder / name).is_dir()
     ]
     aside = folder / whole.ABANDONED
@@ -215,11 +214,16 @@ def _through_link(folder: Path, name: str) -> bool:
 
 
 def _move(source: Path, target: Path) -> None:
+    """Move what a run owns. Where that is cut off, the marker of the source says so, and the next call goes on."""
+    marker = {key: value for key, value in (read_marker(source) or {"files": []}).items() if key != "moving"}
+    _write_marker(target, marker)
+    _write_marker(source, marker | {"moving": True})
     files, checkpoints = _owned(source)
     for name in [*files, *(path.relative_to(source).as_posix() for path in checkpoints)]:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / name, place)
+    (source / MARKER_FILE).unlink()
     _tidy(source, files)
 
 
@@ -229,7 +233,12 @@ def _delete(folder: Path) -> None:
         whole.delete(path)
     for name in files:
         (folder / name).unlink(missing_ok=True)
+    (folder / MARKER_FILE).unlink(missing_ok=True)
     _tidy(folder, files)
+
+
+def _write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
+    replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": 1}, indent=1) + "\n").encode())
 
 
 def _tidy(folder: Path, files: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -108,7 +109,7 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
 @contextmanager
 def _alone(folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> Iterator[None]:
     """Inside, this run has its folder to itself; one that never began leaves no folder behind."""
-    existed, lock = folder.path.exists(), FolderLock(folder.path)
+    existed, lock = os.path.exists(folder.path), FolderLock(folder.path)
 
     def take() -> None:
         resume = bool(config.resume_from_checkpoint)

@@ -111,8 +111,8 @@ def set_aside(folder: Path) -> Path:
 
 
 def set_aside_after(run: Path, step: int) -> list[Path]:
-    """Set aside the checkpoints of later steps: those of a run that was left when another went on from `step`."""
-    later = [folder for number, folder in checkpoints_of(run) if number > step]
+    """Set aside our checkpoints of later steps: those of a run that was left when another went on from `step`."""
+    later = [folder for number, folder in checkpoints_of(run) if number > step and (folder / MANIFEST_FILE).is_file()]
     for folder in later:
         set_aside(folder)
     if later:

@@ -1,0 +1,238 @@
+"""A user's files are never deleted, one run at a time writes into a folder, and what cannot be written is one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from resume_kit import in_a_process, kill_me, status_of
+
+from dopd.cli.main import main
+from dopd.errors import ConfigError
+from dopd.report.page import write_report
+from dopd.runs import folder as folders
+from dopd.runs.folder import MARKER_FILE, PREVIOUS, RunFolder
+from dopd.trainer import whole
+from dopd.trainer.lock import LOCK_FILE, FolderLock
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    from dopd.tiny import TinySpec, build_model, build_tokenizer
+
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("student", "teacher")):
+        build_model(TinySpec(num_layers=1, hidden_size=32), build_tokenizer(), seed).save_pretrained(folder / name)
+        build_tokenizer().save_pretrained(folder / name)
+    return str(folder / "student"), str(folder / "teacher")
+
+
+@pytest.fixture
+def train(tmp_path: Path, models: tuple[str, str]) -> Any:
+    """`dopd train` into `tmp_path/run` with flags; returns the status."""
+    values = {
+        "model_name_or_path": models[0],
+        "teacher_model_name_or_path": models[1],
+        "task": "dag",
+        "privileged_template": "{prompt} {privileged_context}",
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "train_prompts": 8,
+        "eval_prompts": 2,
+        "save_steps": 1,
+        "save_strategy": "steps",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return lambda *flags: main(["train", str(path), *flags])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def steps_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_overwrite_deletes_what_the_run_made_and_nothing_else(tmp_path: Path, train: Any) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    assert train("--save_total_limit", "1") == 0
+    first = files_of(run)
+    assert {"config.yaml", "model.safetensors", "report.html", "README.md"} <= set(
+        json.loads(first[MARKER_FILE])["files"]
+    )
+    elsewhere.mkdir()
+    (elsewhere / "page.html").write_text("mine")
+    mine = {
+        "thesis.py": b"mine",
+        "data/rows.jsonl": b"{}",
+        "checkpoint-2/notes.txt": b"mine",
+        "checkpoint-7/x": b"mine",
+    }
+    for name, content in mine.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(content)
+    (run / "report.html").unlink()
+    (run / "report.html").symlink_to(elsewhere / "page.html")
+    (run / "linked").symlink_to(elsewhere)
+    assert train("--overwrite", "--save_steps", "2", "--method", "vanilla") == 0
+    left = files_of(run)
+    mine[f"{PREVIOUS}/checkpoint-2/notes.txt"] = mine.pop("checkpoint-2/notes.txt")
+    assert {name: left.get(name) for name in mine} == mine
+    assert files_of(elsewhere) == {"page.html": b"mine"} and (run / "linked").is_symlink()
+    assert (run / "report.html").is_file() and not (run / "report.html").is_symlink()
+    assert left["table.txt"].startswith(b"vanilla") and left["model.safetensors"] != first["model.safetensors"]
+    assert set(left) - set(mine) == set(first) - {"linked"}
+
+
+def test_files_that_are_not_a_runs_are_never_overwritten(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("another: program")
+    (run / "thesis.py").write_text("mine")
+    before = files_of(run)
+    assert train() == 2 and "is not empty" in capsys.readouterr().err
+    assert train("--overwrite") == 2
+    assert "holds files that are not a run's" in capsys.readouterr().err and files_of(run) == before
+    (run / MARKER_FILE).write_text(json.dumps({"format": 1, "files": ["../models", "thesis.pyc"]}))
+    assert train("--overwrite") == 2
+    assert "has a config.yaml that is not the run's" in capsys.readouterr().err
+
+
+def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_not(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train() == 0
+    before = files_of(run)
+    assert train("--overwrite", "--learning_rate", "1e30", "--save_steps", "2", "--max_grad_norm", "0") == 2
+    assert files_of(run) == before
+    # Killed in its first step, it has set the old one aside; killed while that is moved, it goes on with moving.
+    moves, move = iter(range(99)), os.replace
+    stand_ins = {
+        "moving": (folders.os, "replace", lambda *args: kill_me() if next(moves) == 9 else move(*args)),
+        "begun": (RunFolder, "describe", kill_me),
+    }
+    for module, name, stand_in in stand_ins.values():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stand_in)
+            child = in_a_process(lambda: train("--overwrite"), tmp_path / "log")
+            assert status_of(child) == -signal.SIGKILL
+    aside = files_of(run / PREVIOUS)
+    assert {name: content for name, content in before.items() if name != MARKER_FILE}.items() <= aside.items()
+    assert train() == 2
+    assert train("--overwrite") == 0
+    assert not (run / PREVIOUS).exists() and steps_of(run) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_second_run_in_one_folder_is_refused_and_a_dead_one_is_not_in_the_way(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def hold() -> None:
+        with FolderLock(run):
+            gate.open("w").close()  # waits for a reader: the lock is held
+            signal.pause()
+
+    child = in_a_process(hold, tmp_path / "log")
+    gate.open().close()
+    assert train() == 2
+    assert f"is in use by process {child} on" in capsys.readouterr().err
+    os.kill(child, signal.SIGKILL)
+    assert status_of(child) == -signal.SIGKILL and (run / LOCK_FILE).exists()
+    assert train() == 0
+    assert not (run / LOCK_FILE).exists()
+
+
+def test_where_the_system_has_no_locks_the_process_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dopd.trainer import lock
+
+    monkeypatch.setattr(lock, "fcntl", None)
+    path = tmp_path / LOCK_FILE
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host = lock.socket.gethostname()
+    for owner, refused in (
+        ({"pid": int(ended.stdout), "host": host}, False),
+        ({"pid": os.getppid(), "host": host}, True),
+        ({"pid": 1, "host": "another"}, True),
+        ("torn", False),
+    ):
+        path.write_text(json.dumps(owner))
+        if refused:
+            with pytest.raises(ConfigError, match="is in use by process"):
+                FolderLock(tmp_path).take()
+        else:
+            with FolderLock(tmp_path), FolderLock(tmp_path):
+                assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "not-there")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for place, words in (
+        (tmp_path / "file", "is a file: choose another"),
+        (tmp_path / "file" / "run", "choose another output_dir"),
+        (tmp_path / "nowhere", "is a link to"),
+        (Path("/proc/run"), "/proc/run"),
+        (tmp_path / ("x" * 300), "choose another output_dir"),
+    ):
+        assert train("--output_dir", str(place)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and len(error.splitlines()) == 1 and words in error, error
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+    RunFolder(tmp_path / "link").check(overwrite=False, resume=False)
+
+
+def test_a_report_does_not_write_through_a_link(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "mine.html"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: dag\n")
+    target.write_text("mine")
+    (run / "report.html").symlink_to(target)
+    write_report([run])
+    assert target.read_text() == "mine" and "<html" in (run / "report.html").read_text()
+    asked = tmp_path / "asked.html"
+    asked.symlink_to(target)
+    write_report([run], asked)  # a place that was asked for is written as it is
+    assert "<html" in target.read_text()
+
+
+def test_a_resumed_run_describes_itself_once_its_checkpoint_was_read(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train() == 0
+    before = files_of(run)
+    assert train("--resume_from_checkpoint") == 0
+    assert files_of(run) == before, "a complete run is left as it is"
+    assert train("--resume_from_checkpoint", "--max_steps", "4", "--seed", "3") == 2
+    assert "seed is 42 there and 3 here" in capsys.readouterr().err and files_of(run) == before
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
+    assert steps_of(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["max_steps"] == 3
+    assert whole.damage(run / "checkpoint-3") is None and RunFolder(run).is_complete
