@@ -19,6 +19,7 @@ from dopd.trainer.passes import check_self_divergence, self_divergence
 from dopd.weights import REPORTING, whole
 
 _NOISE = 0.01
+WHERE_NOISE = "in the trained view alone: rollouts, and every view that is scored, run without it"
 
 
 def check_configs(model: Any, peft_config: Any, args: Any) -> None:
@@ -206,15 +207,14 @@ def keep_adapter_dropout(student: Any) -> dict[str, float]:
 
 def dropout_notes(student: Any, *, disable: bool) -> list[str]:
     """Switch off the dropout that nobody asked for, if any is to go; say what acts."""
-    where = "in the trained view alone: rollouts, and every view that is scored, run without it"
     if disable:
         disable_dropout_numbers(student)
         asked = keep_adapter_dropout(student)
-        return [f"{name} (={value:g}) acts {where}" for name, value in asked.items()]
+        return [f"{name} (={value:g}) acts {WHERE_NOISE}" for name, value in asked.items()]
     dropout = active_dropout(student)
     if not dropout:
         return []
     return [
-        f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it acts {where}, so gaps "
+        f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it acts {WHERE_NOISE}, so gaps "
         "and targets differ by its noise. disable_dropout=True avoids that"
     ]

@@ -218,6 +218,16 @@ class DOPDConfig(DistillationConfig):
                 f"remove_unused_columns (={self.remove_unused_columns}) would drop privileged_context and what the "
                 "verifier reads: leave it at False. Columns that nothing reads do no harm"
             )
+        if self.label_smoothing_factor:
+            problems.add(
+                f"label_smoothing_factor (={self.label_smoothing_factor}) smooths the labels of a cross-entropy, and "
+                "no method here has labels: remove it"
+            )
+        if self.train_sampling_strategy != "random":
+            problems.add(
+                f"train_sampling_strategy (={self.train_sampling_strategy!r}) is not read: set shuffle_dataset=False "
+                "for the order of the dataset; within a step, rollouts of like length run together as it is"
+            )
         with problems.collected():
             rollout_settings(self)
         with problems.collected():

@@ -142,6 +142,11 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
         if isinstance(teacher_source, str):
             notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source, trainer.args))
     notes += adapting.dropout_notes(student, disable=trainer.args.disable_dropout)
+    if trainer.args.neftune_noise_alpha:
+        notes.append(
+            f"neftune_noise_alpha (={trainer.args.neftune_noise_alpha:g}) shakes the embeddings {adapting.WHERE_NOISE}, "
+            "so gaps and targets differ by its noise"
+        )
     for note in notes:
         logger.warning(note)
     if whole:

@@ -239,6 +239,11 @@ def test_dropout_in_one_view_only_is_told(tmp_path: Path, caplog: pytest.LogCapt
     assert "dropout is active in 2 modules" in messages(caplog)
 
 
+def test_noise_that_was_asked_for_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kit.trainer(tmp_path, neftune_noise_alpha=5)
+    assert "neftune_noise_alpha (=5) shakes the embeddings in the trained view alone" in messages(caplog)
+
+
 def test_dropout_of_attention_weights_is_switched_off_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is a number on the attention layer and no module, so disabling dropout modules leaves it on."""
     assert guards.active_dropout(with_dropout(attention=0.1)) == [
@@ -267,6 +272,8 @@ def test_noise_of_a_model_that_is_no_dropout_is_told(tmp_path: Path, caplog: pyt
     ("options", "message"),
     [
         ({"beta": 0.5}, "beta .*selects the divergence"),
+        ({"label_smoothing_factor": 0.1}, "no method here has labels: remove it"),
+        ({"train_sampling_strategy": "sequential"}, "is not read: set shuffle_dataset=False"),
         ({"num_generations": 3}, "= 8 completions a step must be a multiple of num_generations"),
         ({"num_generations": 0}, "num_generations .* at least 1"),
         ({"overlong_prompts": "cut"}, "overlong_prompts"),
