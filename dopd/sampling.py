@@ -81,6 +81,51 @@ class Ending:
         return any(string in self.tokenizer.decode(list(window)) for string in self.strings)
 
 
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and those of the model's generation config. A tokenizer without
+    a padding token gets the first of them as one.
+
+    Raises:
+        ModelError: neither names any.
+    """
+    declared = model.generation_config.eos_token_id
+    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids = [tokenizer.eos_token_id, *ids]
+    if not ids:
+        raise ModelError(
+            f"no token ends an answer: neither the tokenizer nor the generation config of {type(model).__name__} names "
+            "an end-of-sequence token. Set tokenizer.eos_token, and save the tokenizer with the model"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(ids[0])
+    return ids
+
+
+def mend_generation_config(model: Any) -> str | None:
+    """Make a model's generation config one that transformers saves. It loads contradictory ones (a `temperature`
+    without `do_sample`, as Llama 2's), and refuses to write them when a run has been trained.
+
+    Returns:
+        What was changed, in a sentence; `None` where nothing had to be.
+    """
+    given = model.generation_config
+    ends = {name: getattr(given, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", _ENDS)}
+    sampling = GenerationConfig.from_dict({**given.to_dict(), "do_sample": True})
+    for config, change in (
+        (given, None),
+        (sampling, "do_sample=True, without which it contradicts itself"),
+        (GenerationConfig(**ends), "nothing but its special tokens and stop strings, for it contradicts itself"),
+    ):
+        try:
+            config.validate(strict=True)
+        except ValueError:
+            continue
+        model.generation_config = config
+        return change and f"the student's generation_config.json will be saved with {change}"
+    return None
+
+
 class _StopAtText(StoppingCriteria):
     # transformers' own criterion cannot read word-level vocabularies, and would have to agree with `Ending.cut`.
     def __init__(self, ending: Ending, prompt_width: int) -> None:

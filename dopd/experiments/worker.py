@@ -21,10 +21,10 @@ from dopd.experiments.problems import evaluation_rows
 from dopd.experiments.sft import train_supervised
 from dopd.experiments.spec import SFT, RunSpec
 from dopd.runs.build import load_model, load_tokenizer
-from dopd.runs.evaluate import eos_token_ids
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import make_config, make_trainer
+from dopd.sampling import ends_of
 from dopd.tasks import get_task
 
 PROMPTS, ROLLOUTS = 16, 4  # of a step
@@ -206,7 +206,7 @@ def _evaluate(spec: RunSpec, own_family: str, model: Any, tokenizer_of: str) -> 
             rows=evaluation_rows(family, split, spec.problems, spec.privileged_kind),
             verifier=task.verify,
             processing_class=tokenizer,
-            eos_token_ids=eos_token_ids(model, tokenizer),
+            eos_token_ids=ends_of(model, tokenizer),
             max_new_tokens=problems.max_tokens + extra,
             batch_size=256,
             template=PrivilegedTemplate(TEMPLATE),

@@ -11,7 +11,7 @@ from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import check_task, circumstances
-from dopd.sampling import declared_stop_strings
+from dopd.sampling import declared_stop_strings, ends_of
 from dopd.tasks.sources import get_source
 
 
@@ -64,13 +64,11 @@ def evaluate_checkpoint(
     model = load_model(model_name, dtype=dtype).to(device)
     processing_class = load_processing_class(model_name)
     tokenizer = tokenizer_of(processing_class)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     evaluator = StudentEvaluator(
         rows=rows,
         verifier=source.verify,
         processing_class=processing_class,
-        eos_token_ids=eos_token_ids(model, tokenizer),
+        eos_token_ids=ends_of(model, tokenizer),
         stop_strings=declared_stop_strings(model),
         max_new_tokens=asked.max_new_tokens,
         batch_size=batch_size,
@@ -81,10 +79,3 @@ def evaluate_checkpoint(
     teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
     check_answering(evaluator, evaluator.rows, model, teacher)
     return evaluator.evaluate(model, teacher=teacher)
-
-
-def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a completion: those of the generation config, and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
-    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return ids if tokenizer.eos_token_id in ids else [tokenizer.eos_token_id, *ids]

@@ -21,8 +21,7 @@ from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
-from dopd.runs.evaluate import eos_token_ids
-from dopd.sampling import declared_stop_strings
+from dopd.sampling import declared_stop_strings, ends_of
 from dopd.sources import SOURCES, TEACHER_SOURCES
 from dopd.tables import RoutingTable
 
@@ -74,8 +73,6 @@ def inspect_prompt(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     student = load_model(student_name, dtype=dtype).to(device).eval()
     teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
     answering = StudentEvaluator(
@@ -83,7 +80,7 @@ def inspect_prompt(
         verifier=unjudged,
         processing_class=processing_class,
         teacher_processing_class=_teachers_own(processing_class, teacher_name) if teacher is not None else None,
-        eos_token_ids=eos_token_ids(student, tokenizer),
+        eos_token_ids=ends_of(student, tokenizer),
         stop_strings=declared_stop_strings(student),
         max_new_tokens=max_new_tokens,
         template=PrivilegedTemplate(asked.privileged_template),

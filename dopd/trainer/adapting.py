@@ -215,6 +215,6 @@ def dropout_notes(student: Any, *, disable: bool) -> list[str]:
     if not dropout:
         return []
     return [
-        f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it acts {WHERE_NOISE}, so gaps "
-        "and targets differ by its noise. disable_dropout=True avoids that"
+        f"dropout is active in {len(dropout)} modules of the student (first: {dropout[0]}): it acts {WHERE_NOISE}, so "
+        "gaps and targets differ by its noise. disable_dropout=True avoids that"
     ]

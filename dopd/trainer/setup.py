@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from dopd.adapters import without_adapters
 from dopd.checkpoints import config_of, files_of
 from dopd.data.checks import (
     SKIP_ADVICE,
@@ -33,6 +34,7 @@ from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
+from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
@@ -135,8 +137,10 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     with trainer.accelerator.autocast():
         adapting.prepare(student, half=half, whole=whole)
     guards.check_models(student, teacher, trainer.table)
+    trainer.eos_token_ids = ends_of(student, trainer._tokenizer)
     _check_special_ids(student, trainer._tokenizer, trainer.eos_token_ids)
-    notes: list[str] = []
+    mended = mend_generation_config(without_adapters(student))
+    notes = [mended] if mended else []
     if teacher is not None:
         notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
         if isinstance(teacher_source, str):
@@ -144,8 +148,8 @@ def check_loaded(trainer: Any, teacher_source: Any) -> None:
     notes += adapting.dropout_notes(student, disable=trainer.args.disable_dropout)
     if trainer.args.neftune_noise_alpha:
         notes.append(
-            f"neftune_noise_alpha (={trainer.args.neftune_noise_alpha:g}) shakes the embeddings {adapting.WHERE_NOISE}, "
-            "so gaps and targets differ by its noise"
+            f"neftune_noise_alpha (={trainer.args.neftune_noise_alpha:g}) shakes the embeddings "
+            f"{adapting.WHERE_NOISE}, so gaps and targets differ by its noise"
         )
     for note in notes:
         logger.warning(note)

@@ -1,5 +1,6 @@
 """What answers are drawn from: nothing of a checkpoint's own settings, and what is scored is what is sampled."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import GenerationConfig
 
 from dopd.errors import ConfigError, ModelError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.sampling import Ending, drawn, sampling_config
+from dopd.sampling import Ending, drawn, ends_of, sampling_config
 
 # What published checkpoints declare, and what somebody may have written beside it.
 DECLARED = {
@@ -162,3 +163,47 @@ def test_a_score_outside_of_0_and_1_is_no_accuracy(tmp_path: Path, value: Any) -
     made = kit.trainer(tmp_path, model=model, verifier=lambda text, row: value)
     with pytest.raises(ScoringError, match="number from 0"):
         kit.rollout(made)
+
+
+CONTRADICTORY = {
+    "temperature and top_p without do_sample": ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True}),
+    "cache_implementation without a cache": ({"cache_implementation": "static", "use_cache": False}, {}),
+    "early_stopping without beams": ({"early_stopping": True, "length_penalty": 0.5, "stop_strings": ["w"]}, {}),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTORY)
+def test_a_generation_config_that_transformers_would_not_save_is_mended_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """transformers loads it with a warning, and raises when the trained model is saved."""
+    settings, added = CONTRADICTORY[name]
+    given = GenerationConfig(eos_token_id=[EOS, 7], pad_token_id=0)
+    given.update(**settings)
+    model = kit.student()
+    model.generation_config = given
+    kit.trainer(tmp_path, model=model, save_strategy="steps", save_steps=1).train()
+    assert "generation_config.json will be saved with" in caplog.text
+    saved = GenerationConfig.from_pretrained(tmp_path / "checkpoint-1")
+    assert saved.eos_token_id == [EOS, 7] and saved.stop_strings == settings.get("stop_strings")
+    if added:
+        assert saved.to_diff_dict().items() >= {**settings, **added}.items()
+    tried("checkpoint", f"generation config that contradicts itself: {name}", "trained and saved; told")
+
+
+def test_a_sound_generation_config_is_saved_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = kit.trainer(tmp_path, model=declaring(kit.student(), DECLARED["qwen2.5"]))
+    assert "generation_config.json" not in caplog.text
+    assert made.unwrapped_student.generation_config.to_diff_dict().items() >= DECLARED["qwen2.5"].items()
+
+
+def test_a_tokenizer_without_an_end_takes_that_of_the_model(tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(kit.TOKENIZER)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    model = declaring(kit.student(), {})
+    made = kit.trainer(tmp_path, model=model, processing_class=copy.deepcopy(tokenizer))
+    assert made.ending.token_ids == [EOS] and made._tokenizer.pad_token_id == EOS
+    kit.rollout(made)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ModelError, match=r"no token ends an answer.*tokenizer\.eos_token"):
+        ends_of(model, tokenizer)
