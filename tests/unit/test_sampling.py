@@ -160,9 +160,8 @@ def test_ids_outside_of_the_models_vocabulary_are_named_before_a_device_would_fa
 @pytest.mark.parametrize("value", [-100, 1.5, float("nan"), None, "yes"])
 def test_a_score_outside_of_0_and_1_is_no_accuracy(tmp_path: Path, value: Any) -> None:
     model = kit.many_ends(kit.student(), 40)
-    made = kit.trainer(tmp_path, model=model, verifier=lambda text, row: value)
     with pytest.raises(ScoringError, match="number from 0"):
-        kit.rollout(made)
+        kit.rollout(kit.trainer(tmp_path, model=model, verifier=lambda text, row: value))
 
 
 CONTRADICTORY = {
