@@ -1,10 +1,12 @@
-"""Values that are secret by name: they are used, and written nowhere."""
+"""Values that are secret by name, here or in the environment: they are used, and written nowhere."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 _WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential")
+_SHORTEST = 8  # characters of a value of the environment; a shorter one would be found in ordinary text
 _TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio")
 
 
@@ -16,7 +18,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with `None` in the place of every secret, at any depth."""
+    """Settings with `None` in the place of every secret at any depth, and texts `without_tokens`."""
     return {
         name: (None if value is not None and not isinstance(value, bool) and is_secret(str(name)) else _inside(value))
         for name, value in values.items()
@@ -26,7 +28,17 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
 def _inside(value: Any) -> Any:
     if isinstance(value, Mapping):
         return without_secrets(value)
+    if isinstance(value, str):
+        return without_tokens(value)
     return [_inside(entry) for entry in value] if isinstance(value, list) else value
+
+
+def without_tokens(text: str) -> str:
+    """Text with `<NAME>` in the place of every value of the environment that is secret by name."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and is_secret(name) and value in text:
+            text = text.replace(value, f"<{name}>")
+    return text
 
 
 @contextmanager

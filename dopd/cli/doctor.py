@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dopd.errors import DopdError
+from dopd.shown import visible
 
 _REQUIRED = ("torch", "transformers", "trl", "accelerate", "datasets")
 _OPTIONAL = {
@@ -37,7 +38,7 @@ def run_doctor(config: str | None) -> int:
     console = Console(soft_wrap=True)
     findings = [*environment(), *(config_findings(config) if config else [])]
     for finding in findings:
-        console.print(f"{_SIGNS[finding.level]}  {escape(finding.text)}")
+        console.print(f"{_SIGNS[finding.level]}  {escape(visible(finding.text))}")
     failed = sum(finding.level == "fail" for finding in findings)
     console.print("all well" if not failed else f"{failed} problem(s)")
     return 2 if failed else 0

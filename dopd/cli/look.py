@@ -8,6 +8,7 @@ from typing import Any
 
 from dopd.cli.values import natural, positive
 from dopd.errors import ConfigError
+from dopd.shown import visible
 
 
 def add_report(commands: Any, command: Any) -> None:
@@ -28,7 +29,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from dopd.report.page import write_report
 
     path = write_report(arguments.runs, arguments.output)
-    print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser; it needs no network")
+    print(f"{visible(path)} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser; it needs no network")
 
 
 def add_inspect(commands: Any, command: Any) -> None:
@@ -81,7 +82,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     }
     _, said = circumstances(arguments.student, **prompts, only=PROMPT_FIELDS)
     if said:
-        print(said, file=sys.stderr)
+        print(visible(said), file=sys.stderr)
     records = inspect_prompt(
         arguments.student,
         arguments.teacher,
@@ -107,7 +108,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.html:
         subtitle = f"student {arguments.student}, teacher {arguments.teacher or 'none'}, method {arguments.method}"
         Path(arguments.html).write_text(inspection_page("One prompt", subtitle, records), encoding="utf-8")
-        print(arguments.html, file=sys.stderr)
+        print(visible(arguments.html), file=sys.stderr)
 
 
 def _text(given: str) -> str:

@@ -13,6 +13,7 @@ from dopd.cli.values import natural, positive
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.runs.recipes import recipe_names, recipe_path
+from dopd.shown import visible
 
 # Where commands write, besides what their flags name.
 _PLACES = (
@@ -38,7 +39,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except DopdError as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(error)}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:
         raise
@@ -144,7 +145,7 @@ def _train(arguments: argparse.Namespace) -> None:
         print(describe(settings, make_config(settings, elsewhere=True)))
         return
     folder = train(settings)
-    print(f"run folder: {folder}")
+    print(f"run folder: {visible(folder)}")
 
 
 def _add_eval(commands: "argparse._SubParsersAction") -> None:
@@ -192,7 +193,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     }
     _, said = circumstances(arguments.model, **given)
     if said:
-        print(said, file=sys.stderr)
+        print(visible(said), file=sys.stderr)
     result = evaluate_checkpoint(
         arguments.model,
         **given,

@@ -13,6 +13,7 @@ from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
+from dopd.shown import visible
 from dopd.sources import CONTRAST, SOURCES
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def print_tasks(name: str | None) -> None:
         return
     source = get_source(name)
     first = source.rows("train", 1, "none")[0]
-    console.print(f"[bold]prompt[/bold]    {escape(first['prompt'][0]['content'])}")
-    console.print(f"[bold]solution[/bold]  {escape(first['solution'])}")
-    console.print(f"[bold]answer[/bold]    {escape(first['answer'])}")
+    console.print(f"[bold]prompt[/bold]    {escape(visible(first['prompt'][0]['content']))}")
+    console.print(f"[bold]solution[/bold]  {escape(visible(first['solution']))}")
+    console.print(f"[bold]answer[/bold]    {escape(visible(first['answer']))}")
     for privileged_kind in source.privileged_kinds:
         text = source.rows("train", 1, privileged_kind)[0]["privileged_context"]
-        console.print(f"[bold]{privileged_kind}[/bold]  {escape(str(text))}")
+        console.print(f"[bold]{privileged_kind}[/bold]  {escape(visible(text))}")
 
 
 def print_methods(name: str | None) -> None:
@@ -66,7 +67,7 @@ def print_methods(name: str | None) -> None:
     console = Console()
     if name is not None:
         built, card = table(name), CARDS[name]
-        console.print(Text(built.describe()), soft_wrap=True)
+        console.print(Text(visible(built.describe())), soft_wrap=True)
         lines = {
             "what": card.about,
             "loss": card.equation,

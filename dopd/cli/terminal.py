@@ -9,6 +9,7 @@ from rich.text import Text
 
 from dopd.report.palette import blend, label_colours, label_meanings
 from dopd.report.terminal import print_table
+from dopd.shown import visible
 
 _NUM_LISTED = 8
 _BLACK, _WHITE = "#000000", "#ffffff"
@@ -35,7 +36,7 @@ def completion_text(record: Mapping[str, Any], *, marked: bool) -> Text:
     text = Text()
     for token, share in zip(record["tokens"], strengths(record), strict=True):
         label = token["regime"] or "all"
-        shown = token["text"]
+        shown = visible(token["text"])
         lead = shown[: len(shown) - len(shown.lstrip(" "))] if shown.strip() else ""
         text.append(lead)
         text.append(shown[len(lead) :].replace("\n", "\\n\n"), style=_style(label, share, record["rules"]))
@@ -79,7 +80,7 @@ def _print_largest(console: Console, record: Mapping[str, Any]) -> None:
 
 
 def _visible(text: str) -> str:
-    return text.strip() or repr(text)
+    return visible(text).strip() or repr(text)
 
 
 def _number(value: float | None) -> str:

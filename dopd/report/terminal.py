@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dopd.shown import visible
+
 _BESIDE = 3  # what a cell has beside its text: a space on each side and a border
 _NARROWEST = 7  # characters of a column of prose
 _INDENT = "  "
@@ -28,7 +30,8 @@ def print_table(
         right: columns of numbers.
     """
     if title:
-        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(Text(visible(title), style="bold"), soft_wrap=True)
+    rows = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     widths = _widths(console.width, list(zip(header, *rows, strict=True)))
     if widths is None:
         _print_blocks(console, header, rows)
@@ -59,7 +62,7 @@ def _widths(available: int, columns: Sequence[Sequence[str | Text]]) -> list[int
 def print_paragraph(console: Console, label: str, text: str, indent: str = "") -> None:
     """Print `label: text` in the console's width, the label bold and later lines further in; no word is broken."""
     lines = textwrap.wrap(
-        f"{label}: {text}",
+        visible(f"{label}: {text}"),
         console.width,
         initial_indent=indent,
         subsequent_indent=indent + _INDENT,

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from dopd.shown import visible
+
 _SHOWN = {
     "eval_accuracy_greedy": "greedy",
     "eval_accuracy_sampled": "sampled",
@@ -20,6 +22,13 @@ _SHOWN = {
     "entropy": "entropy",
     "loss": "loss",
 }
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Messages quote what data and models hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def quiet_libraries() -> None:
@@ -31,7 +40,7 @@ def quiet_libraries() -> None:
     # PEFT looks for a whole model below an adapter on an adapter.
     warnings.filterwarnings("ignore", message="Could not find a config file in .* - will assume that the vocabulary")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_VisibleFormatter("%(levelname)s: %(message)s"))
     own = logging.getLogger("dopd")
     if not own.handlers:
         own.addHandler(handler)
@@ -44,7 +53,7 @@ class RunProgress(TrainerCallback):
     """
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        self._label = visible(label)
         self._bar: Any = None
         self._latest: dict[str, str] = {}
         self._speed = Speed()

@@ -23,6 +23,7 @@ from dopd.report.terminal import print_table
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
+from dopd.shown import visible
 
 _DEFAULT_CONFIG = "tiny-dag"
 _NUM_EXAMPLES = 20
@@ -65,7 +66,7 @@ def quickstart(
     header, rows = summary_rows(summary)
     print_table(console, header, rows, title=f"{summary['task']}, mean [95% interval]")
     for line in verdicts(summary):
-        console.print(escape(line))
+        console.print(escape(visible(line)))
     console.print(f"{summary['seconds']:.0f} s. Open {report} in a browser; or look at {target / CURVES_FILE}.")
     return summary
 

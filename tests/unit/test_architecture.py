@@ -14,6 +14,7 @@ PACKAGE = ROOT / "dopd"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics", "secrets", "interrupts"],
+    ["shown"],
     ["settings"],
     ["vision", "lengths", "files"],
     ["routing"],

@@ -1,5 +1,7 @@
 """The report from run folders made by hand: tables, curves, warnings, bounds, and that text stays text."""
 
+import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -343,3 +345,14 @@ def test_contrast_is_that_of_wcag() -> None:
 def test_the_report_needs_no_torch() -> None:
     code = "import dopd.report.page, sys; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_the_pages_own_scripts_may_run() -> None:
+    page = inspection_page("</script><script>alert(1)</script>", "x", [])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy[1].split("script-src")[1].split(";")[0]))
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
+    assert len(scripts) == 5 and allowed == hashes
+    assert "script-src 'unsafe" not in policy[1] and "default-src 'none'" in policy[1]

@@ -65,3 +65,16 @@ def test_a_planted_token_is_in_no_file_of_a_run_and_on_no_screen(
     assert PLANTED not in shown
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 8 and [path.name for path in files if PLANTED.encode() in path.read_bytes()] == []
+
+
+def test_a_token_of_the_environment_is_in_no_setting_and_no_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    monkeypatch.setenv("SHORT_TOKEN", "dag")  # found everywhere, and nobody's secret
+    kept = without_secrets({"run_name": f"a {PLANTED}", "rows": [{"url": f"https://x:{PLANTED}@y"}], "task": "dag"})
+    assert kept == {"run_name": "a <HF_TOKEN>", "rows": [{"url": "https://x:<HF_TOKEN>@y"}], "task": "dag"}
+    assert main(["eval", f"/no/{PLANTED}", "--task", "dag"]) == 2
+    assert main(["train", "tiny-dag", "--output_dir", f"{tmp_path}/{PLANTED}", "--dry-run"]) == 0
+    shown = "".join(capfd.readouterr())
+    assert PLANTED not in shown and "<HF_TOKEN>" in shown

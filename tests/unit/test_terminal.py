@@ -13,9 +13,11 @@ from rich.text import Text
 
 from dopd.cli.main import main
 from dopd.cli.output import CLOSED
+from dopd.cli.terminal import print_records
 from dopd.methods import METHODS
 from dopd.report.summary import summary_rows
-from dopd.report.terminal import print_table
+from dopd.report.terminal import print_paragraph, print_table
+from dopd.shown import visible
 
 WIDTHS = (30, 60, 80, 200)
 
@@ -112,3 +114,48 @@ def test_a_number_that_cannot_be_is_refused(arguments: list[str], capsys: pytest
         main(arguments)
     assert caught.value.code == 2
     assert "must be a whole number of at least" in capsys.readouterr().err
+
+
+CONTROLS = "\x1b[31mred\x1b]0;title\x07\r\x9b1A\u202eback\x00"
+
+
+def test_control_characters_are_shown_and_not_obeyed() -> None:
+    assert visible(CONTROLS) == "\\x1b[31mred\\x1b]0;title\\x07\\r\\x9b1A\\u202eback\\x00"
+    assert visible("two\nlines\tand caf\u00e9 \U0001f600 \u0645") == "two\nlines\tand caf\u00e9 \U0001f600 \u0645"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", f"/no/{CONTROLS}".replace("\x00", ""), "--task", "dag"],
+        ["train", "tiny-dag", "--output_dir", "x", f"--method={CONTROLS}"],
+        ["tasks", CONTROLS],
+        ["report", f"/no/{CONTROLS}".replace("\x00", "")],
+        ["inspect", "--student", "tiny:dag/student", "--prompt", f"B {CONTROLS} [bold]", "--max-new-tokens", "3"],
+    ],
+)
+def test_what_a_command_quotes_is_shown_and_not_obeyed(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    main(command)
+    shown = "".join(capfd.readouterr())
+    assert not set(shown) & set("\x00\x07\x1b\r\x9b\u202e")
+
+
+def test_what_models_and_tables_hold_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=False, width=200)
+    print_table(console, ["name"], [[CONTROLS], ["[bold]"]], title=CONTROLS)
+    print_paragraph(console, CONTROLS, "[bold]")
+    record = {
+        "tokens": [
+            {"text": text, "regime": None, "gap": 0.0, "loss": 1.0, "logprob_teacher": None, "logprob_student": None}
+            | {"logprob_plain": None, "entropy": None, "top_target": [[CONTROLS, 0.5]]}
+            for text in (CONTROLS, "[bold]")
+        ],
+        "rules": ["all"],
+        "thresholds": None,
+        "rollout": 0,
+        "num_tokens": 2,
+    }
+    print_records(console, [record])
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x00\x07\x1b\r\x9b\u202e")
+    assert shown.count("[bold]") >= 3
