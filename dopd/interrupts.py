@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -10,6 +11,8 @@ from typing import Any
 
 # SIGUSR1 is what batch systems send before the time is up (`sbatch --signal=USR1@120`).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+ENDS_WITH = "DOPD_ENDS_WITH"  # variable of a command that ends when the process of this number has
 
 
 def exit_status(number: int) -> int:
@@ -94,3 +97,14 @@ def _handling(handler: Any) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def end_with(parent: int) -> None:
+    """Let this process end when the one that started it has, in the middle of its work if need be."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.trace import read_trace
 
 NOT_REPEATED = ("seconds/", "step_time", "train_", "eval_runtime", "eval_samples", "eval_steps")
+EMA: dict[str, Any] = {"privileged_student": "ema", "save_total_limit": 1}
 
 
 def resumable(folder: Path, *, steps: int, **options: Any) -> DOPDTrainer:
@@ -65,6 +67,7 @@ def in_a_process(do: Callable[[], object], log: Path) -> int:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for stream in (1, 2):
             os.dup2(file, stream)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(file), "w", buffering=1) for _ in range(2))
         do()
         os._exit(0)
     except SystemExit as error:

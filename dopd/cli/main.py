@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import natural, positive
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
+from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
 from dopd.runs.recipes import recipe_names, recipe_path
 from dopd.shown import visible
 
@@ -34,8 +37,15 @@ def _main(argv: Sequence[str] | None) -> int:
     if rest and arguments.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
+    parent = os.environ.pop(ENDS_WITH, None)
+    if parent is not None:
+        end_with(int(parent))
     try:
-        return arguments.run(arguments) or 0
+        with raising():
+            return arguments.run(arguments) or 0
+    except Stopped as stop:
+        print(visible(stop.message), file=sys.stderr)
+        return exit_status(stop.signal)
     except DopdError as error:
         if arguments.debug:
             raise
@@ -50,9 +60,9 @@ def _main(argv: Sequence[str] | None) -> int:
         line = not_written(error, error.filename, choose=_PLACES) or f"{error.filename!r}: {error.strerror}"
         print(f"error: {line} (--debug shows where)", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # outside of the main thread signals are Python's own
         print("interrupted", file=sys.stderr)
-        return 130
+        return exit_status(signal.SIGINT)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,7 +139,7 @@ def _recipes() -> str:
 
 def _train(arguments: argparse.Namespace) -> None:
     from dopd.cli.keys import print_keys
-    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.progress import quiet_libraries, say
     from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
 
@@ -145,7 +155,7 @@ def _train(arguments: argparse.Namespace) -> None:
         print(describe(settings, make_config(settings, elsewhere=True)))
         return
     folder = train(settings)
-    print(f"run folder: {visible(folder)}")
+    say(f"run folder: {visible(folder)}")
 
 
 def _add_eval(commands: "argparse._SubParsersAction") -> None:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-import threading
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dopd.errors import DopdError
 from dopd.experiments.spec import RunSpec
+from dopd.interrupts import end_with
 
 Todo = Sequence[tuple[str, RunSpec]]
 
@@ -35,7 +36,7 @@ def execute_all(todo: Todo, keep: Callable[[dict[str, Any]], None], *, jobs: int
     progress = _Report(len(todo), console)
     waiting = list(todo)
     context = multiprocessing.get_context("spawn")
-    with progress, ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as executor:
+    with progress, ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(os.getpid(),)) as executor:
         running: dict[Any, RunSpec] = {}
         try:
             while waiting or running:
@@ -52,17 +53,18 @@ def execute_all(todo: Todo, keep: Callable[[dict[str, Any]], None], *, jobs: int
                 "a process that made runs has died (out of memory, or stopped from outside). Finished runs are kept: "
                 "start the command again to go on, with a lower --jobs if memory was short"
             ) from None
+        except BaseException:
+            # The pool would wait for the runs that are under way.
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
-def _end_with(parent: int) -> None:
-    """Let this process end when the one that started it has, in the middle of a run if need be."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _start(parent: int) -> None:
+    """What a process that makes runs does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to it too; the one that started it ends it
+    end_with(parent)
 
 
 def _run(key: str, spec: RunSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ deleted, and no link is followed. A run that replaces another sets it aside unti
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,9 @@ class RunFolder:
         """The run has failed before it had anything to keep: the one that it was to replace returns."""
         if not self._replaces:
             return
+        if self._has_something():
+            self.keep()
+            return
         self._replaces = False
         _delete(self.path)
         _move(self.path / PREVIOUS, self.path)
@@ -158,6 +161,22 @@ class KeptRun(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._folder.keep()
+
+
+def claim(folder: Path, names: Sequence[str]) -> None:
+    """Write down that files of these names in a folder are ours to write.
+
+    Raises:
+        ConfigError: one of them is there, and somebody else's.
+    """
+    listed = (read_marker(folder) or {"files": []})["files"]
+    foreign = [name for name in names if name not in listed and os.path.lexists(folder / name)]
+    if foreign:
+        raise ConfigError(
+            f"{str(folder / foreign[0])!r} was not written by dopd (as far as {MARKER_FILE} says): move it away, or "
+            "choose another folder"
+        )
+    _write_marker(folder, {"complete": False, "files": sorted({*listed, *names})})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:

@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dopd.errors import DopdError
+from dopd.errors import ConfigError, DopdError
+from dopd.interrupts import ENDS_WITH
 
 _POLL_SECONDS = 0.25
+_GRACE_SECONDS = 5.0  # for a step to be finished and saved
 
 
 class JobError(DopdError, RuntimeError):
@@ -42,6 +44,7 @@ class Job:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # Two threads on busy cores are many times slower than one.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment[ENDS_WITH] = str(os.getpid())
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dopd.cli.main", *self.arguments],
@@ -56,8 +59,11 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
     """Run all jobs, `at_once` at a time, in order.
 
     Raises:
+        ConfigError: `at_once` below 1.
         JobError: one failed; the others are stopped, and the message ends with the end of its log.
     """
+    if at_once < 1:
+        raise ConfigError(f"jobs (={at_once}) must be at least 1")
     waiting, running = list(jobs), list[Job]()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars: dict[int, Any] = {}
@@ -83,8 +89,13 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
         finally:
             for job in running:
                 job.process.terminate()
+            end = time.monotonic() + _GRACE_SECONDS
             for job in running:
-                job.process.wait()
+                try:
+                    job.process.wait(max(0.0, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    job.process.kill()
+                    job.process.wait()
 
 
 def _check(job: Job) -> None:

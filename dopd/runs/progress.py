@@ -76,12 +76,20 @@ class RunProgress(TrainerCallback):
             self._bar.set_postfix(self._latest)
         elif "eval_accuracy_greedy" in logs:
             numbers = ", ".join(f"{name} {value}" for name, value in self._latest.items())
-            print(f"{self._label}: step {state.global_step}/{state.max_steps}, {numbers}", flush=True)
+            say(f"{self._label}: step {state.global_step}/{state.max_steps}, {numbers}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def say(text: str) -> None:
+    """Print a line. Where nobody reads it any more, or it does not fit, what it is about goes on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Speed:

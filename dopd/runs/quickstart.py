@@ -13,13 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from dopd.errors import ConfigError
+from dopd.files import replace_file
 from dopd.inspection.schema import METRICS_FILE
 from dopd.methods import table
 from dopd.report.curves import CURVES_FILE, draw_comparison
-from dopd.report.page import write_report
+from dopd.report.groups import SUMMARY_FILE
+from dopd.report.page import REPORT_FILE, write_report
 from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
 from dopd.report.terminal import print_table
+from dopd.runs.folder import claim
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
@@ -27,6 +30,7 @@ from dopd.shown import visible
 
 _DEFAULT_CONFIG = "tiny-dag"
 _NUM_EXAMPLES = 20
+_TABLE_FILE, _EXAMPLES_FILE = "summary.md", "examples.md"
 
 
 def quickstart(
@@ -54,14 +58,17 @@ def quickstart(
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
     settings = load_settings(path)
     target = Path(folder)
-    at_once = jobs or os.cpu_count() or 1
+    at_once = (os.cpu_count() or 1) if jobs is None else jobs
+    if at_once < 1:
+        raise ConfigError(f"jobs (={at_once}) must be at least 1")
+    claim(target, (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE))
     _say_plan(console, settings, methods, seeds, target)
     _obtain_models(console, settings, target, at_once)
     _train_and_evaluate(console, settings, path, target, methods, seeds, at_once)
     runs = {method: [read_run(_run_folder(target, method, seed)) for seed in range(seeds)] for method in methods}
     summary = _write_report(target, settings, runs)
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    replace_file(target / SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
     report = write_report([target])
     header, rows = summary_rows(summary)
     print_table(console, header, rows, title=f"{summary['task']}, mean [95% interval]")
@@ -160,10 +167,10 @@ def _write_report(folder: Path, settings: RunSettings, runs: dict[str, list[RunR
         "methods": {name: [run.result for run in group] for name, group in runs.items()},
     }
     draw_comparison(runs, folder / CURVES_FILE)
-    (folder / "summary.md").write_text(summary_table(summary))
+    replace_file(folder / _TABLE_FILE, summary_table(summary).encode())
     routed = [run for group in runs.values() for run in group if any(r["tokens"][0]["regime"] for r in run.trace)]
     traces = routed[0].trace[-_NUM_EXAMPLES:] if routed else []
-    (folder / "examples.md").write_text(examples_text(traces))
+    replace_file(folder / _EXAMPLES_FILE, examples_text(traces).encode())
     return summary
 
 

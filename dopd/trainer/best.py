@@ -31,6 +31,7 @@ def check_choice_of_checkpoint(args: Any) -> None:
     Raises:
         ConfigError: it is not measured, or not where checkpoints are saved.
     """
+    _check_evaluations(args)
     name = student_metric(args)
     if name is None:
         _check_spelling(args.metric_for_best_model)
@@ -48,8 +49,34 @@ def check_choice_of_checkpoint(args: Any) -> None:
         _check_saving(args, said)
 
 
+def _check_evaluations(args: Any) -> None:
+    """Refuse steps of evaluation that nothing is evaluated at, and a best checkpoint that is never looked for."""
+    said = f"eval_steps (={args.eval_steps or 0:g})"
+    host_evaluates = _value(args.eval_strategy) != "no"
+    if student_metric(args) is None:
+        if _value(args.save_strategy) == "best" and args.metric_for_best_model and not host_evaluates:
+            raise ConfigError(
+                f"save_strategy='best' with metric_for_best_model (={args.metric_for_best_model!r}) would save "
+                "nothing: set eval_strategy, or take a metric of the student's evaluation, such as accuracy_greedy"
+            )
+    elif args.eval_steps is not None and args.student_eval_steps and args.eval_steps != args.student_eval_steps:
+        raise ConfigError(
+            f"{said} is not student_eval_steps (={args.student_eval_steps}), at which metric_for_best_model "
+            f"(={args.metric_for_best_model!r}) is measured: set student_eval_steps alone"
+        )
+    if args.eval_steps is not None and not host_evaluates and args.eval_steps != args.student_eval_steps:
+        raise ConfigError(
+            f"{said} does nothing without eval_strategy='steps'. The student is evaluated at student_eval_steps "
+            f"(={args.student_eval_steps})"
+        )
+
+
+def _value(strategy: Any) -> str:
+    return str(getattr(strategy, "value", strategy))
+
+
 def _check_saving(args: Any, said: str) -> None:
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    strategy = _value(args.save_strategy)
     if strategy == "best":
         return
     if strategy != "steps":

@@ -14,14 +14,12 @@ import torch
 import trainer_kit as kit
 from compatibility import tried
 from datasets import Dataset
-from resume_kit import in_a_process, kill_me, killed_at_random, resumable, same_files, same_weights, status_of
+from resume_kit import EMA, in_a_process, kill_me, killed_at_random, resumable, same_files, same_weights, status_of
 
 from dopd.errors import ConfigError, FileError
 from dopd.trainer import callbacks, saving, whole
 from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.resuming import checkpoint_to_resume
-
-EMA: dict[str, Any] = {"privileged_student": "ema", "save_total_limit": 1}
 
 
 @pytest.fixture(scope="module")

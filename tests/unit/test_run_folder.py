@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,23 @@ def test_a_second_run_in_one_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     assert status_of(child) == -signal.SIGKILL and (run / LOCK_FILE).exists()
     assert train() == 0
     assert not (run / LOCK_FILE).exists()
+
+
+def test_a_command_that_is_told_to_end_leaves_in_order(tmp_path: Path, train: Any) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    assert train() == 0
+    flags = ["--overwrite", "--max_steps", "500", "--save_total_limit", "1"]
+    child = in_a_process(lambda: sys.exit(train(*flags)), log)
+    end = time.monotonic() + 60
+    while not (run / "checkpoint-3").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(child, signal.SIGTERM)
+    assert status_of(child) == 143
+    said = log.read_text()
+    assert "Traceback" not in said and "To go on: the same again with resume_from_checkpoint=true" in said, said
+    (last,) = run.glob("checkpoint-*")
+    assert whole.damage(last) is None and f"saved as {last}" in said
+    assert not (run / LOCK_FILE).exists() and not (run / PREVIOUS).exists()
 
 
 def test_where_the_system_has_no_locks_the_process_is_looked_for(

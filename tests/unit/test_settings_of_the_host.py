@@ -167,6 +167,10 @@ def test_save_strategy_best_saves_where_the_student_got_better(tmp_path: Path) -
         ({"save_strategy": "no"}, r"save_strategy \(='no'\)"),
         ({"metric_for_best_model": "eval_acuracy_greedy"}, "Did you mean 'accuracy_greedy'"),
         ({"metric_for_best_model": "entropy"}, "set greater_is_better"),
+        ({"eval_steps": 4}, r"eval_steps \(=4\) is not student_eval_steps \(=2\)"),
+        ({"eval_steps": 4, "save_strategy": "best"}, r"eval_steps \(=4\) is not student_eval_steps \(=2\)"),
+        ({"metric_for_best_model": "loss", "save_strategy": "best"}, "would save nothing: set eval_strategy"),
+        ({"metric_for_best_model": None, "load_best_model_at_end": False, "eval_steps": 4}, "does nothing without"),
         ({"metric_for_best_model": "eval_divergence_to_teacher", "method": "one without a teacher"}, "needs a teacher"),
     ],
 )
