@@ -73,12 +73,12 @@ def trainer(name: str, folder: Path, method: str = "dopd", **options: Any) -> DO
     """
     made = options.pop("processing_class", None) or processor(name)
     known = {
-        "model": model(name, made, seed=0),
-        "teacher_model": model(name, made, hidden=36, seed=1),
+        "model": options.pop("model", None) or model(name, made, seed=0),
+        "teacher_model": options.pop("teacher_model", None) or model(name, made, hidden=36, seed=1),
         "train_dataset": Dataset.from_list(rows()),
         "processing_class": made,
     }
-    for key in (*known, "eval_dataset", "verifier", "peft_config", "teacher_processing_class"):
+    for key in ("train_dataset", "eval_dataset", "verifier", "peft_config", "teacher_processing_class"):
         if key in options:
             known[key] = options.pop(key)
     defaults: dict[str, Any] = {

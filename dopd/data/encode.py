@@ -98,7 +98,7 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
             ids = ids[:-1]
     else:
         check_last_turn(prompt, options)
-        arguments = template_arguments(prompt, options)
+        arguments = template_arguments(tokenizer, prompt, options)
         turns = with_readable_calls(tokenizer, as_template_reads(tokenizer, prompt, options), arguments)
         rendered(tokenizer, turns, arguments)
         ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
@@ -110,8 +110,8 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
 class PromptLengths:
     """Counts the tokens of prompts without preparing every image for a model.
 
-    How many tokens images stand for depends on their sizes alone, so it is worked out once for each combination of
-    sizes.
+    How many tokens images stand for depends on their sizes and settings alone, so it is worked out once for each
+    combination of these.
 
     Attributes:
         processing_class: a tokenizer or a processor.
@@ -122,7 +122,7 @@ class PromptLengths:
     processing_class: Any
     chat_template_kwargs: dict[str, Any]
     vocab_size: int | None = None
-    _more: dict[tuple[tuple[int, int], ...], int] = field(default_factory=dict)
+    _more: dict[tuple[tuple[tuple[int, int], ...], str], int] = field(default_factory=dict)
 
     def __call__(self, prompts: list[Prompt]) -> list[int]:
         if not reads_images(self.processing_class):
@@ -147,14 +147,17 @@ class PromptLengths:
         check_placeholders(self.processing_class, blocks)
         sizes = tuple(image_size(source) for source in image_sources(blocks))
         check_last_turn(prompt, self.chat_template_kwargs)
-        arguments = template_arguments(prompt, self.chat_template_kwargs)
+        arguments = template_arguments(self.processing_class, prompt, self.chat_template_kwargs)
         turns = with_readable_calls(self.processing_class, blocks, arguments)
         text = rendered(self.processing_class, turns, arguments)
         length = self._counted(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if sizes not in self._more:
+        # A row may set its processor otherwise; tools change the text alone.
+        own = {name: value for name, value in getattr(prompt, "options", {}).items() if name != "tools"}
+        key = (sizes, repr(own))
+        if key not in self._more:
             whole = _encode(self.processing_class, prompt, self.chat_template_kwargs)
-            self._more[sizes] = len(whole.ids) - length
-        return length + self._more[sizes]
+            self._more[key] = len(whole.ids) - length
+        return length + self._more[key]
 
 
 def as_blocks(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -231,7 +234,7 @@ def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded
         prompt = as_blocks(prompt)
         check_placeholders(processor, prompt)
         check_last_turn(prompt, options)
-        arguments = template_arguments(prompt, options)
+        arguments = template_arguments(processor, prompt, options)
         prompt = with_turns(prompt, with_readable_calls(processor, prompt, arguments))
         rendered(processor, prompt, arguments)
         keys = [image_key(source) for source in image_sources(prompt)]
@@ -253,7 +256,7 @@ def _processed(processor: Any, prompt: Prompt, options: dict[str, Any]) -> Mappi
     try:
         if isinstance(prompt, str):
             return dict(processor(text=[prompt], return_tensors="pt"))
-        arguments = template_arguments(prompt, options)
+        arguments = template_arguments(processor, prompt, options)
         made = processor.apply_chat_template(
             [opened], tokenize=True, return_dict=True, return_tensors="pt", **arguments
         )

@@ -103,7 +103,8 @@ def open_image(source: Any) -> Image.Image:
 
 def in_short(error: BaseException) -> str:
     """The kind of an error and the beginning of its first line: messages of libraries quote whole files."""
-    return f"{type(error).__name__}: {_cut((str(error).strip().splitlines() or [''])[0], 2 * _MOST_QUOTED)}"
+    first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {_cut(first, 2 * _MOST_QUOTED)}"
 
 
 def _cut(text: str, length: int = _MOST_QUOTED) -> str:

@@ -15,6 +15,7 @@ from dopd.data.privileged import Conversation, Prompt
 from dopd.errors import DataError
 
 CONTINUE = "continue_final_message"
+_OF_PROCESSOR = "processor_kwargs"
 _KEPT_ROLES = ("system", "developer", "user", "tool")  # templates may shorten what an assistant thought
 _ASKING_ROLES = ("user", "tool")
 _CALLS = "tool_calls"
@@ -40,10 +41,14 @@ def asks_text(processing_class: Any, options: Mapping[str, Any], prompt_format: 
     return prompt_format == "auto" and template_of(processing_class, options) is not None
 
 
-def template_arguments(prompt: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def template_arguments(processing_class: Any, prompt: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `apply_chat_template` for one conversation: the run's, the row's own, and how it goes on."""
     own = prompt.options if isinstance(prompt, Conversation) else {}
-    merged = {**options, **own}
+    # transformers writes into what it is given here.
+    merged = {name: dict(value) if name == _OF_PROCESSOR else value for name, value in {**options, **own}.items()}
+    template = template_of(processing_class, merged)
+    if template is not None and getattr(processing_class, "chat_template", None) is None:
+        merged["chat_template"] = template  # a processor does not look at its tokenizer's
     goes_on = bool(merged.pop(CONTINUE, False)) and prompt[-1]["role"] == "assistant"
     return {**merged, "add_generation_prompt": not goes_on, **({CONTINUE: True} if goes_on else {})}
 

@@ -13,7 +13,7 @@ from trl.models.utils import unwrap_model_for_generation
 from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import open_image
 from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import asks_text
+from dopd.data.rendering import asks_text, template_of
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
 from dopd.generation import answers
@@ -99,8 +99,9 @@ class ViewingTrainer(SavingTrainer):
         self._rollout_for_teacher: View | None = None
         self._rollout_pictures: list[Any] | None = None
         self._trial: View | None = None
-        if reads_images(self.processing_class):
-            images.forbid_placeholders(self)
+        images.forbid_placeholders(self)
+        # Without a template no prompt can hold an image.
+        if reads_images(self.processing_class) and template_of(self.processing_class, self.chat_template_kwargs):
             prompts = images.trial_prompts(self)
             self._trial = self.view_of(prompts)
             self.teacher_processor = images.teacher_processor(self, self._trial)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dopd.data.encode import PromptLengths, encode_prompts
 from dopd.data.images import blank_like, image_key, image_size, open_image
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.privileged import Conversation, PrivilegedTemplate
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.errors import DataError
 from dopd.inspection.pictures import pictures_of
@@ -285,10 +285,53 @@ def test_a_text_prompt_with_a_picture_is_trained_as_the_users_turn_that_it_is(tm
     texts = [{**row, "prompt": row["prompt"][0]["content"]} for row in turns]
     losses = []
     for kind, rows in (("texts", texts), ("turns", turns)):
-        made = kit.trainer("qwen3_vl", tmp_path / kind, train_dataset=Dataset.from_list(rows), seed=3)
+        made = kit.trainer("qwen3_vl", tmp_path / kind, train_dataset=Dataset.from_list(rows), max_steps=1)
         made.train()
         losses.append([record["loss"] for record in made.state.log_history if "loss" in record])
-    assert len(losses[0]) == 2 and losses[0] == losses[1]
+    assert len(losses[0]) == 1 and losses[0] == losses[1]
+
+
+def test_a_vision_language_model_with_its_tokenizer_draws_no_placeholders(tmp_path: Path) -> None:
+    processor = kit.processor("llava")
+    models = [kit.model("llava", processor, seed=seed) for seed in (0, 1)]
+    rows = Dataset.from_list([{key: value for key, value in row.items() if key != "images"} for row in kit.rows()])
+    options = {"train_dataset": rows, "max_completion_length": 20}
+    sides = {"model": models[0], "teacher_model": models[1], "processing_class": processor.tokenizer}
+    made = kit.trainer("llava", tmp_path, **sides, **options)
+    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)] * 4)
+    assert not bool((batch["completion_ids"] == models[0].config.image_token_id).any())
+
+
+def test_a_template_of_the_tokenizer_alone_is_the_processors_and_a_base_model_needs_none(tmp_path: Path) -> None:
+    losses = []
+    for place in ("processor", "tokenizer"):
+        processor = kit.processor("qwen3_vl")
+        (processor if place == "tokenizer" else processor.tokenizer).chat_template = None
+        made = kit.trainer("qwen3_vl", tmp_path / place, processing_class=processor, seed=5, max_steps=1)
+        made.train()
+        losses += [record["loss"] for record in made.state.log_history if "loss" in record]
+    assert len(losses) == 2 and losses[0] == losses[1]
+    processor.tokenizer.chat_template = None
+    rows = Dataset.from_list([{"prompt": "how many ?", "privileged_context": "red"}] * 4)
+    options = {"processing_class": processor, "train_dataset": rows, "max_steps": 1}
+    made = kit.trainer("qwen3_vl", tmp_path / "base", **options)
+    made.train()
+    assert made.state.global_step == 1
+
+
+def test_settings_of_the_processor_reach_every_row_and_come_back_as_they_were() -> None:
+    """Of the run, and of one row alone; 64 x 64 pixels are 16 tokens, and 1,024 pixels are 4."""
+    processor = kit.processor("qwen3_vl")
+    few = {"processor_kwargs": {"size": {"shortest_edge": 256, "longest_edge": 1024}}}
+    prompt = kit.user("how ?", kit.picture(0, 64, 64))
+    (whole,), (fewer,) = (encode_prompts(processor, [prompt], options) for options in ({}, few))
+    assert len(whole) - len(fewer) == 12 and few == {
+        "processor_kwargs": {"size": {"shortest_edge": 256, "longest_edge": 1024}}
+    }
+    of_row = Conversation(prompt, few)
+    assert encode_prompts(processor, [prompt, of_row], {}) == [whole, fewer]
+    assert PromptLengths(processor, {})([prompt, of_row]) == [len(whole), len(fewer)]
+    assert PromptLengths(processor, few)([prompt]) == [len(fewer)]
 
 
 # --- Traces
