@@ -138,9 +138,12 @@ class _StopAtText(StoppingCriteria):
 
 def declared_stop_strings(model: Any, generation_kwargs: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Texts that end an answer: those of `generation_kwargs`, or those that the checkpoint declares."""
-    given = (generation_kwargs or {}).get(_ENDS)
-    if given is None:
-        given = getattr(model.generation_config, _ENDS, None)
+    return stop_strings_in(generation_kwargs or {}) or stop_strings_in(vars(model.generation_config))
+
+
+def stop_strings_in(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Texts that end an answer, by the fields of a `GenerationConfig`."""
+    given = settings.get(_ENDS)
     if given is None:
         return ()
     strings = (given,) if isinstance(given, str) else tuple(given)

@@ -57,6 +57,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
     parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
+    parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=natural, default=0)
@@ -79,6 +80,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     prompts = {
         "privileged_template": arguments.privileged_template,
         "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+        "prompt_format": arguments.prompt_format,
     }
     _, said = circumstances(arguments.student, **prompts, only=PROMPT_FIELDS)
     if said:

@@ -176,6 +176,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
     parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
+    parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
     parser.add_argument("--max-new-tokens", type=positive, help="of an answer (default: as trained, or 256)")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
@@ -199,6 +200,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         "privileged_kind": arguments.privileged_kind,
         "privileged_template": arguments.privileged_template,
         "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+        "prompt_format": arguments.prompt_format,
         "max_new_tokens": arguments.max_new_tokens,
     }
     _, said = circumstances(arguments.model, **given)

@@ -11,6 +11,7 @@ import yaml
 from dopd.errors import ConfigError
 from dopd.report.records import CONFIG_FILE
 from dopd.runs.build import resolve_model
+from dopd.sampling import stop_strings_in
 from dopd.tasks.sources import get_source
 from dopd.tiny.pretrain import CARD_NAME
 from dopd.trainer import DOPDConfig
@@ -27,6 +28,8 @@ class Circumstances:
     Attributes:
         task (`str`, *optional*), task_options (`dict`), privileged_kind (`str`, *optional*): the problems.
         privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
+        prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
+        stop_strings (`list[str]`): texts that end an answer, beside those that the checkpoint declares.
         max_new_tokens (`int`): most tokens of an answer.
     """
 
@@ -35,11 +38,13 @@ class Circumstances:
     privileged_kind: str | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    prompt_format: str = "auto"
+    stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = _MAX_NEW_TOKENS
 
 
 FIELDS = tuple(one.name for one in fields(Circumstances))
-PROMPT_FIELDS = ("privileged_template", "chat_template_kwargs")
+PROMPT_FIELDS = ("privileged_template", "chat_template_kwargs", "prompt_format", "stop_strings")
 
 
 def circumstances(model_name: str, *, only: Sequence[str] = FIELDS, **given: Any) -> tuple[Circumstances, str]:
@@ -59,7 +64,7 @@ def circumstances(model_name: str, *, only: Sequence[str] = FIELDS, **given: Any
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("task", own.get("task")) != own.get("task"):
         own = {name: value for name, value in own.items() if name not in _OF_THE_TASK}
-    own = {name: value for name, value in own.items() if name in only and value not in (None, {})}
+    own = {name: value for name, value in own.items() if name in only and value not in (None, {}, ())}
     taken = {name: value for name, value in own.items() if name not in given}
     said = ", ".join(f"{name} {value!r}" for name, value in taken.items())
     return Circumstances(**taken | given), f"from {origin}: {said}" if said else ""
@@ -101,8 +106,13 @@ def _of_run(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {type(error).__name__}") from None
     if not isinstance(config, Mapping):
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: it is no mapping")
-    names = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs")
+    names = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", "prompt_format")
     own = {name: config[name] for name in names if config.get(name) is not None}
     if isinstance(own.get("chat_template_kwargs"), str):  # TRL reads JSON here too
         own["chat_template_kwargs"] = json.loads(own["chat_template_kwargs"])
+    drawn_with = config.get("generation_kwargs") or {}
+    drawn_with = json.loads(drawn_with) if isinstance(drawn_with, str) else drawn_with
+    stops = stop_strings_in(drawn_with)
+    if stops:
+        own["stop_strings"] = stops
     return own | {"max_new_tokens": config.get("max_completion_length") or DOPDConfig.max_completion_length}

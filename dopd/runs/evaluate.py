@@ -25,6 +25,7 @@ def evaluate_checkpoint(
     privileged_kind: str | None = None,
     privileged_template: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    prompt_format: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
@@ -40,7 +41,7 @@ def evaluate_checkpoint(
         model_name (`str`): a hub id, a folder or `tiny:TASK/ROLE`.
         task (`str`, *optional*): a name that `dopd tasks` lists.
         task_options (`dict`, *optional*): difficulty knobs of the task.
-        privileged_kind, privileged_template, chat_template_kwargs: as in training.
+        privileged_kind, privileged_template, chat_template_kwargs, prompt_format: as in training.
         split (`str`): `"test"` or `"ood"` (or `"train"`).
         prompts (`int`): problems.
         max_new_tokens (`int`, *optional*): most tokens of an answer; 256 where the model brings none.
@@ -56,6 +57,7 @@ def evaluate_checkpoint(
         privileged_kind=privileged_kind,
         privileged_template=privileged_template,
         chat_template_kwargs=chat_template_kwargs,
+        prompt_format=prompt_format,
         max_new_tokens=max_new_tokens,
     )
     source = get_source(check_task(model_name, asked), **asked.task_options)
@@ -69,7 +71,8 @@ def evaluate_checkpoint(
         verifier=source.verify,
         processing_class=processing_class,
         eos_token_ids=ends_of(model, tokenizer),
-        stop_strings=declared_stop_strings(model),
+        stop_strings=asked.stop_strings or declared_stop_strings(model),
+        prompt_format=asked.prompt_format,
         max_new_tokens=asked.max_new_tokens,
         batch_size=batch_size,
         template=PrivilegedTemplate(asked.privileged_template),

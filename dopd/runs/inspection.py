@@ -11,7 +11,7 @@ from dopd.data.checks import check_control_tokens
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import Markup
+from dopd.data.rendering import Markup, asks_text
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import unjudged
@@ -41,6 +41,7 @@ def inspect_prompt(
     max_new_tokens: int = 256,
     privileged_template: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    prompt_format: str | None = None,
     thresholds_from: str | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -57,8 +58,8 @@ def inspect_prompt(
         completion (`str`, *optional*): an answer to look at; the student answers if left out.
         method (`str`): a name that `dopd methods` lists.
         rollouts (`int`): answers.
-        privileged_template, chat_template_kwargs (*optional*): how prompts are written; those of the student's run or
-            recipe where it has one.
+        privileged_template, chat_template_kwargs, prompt_format (*optional*): how prompts are written; as in the
+            student's run or recipe where it has one.
         greedy (`bool`): the likeliest tokens in place of drawn ones.
         thresholds_from (`str`, *optional*): a run folder whose last batch averages route the tokens. The averages over
             these answers if left out.
@@ -68,7 +69,11 @@ def inspect_prompt(
     """
     routing = table(method)
     _check(routing, teacher_name, rollouts=rollouts, max_new_tokens=max_new_tokens)
-    own = {"privileged_template": privileged_template, "chat_template_kwargs": chat_template_kwargs}
+    own = {
+        "privileged_template": privileged_template,
+        "chat_template_kwargs": chat_template_kwargs,
+        "prompt_format": prompt_format,
+    }
     asked, _ = circumstances(student_name, only=PROMPT_FIELDS, **own)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
@@ -81,7 +86,8 @@ def inspect_prompt(
         processing_class=processing_class,
         teacher_processing_class=_teachers_own(processing_class, teacher_name) if teacher is not None else None,
         eos_token_ids=ends_of(student, tokenizer),
-        stop_strings=declared_stop_strings(student),
+        stop_strings=asked.stop_strings or declared_stop_strings(student),
+        prompt_format=asked.prompt_format,
         max_new_tokens=max_new_tokens,
         template=PrivilegedTemplate(asked.privileged_template),
         chat_template_kwargs=asked.chat_template_kwargs,
@@ -90,7 +96,7 @@ def inspect_prompt(
     models = {name: teacher if name in TEACHER_SOURCES else student for name in SOURCES}
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
-    chats = getattr(processing_class, "chat_template", None) or tokenizer.chat_template
+    chats = asks_text(processing_class, asked.chat_template_kwargs, asked.prompt_format)
     given: Prompt = [{"role": "user", "content": prompt}] if chats else prompt
     check_control_tokens({"prompt": given, "privileged_context": privileged_context}, Markup.of(tokenizer))
     pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}

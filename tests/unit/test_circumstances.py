@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_kit
+import torch
 import yaml
 from compatibility import tried
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
@@ -24,6 +26,8 @@ RUN = {
     "privileged_kind": "final_answer",
     "privileged_template": "{privileged_context} {prompt}",
     "chat_template_kwargs": {"enable_thinking": False},
+    "prompt_format": "text",
+    "generation_kwargs": {"stop_strings": ["a b"]},
     "max_completion_length": 6,
     "output_dir": "r",
 }
@@ -53,6 +57,8 @@ def test_a_run_folder_and_its_checkpoints_bring_what_the_run_was_trained_with(ru
         "final_answer",
         "{privileged_context} {prompt}",
         {"enable_thinking": False},
+        "text",
+        ("a b",),
         6,
     )
     for folder in (run, run / "checkpoint-7"):
@@ -125,12 +131,26 @@ def test_evaluation_and_inspection_ask_as_the_run_did(run: Path, monkeypatch: py
     assert [row["prompt"] for row in used["rows"]] == [row["prompt"] for row in rows]
     assert [row["privileged_context"] for row in used["rows"]] == [row["privileged_context"] for row in rows]
     assert used["chat_template_kwargs"] == {"enable_thinking": False} and used["max_new_tokens"] == 6
+    assert used["prompt_format"] == "text" and used["stop_strings"] == ("a b",)
     with pytest.raises(Stop) as caught:
         inspection.inspect_prompt(str(run), None, "q", None, method="opsd")
     assert caught.value.values["chat_template_kwargs"] == {"enable_thinking": False}
+    assert caught.value.values["prompt_format"] == "text" and caught.value.values["stop_strings"] == ("a b",)
     with pytest.raises(Stop) as caught:
         inspection.inspect_prompt(str(run), None, "q", None, method="opsd", chat_template_kwargs={})
     assert caught.value.values["chat_template_kwargs"] == {}
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, "a b"), ("auto", "a b :")])
+def test_a_run_on_texts_is_inspected_on_texts(run: Path, given: str | None, asked: str) -> None:
+    """Base models' tokenizers have chat templates too; what the run gave as it stands is given so again."""
+    options: dict[str, Any] = {"completion": "b a", "chat_template_kwargs": {}, "prompt_format": given}
+    (record,) = inspection.inspect_prompt(str(run), None, "a b", None, method="opsd", **options)
+    tokenizer, model = AutoTokenizer.from_pretrained(run), AutoModelForCausalLM.from_pretrained(run)
+    prompt, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, "b a"))
+    expected = text_kit.own_logprobs(model, prompt, answer)
+    given_logprobs = [token["logprob_plain"] for token in record["tokens"]]
+    torch.testing.assert_close(torch.tensor(given_logprobs).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_the_command_says_what_it_took_from_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,7 @@ def test_the_verifier_reads_the_text_before_the_end_and_the_whole_row(
         return 0.0
 
     made = kit.trainer(tmp_path, verifier=verifier)
+    seen.clear()  # it was tried
     scripted(made, [[A, B, EOS, C], [A, B, C, B]], monkeypatch)
     words = kit.TOKENIZER.convert_ids_to_tokens([A, B])
     assert seen == [(" ".join(words), made.train_dataset[0]["answer"])]
