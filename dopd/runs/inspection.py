@@ -1,7 +1,7 @@
 """Look at one prompt without training: the student answers it, and every token is scored and routed."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from dopd.data.checks import check_control_tokens
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import Markup, asks_text
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.rendering import Markup
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import unjudged
@@ -22,7 +22,7 @@ from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
 from dopd.sampling import declared_stop_strings, ends_of
-from dopd.sources import SOURCES, TEACHER_SOURCES
+from dopd.sources import TEACHER_SOURCES
 from dopd.tables import RoutingTable
 
 
@@ -69,12 +69,8 @@ def inspect_prompt(
     """
     routing = table(method)
     _check(routing, teacher_name, rollouts=rollouts, max_new_tokens=max_new_tokens)
-    own = {
-        "privileged_template": privileged_template,
-        "chat_template_kwargs": chat_template_kwargs,
-        "prompt_format": prompt_format,
-    }
-    asked, _ = circumstances(student_name, only=PROMPT_FIELDS, **own)
+    own = {"privileged_template": privileged_template, "chat_template_kwargs": chat_template_kwargs}
+    asked, _ = circumstances(student_name, only=PROMPT_FIELDS, prompt_format=prompt_format, **own)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
@@ -93,23 +89,25 @@ def inspect_prompt(
         chat_template_kwargs=asked.chat_template_kwargs,
         seed=seed,
     )
-    models = {name: teacher if name in TEACHER_SOURCES else student for name in SOURCES}
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
-    chats = asks_text(processing_class, asked.chat_template_kwargs, asked.prompt_format)
-    given: Prompt = [{"role": "user", "content": prompt}] if chats else prompt
-    check_control_tokens({"prompt": given, "privileged_context": privileged_context}, Markup.of(tokenizer))
-    pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}
+    (row,) = answering.asked([{"prompt": prompt, "privileged_context": privileged_context}])
+    check_control_tokens(row, Markup.of(tokenizer))
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
-    rows = [{"prompt": given, "privileged_context": privileged_context, **pictures}] * count
+    rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count
     check_answering(answering, rows, student, teacher)
-    return Inspector(routing, answering, lambda name: nullcontext(models[name])).records(
+    return Inspector(routing, answering, _either(student, teacher)).records(
         rows,
         answers=answers,
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
     )
+
+
+def _either(student: Any, teacher: Any) -> Callable[[str], AbstractContextManager[Any]]:
+    """Name of a source -> context with its model."""
+    return lambda name: nullcontext(teacher if name in TEACHER_SOURCES else student)
 
 
 def _check(routing: RoutingTable, teacher_name: str | None, **counts: int) -> None:
