@@ -55,6 +55,12 @@ def check_adapter_config(config: Any) -> None:
         )
     if kind in _UNUSABLE:
         raise ConfigError(f"peft_config: {kind} cannot be trained here: {_UNUSABLE[kind]}. Instead, {_INSTEAD}")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise ConfigError(
+            "peft_config: alora_invocation_tokens cannot be used here: PEFT looks for them in a pass of the whole "
+            "model, and the loss reads the states below the head, where the adapter would never act. Leave them out, "
+            "for LoRA that acts on every token"
+        )
     targets = getattr(config, "target_modules", None)
     names = [targets] if isinstance(targets, str) else list(targets or ())
     if any(name.split(".")[-1] in ("lm_head", "embed_out", "output_layer") for name in names):
@@ -196,6 +202,8 @@ def check_change(layer: Any) -> None:
     inputs = _inputs(base)
     if inputs is None:
         return
+    _leave_behind_what_training_does(layer, inputs)
+    layer_change(layer)
     twin = copy.deepcopy(layer).eval()
     generator = torch.Generator().manual_seed(0)
     for name, weight in twin.named_parameters():
@@ -209,6 +217,16 @@ def check_change(layer: Any) -> None:
     rounding = 0.05 if _dtype_of(base).itemsize == 2 else 1e-3
     if not bool((own - rebuilt).abs().max() <= rounding * own.abs().max()):
         raise _unmergeable(layer, "its merged weights do not give what the layer gives")
+
+
+def _leave_behind_what_training_does(layer: nn.Module, inputs: Tensor) -> None:
+    """Some layers keep what a pass with gradients computed, and cannot be copied from then on."""
+    before = {module: module.training for module in layer.modules()}
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.enable_grad(), torch.random.fork_rng(devices):
+        layer.train()(inputs)
+    for module, training in before.items():
+        module.training = training
 
 
 def _inputs(base: nn.Module) -> Tensor | None:

@@ -68,6 +68,32 @@ ADAPTERS: dict[str, Callable[[], Any]] = {
     "MiSS": _other("Miss", r=2),
     "RandLoRA": _other("RandLora", r=2),
 }
+# Of releases of PEFT that have them.
+NEWER: dict[str, Callable[[], Any]] = {
+    "LoRA with rank_pattern and alpha_pattern": _lora(rank_pattern={"q_proj": 5}, alpha_pattern={"v_proj": 3}),
+    "LoRA with layers_to_transform": _lora(layers_to_transform=[1]),
+    "LoRA on all-linear": _lora(target_modules="all-linear"),
+    "LoRA started as OLoRA": _lora(init_lora_weights="olora"),
+    "QALoRA": _lora(use_qalora=True, qalora_group_size=4),
+    "BOFT": _other("BOFT", boft_block_size=4),
+    "SHiRA": _other("Shira", r=2),
+    "FourierFT": _other("FourierFT", n_frequency=50),
+    "VBLoRA": _other("VBLoRA", r=2, num_vectors=8, vector_length=8),
+    "C3A": _other("C3A", block_size=8),
+    "WaveFT": _other("WaveFT", n_frequency=20),
+    "RoAd": _other("Road", variant="road_1", group_size=4),
+    "DeLoRA": _other("Delora", r=2),
+    "GraLoRA": _other("Gralora", r=4),
+    "OSF": _other("OSF", effective_rank=8),
+    "TinyLoRA": _other("TinyLora", r=2),
+    "UniLoRA": _other("UniLora", r=2),
+    "PSOFT": _other("Psoft", r=2),
+    "PVeRA": _other("Pvera", r=4, target_modules=["q_proj", "v_proj"]),
+    "GLoRA": _other("Glora", r=2),
+    "HiRA": _other("Hira", r=8),
+    "DEFT": _other("Deft"),
+    "PEANuT": _other("Peanut", r=2),
+}
 ON_TIED = (
     "LoRA",
     "LoRA on embeddings",

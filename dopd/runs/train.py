@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -235,7 +236,7 @@ def _peft_config(settings: RunSettings) -> Any:
     if not settings.use_peft:
         return None
     try:
-        return get_peft_config(
+        made: Any = get_peft_config(
             ModelConfig(
                 use_peft=True,
                 lora_r=settings.lora_r,
@@ -248,6 +249,10 @@ def _peft_config(settings: RunSettings) -> Any:
                 use_dora=settings.use_dora,
             )
         )
+        # TRL makes one name a text, which PEFT reads as a pattern for whole paths.
+        if made is not None and re.fullmatch(r"\w+", str(made.target_modules)):
+            made.target_modules = {made.target_modules}
+        return made
     except ValueError as error:
         raise ConfigError(f"use_peft needs peft: pip install 'dopd[lora]' ({first_line(error)})") from None
 

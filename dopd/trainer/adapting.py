@@ -1,7 +1,11 @@
 """What a student with adapters, or with quantised weights, needs before the first step."""
 
 import copy
-from collections.abc import Mapping
+import difflib
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
 from dopd.checkpoints import adapter_place, family_of, files_of, load, origin_of, where_of
-from dopd.errors import ConfigError, ModelError, first_line
+from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
@@ -130,6 +134,63 @@ def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
 def _processing_class(path: str, options: dict[str, Any]) -> Any:
     path, where = files_of(path, **where_of(options))
     return AutoProcessor.from_pretrained(path, truncation_side="left", padding_side="left", **where)
+
+
+@contextmanager
+def peft_errors(model: Any, peft_config: Any) -> Iterator[None]:
+    """Inside, what PEFT (or the host, of an adapter) raises becomes a `ConfigError` that names the field and a way out.
+
+    Args:
+        model: the student.
+        peft_config: a new adapter for it, if any.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        by_peft = any(name.split(".")[0] == "peft" for name in frames) or "PEFT adapter" in str(error)
+        if peft_config is None or isinstance(error, DopdError) or not by_peft:
+            raise
+        kind = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
+        raise ConfigError(
+            f"peft_config: {kind} cannot be put on {type(model).__name__} ({' '.join(str(error).split())[:300]})"
+            + _other_targets(model, peft_config)
+        ) from error
+
+
+def _other_targets(model: Any, peft_config: Any) -> str:
+    """What to name in place of layers that other parts of a model have too, of kinds that no adapter knows."""
+    targets = getattr(peft_config, "target_modules", None)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    place = next((name for name, module in model.named_modules() if module is decoder), "") if decoder else ""
+    if isinstance(targets, str) or not targets or place.count(".") < 1:
+        return ""
+    pattern = rf"{re.escape(place)}\..*\.({'|'.join(sorted(targets))})"
+    return (
+        f". To leave out what stands beside the language model, set target_modules={pattern!r} (lora_target_modules in "
+        "a config file)"
+    )
+
+
+def check_names(student: Any, peft_config: Any) -> None:
+    """Refuse a new adapter with names that nothing in the student has: PEFT leaves them out without a word.
+
+    Raises:
+        ConfigError: the field, the name, and names that are like it.
+    """
+    if not has_adapters(student):
+        return
+    places = [name for name, _ in [*student.named_modules(), *student.named_parameters()]]
+    places = [name.replace(".base_layer", "").replace(".original_module", "") for name in places]
+    ends = {part for name in places for part in name.split(".") if not part.isdigit()}
+    for field in ("target_modules", "modules_to_save", "target_parameters"):
+        names = getattr(peft_config, field, None)
+        for name in [] if names is None or isinstance(names, str) else names:
+            if any(place == name or place.endswith(f".{name}") for place in places):
+                continue
+            close = difflib.get_close_matches(name.split(".")[-1], sorted(ends), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"peft_config: {field} names {name!r}, and nothing in the student is called so.{hint}")
 
 
 def _where(args: Any) -> dict[str, Any]:

@@ -129,9 +129,10 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
         raise ModelError(f"{name} (={source!r}) cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def check_loaded(trainer: Any, teacher_source: Any) -> None:
+def check_loaded(trainer: Any, teacher_source: Any, peft_config: Any = None) -> None:
     """Guards that need the weights; what is odd but not wrong is logged."""
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    adapting.check_names(student, peft_config)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
     half = trainer.accelerator.mixed_precision != "no"
     with trainer.accelerator.autocast():

@@ -124,18 +124,19 @@ class DOPDTrainer(ViewingTrainer):
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
         given["quantization_config"] = host_options.get("quantization_config")
         model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
-        super().__init__(
-            model=model,
-            teacher_model=teacher_model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **host_options,
-        )
+        with adapting.peft_errors(model, peft_config):
+            super().__init__(
+                model=model,
+                teacher_model=teacher_model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **host_options,
+            )
         if self.teacher_model is not None:
             self.teacher_model.eval()
-        setup.check_loaded(self, teacher_source)
+        setup.check_loaded(self, teacher_source, peft_config)
         self._prepare_sampling()
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)

@@ -448,3 +448,15 @@ def test_code_of_a_checkpoint_runs_if_it_is_trusted(tmp_path: Path) -> None:
     assert type(made.model).__name__ == "OwnForCausalLM"
     assert torch.equal(kit.logits(made.model.eval()), kit.logits(model.eval()))
     tried("setting", "trust_remote_code in a config", "used for student and tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(["q_proj"], {"q_proj"}), ([r".*layers\.1.*q_proj"], r".*layers\.1.*q_proj")]
+)
+def test_one_name_of_a_module_is_a_name(given: list[str], found: Any, tmp_path: Path) -> None:
+    """TRL makes one name a pattern, which matches no whole path."""
+    settings = load_settings(None, output_dir=str(tmp_path / "run"), **(RUN | {"lora_target_modules": given}))
+    made = make_trainer(settings, make_config(settings))
+    assert made.model.peft_config["default"].target_modules == found
+    assert len(tuned_layers(made.model)) == (1 if isinstance(found, str) else made.model.config.num_hidden_layers)
+    tried("setting", "lora_target_modules: one name, or one pattern", "used as what it is")

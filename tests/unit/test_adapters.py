@@ -1,5 +1,6 @@
 """Earlier students (frozen, snapshot, average) over every kind of adapter: what PEFT's own merged weights give."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import peft
 import pytest
 import torch
 import trainer_kit
+import vision_kit
 from compatibility import tried
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -67,6 +69,19 @@ def close(first: torch.Tensor, second: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", kit.ADAPTERS)
 def test_earlier_students_over_adapters(name: str, tmp_path: Path) -> None:
     check_anchors(kit.adapted(kit.ADAPTERS[name]()), tmp_path)
+    tried("adapter", name, "ema, frozen, snapshot and resume exact")
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
+@pytest.mark.parametrize("name", kit.NEWER)
+def test_earlier_students_over_adapters_that_newer_releases_have(name: str, tmp_path: Path) -> None:
+    try:
+        config = kit.NEWER[name]()
+    except (AttributeError, TypeError):
+        pytest.skip(f"PEFT {peft.__version__} has no {name}")
+    check_anchors(kit.adapted(config), tmp_path)
     tried("adapter", name, "ema, frozen, snapshot and resume exact")
 
 
@@ -342,3 +357,52 @@ def test_matrices_of_two_sizes_for_one_tokenizer_are_told_so_and_the_advice_work
         tmp_path / "run", teacher_model=str(tmp_path / "cut"), train_dataset=Dataset.from_list(trainer_kit.task_rows(4))
     ).train()
     tried("checkpoint", "matrices of two sizes for one tokenizer", "refused: the advice, to cut the larger, works")
+
+
+def test_adapters_that_act_in_a_pass_of_the_whole_model_alone_are_refused(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match=r"peft_config: alora_invocation_tokens .*never act"):
+        trainer_kit.trainer(tmp_path, model="no/such-model", peft_config=config)
+    tried("adapter", "LoRA with alora_invocation_tokens", "refused before anything is loaded")
+
+
+NAMELESS: dict[str, tuple[dict[str, Any], str]] = {
+    "target_modules": ({"target_modules": ["q_prj", "v_proj"]}, r"target_modules names 'q_prj'.*'q_proj'"),
+    "modules_to_save": ({"modules_to_save": ["lm_haed"]}, r"modules_to_save names 'lm_haed'.*'lm_head'"),
+    "no module at all": ({"target_modules": ["q_prj"]}, r"peft_config: LORA cannot be put on Qwen3ForCausalLM .*q_prj"),
+    "the head in a pattern": ({"target_modules": r".*(q_proj|lm_head)"}, r"peft_config: LORA cannot .*lm_head"),
+}
+
+
+@pytest.mark.parametrize("what", NAMELESS)
+def test_names_of_an_adapter_that_nothing_has_are_refused(what: str, tmp_path: Path) -> None:
+    given, words = NAMELESS[what]
+    config = LoraConfig(**({"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | given))
+    with pytest.raises(ConfigError, match=words):
+        trainer_kit.trainer(tmp_path, peft_config=config)
+    tried("adapter", f"names that nothing has: {what}", "refused: names the field and the name")
+
+
+def test_an_adapter_on_a_vision_tower_of_other_layers_is_refused_and_the_advice_works(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match=r"peft_config: .*ClippableLinear.*set target_modules='") as caught:
+        vision_kit.trainer("gemma4", tmp_path, peft_config=config)
+    pattern = ast.literal_eval(str(caught.value).split("target_modules=")[1].split(" (")[0])
+    made = vision_kit.trainer(
+        "gemma4", tmp_path, peft_config=LoraConfig(r=2, target_modules=pattern, task_type="CAUSAL_LM")
+    )
+    assert {name.rpartition(".")[2] for name in tuned_layers(made.model)} == {"q_proj", "v_proj"}
+    assert all("language_model" in name for name in tuned_layers(made.model))
+    tried("adapter", "LoRA by names that a vision tower of other layers has", "refused: the pattern to use is named")
+
+
+def test_what_training_leaves_in_a_layer_is_seen_before_training(tmp_path: Path) -> None:
+    """MonteCLoRA keeps what its last pass sampled, with its graph, and cannot be copied from then on."""
+    if not hasattr(peft, "MontecloraConfig"):
+        pytest.skip("PEFT has no MonteCLoRA")
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", monteclora_config=peft.MontecloraConfig()
+    )
+    with pytest.raises(ConfigError, match=r"privileged_student='ema' averages weights.*Use .*'frozen'"):
+        trainer_kit.trainer(tmp_path, peft_config=config, privileged_student="ema")
+    tried("adapter", "MonteCLoRA", "ema refused by name; frozen exact")

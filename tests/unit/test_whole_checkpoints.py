@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import trainer_kit as kit
+import vision_kit
 from compatibility import tried
 from safetensors.torch import load_file, save_file
 
 from dopd.cli.main import main
 from dopd.errors import ModelError
+from dopd.weights import read_weights
 
 Tensors = dict[str, torch.Tensor]
 NAME = "model.layers.0.mlp.down_proj.weight"
@@ -79,3 +81,15 @@ def test_evaluation_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = saved(tmp_path / "broken", kit.student(), BROKEN["one tensor missing"][0])
     assert main(["eval", path, "--task", "dag", "--prompts", "2"]) == 2
     assert NAME in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "gemma3", "paligemma", "internvl"])
+def test_a_resumed_run_reads_image_families_that_name_tensors_otherwise_in_files(name: str, tmp_path: Path) -> None:
+    processor = vision_kit.processor(name)
+    model, other = (vision_kit.model(name, processor, seed=seed) for seed in (0, 1))
+    model.save_pretrained(tmp_path)
+    expected = model.state_dict()
+    assert not expected.keys() <= load_file(tmp_path / "model.safetensors").keys()
+    read_weights(str(tmp_path), other)
+    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+    tried("checkpoint", f"a run of {name}, resumed", "exact: every weight is the checkpoint's")
