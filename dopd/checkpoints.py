@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import is_quantized
+from dopd.remote_code import only_if_asked
 from dopd.vision import is_vision_config
 from dopd.weights import REPORTING, adapter_errors, read_adapter, whole
 
@@ -154,14 +155,16 @@ def files_of(path: str, **where: Any) -> tuple[str, dict[str, Any]]:
     """
     origin = origin_of(path, **where)
     if origin is None or any(_file(path, name, where) for name in _TOKENIZER_FILES):
-        return path, where
+        return path, only_if_asked(where)
     return files_of(origin[0], **origin[1])
 
 
 def config_of(path: str, **where: Any) -> Any:
     """The configuration of a model by folder or hub id; of an adapter's base for an adapter."""
     origin = origin_of(path, **where)
-    return AutoConfig.from_pretrained(path, **where) if origin is None else config_of(origin[0], **origin[1])
+    if origin is not None:
+        return config_of(origin[0], **origin[1])
+    return AutoConfig.from_pretrained(path, **only_if_asked(where))
 
 
 # --- Models
@@ -169,7 +172,7 @@ def config_of(path: str, **where: Any) -> Any:
 
 def family_of(path: str, **where: Any) -> Any:
     """The class that reads a whole model by folder or hub id."""
-    config = AutoConfig.from_pretrained(path, **where)
+    config = AutoConfig.from_pretrained(path, **only_if_asked(where))
     return AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
 
 
@@ -189,7 +192,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     where = where_of(options)
     origin = origin_of(path, **where)
     if origin is None:
-        return whole(path, *family_of(path, **where).from_pretrained(path, **{**options, **REPORTING}))
+        return whole(path, *family_of(path, **where).from_pretrained(path, **only_if_asked(options), **REPORTING))
     run = _run_beside(path)
     given = {name: value for name, value in options.items() if name not in WHERE}
     if "quantization_config" not in given and (packed := quantization_config(run)) is not None:

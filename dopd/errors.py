@@ -27,4 +27,8 @@ class FileError(DopdError, OSError):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough for one of ours."""
-    return (str(error).strip().splitlines() or ["no message"])[0]
+    text = str(error).strip()
+    first = (text.splitlines() or ["no message"])[0]
+    if "trust_remote_code" in text and "trust_remote_code" not in first:  # the way out stands further down
+        return f"{first} Set trust_remote_code=true to run it, if you have read it"
+    return first

@@ -17,6 +17,7 @@ from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
 from dopd.checkpoints import adapter_place, family_of, files_of, load, origin_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
+from dopd.remote_code import only_if_asked
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
@@ -127,7 +128,7 @@ def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
         options["device_map"] = None
     # The host would look for the class at the main revision.
     family = family_of(path, **where_of(options))
-    made: Any = create_model_from_path(path, family, **{**options, **REPORTING})
+    made: Any = create_model_from_path(path, family, **only_if_asked(options), **REPORTING)
     return whole(path, *made)
 
 

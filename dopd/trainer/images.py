@@ -14,7 +14,7 @@ from dopd.checkpoints import config_of, files_of, where_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, unread_columns
 from dopd.data.views import plain_prompt
-from dopd.errors import ConfigError, DataError, ModelError
+from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.generation import words
 from dopd.prefix import architecture
 from dopd.scoring import View, evaluation_mode, view_hidden_states
@@ -252,7 +252,7 @@ def encodes_images_once(model: Any, view: View, *, half: bool) -> bool:
         except (ValueError, RuntimeError, TypeError) as error:
             raise ModelError(
                 f"{type(model).__name__} cannot read a prompt with an image as its processor encodes it: "
-                f"{type(error).__name__}: {str(error).splitlines()[0]}. Does the processor belong to this model?"
+                f"{type(error).__name__}: {first_line(error)}. Does the processor belong to this model?"
             ) from error
         try:
             once = view_hidden_states(model, view, ids, mask)

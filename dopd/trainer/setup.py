@@ -31,7 +31,7 @@ from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.rendering import Markup
 from dopd.data.views import plain_prompt, privileged_prompt
-from dopd.errors import ConfigError, DataError, ModelError
+from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
 from dopd.sampling import ends_of, mend_generation_config
@@ -126,7 +126,7 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{name} (={source!r}) cannot be read: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{name} (={source!r}) cannot be read: {first_line(error)}") from None
 
 
 def check_loaded(trainer: Any, teacher_source: Any, peft_config: Any = None) -> None:
@@ -179,7 +179,7 @@ def _tokenizer(path: str, args: Any) -> Any:
         place, where = files_of(path, **images.where_from(args, teacher=True))
         return AutoTokenizer.from_pretrained(place, **where)
     except (OSError, ValueError) as error:
-        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {first_line(error)}") from None
 
 
 def is_zero3(trainer: Any) -> bool:

@@ -22,6 +22,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from dopd.errors import ModelError
+from dopd.remote_code import only_if_asked
 
 INSTALL_TORCHVISION = "pip install torchvision (the build for your torch), or take a model that reads images without it"
 _WHERE = ("revision", "token", "cache_dir", "subfolder", "local_files_only")  # arguments that say where files are
@@ -162,7 +163,7 @@ def load_processor(path: str, **kwargs: Any) -> Any:
         ModelError: torchvision is broken, the checkpoint has no processor or one of an unknown class, or this family
             cannot be read without torchvision or without another package.
     """
-    base = None
+    base, kwargs = None, only_if_asked(kwargs)
     try:
         if not torchvision_works():
             base = _base_of(path, kwargs)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dopd"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "interrupts"],
+    ["errors", "statistics", "secrets", "remote_code", "interrupts"],
     ["shown"],
     ["settings"],
     ["vision", "lengths", "files"],
