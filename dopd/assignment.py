@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dopd.errors import ConfigError, ScoringError
+from dopd.errors import ConfigError, NotFiniteError, ScoringError
 from dopd.routing import UNROUTED, Thresholds, classify, gap_thresholds, privilege_gap
 from dopd.rules import Rule, Select
 from dopd.signals import SignalBatch
@@ -148,7 +148,12 @@ def _selected(select: Select, batch: SignalBatch) -> Tensor:
 
 def _finite(rule: Rule, values_BT: Tensor, keep_BT: Tensor) -> Tensor:
     if not bool(torch.isfinite(values_BT[keep_BT]).all()):
-        raise ScoringError(f"row {rule.label!r}: a signal is not finite at a scored token: check the checkpoints")
+        bad_B = (keep_BT & ~torch.isfinite(values_BT)).any(1)
+        raise NotFiniteError(
+            f"row {rule.label!r}: a signal is not finite at a scored token: check the checkpoints",
+            source=f"signal of row {rule.label!r}",
+            rows=tuple(bad_B.nonzero().flatten().tolist()),
+        )
     return torch.where(keep_BT, values_BT.double(), 0.0)
 
 

@@ -21,6 +21,19 @@ class ScoringError(DopdError, RuntimeError):
     """Numbers that cannot be right: a NaN loss, a dead teacher, log-probabilities above zero."""
 
 
+class NotFiniteError(ScoringError):
+    """NaN or infinity where a number must be.
+
+    Args:
+        source (`str`): what gave it: a source of scores, a weight, the loss, the verifier.
+        rows (`tuple[int, ...]`): which completions of this process's batch it was found at; empty if it is not known.
+    """
+
+    def __init__(self, message: str, *, source: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.source, self.rows = source, rows
+
+
 class FileError(DopdError, OSError):
     """A file or folder that cannot be written, or is not ours to write."""
 

@@ -17,6 +17,7 @@ from dopd.shown import visible
 _REQUIRED = ("torch", "transformers", "trl", "accelerate", "datasets")
 _OPTIONAL = {
     "peft": "LoRA (pip install 'dopd[lora]')",
+    "bitsandbytes": "students in 4 and 8 bit (pip install 'dopd[quantized]')",
     "math_verify": "the verifier 'math' and gsm_symbolic (pip install 'dopd[math]')",
     "reasoning_gym": "the task gsm_symbolic (pip install 'dopd[reasoning-gym]')",
     "num2words": "SmolVLM (pip install 'dopd[vision]')",

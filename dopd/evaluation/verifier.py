@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from dopd.errors import DopdError, ScoringError, first_line
+from dopd.errors import DopdError, NotFiniteError, ScoringError, first_line
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
@@ -47,10 +47,11 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     except (TypeError, ValueError):
         score = math.nan
     if not 0.0 <= score <= 1.0:
-        raise ScoringError(
+        said = (
             f"the verifier gave {value!r} for {_quoted(completion)}: a score must be a number from 0 (wrong) to 1 "
             "(right). Scale it in the verifier"
         )
+        raise ScoringError(said) if math.isfinite(score) else NotFiniteError(said, source="verifier")
     return score
 
 

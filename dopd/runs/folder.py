@@ -21,6 +21,7 @@ from dopd.report.curves import CURVES_FILE
 from dopd.report.page import REPORT_FILE
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.trainer import whole
+from dopd.trainer.evidence import NON_FINITE_FILE
 from dopd.trainer.lock import LOCK_FILE
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,17 @@ logger = logging.getLogger(__name__)
 MARKER_FILE = "dopd_run.json"
 PREVIOUS = "_previous"
 _CARD = "README.md"
-_WRITTEN = (CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD, RESULT_FILE, CURVES_FILE, REPORT_FILE)
+_WRITTEN = (
+    CONFIG_FILE,
+    TABLE_FILE,
+    METRICS_FILE,
+    TRACE_FILE,
+    _CARD,
+    RESULT_FILE,
+    CURVES_FILE,
+    REPORT_FILE,
+    NON_FINITE_FILE,
+)
 _HOUSEKEEPING = (LOCK_FILE, MARKER_FILE, whole.UNFINISHED)
 
 

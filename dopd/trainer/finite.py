@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from dopd.errors import ScoringError
+from dopd.errors import NotFiniteError
 
 
 class FiniteGradients(TrainerCallback):
@@ -26,30 +26,33 @@ class FiniteGradients(TrainerCallback):
         found = first_not_finite(named, self._trainer.accelerator)
         if found is None:
             return
-        raise ScoringError(
+        raise NotFiniteError(
             f"the gradient is not finite (NaN or infinite) at step {state.global_step}"
             + (f", first in {found!r}" if found else " on another process")
-            + f". No step was taken. {likely_cause(state.global_step, args.learning_rate)}"
+            + f". No step was taken. {likely_cause(state.global_step, args.learning_rate)}",
+            source=f"gradient of {found or 'a weight of another process'}",
         )
 
 
 def check_loss(value: float, *, step: int, learning_rate: float) -> None:
-    """Raise `ScoringError` unless a loss is finite."""
+    """Raise `NotFiniteError` unless a loss is finite."""
     if not math.isfinite(value):
-        raise ScoringError(
+        raise NotFiniteError(
             f"the loss is {value} at step {step}: a model gave NaN or infinite logits, or a target has probability 0 "
-            f"where the student has some. {likely_cause(step, learning_rate)}"
+            f"where the student has some. {likely_cause(step, learning_rate)}",
+            source="loss",
         )
 
 
 def check_weights(model: nn.Module, accelerator: Any, *, step: int, learning_rate: float) -> None:
-    """Raise `ScoringError` unless every weight is finite; called before anything is saved."""
+    """Raise `NotFiniteError` unless every weight is finite; called before anything is saved."""
     found = first_not_finite(list(model.named_parameters()), accelerator)
     if found is not None:
-        raise ScoringError(
+        raise NotFiniteError(
             f"the student's weights are not finite (NaN or infinite) after step {step}"
             + (f", first in {found!r}" if found else " on another process")
-            + f": nothing was saved. {likely_cause(step, learning_rate)}"
+            + f": nothing was saved. {likely_cause(step, learning_rate)}",
+            source=found or "a weight of another process",
         )
 
 

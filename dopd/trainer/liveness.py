@@ -6,7 +6,7 @@ Shapes: B sequences, T completion tokens, N scored tokens, H hidden size.
 import torch
 from torch import Tensor
 
-from dopd.errors import ScoringError
+from dopd.errors import NotFiniteError, ScoringError
 
 _EQUAL, _CERTAIN = 1e-6, 1e-3  # nats
 
@@ -39,7 +39,12 @@ def check_alive(
     if values.numel() < 8:
         return
     if not bool(torch.isfinite(entropies).all()):
-        raise ScoringError(f"{source}: its distributions are not finite (NaN or infinite logits): check the checkpoint")
+        bad = ((mask != 0) & ~torch.isfinite(entropy)).any(1)
+        raise NotFiniteError(
+            f"{source}: its distributions are not finite (NaN or infinite logits): check the checkpoint",
+            source=source,
+            rows=tuple(bad.nonzero().flatten().tolist()),
+        )
     uniform = torch.log(torch.tensor(float(vocab_size))).item()
     if float(entropies.min()) > uniform - 1e-3:
         raise ScoringError(

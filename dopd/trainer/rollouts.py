@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dopd.data.views import lacks_privileged
-from dopd.errors import ScoringError
+from dopd.errors import NotFiniteError, ScoringError
 from dopd.evaluation.verifier import Verifier, judged
 from dopd.lengths import crossing, shortest_switch
 from dopd.sampling import Ending
@@ -24,9 +24,10 @@ def finite_rollouts(step: int, learning_rate: float) -> Iterator[None]:
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise
-        raise ScoringError(
+        raise NotFiniteError(
             f"the student's distribution is not finite (NaN or infinite logits) at step {step}. "
-            + likely_cause(step, learning_rate)
+            + likely_cause(step, learning_rate),
+            source="student",
         ) from error
 
 
@@ -68,11 +69,15 @@ def verify(
     """The verifier's score of every completion; `None` without a verifier."""
     if verifier is None:
         return None
-    # A completion cut at the length limit is not a finished answer.
-    return [
-        judged(verifier, text, row) if ending.ended(ids) else 0.0
-        for row, text, ids in zip(rows, texts(batch, tokenizer), _tokens(batch), strict=True)
-    ]
+    scores = []
+    for number, (row, text, ids) in enumerate(zip(rows, texts(batch, tokenizer), _tokens(batch), strict=True)):
+        try:
+            # A completion cut at the length limit is not a finished answer.
+            scores.append(judged(verifier, text, row) if ending.ended(ids) else 0.0)
+        except NotFiniteError as error:
+            error.rows = (number,)
+            raise
+    return scores
 
 
 def texts(batch: Mapping[str, Tensor], tokenizer: Any) -> list[str]:

@@ -12,13 +12,14 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 from trl import DistillationTrainer
 
-from dopd.errors import ConfigError, FileError
+from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import not_written
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.secrets import hidden_secrets
 from dopd.trainer import whole
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.best import student_metric
+from dopd.trainer.evidence import Evidence
 from dopd.trainer.finite import check_weights
 from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
@@ -42,6 +43,7 @@ class SavingTrainer(DistillationTrainer):
     anchor: AbstractAnchor
     initial: AbstractAnchor
     unwrapped_student: Any
+    evidence: Evidence
 
     _requests: StopRequests
     _writing = False  # a checkpoint, whose folder has not its name yet
@@ -76,6 +78,8 @@ class SavingTrainer(DistillationTrainer):
             except Stopped:
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
                 raise
+            except NotFiniteError as error:
+                raise self.evidence.told(error, self.state.global_step) from error
             except OSError as error:
                 raise self._not_written(error) from error
             if self.requests_of_all():  # the host's evaluation had the last word about saving

@@ -31,6 +31,7 @@ from dopd.trainer.anchor import CurrentAnchor, anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss
 from dopd.trainer.probes import make_trace
@@ -148,6 +149,7 @@ class DOPDTrainer(ViewingTrainer):
         self.balance_coefficient = balance_coefficient(self)
         self._scorer = make_scorer(self)
         self._sums, self._clock = StepSums(), StepClock()
+        self.evidence = Evidence(Path(str(args.output_dir)), self._tokenizer, self.accelerator.process_index)
         self._routed: RoutedLoss | None = None
         self.add_callback(OneRun())
         self.add_callback(FiniteGradients(self))
@@ -227,6 +229,7 @@ class DOPDTrainer(ViewingTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         problems = inputs  # as the verifier knows them
+        self.evidence.begin(problems)
         inputs = as_the_student_reads([self.asked(row) for row in problems], self.table, self.template)
         limit = self.table.rollout_limit(self.state.global_step)
         with (
@@ -235,11 +238,13 @@ class DOPDTrainer(ViewingTrainer):
             answers_of_at_most(limit, self),
         ):
             batch = super()._generate_and_score_completions(inputs)
+        self.evidence.add(batch)
         with self._clock.phase("scoring"):
             scores = verify(self.verifier, problems, batch, self._tokenizer, self.ending)
             views, known = batch_views(self, inputs, batch, scores)
             scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"], known)
             batch |= scored
+        self.evidence.add(scored)
         metrics |= rollout_metrics(
             inputs,
             batch,

@@ -1,5 +1,6 @@
 """Numbers that are not finite stop a run before the step that would spread them, and before anything is saved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,56 @@ def test_large_numbers_that_are_finite_pass(tmp_path: Path) -> None:
     made.train()
     made.save_model()
     assert saved(tmp_path)
+
+
+def saved_step(folder: Path, error: ScoringError, step: int) -> Any:
+    file = folder / "non_finite.json"
+    assert str(file) in str(error)
+    record = json.loads(file.read_text())
+    assert record["step"] == step
+    return record
+
+
+def test_a_step_whose_gradient_is_not_finite_is_saved_to_be_looked_at(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, max_steps=3, learning_rate=0.01)
+    made.callback_handler.callbacks.insert(0, Spoil(1, float("nan")))
+    seen = kit.scored(made)
+    with pytest.raises(ScoringError, match="gradient is not finite") as caught:
+        made.train()
+    record = saved_step(tmp_path, caught.value, 1)
+    assert record["source"] == "gradient of model.norm.weight"
+    assert [answer["found_here"] for answer in record["answers"]] == [None] * 8
+    kept = seen[1]["completion_mask"].bool()
+    for number, answer in enumerate(record["answers"]):
+        assert answer["completion_ids"] == seen[1]["completion_ids"][number][kept[number]].tolist()
+        assert answer["row"]["prompt"] and answer["completion"]
+        for source in made.table.sources:
+            assert answer[f"logprobs/{source}"] == seen[1][f"logprobs/{source}"][number][kept[number]].tolist()
+
+
+def test_rows_at_which_a_teacher_is_not_finite_are_named(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, max_steps=1)
+    score, bad = made._scorer.hidden_states, {2, 5}
+
+    def spoiled(model: Any, *args: Any, **options: Any) -> Any:
+        hidden = score(model, *args, **options)
+        if model is made.unwrapped_teacher:
+            hidden = hidden.clone()
+            hidden[sorted(bad)] = float("nan")
+        return hidden
+
+    object.__setattr__(made._scorer, "hidden_states", spoiled)
+    with pytest.raises(ScoringError, match=r"distributions are not finite.*answers 2, 5 of the step") as caught:
+        made.train()
+    record = saved_step(tmp_path, caught.value, 0)
+    assert {n for n, answer in enumerate(record["answers"]) if answer["found_here"]} == bad
+    assert "teacher" in record["source"]
+
+
+def test_the_answer_that_a_verifier_gives_no_number_for_is_named(tmp_path: Path) -> None:
+    model = kit.many_ends(kit.student(), 40)
+    made = kit.trainer(tmp_path, model=model, max_steps=1, verifier=lambda text, row: float("nan") if text else 1.0)
+    with pytest.raises(ScoringError, match=r"the verifier gave nan.*found at answers \d of the step") as caught:
+        made.train()
+    record = saved_step(tmp_path, caught.value, 0)
+    assert record["source"] == "verifier" and sum(answer["found_here"] for answer in record["answers"]) == 1
