@@ -5,7 +5,7 @@ from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.errors import ConfigError
-from dopd.sources import CONTEXT_COLUMNS, CRITICISM, PRAISE, PRIVILEGED
+from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
 from dopd.tables import RoutingTable
 
 # What Cal-OPD (arXiv 2609.21619) tells the teacher of an answer that it is about to score.
@@ -53,6 +53,13 @@ def rows_for_view(
         {**row, CONTEXT_COLUMNS[PRIVILEGED]: context, PRIVILEGED_COLUMN: None}
         for row, context in zip(rows, contexts, strict=True)
     ]
+
+
+def rows_known_before(table: RoutingTable, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row as every view beside the plain one is told it, for the views whose contexts do not come from rollouts."""
+    origins = {PRIVILEGED: table.context, CONTRAST: table.contrast}
+    views = (table.views - {PLAIN}) | ({PRIVILEGED} if table.needs_privileged else set())
+    return [rows_for_view(view, table, [row])[0] for view in sorted(views) if origins.get(view) != "sibling"]
 
 
 def sibling_contexts(

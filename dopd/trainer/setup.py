@@ -25,22 +25,27 @@ from dopd.data.checks import (
     overlong_message,
     unread_columns,
 )
+from dopd.data.contexts import rows_known_before
 from dopd.data.encode import check_placeholders, reads_images
-from dopd.data.images import BrokenImageError
+from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.rendering import Markup
-from dopd.data.views import plain_prompt, privileged_prompt
-from dopd.errors import ConfigError, DataError, ModelError, first_line
+from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
+from dopd.errors import ConfigError, DataError, ModelError, ScoringError, first_line
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
 from dopd.sampling import ends_of, mend_generation_config
-from dopd.scoring import evaluation_mode
+from dopd.scoring import View, evaluation_mode
+from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.context import common_context
 
 logger = logging.getLogger(__name__)
+
+_HELD_OUT = "eval_dataset"
+_CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
 
 
 def completions_per_step(args: Any, num_processes: int) -> int:
@@ -194,15 +199,12 @@ def prepare_datasets(trainer: Any) -> None:
         trainer.train_dataset = _prepared(trainer, trainer.train_dataset)
         _check_enough_prompts(trainer)
     if trainer.eval_dataset is not None:
-        many = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else None
-        trainer.eval_dataset = (
-            {name: _prepared(trainer, part) for name, part in many.items()}
-            if many is not None
-            else _prepared(trainer, trainer.eval_dataset)
-        )
-        parts = trainer.eval_dataset if many is not None else {"": trainer.eval_dataset}
-        for name, part in parts.items():
-            _tell_overlap(trainer.train_dataset, part, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+        given = trainer.eval_dataset
+        parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
+        checked = {name: _prepared(trainer, part, name) for name, part in (parts or {_HELD_OUT: given}).items()}
+        trainer.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[_HELD_OUT]
+        for name, part in checked.items():
+            _tell_overlap(trainer.train_dataset, part, name)
 
 
 def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
@@ -217,8 +219,15 @@ def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
         )
 
 
-def _prepared(trainer: Any, dataset: Any) -> Any:
+def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
+    """A dataset, checked; `held_out` is the name of one that is not trained on, which may do without p."""
     needs_privileged = trainer.table.needs_privileged
+    if held_out and needs_privileged and not {_CONTEXT, PRIVILEGED_COLUMN} & set(dataset.column_names or [_CONTEXT]):
+        logger.warning(
+            f"{held_out} has no column {_CONTEXT!r}: its privileged views read the plain prompt, and accuracy with p "
+            "is not measured"
+        )
+        needs_privileged = False
     allowed = max_prompt_tokens(trainer)
     drop = trainer.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
@@ -232,8 +241,10 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         row = trainer.asked(row)
         images.check_readable(row, trainer.processing_class)
         prompts = [plain_prompt(row)]
-        if needs_privileged:
-            prompts.append(privileged_prompt(row, trainer.template))
+        told = rows_known_before(trainer.table, row)
+        if held_out and not lacks_privileged(row):
+            told.append(row)  # the student is also evaluated with p
+        prompts += [privileged_prompt(one, trainer.template) for one in told]
         if reads_images(trainer.processing_class):
             for prompt in prompts:
                 check_placeholders(trainer.processing_class, prompt)
@@ -241,7 +252,7 @@ def _prepared(trainer: Any, dataset: Any) -> Any:
         return prompts
 
     if isinstance(dataset, IterableDataset):
-        return _checked_stream(trainer, dataset, views, num_tokens, allowed)
+        return _checked_stream(trainer, dataset, views, num_tokens, allowed, needs_privileged=needs_privileged)
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -271,7 +282,9 @@ def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
     images.tell_unread_columns(columns, dataset)
 
 
-def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int) -> Any:
+def _checked_stream(
+    trainer: Any, stream: Any, views: Any, num_tokens: Any, allowed: int, *, needs_privileged: bool
+) -> Any:
     """The stream with every row checked as it passes; a row that cannot be used raises, or is left out with a
     warning.
     """
@@ -283,7 +296,7 @@ def _checked_stream(trainer: Any, stream: Any, views: Any, num_tokens: Any, allo
         nonlocal dropped, broken
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
             _tell_unread_columns(list(row), stream)
-        check_columns(list(row), needs_privileged=table.needs_privileged, method=table.name)
+        check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)
         try:
@@ -323,10 +336,28 @@ def _check_enough_prompts(trainer: Any) -> None:
         )
 
 
+def _context(trainer: Any) -> int:
+    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
+    return common_context(models, trainer.args.max_context)
+
+
+def check_fits(trainer: Any, name: str, view: View) -> None:
+    """Raise `ScoringError` where a view of a batch is longer than the models read: contexts that come from rollouts are
+    not there before.
+    """
+    longest = int(view.prompt_lengths.max()) + (trainer.max_completion_length or 0)
+    context = _context(trainer)
+    if longest > context:
+        raise ScoringError(
+            f"the {name} view has prompts of up to {int(view.prompt_lengths.max())} tokens (an answer of the student's "
+            f"is shown in them), which leaves no room for {trainer.max_completion_length} more in the models' context "
+            f"of {context} tokens: lower max_completion_length or max_prompt_length"
+        )
+
+
 def max_prompt_tokens(trainer: Any) -> int:
     """Most tokens that any view of a prompt may have."""
-    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    context = common_context(models, trainer.args.max_context)
+    context = _context(trainer)
     room = context - (trainer.max_completion_length or 0)
     if room < 1:
         raise ConfigError(
@@ -350,7 +381,12 @@ def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvalu
         ConfigError: it lacks a verifier or held-out prompts.
     """
     args, dataset = trainer.args, trainer.eval_dataset
-    if trainer.verifier is None or dataset is None or isinstance(dataset, dict | IterableDataset):
+    if isinstance(dataset, dict):
+        raise ConfigError(
+            f"eval_dataset is a dict ({', '.join(map(str, dataset))}), and the evaluation of the student answers one "
+            "dataset: pass that one, or join them (datasets.concatenate_datasets)"
+        )
+    if trainer.verifier is None or dataset is None or isinstance(dataset, IterableDataset):
         raise ConfigError(
             "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
             "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"

@@ -13,6 +13,7 @@ from dopd.scoring import View
 from dopd.sources import CONTRAST, PLAIN, PRIVILEGED
 from dopd.tables import RoutingTable
 from dopd.trainer.rollouts import texts
+from dopd.trainer.setup import check_fits
 
 # Which field of `SignalBatch` says whether a row has the context of a view.
 PRESENCE = {PRIVILEGED: "has_privileged", CONTRAST: "has_contrast"}
@@ -56,6 +57,7 @@ def batch_views(
     for name in sorted(table.views - {PLAIN}):
         told = rows_for_view(name, table, rows, completions, scores, known["num_generations"])
         views[name] = trainer._privileged_view(told)
+        check_fits(trainer, name, views[name])
         if name in PRESENCE:
             known[PRESENCE[name]] = torch.tensor([not lacks_privileged(row) for row in told], device=device)
     return views, known
