@@ -32,15 +32,15 @@ from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.rendering import Markup
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
-from dopd.errors import ConfigError, DataError, ModelError, ScoringError, first_line
+from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
 from dopd.sampling import ends_of, mend_generation_config
-from dopd.scoring import View, evaluation_mode
+from dopd.scoring import evaluation_mode
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
-from dopd.trainer.context import common_context
+from dopd.trainer.context import max_prompt_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -334,44 +334,6 @@ def _check_enough_prompts(trainer: Any) -> None:
             f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add "
             "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
-
-
-def _context(trainer: Any) -> int:
-    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    return common_context(models, trainer.args.max_context)
-
-
-def check_fits(trainer: Any, name: str, view: View) -> None:
-    """Raise `ScoringError` where a view of a batch is longer than the models read: contexts that come from rollouts are
-    not there before.
-    """
-    longest = int(view.prompt_lengths.max()) + (trainer.max_completion_length or 0)
-    context = _context(trainer)
-    if longest > context:
-        raise ScoringError(
-            f"the {name} view has prompts of up to {int(view.prompt_lengths.max())} tokens (an answer of the student's "
-            f"is shown in them), which leaves no room for {trainer.max_completion_length} more in the models' context "
-            f"of {context} tokens: lower max_completion_length or max_prompt_length"
-        )
-
-
-def max_prompt_tokens(trainer: Any) -> int:
-    """Most tokens that any view of a prompt may have."""
-    context = _context(trainer)
-    room = context - (trainer.max_completion_length or 0)
-    if room < 1:
-        raise ConfigError(
-            f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context "
-            f"of {context} tokens: lower it. Where the models read more than their configurations say, set max_context"
-        )
-    limit = trainer.args.max_prompt_length
-    if limit is not None and limit > room:
-        raise ConfigError(
-            f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not "
-            f"fit together into the models' context of {context} tokens: lower one of them. Where the models read "
-            "more than their configurations say, set max_context"
-        )
-    return room if limit is None else limit
 
 
 def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvaluator:

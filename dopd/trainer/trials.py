@@ -11,8 +11,8 @@ from dopd.lengths import shortest_switch
 from dopd.prefix import architecture, shares_prompts_exactly
 from dopd.scoring import evaluation_mode, rounding, view_hidden_states
 from dopd.trainer import passes
+from dopd.trainer.context import max_prompt_tokens
 from dopd.trainer.guards import active_dropout
-from dopd.trainer.setup import max_prompt_tokens
 
 logger = logging.getLogger(__name__)
 

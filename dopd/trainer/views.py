@@ -12,8 +12,8 @@ from dopd.data.views import lacks_privileged, privileged_prompt
 from dopd.scoring import View
 from dopd.sources import CONTRAST, PLAIN, PRIVILEGED
 from dopd.tables import RoutingTable
+from dopd.trainer.context import check_fits
 from dopd.trainer.rollouts import texts
-from dopd.trainer.setup import check_fits
 
 # Which field of `SignalBatch` says whether a row has the context of a view.
 PRESENCE = {PRIVILEGED: "has_privileged", CONTRAST: "has_contrast"}

@@ -21,7 +21,7 @@ from dopd.runs.train import make_config
 from dopd.tiny import build_model
 from dopd.trainer import setup
 from dopd.trainer.best import STUDENT_METRICS
-from dopd.trainer.context import common_context, context_of
+from dopd.trainer.context import common_context, context_of, max_prompt_tokens
 
 BASE = {
     "model_name_or_path": "s",
@@ -285,7 +285,7 @@ def test_max_context_is_the_way_around_a_configuration_that_says_too_little(tmp_
     with pytest.raises(ConfigError, match=r"leaves no room.*set max_context"):
         trainer(tmp_path, max_completion_length=24, **models)
     made = trainer(tmp_path, max_completion_length=24, max_context=128, **models)
-    assert setup.max_prompt_tokens(made) == 104
+    assert max_prompt_tokens(made) == 104
     with pytest.raises(ConfigError, match=r"max_context \(=0\)"):
         config(tmp_path, max_context=0)
     tried("setting", "max_context", "replaces the context that configurations say")

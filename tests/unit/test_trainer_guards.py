@@ -17,8 +17,8 @@ from dopd.errors import ConfigError, DataError, ModelError, ScoringError
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
 from dopd.trainer import DOPDConfig, guards
+from dopd.trainer.context import max_prompt_tokens
 from dopd.trainer.liveness import check_alive
-from dopd.trainer.setup import max_prompt_tokens
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
 
