@@ -139,8 +139,8 @@ class Rule:
     clip: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "regime", _as_regime(self.regime))
         try:
+            object.__setattr__(self, "regime", _as_regime(self.regime))
             check_attributes(self, {name: settings_of(Rule)[name] for name in _TYPED})
             self._check_divergence()
             self._check_target()
@@ -148,7 +148,7 @@ class Rule:
             if not (math.isfinite(_number("weight", self.weight)) and self.weight >= 0):
                 raise ConfigError(f"weight (={self.weight}) must be finite and at least 0")
         except ConfigError as error:
-            raise ConfigError(f"row {self.label!r}: {error}") from None
+            raise ConfigError(f"row {self._shown_label()!r}: {error}") from None
 
     def _check_divergence(self) -> None:
         check_choice("divergence", self.divergence, DivergenceKind)
@@ -197,6 +197,10 @@ class Rule:
                 f"advantage (={self.advantage!r}) names the signal of divergence='policy_gradient', and of no other "
                 f"(got divergence={self.divergence!r})"
             )
+
+    def _shown_label(self) -> str:
+        """The label, also of a row whose regime is none."""
+        return self.name or str(getattr(self.regime, "name", "all" if self.regime is None else self.regime))
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 A source is a name of `SOURCES`, or a product of several: exponents by name, for the normalised product of powers.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -114,6 +115,8 @@ def target_of(source: Any) -> Target:
     Raises:
         ConfigError: an unknown name, or an exponent that is neither a number nor a mapping with `start` and `end`.
     """
+    if not isinstance(source, str | Mapping):
+        raise ConfigError(f"source (={source!r}) must be a name, or a mapping from names to exponents")
     factors = source if isinstance(source, Mapping) else {source: 1.0}
     if not factors:
         raise ConfigError("source (={}) must name at least one source")
@@ -134,8 +137,8 @@ def _exponent(name: str, value: Any) -> Exponent:
     if isinstance(value, Mapping) and set(value) != {"start", "end"}:
         raise ConfigError(f"source: the exponent of {name} (={dict(value)!r}) must have exactly the keys start and end")
     for number in ends:
-        if isinstance(number, bool) or not isinstance(number, int | float):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ConfigError(
-                f"source: the exponent of {name} (={value!r}) must be a number, or {{start: .., end: ..}}"
+                f"source: the exponent of {name} (={value!r}) must be a finite number, or {{start: .., end: ..}}"
             )
     return Exponent(float(ends[0]), float(ends[1]))  # type: ignore[arg-type]

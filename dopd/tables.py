@@ -207,7 +207,10 @@ class RoutingTable:
             unknown = sorted(set(row) - set(allowed))
             if unknown:
                 raise ConfigError(f"rules[{index}]: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-            rules.append(Rule(**row))
+            try:
+                rules.append(Rule(**row))
+            except ConfigError as error:
+                raise ConfigError(f"rules[{index}], {error}") from None
         return cls(name=name, rules=tuple(rules), **options)
 
     def describe(self) -> str:

@@ -62,7 +62,10 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
         ({"source": "student"}, "source='student' alone is the trained distribution itself: divergence and gradient"),
         ({"source": {"teacher": 1, "tutor": 1}}, r"source \(='tutor'\) must be one of 'teacher'"),
         ({"source": {"teacher": 1, "reference": -1.0}}, "the exponents must sum to more than 0"),
-        ({"source": {"teacher": "1"}}, r"the exponent of teacher \(='1'\) must be a number, or \{start: .., end: ..\}"),
+        (
+            {"source": {"teacher": "1"}},
+            r"the exponent of teacher \(='1'\) must be a finite number, or \{start: .., end: ..\}",
+        ),
         ({"source": {"teacher": {"start": 1}}}, "the exponent of teacher .* must have exactly the keys start and end"),
         ({"source": {}}, "must name at least one source"),
         ({"divergence": "policy_gradient", "advantage": "rlsd"}, "acts on the sampled token: set support='sampled'"),
