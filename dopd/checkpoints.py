@@ -21,6 +21,8 @@ TINY = "tiny:"
 ADAPTER_FILE, RUN_FILE = "adapter_config.json", "config.yaml"
 WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# Names inside of an adapted layer, of the layer itself and of copies of it.
+_INSIDE_LAYERS = ("weight", "base_layer", "token_adapter", "original_module", "modules_to_save")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 QUANTIZATION = (
     "load_in_4bit",
@@ -240,7 +242,8 @@ def _saved_rows(path: str, base: Any) -> int | None:
         saved = load_peft_weights(path, device="cpu")
     width = base.get_input_embeddings().weight.shape[1]
     for name, weight in saved.items():
-        place = name.removesuffix(".weight").removesuffix(".base_layer").rpartition(".")[2]
+        parts = [part for part in name.split(".") if part not in _INSIDE_LAYERS]
+        place = parts[-1] if parts else ""
         if place in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out") and weight.shape[1:] == (width,):
             return int(weight.shape[0])
     return None

@@ -4,6 +4,7 @@ import copy
 import difflib
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 from trl.trainer.utils import create_model_from_path
 
-from dopd.adapters import check_adapter_config, has_adapters, tuned_layers
-from dopd.checkpoints import adapter_place, family_of, files_of, load, origin_of, where_of
+from dopd.adapters import check_adapter_config, has_adapters, tuned_layers, without_adapters
+from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized, keep_gradients
 from dopd.remote_code import only_if_asked
@@ -210,10 +211,9 @@ def prepare(student: Any, *, half: bool, whole: bool) -> None:
         ModelError: PEFT cannot run this adapter on these weights, or the loss would not see it.
     """
     keep_gradients(student)
-    if not has_adapters(student):
+    if not whole or not has_adapters(student):
         return
-    if not whole:
-        return
+    check_added_rows(student)
     config = next(iter(student.peft_config.values()))
     kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
     with evaluation_mode(student):
@@ -232,6 +232,41 @@ def prepare(student: Any, *, half: bool, whole: bool) -> None:
             with torch.no_grad():
                 for weight, value in kept:
                     weight.copy_(value)
+
+
+def check_added_rows(student: Any) -> None:
+    """Refuse embeddings that were resized under an adapter where a saved folder would not hold them all: PEFT leaves
+    out a head of its own beside a tuned input, and both of them where the vocabulary is part of a nested configuration.
+
+    Raises:
+        ConfigError: what would be lost, and two ways out.
+    """
+    inner = without_adapters(student)
+    base = getattr(next(iter(student.peft_config.values())), "base_model_name_or_path", None)
+    try:
+        before = config_of(base).get_text_config().vocab_size if base else None
+    except Exception:  # a model that was never saved, or is out of reach
+        before = None
+    head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if before is None or before == rows:
+        return
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are said when it is saved
+        saved = get_peft_model_state_dict(student)
+    wanted = [embeddings] if head is None or head.weight is embeddings.weight else [embeddings, head]
+    names = [name for name, module in student.named_modules() if any(module is other for other in wanted)]
+    held = {name for name in names for key, value in saved.items() if key.startswith(name) and rows in value.shape[:1]}
+    lost = [name.removeprefix("base_model.model.") for name in names if name not in held]
+    if lost:
+        raise ConfigError(
+            f"the student has embeddings of {rows} rows, and its checkpoint {base!r} has {before}: a saved adapter "
+            f"would not hold the rows of {', '.join(lost)}, and the folder would open as another model. Save the "
+            "resized model with its tokenizer, load it from there and put the adapter on that, or name "
+            f"{', '.join(sorted({name.split('.')[-1] for name in lost}))} in modules_to_save"
+        )
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from dopd.quantized import keep_gradients, whole_weight
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer, train
+from dopd.trainer.adapting import check_added_rows
 from dopd.trainer.anchor import AverageAnchor, FrozenAnchor
 from dopd.trainer.guards import same_weights
 
@@ -171,20 +172,50 @@ def test_where_an_adapters_base_is_looked_for(finished: Path, tmp_path: Path) ->
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning")
 def test_embeddings_that_were_resized_under_an_adapter_open_again(tmp_path: Path) -> None:
-    cases = (
-        (trainer_kit.student(), ["q_proj"]),
-        (kit.tied(), ["q_proj"]),
-        (kit.tied(), ["q_proj", "embed_tokens"]),
+    rows = {"trainable_token_indices": [64, 65]}
+    cases: tuple[tuple[Any, list[str], dict[str, Any]], ...] = (
+        (trainer_kit.student(), ["q_proj"], {}),
+        (kit.tied(), ["q_proj"], {}),
+        (kit.tied(), ["q_proj", "embed_tokens"], {}),
+        (trainer_kit.student(), ["q_proj", "embed_tokens"], {"modules_to_save": ["lm_head"]}),
+        (trainer_kit.student(), ["q_proj"], {"modules_to_save": ["lm_head", "embed_tokens"]}),
+        (kit.tied(), ["q_proj"], {"modules_to_save": ["embed_tokens"]}),
+        (trainer_kit.student(), ["q_proj"], rows),
+        (kit.tied(), ["q_proj"], rows),
     )
-    for number, (base, targets) in enumerate(cases):
+    for number, (base, targets, more) in enumerate(cases):
         base.save_pretrained(tmp_path / f"base{number}")
         base = AutoModelForCausalLM.from_pretrained(tmp_path / f"base{number}")
         base.resize_token_embeddings(70, mean_resizing=False)
-        model = kit.moved(get_peft_model(base, LoraConfig(r=2, target_modules=targets)), 1)
+        model = kit.moved(get_peft_model(base, LoraConfig(r=2, target_modules=targets, **more)), 1)
+        check_added_rows(model)
         model.save_pretrained(tmp_path / f"adapter{number}")
         opened = load(str(tmp_path / f"adapter{number}")).eval()
         torch.testing.assert_close(kit.logits(opened), kit.logits(model.eval()), rtol=0, atol=1e-6)
     tried("checkpoint", "adapter with embeddings resized for added tokens", "opens as it was saved")
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+def test_rows_of_a_head_that_a_saved_adapter_would_lack_are_refused_and_the_advice_works(tmp_path: Path) -> None:
+    trainer_kit.student().save_pretrained(tmp_path / "base")
+
+    def made(base: Path, **options: Any) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        if base.name == "base":
+            model.resize_token_embeddings(70, mean_resizing=False)
+        config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM", **options)
+        teacher = trainer_kit.teacher()
+        teacher.resize_token_embeddings(70, mean_resizing=False)
+        return trainer_kit.trainer(tmp_path / "run", model=model, teacher_model=teacher, peft_config=config)
+
+    with pytest.raises(ConfigError, match=r"embeddings of 70 rows.*63: .*rows of lm_head.*lm_head in modules_to_save"):
+        made(tmp_path / "base")
+    resized = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    resized.resize_token_embeddings(70, mean_resizing=False)
+    resized.save_pretrained(tmp_path / "resized")
+    made(tmp_path / "resized")
+    made(tmp_path / "base", modules_to_save=["lm_head"])
+    tried("checkpoint", "head resized beside an adapter on the input embeddings", "refused: both ways out work")
 
 
 # --- Quantised students
