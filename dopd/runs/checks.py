@@ -8,6 +8,7 @@ from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import check_generation
+from dopd.trainer.guards import check_one_vocabulary
 from dopd.trainer.passes import check_passes, check_self_divergence
 
 _TRIAL_ROWS, _TRIAL_PROMPTS = 64, 3  # looked through for pictures, and tried
@@ -27,6 +28,8 @@ def check_answering(
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.processing_class) else []
+    if teacher is not None:
+        check_one_vocabulary(model, teacher, evaluator.processing_class)
     for name, tried in (("model", model), ("teacher", teacher)):
         if tried is None:
             continue

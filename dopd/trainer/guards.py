@@ -206,6 +206,20 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
     return []
 
 
+def check_one_vocabulary(student: Any, teacher: Any, processing_class: Any) -> None:
+    """Raise `ModelError` unless a token id means the same to two loaded models, as far as their files say.
+
+    Args:
+        processing_class: the student's tokenizer or processor.
+    """
+    check_vocab_sizes(student.config, teacher.config, lambda: shared_tokenizer(student, teacher, processing_class))
+    try:
+        theirs = _tokenizer(teacher.config._name_or_path)
+    except Exception:  # a model without a tokenizer beside it, for whatever reason
+        return
+    compare_tokenizers(tokenizer_of(processing_class), theirs)
+
+
 def active_dropout(model: nn.Module) -> list[str]:
     """Names of modules with dropout that does something in training mode, numbers that modules keep included."""
     return [

@@ -109,3 +109,14 @@ def test_a_model_that_reads_no_prompt_without_a_picture_is_not_blamed_for_its_pa
     assert main(["inspect", *asked]) == 2
     assert "PaliGemmaProcessor cannot read the prompt with its 0 images" in capsys.readouterr().err
     assert main(["inspect", *asked, "--image", str(tmp_path / "0.png")]) == 0
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_where_nothing_is_trained_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processor = kit.processor("llava")
+    kit.model("llava", processor).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    asked = ["--student", str(folder / "student"), "--teacher", str(tmp_path), "--prompt", "how ?"]
+    assert main(["inspect", *asked]) == 2
+    assert "Token-level distillation needs one vocabulary" in capsys.readouterr().err
