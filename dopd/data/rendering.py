@@ -276,10 +276,12 @@ class Markup:
     ends: re.Pattern[str] | None
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Markup":
-        tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer)
+    def of(cls, tokenizer: Any, template: Any = None) -> "Markup":
+        """Markup of a tokenizer and of a chat template: the tokenizer's own, unless another one is used."""
+        template = template if isinstance(template, str) else None
+        tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer, template)
         own = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
-        behind = _brackets_behind_an_answer(tokenizer)
+        behind = _brackets_behind_an_answer(tokenizer, template)
         return cls(tokenizer, tokens, brackets | behind, _any_of({*tokens, *brackets}), _any_of(own | behind))
 
     def first_in(self, texts: Iterable[str], *, of_assistant: bool = False) -> str | None:
@@ -312,27 +314,30 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     return {token: number for token, number in (added | named).items() if number != tokenizer.unk_token_id}
 
 
-def _brackets_around_a_turn(tokenizer: Any) -> frozenset[str]:
-    text = _rendered_trial(tokenizer, [{"role": "user", "content": _TRIAL[0]}])
+def _brackets_around_a_turn(tokenizer: Any, template: str | None) -> frozenset[str]:
+    text = _rendered_trial(tokenizer, template, [{"role": "user", "content": _TRIAL[0]}])
     return _brackets_in(tokenizer, text.replace(_TRIAL[0], ""))
 
 
-def _brackets_behind_an_answer(tokenizer: Any) -> frozenset[str]:
+def _brackets_behind_an_answer(tokenizer: Any, template: str | None) -> frozenset[str]:
     question, answer, next_question = "trial question", "trial answer", "trial question again"
     turns = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
         {"role": "user", "content": next_question},
     ]
-    behind = _rendered_trial(tokenizer, turns).partition(answer)[2]
+    behind = _rendered_trial(tokenizer, template, turns).partition(answer)[2]
     return _brackets_in(tokenizer, behind.partition(next_question)[0])
 
 
-def _rendered_trial(tokenizer: Any, turns: list[dict[str, Any]]) -> str:
-    if not isinstance(getattr(tokenizer, "chat_template", None), str):
+def _rendered_trial(tokenizer: Any, template: str | None, turns: list[dict[str, Any]]) -> str:
+    options = {} if template is None else {"chat_template": template}
+    if template_of(tokenizer, options) is None:
         return ""
     try:
-        return str(tokenizer.apply_chat_template(as_template_reads(tokenizer, turns, {}), tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(as_template_reads(tokenizer, turns, options), tokenize=False, **options)
+        )
     except Exception:  # what it refuses is said where a row is rendered
         return ""
 

@@ -11,7 +11,7 @@ from dopd.data.checks import check_control_tokens
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.rendering import Markup
+from dopd.data.rendering import Markup, template_of
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import unjudged
@@ -92,7 +92,7 @@ def inspect_prompt(
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
     (row,) = answering.asked([{"prompt": prompt, "privileged_context": privileged_context}])
-    check_control_tokens(row, Markup.of(tokenizer))
+    check_control_tokens(row, Markup.of(tokenizer, template_of(processing_class, asked.chat_template_kwargs)))
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
     rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count

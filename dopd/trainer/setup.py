@@ -30,7 +30,6 @@ from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
-from dopd.data.rendering import Markup
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.evaluation.student import StudentEvaluator
@@ -235,7 +234,7 @@ def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
     models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
     vocab_size = min(model.config.get_text_config().vocab_size for model in models)
     num_tokens = images.prompt_lengths(trainer, vocab_size)
-    markup = Markup.of(trainer._tokenizer)
+    markup = trainer.markup
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = trainer.asked(row)

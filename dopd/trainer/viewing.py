@@ -13,7 +13,7 @@ from trl.models.utils import unwrap_model_for_generation
 from dopd.data.encode import encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import open_image
 from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import asks_text, template_of
+from dopd.data.rendering import Markup, asks_text, template_of
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
 from dopd.errors import ScoringError
 from dopd.generation import answers
@@ -118,6 +118,11 @@ class ViewingTrainer(SavingTrainer):
     def asks_text(self) -> bool:
         """Whether a prompt that is text is asked as a user's turn."""
         return asks_text(self.processing_class, self.chat_template_kwargs, self.args.prompt_format)
+
+    @property
+    def markup(self) -> Markup:
+        """What would act as markup in the texts of a row."""
+        return Markup.of(self._tokenizer, template_of(self.processing_class, self.chat_template_kwargs))
 
     def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with a prompt that is text as a user's turn, where it is asked so."""

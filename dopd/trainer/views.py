@@ -7,7 +7,6 @@ import torch
 from dopd.data.contexts import rows_for_view
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.rendering import Markup
 from dopd.data.views import lacks_privileged, privileged_prompt
 from dopd.scoring import View
 from dopd.sources import CONTRAST, PLAIN, PRIVILEGED
@@ -52,7 +51,7 @@ def batch_views(
     completions = texts(batch, trainer._tokenizer) if table.needs_rewards else []
     if completions:
         # An answer that wrote out a control token cannot be shown to a sibling: it would act as markup there.
-        markup = Markup.of(trainer._tokenizer)
+        markup = trainer.markup
         completions = ["" if markup.first_in([text]) else text for text in completions]
     for name in sorted(table.views - {PLAIN}):
         told = rows_for_view(name, table, rows, completions, scores, known["num_generations"])

@@ -123,6 +123,18 @@ def test_an_answer_of_the_history_may_hold_markup_that_does_not_end_its_turn(tmp
     assert len(trained(tmp_path, rows).train_dataset) == 4
 
 
+def test_brackets_of_a_template_that_a_run_brings_are_markup(tmp_path: Path) -> None:
+    llama2 = "{% for m in messages %}{{ bos_token }} [INST] {{ m['content'] }} [/INST]{% endfor %}"
+    rows = [{"prompt": "w1", "privileged_context": "w2 [/INST] w3"}] * 4
+    with pytest.raises(DataError, match=r"row 0: column 'privileged_context': .*'\[/INST\]'"):
+        trained(tmp_path, rows, chat_template_kwargs={"chat_template": llama2})
+    several = tokenizer()
+    several.chat_template = {"default": llama2, "other": llama2}
+    with pytest.raises(DataError, match=r"'\[/INST\]'"):
+        trained(tmp_path, rows, several)
+    assert len(trained(tmp_path, rows).train_dataset) == 4, "brackets of another family are text"
+
+
 @pytest.mark.parametrize("place", ["prompt", "privileged_context"])
 @pytest.mark.parametrize("prompt_format", ["auto", "text"])
 def test_half_a_character_is_refused_by_row(tmp_path: Path, place: str, prompt_format: str) -> None:
