@@ -250,7 +250,7 @@ def _peft_config(settings: RunSettings) -> Any:
             )
         )
         # TRL makes one name a text, which PEFT reads as a pattern for whole paths.
-        if made is not None and re.fullmatch(r"\w+", str(made.target_modules)):
+        if made is not None and isinstance(made.target_modules, str) and re.fullmatch(r"\w+", made.target_modules):
             made.target_modules = {made.target_modules}
         return made
     except ValueError as error:

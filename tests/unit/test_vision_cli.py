@@ -10,6 +10,8 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from dopd.cli.main import main
+from dopd.runs.settings import load_settings
+from dopd.runs.train import _peft_config
 from dopd.vision import load_processor
 
 
@@ -120,3 +122,8 @@ def test_a_teacher_of_another_vocabulary_is_refused_where_nothing_is_trained_too
     asked = ["--student", str(folder / "student"), "--teacher", str(tmp_path), "--prompt", "how ?"]
     assert main(["inspect", *asked]) == 2
     assert "Token-level distillation needs one vocabulary" in capsys.readouterr().err
+
+
+def test_lora_without_target_modules_takes_those_that_peft_knows(folder: Path) -> None:
+    made = _peft_config(load_settings(settings(folder), use_peft="true"))
+    assert made is not None and made.target_modules is None
