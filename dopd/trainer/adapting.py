@@ -169,8 +169,8 @@ def _other_targets(model: Any, peft_config: Any) -> str:
         return ""
     pattern = rf"{re.escape(place)}\..*\.({'|'.join(sorted(targets))})"
     return (
-        f". To leave out what stands beside the language model, set target_modules={pattern!r} (lora_target_modules in "
-        "a config file)"
+        f". To leave out what stands beside the language model, take {pattern!r} as target_modules "
+        "(lora_target_modules in a config file)"
     )
 
 
