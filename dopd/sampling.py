@@ -16,6 +16,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, ModelError
+from dopd.settings import quoted
 
 # `generation_kwargs` that leave the distribution of an answer as it is.
 _NEUTRAL = (
@@ -45,6 +46,33 @@ _ELSEWHERE = {
     "output_logits": "remove it",
     "logit_bias": "it is set for vision-language models",
 }
+# Settings of transformers' `GenerationConfig` for other ways to generate than drawing token after token.
+_OTHER_WAYS = (
+    "_from_model_config",
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "constraints",
+    "continuous_batching_config",
+    "decoder_start_token_id",
+    "dola_layers",
+    "early_stopping",
+    "force_words_ids",
+    "is_assistant",
+    "low_memory",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "output_attentions",
+    "output_hidden_states",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "speculation_type",
+    "target_lookbehind",
+    "transformers_version",
+    "use_mtp",
+)
 
 
 @dataclass(frozen=True)
@@ -277,6 +305,11 @@ def off_policy_settings(args: Any) -> dict[str, Any]:
 def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
     if name in _ELSEWHERE:
         raise ConfigError(f"generation_kwargs: {name} (={value!r}) cannot be set there: {_ELSEWHERE[name]}")
+    if name in _OTHER_WAYS and not uses_vllm:
+        raise ConfigError(
+            f"generation_kwargs: {name} (={quoted(value)}) is for other ways to generate than drawing one token after "
+            "another: remove it"
+        )
     known = set(GenerationConfig().to_dict())
     # An engine of its own has settings of its own.
     if not uses_vllm and name not in known:

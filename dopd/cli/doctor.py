@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dopd.errors import DopdError
+from dopd.settings import SettingsError
 from dopd.shown import visible
 
 _REQUIRED = ("torch", "transformers", "trl", "accelerate", "datasets")
@@ -98,6 +99,9 @@ def config_findings(path: str) -> Iterator[Finding]:
     try:
         settings = load_settings(path)
         config = make_config(settings)
+    except SettingsError as error:
+        yield from (Finding("fail", problem) for problem in error.problems)
+        return
     except DopdError as error:
         yield Finding("fail", str(error))
         return

@@ -45,6 +45,8 @@ def with_turns(prompt: Prompt, turns: list[dict[str, Any]]) -> list[dict[str, An
 
 
 _FIELDS = ("prompt", "privileged_context")
+# A field of Python's format strings; what LaTeX has in braces (`\\boxed{answer}`, `x_{max}`) is none.
+_FIELD = re.compile(r"(?<![\w}{^\\])\{([A-Za-z_]\w+)\}(?!\})")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ class PrivilegedTemplate:
                     f"privileged_template (={self.template!r}) must contain {{{name}}} exactly once, it has it {count} "
                     "times. Example: '{prompt}\\n\\nHint: {privileged_context}'"
                 )
+
+        unread = [name for name in _FIELD.findall(self.template or "") if name not in _FIELDS]
+        if unread:
+            raise ConfigError(
+                f"privileged_template (={self.template!r}): {{{unread[0]}}} is filled in by nothing; its fields are "
+                "{prompt} and {privileged_context}. Braces of a text that is meant so are written with a space inside: "
+                f"{{ {unread[0]} }}"
+            )
 
     def apply(self, prompt: Prompt, privileged_context: str | None, privileged_images: Sequence[Any] = ()) -> Prompt:
         """The prompt with p in it; the prompt itself, unchanged, where p is missing or blank.

@@ -91,7 +91,7 @@ def rlcsd(*, tau: NotNegative = 0.02, mix: Probability = 0.5, snapshot_steps: Co
         departures=f"the tether's gradient is that of (log S - log R) log S(y), its expectation under S; {_ONCE}",
     ),
 )
-def sdpg(*, beta: float = 1e-3, alpha: float = 1e-3) -> RoutingTable:
+def sdpg(*, beta: NotNegative = 1e-3, alpha: NotNegative = 1e-3) -> RoutingTable:
     rules = (
         Rule(name="reward", divergence="policy_gradient", support="sampled", advantage="group_advantage"),
         Rule(name="self", source="privileged_student", cap=20.0, weight=beta),

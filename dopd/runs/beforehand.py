@@ -1,16 +1,22 @@
 """What the keys of a run say beside one another, checked before a model, a row or a file is touched."""
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterator
 
+from transformers import Trainer
+
+from dopd.errors import first_line
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import check_verifier_name
-from dopd.settings import Problems
+from dopd.settings import Problems, quoted
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
 from dopd.trainer.setup import check_batch_sizes, check_trackers
 
+_NEEDS_A_MODEL = re.compile("(?i)model")  # some optimizers are made for the parameters of one
 # What the host's own evaluation returns.
 _HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
@@ -30,12 +36,25 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     if config.teacher_model_name_or_path is None:
         with problems.collected():
             check_models(None, None, config.routing_table())
+    with problems.collected():
+        check_trackers(config, elsewhere=elsewhere)
     if not elsewhere:
-        with problems.collected():
-            check_trackers(config)
+        problems.add(*_missing_here(config))
         with problems.collected():
             check_batch_sizes(config)
     return problems.found
+
+
+def _missing_here(config: DOPDConfig) -> Iterator[str]:
+    """What the host finds out when the models are loaded: packages that are not installed."""
+    for name, package in (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"), ("deepspeed", "deepspeed")):
+        if getattr(config, name) and importlib.util.find_spec(package) is None:
+            yield f"{name} (={quoted(getattr(config, name))}) needs the package {package}, which is not installed here"
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ImportError, ValueError) as error:
+        if not _NEEDS_A_MODEL.search(str(error)):
+            yield f"optim (={str(getattr(config.optim, 'value', config.optim))!r}): {first_line(error)}"
 
 
 def _evaluation_problems(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:

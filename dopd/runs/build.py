@@ -37,8 +37,8 @@ def load_model(
     """
     path = resolve_model(name)
     dtype = options.pop("dtype", None) or dtype
-    precision = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
-    if precision is None:
+    precision = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if precision != "auto" and not isinstance(precision, torch.dtype):
         raise ConfigError(f"dtype (={dtype!r}) must be auto, float32, bfloat16 or float16")
     check_model(path, **where_of(options))
     try:

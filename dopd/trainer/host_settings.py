@@ -4,15 +4,20 @@ import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+import torch
+from accelerate.utils import DynamoBackend
+from annotated_types import Ge, Le, Lt, MaxLen, MinLen
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import SchedulerType
 from transformers.debug_utils import DebugOption
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from dopd.errors import first_line
 from dopd.settings import (
     Count,
     Natural,
@@ -24,6 +29,7 @@ from dopd.settings import (
     Share,
     Text,
     check,
+    quoted,
     settings_of,
     settings_of_call,
 )
@@ -51,6 +57,7 @@ _NARROWER: dict[str, Any] = {
     "label_smoothing_factor": _BelowOne,
     "neftune_noise_alpha": Positive | None,
     "torch_empty_cache_steps": Count | None,
+    "torch_compile_backend": Literal[tuple(backend.value.lower() for backend in DynamoBackend)] | None,
     "torch_compile_mode": _CompileMode | None,
     "logging_steps": Positive,
     "eval_steps": Positive | None,
@@ -137,21 +144,26 @@ _GENERATION: dict[str, Any] = {
     "min_length": Natural | None,
     "min_new_tokens": Natural | None,
     "max_time": Positive | None,
-    "bad_words_ids": list[list[Natural]] | None,
+    "bad_words_ids": Annotated[list[Annotated[list[Natural], MinLen(1)]], MinLen(1)] | None,
     "suppress_tokens": list[Natural] | None,
     "begin_suppress_tokens": list[Natural] | None,
     "forced_bos_token_id": Natural | None,
     "forced_eos_token_id": Natural | list[Natural] | None,
     "remove_invalid_values": bool | None,
     "renormalize_logits": bool | None,
-    "exponential_decay_length_penalty": list | None,
-    "sequence_bias": list | dict | None,
+    "exponential_decay_length_penalty": Annotated[list[float], MinLen(2), MaxLen(2)] | None,
+    "sequence_bias": Annotated[list[list], MinLen(1)] | dict | None,
     "token_healing": bool | None,
-    "guidance_scale": Annotated[float, Gt(0)] | None,
-    "presence_penalty": float | None,
-    "frequency_penalty": float | None,
-    "seed": int | None,
+    "guidance_scale": Positive | None,
+    "compile_config": dict | None,
+    "encoder_no_repeat_ngram_size": Natural | None,
+    "diversity_penalty": float | None,
+    "watermarking_config": dict | None,
+    "max_cache_len": Count | None,
 }
+_FEW = 8  # steps of a scheduler
+_ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
+_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # a mapping, or the path of a JSON file of one
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
@@ -179,17 +191,20 @@ def check_mappings(args: Any) -> list[str]:
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         known = {key: Setting(key, bool if key != "determinism_check" else str) for key in _CHECKPOINTING}
         problems += _inside(args, name, known)
-    if isinstance(args.accelerator_config, dict):
-        problems += _inside(args, "accelerator_config", settings_of(AcceleratorConfig))
+    accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}
+    known = {name: replace(one, keys=accumulation.get(name)) for name, one in settings_of(AcceleratorConfig).items()}
+    problems += _inside(args, "accelerator_config", known)
+    problems += _file_problems(args)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
         problems += _inside_what_is_known(args, name, _LOADING)
     return problems
 
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 # Arguments of `from_pretrained`; any field of a model's configuration can stand beside them.
 _LOADING: dict[str, Any] = {
-    "dtype": str,
-    "torch_dtype": str,
+    "dtype": Dtype,
+    "torch_dtype": Dtype,
     "attn_implementation": Text | dict | None,
     "experts_implementation": Text | None,
     "revision": Text | None,
@@ -221,19 +236,47 @@ def _generation_problems(args: Any) -> list[str]:
 
 
 def _optimizer_problems(args: Any) -> list[str]:
-    problems = []
-    scheduler = TYPE_TO_SCHEDULER_FUNCTION.get(SchedulerType(args.lr_scheduler_type))
-    open_ended = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # they pass on what they are given
-    if scheduler is not None and args.lr_scheduler_type not in open_ended:
-        of_the_host = ("optimizer", "num_warmup_steps", "num_training_steps")
-        known = {name: one for name, one in settings_of_call(scheduler).items() if name not in of_the_host}
-        problems += _inside(args, "lr_scheduler_kwargs", known)
-    parts = (args.optim_args or "").replace(" ", "").split(",") if args.optim_args else []
+    problems = _scheduler_problems(args)
+    parts = args.optim_args.replace(" ", "").split(",") if args.optim_args else []
     if any(part.count("=") != 1 or part.startswith("=") or part.endswith("=") for part in parts):
         problems.append(
             f"optim_args (={args.optim_args!r}) must be names with values, separated by commas: 'rank=64,scale=0.25'"
         )
     return problems
+
+
+def _scheduler_problems(args: Any) -> list[str]:
+    """What is wrong with `lr_scheduler_kwargs`, by making the scheduler and letting it go some steps."""
+    kind = SchedulerType(args.lr_scheduler_type)
+    classes = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
+    made = vars(classes[kind])["__init__"] if kind in classes else TYPE_TO_SCHEDULER_FUNCTION[kind]
+    of_the_host = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    known = {name: one for name, one in settings_of_call(made).items() if name not in of_the_host}
+    problems = _inside(args, "lr_scheduler_kwargs", known)
+    if problems or kind in classes:
+        return problems
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+        options = dict(args.lr_scheduler_kwargs or {})
+        scheduler = get_scheduler(kind, optimizer, _FEW // 4, _FEW, scheduler_specific_kwargs=options)
+        for _ in range(_FEW):
+            optimizer.step()
+            scheduler.step()
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        problems.append(
+            f"lr_scheduler_type (={kind.value!r}) cannot work with lr_scheduler_kwargs "
+            f"(={quoted(args.lr_scheduler_kwargs)}): {first_line(error)}"
+        )
+    return problems
+
+
+def _file_problems(args: Any) -> list[str]:
+    given = {name: getattr(args, name) for name in _FILES}
+    return [
+        f"{name} (={quoted(value)}) must be a mapping, or the path of a JSON file: there is no such file"
+        for name, value in given.items()
+        if isinstance(value, str) and value and not value.lstrip().startswith("{") and not Path(value).is_file()
+    ]
 
 
 def _inside(args: Any, name: str, known: Mapping[str, Setting]) -> list[str]:

@@ -84,8 +84,10 @@ def try_on_rows(verifier: Verifier | None, train_dataset: Any, eval_dataset: Any
         try_verifier(verifier, [dataset for dataset in [train_dataset, *held_out] if dataset is not None])
 
 
-def check_trackers(args: Any) -> None:
-    """Raise `ConfigError` for a tracker of `report_to` that does not exist or is not installed here."""
+def check_trackers(args: Any, *, elsewhere: bool = False) -> None:
+    """Raise `ConfigError` for a tracker of `report_to` that does not exist or, unless the run is for elsewhere, is not
+    installed here.
+    """
     known, here = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
     for name in [args.report_to] if isinstance(args.report_to, str) else args.report_to or []:
         if name not in known and name not in ("all", "none"):
@@ -93,7 +95,7 @@ def check_trackers(args: Any) -> None:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"report_to (={name!r}) must be none, all or some of {', '.join(known)}.{hint}")
         # The host finds out about flyte by itself, when it is used.
-        if name in known and name not in (*here, "flyte"):
+        if name in known and name not in (*here, "flyte") and not elsewhere:
             raise ConfigError(f"report_to (={name!r}) is not installed here: install it, or set report_to=none")
 
 
