@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dopd.cli.values import natural, positive
+from dopd.cli.values import positive, seed
 from dopd.errors import ConfigError
 from dopd.shown import visible
 
@@ -60,7 +60,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--html", help="also write a page")
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines instead")
     parser.set_defaults(run=_inspect)
@@ -120,3 +120,5 @@ def _text(given: str) -> str:
         return Path(given[1:]).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{given[1:]!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{given[1:]!r} is not UTF-8: save it with that encoding") from None

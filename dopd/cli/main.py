@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import dopd
 from dopd.cli import experiments, look
 from dopd.cli.output import USER_ERROR, with_any_output
-from dopd.cli.values import natural, positive
+from dopd.cli.values import positive, prompt_count, seed
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
@@ -172,7 +172,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
     parser.add_argument("--task-options", help="difficulty knobs, as YAML: '{num_needed: 3}'")
     parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
-    parser.add_argument("--prompts", type=positive, default=512, help="problems (default 512)")
+    parser.add_argument("--prompts", type=prompt_count, default=512, help="problems (default 512)")
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
     parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
@@ -181,7 +181,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
-    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
     parser.set_defaults(run=_eval)
 
@@ -255,7 +255,7 @@ def _add_tiny(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("task")
     parser.add_argument("--role", help="one role (default: all)")
-    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--train", action="store_true", help="train it here, even if the package or the cache has it")
     parser.set_defaults(run=_tiny)
 

@@ -26,6 +26,7 @@ from dopd.runs.folder import claim
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
+from dopd.runs.train import make_config
 from dopd.shown import visible
 
 _DEFAULT_CONFIG = "tiny-dag"
@@ -54,9 +55,13 @@ def quickstart(
     path = config_path(config or _DEFAULT_CONFIG)
     for method in methods:
         table(method)
+    doubled = sorted({method for method in methods if list(methods).count(method) > 1})
+    if doubled:
+        raise ConfigError(f"methods: {', '.join(doubled)} is named more than once: each method has a folder of its own")
     if seeds < 1:
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
     settings = load_settings(path)
+    _check_kind(settings, path)
     target = Path(folder)
     at_once = (os.cpu_count() or 1) if jobs is None else jobs
     if at_once < 1:
@@ -76,6 +81,19 @@ def quickstart(
         console.print(escape(visible(line)))
     console.print(f"{summary['seconds']:.0f} s. Open {report} in a browser; or look at {target / CURVES_FILE}.")
     return summary
+
+
+def _check_kind(settings: RunSettings, path: Path) -> None:
+    """Refuse a config that the summary cannot be made of, before anything is trained."""
+    teacher = settings.trainer.get("teacher_model_name_or_path")
+    for name, value in (("task", settings.task), ("teacher_model_name_or_path", teacher)):
+        if value is None:
+            raise ConfigError(f"config {str(path)!r} has no {name}: the quickstart needs one. Compare recipe tiny-dag")
+    if settings.final_eval_prompts is None:
+        raise ConfigError(
+            f"config {str(path)!r} has no final_eval_prompts: the quickstart compares methods by that evaluation"
+        )
+    make_config(settings)
 
 
 def _say_plan(console: Console, settings: RunSettings, methods: Sequence[str], seeds: int, folder: Path) -> None:

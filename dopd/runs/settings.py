@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Le, Lt, MinLen
 
 from dopd.errors import ConfigError
 from dopd.runs.noise import PrivilegedNoise
@@ -33,6 +33,7 @@ from dopd.settings import (
 from dopd.tasks.registry import TASKS, get_task
 from dopd.tasks.sources import resolve_kind
 
+PromptCount = Annotated[int, Ge(1), Le(10_000_000)]  # they are held in memory
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _SWITCHED = ("true", "false", "yes", "no", "on", "off", "null", "~")
 
@@ -84,8 +85,8 @@ class RunSettings:
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: Text | None = None
     privileged_noise: dict[str, Any] = field(default_factory=dict)
-    train_prompts: Count = 4096
-    eval_prompts: Count = 512
+    train_prompts: PromptCount = 4096
+    eval_prompts: PromptCount = 512
     verifier: Text | None = None
     use_peft: bool = False
     lora_r: Count = 16
@@ -243,9 +244,10 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
             raise ConfigError(f"expected --key value, got {flag!r}")
-        key, separator, text = flag[2:].partition("=")
+        key, separator, given = flag[2:].partition("=")
+        text: str | None = given
         if not separator:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else None
         with problems.collected():
             values[_key(key)] = _value(key, text)
     problems.tell()
@@ -269,9 +271,13 @@ def _key(flag: str) -> str:
     return flag.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str | None) -> Any:
     """What a flag's text means: YAML; and as it stands, where the key is text alone and YAML reads something else."""
     setting = all_settings().get(_key(key))
+    if text is None:
+        if setting is not None and not {bool, Any} & setting.kinds:
+            raise ConfigError(f"--{key} has no value: it must be {setting.words}")
+        return True
     try:
         value = read_yaml(text)
     except ConfigError as error:

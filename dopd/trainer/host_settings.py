@@ -16,6 +16,7 @@ from transformers.debug_utils import DebugOption
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import is_torch_bf16_gpu_available
 
 from dopd.errors import first_line
 from dopd.settings import (
@@ -187,7 +188,7 @@ def check_mappings(args: Any) -> list[str]:
     Args:
         args (`DOPDConfig`): whose own fields have been checked.
     """
-    problems = [*_generation_problems(args), *_optimizer_problems(args)]
+    problems = [*_precision_problems(args), *_generation_problems(args), *_optimizer_problems(args)]
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         known = {key: Setting(key, bool if key != "determinism_check" else str) for key in _CHECKPOINTING}
         problems += _inside(args, name, known)
@@ -225,6 +226,19 @@ _LOADING: dict[str, Any] = {
     "quantization_config": dict | None,
     "use_cache": bool,
 }
+
+
+def _precision_problems(args: Any) -> list[str]:
+    # Where neither kind of half precision is chosen, TRL takes bfloat16.
+    named = [
+        name for name in ("bf16", "bf16_full_eval") if getattr(args, name) or (name == "bf16" and args.bf16 is None)
+    ]
+    if not named or args.fp16 or args.use_cpu or is_torch_bf16_gpu_available():
+        return []
+    return [
+        f"{named[0]} (={getattr(args, named[0])!r}) needs a GPU that computes in bfloat16, and there is none here: set "
+        f"{named[0]}=false; without a GPU, set use_cpu=true"
+    ]
 
 
 def _generation_problems(args: Any) -> list[str]:
