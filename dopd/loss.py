@@ -266,7 +266,12 @@ def _check_shapes(student_logits: Tensor, targets: Mapping[str, Tensor], complet
             raise ConfigError(
                 f"{name} {tuple(tensor.shape)} must have the shape (B, T) {tuple(student_logits.shape[:2])}"
             )
-    scored_N, num_tokens = completion_ids[mask != 0], student_logits.shape[-1]
+    check_ids(completion_ids, mask, student_logits.shape[-1])
+
+
+def check_ids(completion_ids: Tensor, mask: Tensor, num_tokens: int) -> None:
+    """Raise `ConfigError` for a scored id outside the vocabulary."""
+    scored_N = completion_ids[mask != 0]
     outside_N = scored_N[(scored_N < 0) | (scored_N >= num_tokens)]
     if outside_N.numel():
         raise ConfigError(

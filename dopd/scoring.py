@@ -4,7 +4,7 @@ Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-p
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -96,7 +96,8 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 def skipping_padding(forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """`forward` on the columns that some sequence reads; those left out come back as zeros, which nothing reads."""
     num_tokens = completion_ids.shape[1]
-    longest = max(int(completion_mask.ne(0).any(0).sum()), 1)  # completions are padded on the right
+    read_T = completion_mask.ne(0).any(0)  # up to the last of them: a mask may leave tokens out in between
+    longest = max(int((read_T * torch.arange(1, num_tokens + 1, device=read_T.device)).max()), 1)
     trimmed = view.rows(0, completion_ids.shape[0])
     hidden = forward(trimmed, completion_ids[:, :longest], completion_mask[:, :longest])
     return functional.pad(hidden, (0, 0, 0, num_tokens - longest))
@@ -139,6 +140,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the random states of the CPU and of the devices that hold the model are what they were.
+
+    Other devices are left alone: a process may see many that it does not use.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    kinds = sorted({device.type for device in devices} - {"cpu", "meta"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in kinds:
+            own = [device for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(own, device_type=kind))
+        yield
 
 
 # What two routes to the same numbers may differ by, relative to the largest number: rounding alone.

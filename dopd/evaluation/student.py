@@ -21,7 +21,14 @@ from dopd.generation import answers
 from dopd.heads import Head
 from dopd.methods import table
 from dopd.sampling import Ending, sampling_config
-from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
+from dopd.scoring import (
+    View,
+    evaluation_mode,
+    generation_inputs,
+    in_batches,
+    random_state_kept,
+    view_hidden_states,
+)
 from dopd.statistics import wilson_interval
 from dopd.vision.media import FeatureCache
 from dopd.vision.tokens import placeholder_ids
@@ -132,7 +139,7 @@ class StudentEvaluator:
         """
         rows = self.rows[shard[0] :: shard[1]]
         result = EvaluationResult()
-        with evaluation_mode(model), torch.random.fork_rng(), torch.no_grad():
+        with evaluation_mode(model), random_state_kept(model), torch.no_grad():
             torch.manual_seed(self.seed + shard[0])
             for start in range(0, len(rows), self.batch_size):
                 result = result + self._evaluate_batch(model, teacher, rows[start : start + self.batch_size])

@@ -18,7 +18,7 @@ from dopd.fused.chunked import chunked_routed_loss
 from dopd.fused.rows import TorchRows
 from dopd.fused.scores import TokenScores, score
 from dopd.heads import Head
-from dopd.loss import RoutedLoss, routed_loss
+from dopd.loss import RoutedLoss, check_ids, routed_loss
 from dopd.tables import RoutingTable
 
 Backend = Literal["reference", "chunked", "triton", "auto"]
@@ -192,6 +192,7 @@ def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tenso
         raise ConfigError(
             f"completion_ids {tuple(completion_ids.shape)} must have the shape (B, T) {tuple(mask.shape)} of the mask"
         )
+    check_ids(completion_ids, mask, vocab_size)
 
 
 def _check_scores(scores: Mapping[str, TokenScores], mask: Tensor) -> None:

@@ -24,6 +24,8 @@ CPU_SPARSE_RATIO = 64
 GPU_SPARSE_RATIO = 400
 # A logit that stands for -inf: its exponential is exactly 0, and 0 times it is 0.
 LOG_ZERO = -1e30
+# Nats that no two distributions of finite logits are apart: a larger value has met LOG_ZERO on one side alone.
+_FARTHEST = 1e12
 
 
 def chunk_size(device: torch.device, vocab_size: int, itemsize: int, tiles: int) -> int:
@@ -54,6 +56,11 @@ def working_head(head: Head, dtype: torch.dtype) -> Head:
     # A bias of -inf forbids a token. As a large finite number it does so without making 0 * inf on the way.
     bias = None if head.bias is None else head.bias.detach().to(wide(dtype)).clamp(min=LOG_ZERO)
     return replace(head, weight=head.weight.detach().to(dtype), bias=bias)
+
+
+def with_infinities(value: Tensor) -> Tensor:
+    """Divergences, infinite where an outcome is impossible on one side alone: there `LOG_ZERO` has made them large."""
+    return torch.where(value.abs() > _FARTHEST, value.sign() * torch.inf, value)
 
 
 def raw_logits(hidden_CH: Tensor, head: Head, out_CV: Tensor) -> Tensor:

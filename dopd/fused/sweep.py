@@ -139,6 +139,7 @@ class Sweep:
         for rule, part in parts:
             entropy_M, value_M, dense_C[part] = self._row(rule, index_C[part], hidden_CH[part], z_CV[part])
             self.entropy_P[index_C[part]] = entropy_M
+            value_M = products.with_infinities(value_M)
             self.value_P[index_C[part]] = self._weight(rule, index_C[part]) * value_M
         if not any(self.wants):
             return

@@ -25,7 +25,7 @@ from dopd.inspection.details import Completion, TokenDetails, token_details, tra
 from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import MAX_TOKENS
 from dopd.routing import Thresholds
-from dopd.scoring import View, evaluation_mode, in_batches, view_hidden_states
+from dopd.scoring import View, evaluation_mode, in_batches, random_state_kept, view_hidden_states
 from dopd.signals import SignalBatch
 from dopd.sources import LIVE, PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.tables import RoutingTable
@@ -71,7 +71,7 @@ class Inspector:
                 completions if left out.
             kind, step, first_number: what the records say of themselves.
         """
-        with self.models(LIVE) as student, torch.no_grad(), torch.random.fork_rng():
+        with self.models(LIVE) as student, torch.no_grad(), random_state_kept(student):
             torch.manual_seed(self.answering.seed)
             with evaluation_mode(student):
                 if answers is None:

@@ -21,6 +21,7 @@ from dopd.scoring import (
     backbone_of,
     evaluation_mode,
     left_padded,
+    random_state_kept,
     rounding,
     view_hidden_states,
     without_router_logits,
@@ -248,7 +249,7 @@ def training_noise(model: Any, view: View | None = None, *, hidden_states: ViewF
     with evaluation_mode(model):
         scored = hidden_states(model, view, ids, mask)
         model.train()
-        with torch.random.fork_rng():
+        with random_state_kept(model):
             trained = hidden_states(model, view, ids, mask)
     return float((scored - trained).abs().max() / scored.abs().max())
 

@@ -195,6 +195,44 @@ def test_forbidden_tokens_by_a_bias_of_minus_infinity() -> None:
         torch.testing.assert_close(ours.result.sums["entropy"], reference.result.sums["entropy"])
 
 
+@pytest.mark.parametrize("who", ["student", "target"])
+@pytest.mark.parametrize(("kind", "support", "tail"), RULES)
+def test_what_one_side_alone_forbids_is_as_far_as_the_reference_says(
+    kind: str, support: str, tail: str, who: str
+) -> None:
+    case = make_case()
+    forbidden = torch.zeros(61, dtype=torch.bool)
+    forbidden[:3] = True
+    case.ids[:] = 5
+    if who == "student":
+        case.head = replace(case.head, bias=case.head.bias.detach().masked_fill(forbidden, -torch.inf))
+    else:
+        hidden, head = case.targets["teacher"]
+        case.targets["teacher"] = (
+            hidden,
+            replace(head, bias=torch.zeros(61).to(hidden).masked_fill(forbidden, -torch.inf)),
+        )
+    table = one_rule(kind, support, tail, top_k=61)
+    batch = (case.hidden, case.head, case.targets, case.ids, case.mask, table)
+    with torch.no_grad():
+        found, expected = (fused_routed_loss(*batch, backend=backend) for backend in ("chunked", "reference"))
+    # The reference may say NaN (inf - inf), or as much as a float holds: both must stop a run, or neither.
+    impossible = ~(expected.per_token.abs() < 1e30)
+    assert torch.equal(impossible, ~found.per_token.isfinite())
+    torch.testing.assert_close(found.per_token[~impossible], expected.per_token[~impossible])
+    assert bool(impossible.any()) == (not bool(found.loss.isfinite()))
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("wrong", [-100, -1, 61])
+def test_a_scored_id_outside_the_vocabulary_is_refused(backend: str, wrong: int) -> None:
+    case = make_case()
+    row, column = case.mask.nonzero()[0].tolist()
+    case.ids[row, column] = wrong
+    with pytest.raises(ConfigError, match=rf"1 scored ids are outside the vocabulary \[0, 61\), first {wrong}"):
+        case.run(one_rule("reverse_kl", "full", "bucket"), backend)
+
+
 def test_a_mass_lost_in_rounding_is_summed_instead() -> None:
     # The target is a sharpened student: 1 - (mass of K columns) is lost in float32, and the student's rest weighs it.
     case = make_case((3, 6, 4, 901), dtype=torch.float32, bias=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
-from dopd.scoring import View, skipping_padding, view_hidden_states
+from dopd.scoring import View, random_state_kept, skipping_padding, view_hidden_states
 from dopd.trainer.rollouts import grouped_by_length
 
 VOCAB = 40
@@ -101,6 +101,33 @@ def test_padding_that_nobody_reads_is_not_computed(model: PreTrainedModel) -> No
     assert widths == [(longest, 4)]
     expected = view_hidden_states(model, wide, ids, mask)
     torch.testing.assert_close(hidden * mask.unsqueeze(-1), expected * mask.unsqueeze(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_with_a_hole_in_it_reads_what_stands_behind(model: PreTrainedModel) -> None:
+    view, ids, mask = batch(2, 2, 9, 6)
+    mask[:] = 0
+    mask[0, 0] = mask[1, 4] = 1
+
+    def forward(part: View, part_ids: Tensor, part_mask: Tensor) -> Tensor:
+        return view_hidden_states(model, part, part_ids, torch.ones_like(part_mask))
+
+    hidden = skipping_padding(forward, view, ids, mask)
+    expected = view_hidden_states(model, view, ids, torch.ones_like(mask))
+    torch.testing.assert_close(hidden[:, :5], expected[:, :5], rtol=1e-4, atol=1e-5)
+
+
+def test_random_states_of_the_devices_that_hold_the_model_are_kept(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    forked = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *a, **k: asked.append((a, k)) or forked(*a, **k))
+    before = torch.get_rng_state()
+    with random_state_kept(model):
+        torch.manual_seed(3)
+        torch.rand(7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert asked == [((), {"devices": []})]  # without devices, torch copies the state of every one that it sees
 
 
 def test_groups_are_ordered_by_length_and_stay_together() -> None:
