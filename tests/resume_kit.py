@@ -20,6 +20,7 @@ from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.trace import read_trace
 
 NOT_REPEATED = ("seconds/", "step_time", "train_", "eval_runtime", "eval_samples", "eval_steps")
+STEPS = 8
 EMA: dict[str, Any] = {"privileged_student": "ema", "save_total_limit": 1}
 
 
@@ -59,9 +60,11 @@ def same_files(folder: Path, other: Path) -> bool:
 
 def in_a_process(do: Callable[[], object], log: Path) -> int:
     """Start a copy of this process that does something and ends with status 0, or 1 with a traceback in `log`."""
+    state = random.getstate()
     child = os.fork()
     if child:
         return child
+    random.setstate(state)  # Python gives a copy another one
     try:
         # The test's own output is not the copy's.
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -108,11 +108,13 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "  dopd train tiny-dag\n  dopd train tiny-dag --method vanilla --learning_rate "
         "3e-4 --output_dir runs/vanilla\n  dopd train tiny-dag --method_options "
         "'{top_k: 8, tail: renormalize}' --dry-run\n"
+        "  dopd train tiny-dag --resume_from_checkpoint true   (goes on from the newest whole checkpoint)\n"
         "  accelerate launch -m dopd.cli.main train qwen3-8b-to-1.7b\n\n"
         "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
         "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
-        "use_peft, report_to, seed\nCONFIG is a YAML file or the name of a recipe\n"
+        "use_peft, report_to, seed, save_steps, save_total_limit, resume_from_checkpoint, overwrite\n"
+        "CONFIG is a YAML file or the name of a recipe\n"
         f"all keys, or those with a word in them: dopd train --keys [WORD]\n\nrecipes:\n{_recipes()}",
     )
     parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,18 @@ import torch
 
 
 def run(script: str, folder: Path, settings: Mapping[str, str] | None = None) -> dict[str, Any]:
+    with started(script, folder, folder, settings) as workers:
+        codes = [worker.wait(timeout=600) for worker in workers]
+    outputs = [(folder / f"output{rank}.txt").read_text()[-3000:] for rank in range(2)]
+    assert codes == [0, 0], "\n".join(outputs)
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@contextlib.contextmanager
+def started(
+    script: str, folder: Path, logs: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Two processes of a script with a folder as its argument, which are killed at the end if they have not ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -29,7 +41,7 @@ def run(script: str, folder: Path, settings: Mapping[str, str] | None = None) ->
     }
     with contextlib.ExitStack() as stack:
         # Files and not pipes: a full pipe of one worker would keep both waiting.
-        files = [stack.enter_context((folder / f"output{rank}.txt").open("w")) for rank in range(2)]
+        files = [stack.enter_context((logs / f"output{rank}.txt").open("w")) for rank in range(2)]
         workers = [
             stack.enter_context(
                 subprocess.Popen(
@@ -42,10 +54,7 @@ def run(script: str, folder: Path, settings: Mapping[str, str] | None = None) ->
             for rank in range(2)
         ]
         try:
-            codes = [worker.wait(timeout=600) for worker in workers]
+            yield workers
         finally:
             for worker in workers:
                 worker.kill()
-    outputs = [(folder / f"output{rank}.txt").read_text()[-3000:] for rank in range(2)]
-    assert codes == [0, 0], "\n".join(outputs)
-    return torch.load(folder / "results.pt", weights_only=False)
