@@ -9,6 +9,7 @@ C tokens of a chunk.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -69,6 +70,8 @@ class Sweep:
 
     def run(self) -> None:
         self.value_P, self.entropy_P = (torch.zeros_like(self.scale_P) for _ in range(2))
+        lift = self._lift()
+        self.scale_P = self.scale_P * lift
         if self.wants[0]:
             self.grad_hidden_PH = self.scale_P.new_zeros(self.hidden_PH.shape)
         if self.wants[2]:
@@ -95,6 +98,18 @@ class Sweep:
         self.tiles.clear()
         if self.wants[1] and self.grad_weight_VH is None:
             self.grad_weight_VH = self._zero_weight_grad()
+        for grad in (self.grad_hidden_PH, self.grad_weight_VH, self.grad_bias_V):
+            if grad is not None and lift != 1.0:
+                grad.div_(lift)
+
+    def _lift(self) -> float:
+        """A power of two that brings gradients of logits near 1 while they are in float16, where d loss / d token of a
+        large batch would be 0: a loss scale reaches them in the backward only.
+        """
+        if self.hidden_PH.dtype != torch.float16 or not any(self.wants):
+            return 1.0
+        largest = float(self.scale_P.max())
+        return 1.0 if largest <= 0 else 2.0 ** -math.floor(math.log2(largest))
 
     def _chunk_size(self, num_two_tiles: int) -> int:
         """Tokens of the next chunk, of which the first `num_two_tiles` need room for the target's logits too."""

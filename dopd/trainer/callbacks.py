@@ -77,7 +77,8 @@ class StudentEvaluation(TrainerCallback):
         # Ranks that share sharded weights must make the same passes, so there each answers every prompt.
         together = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         shard = (0, 1) if together else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
-        with trainer.generating_model() as model:
+        # In the precision of training: what is below the model's own forward is not wrapped in it.
+        with trainer.generating_model() as model, trainer.accelerator.autocast():
             mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
         result = mine if together else sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dopd import divergences
 from dopd.assignment import Assignment
 from dopd.errors import ConfigError, ScoringError
-from dopd.fused import TokenScores, fused_routed_loss, score_tokens
+from dopd.fused import TokenScores, fused_routed_loss, products, score_tokens
 from dopd.fused.products import LOG_ZERO
 from dopd.fused.supports import topk_ids
 from dopd.heads import Head
@@ -231,6 +231,31 @@ def test_a_scored_id_outside_the_vocabulary_is_refused(backend: str, wrong: int)
     case.ids[row, column] = wrong
     with pytest.raises(ConfigError, match=rf"1 scored ids are outside the vocabulary \[0, 61\), first {wrong}"):
         case.run(one_rule("reverse_kl", "full", "bucket"), backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_gradients_of_logits_are_in_the_range_of_float16_whatever_the_batch(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the product with the head takes them in the head's dtype; here what is handed to it is looked at."""
+    case = make_case(dtype=dtype)
+    handed = []
+    product = products.dense_hidden_grad
+
+    def looked_at(grad: Tensor, head: Head) -> Tensor:
+        handed.append(grad.clone())
+        return product(grad, head)
+
+    monkeypatch.setattr(products, "dense_hidden_grad", looked_at)
+    table = one_rule("reverse_kl", "full", "bucket")
+    ours = case.run(table, "chunked", upstream=2.0**16, num_sequences=2.0**20)
+    if dtype == torch.float16:
+        assert handed and all(bool((grad.to(dtype) != 0).float().mean() > 0.9) for grad in handed)
+    reference = case.run(table, "reference", num_sequences=4.0)
+    for found, expected in zip(ours.grads, reference.grads, strict=True):
+        assert found is not None and expected is not None
+        scale = 2.0**16 * 4.0 / 2.0**20
+        torch.testing.assert_close(found.double(), expected.double() * scale, rtol=2e-2, atol=2e-3 * scale)
 
 
 def test_a_mass_lost_in_rounding_is_summed_instead() -> None:

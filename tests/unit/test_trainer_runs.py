@@ -212,6 +212,26 @@ def test_bf16_computes_every_view_in_bf16(tmp_path: Path, method: str) -> None:
     assert {value.dtype for value in made.model.parameters()} == {torch.float32}
 
 
+def test_bf16_evaluates_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dopd.evaluation import student
+
+    seen = set()
+    scored = student.view_hidden_states
+
+    def looked_at(*arguments: Any, **options: Any) -> torch.Tensor:
+        hidden = scored(*arguments, **options)
+        seen.add((hidden.dtype, torch.is_autocast_enabled("cpu")))
+        return hidden
+
+    monkeypatch.setattr(student, "view_hidden_states", looked_at)
+    rows = Dataset.from_list(kit.task_rows(4, split="test"))
+    options = {"student_eval_steps": 1, "eval_dataset": rows, "verifier": lambda text, row: 0.0}
+    for bf16 in (True, False):
+        seen.clear()
+        kit.trainer(tmp_path / str(bf16), bf16=bf16, **options).train()
+        assert {autocast for _, autocast in seen} == {bf16}
+
+
 def test_bf16_scores_are_those_of_float32_to_its_rounding(tmp_path: Path) -> None:
     half, single = (
         kit.trainer(tmp_path, bf16=bf16, train_dataset=Dataset.from_list(kit.uneven_rows())) for bf16 in (True, False)
