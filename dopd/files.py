@@ -21,6 +21,7 @@ _WORDS = {
     "permission denied": errno.EACCES,
     "file write failed": errno.ENOSPC,
     "enforce fail at inline_container": errno.ENOSPC,
+    "iostream error": errno.ENOSPC,
 }
 
 
@@ -66,13 +67,16 @@ def _named(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, error.strerror, str(path))
 
 
-def not_written(error: BaseException, path: str | Path, *, choose: str = "another folder") -> FileError | None:
+def not_written(
+    error: BaseException, path: str | Path, *, choose: str = "another folder", surely: bool = False
+) -> FileError | None:
     """One line for an error of writing: the path, the reason and the way out; `None` for any other error.
 
     Args:
         error: what was raised, perhaps by a library that wraps the system's error.
         path (`str` or `Path`): where it was written to; the error's own file goes before it.
         choose (`str`): what a user can choose otherwise, such as `"another output_dir"`.
+        surely (`bool`): leave out errors that reading gives as well, such as a permission.
     """
     if isinstance(error, DopdError):
         return None
@@ -80,6 +84,8 @@ def not_written(error: BaseException, path: str | Path, *, choose: str = "anothe
     if found is None:
         return None
     number, file = found
+    if surely and number not in (*_FULL, errno.EROFS):
+        return None
     if number in _FULL:
         way = f"free space there, or choose {choose}"
     elif number in _CLOSED:

@@ -99,7 +99,7 @@ class RunFolder:
 
     def describe(self, settings: str, table: str) -> None:
         """Write what a run is; of a resumed one, once its checkpoint has been read."""
-        self._own([CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD], complete=False)
+        self._own([CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD, NON_FINITE_FILE], complete=False)
         replace_file(self.path / CONFIG_FILE, settings.encode())
         replace_file(self.path / TABLE_FILE, table.encode())
 
@@ -130,7 +130,7 @@ class RunFolder:
             self.keep()
             return
         self._replaces = False
-        _delete(self.path)
+        _delete(self.path, keep=(NON_FINITE_FILE,))  # what it failed at is there to be looked at
         _move(self.path / PREVIOUS, self.path)
         logger.warning(f"the run that was to be replaced is back in {self.path}")
 
@@ -257,12 +257,13 @@ def _move(source: Path, target: Path) -> None:
     _tidy(source, files)
 
 
-def _delete(folder: Path) -> None:
+def _delete(folder: Path, keep: Sequence[str] = ()) -> None:
     files, checkpoints = _owned(folder)
     for path in checkpoints:
         whole.delete(path)
     for name in files:
-        (folder / name).unlink(missing_ok=True)
+        if name not in keep:
+            (folder / name).unlink(missing_ok=True)
     (folder / MARKER_FILE).unlink(missing_ok=True)
     _tidy(folder, files)
 

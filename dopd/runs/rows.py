@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 
 from dopd.errors import DataError, first_line
 from dopd.evaluation.verifier import Verifier
+from dopd.files import not_written
 from dopd.runs.files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
@@ -101,6 +102,9 @@ def read_rows(origin: Origin) -> Dataset:
     except Exception as error:  # readers fail in many ways
         if _NO_ROWS in str(error):
             raise DataError(f"{origin}{_in_split(origin)} has no rows") from error
+        copies = "another place for the copies that `datasets` makes (HF_DATASETS_CACHE)"
+        if full := not_written(error, str(origin.name), choose=copies, surely=True):
+            raise full from error
         raise DataError(f"{origin}{_in_split(origin)} cannot be read: {reason_of(error)}") from error
     if not len(rows):
         raise DataError(f"{origin}{_in_split(origin)} has no rows")

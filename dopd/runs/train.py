@@ -24,6 +24,7 @@ from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
 from dopd.files import not_written, replace_file
+from dopd.interrupts import Stopped
 from dopd.report.records import RESULT_FILE
 from dopd.runs.beforehand import run_problems
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
@@ -38,6 +39,7 @@ from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.resuming import is_complete
 from dopd.trainer.setup import make_evaluator, try_on_rows
+from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +102,13 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
         trainer = make_trainer(settings, config)
         try:
             _run(trainer, folder, settings, config, label)
-        except BaseException:
+        except BaseException as error:
             if trainer.accelerator.is_main_process:
                 folder.give_back()
+            last = newest_whole(folder.path, checksums=False)
+            if isinstance(error, Stopped) and last is not None and str(last) not in error.message:
+                way = f"{error.message}. resume_from_checkpoint=true goes on from {last}"
+                raise Stopped(error.signal, way) from None
             raise
     return folder.path
 

@@ -1,5 +1,6 @@
 """A user's files are never deleted, one run at a time writes into a folder, and what cannot be written is one line."""
 
+import errno
 import json
 import os
 import signal
@@ -123,6 +124,7 @@ def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_
     assert train() == 0
     before = files_of(run)
     assert train("--overwrite", "--learning_rate", "1e30", "--save_steps", "2", "--max_grad_norm", "0") == 2
+    (run / "non_finite.json").unlink()  # what the failed one leaves to be looked at
     assert files_of(run) == before
     # Killed in its first step, it has set the old one aside; killed while that is moved, it goes on with moving.
     moves, move = iter(range(99)), os.replace
@@ -179,6 +181,38 @@ def test_a_command_that_is_told_to_end_leaves_in_order(tmp_path: Path, train: An
     (last,) = run.glob("checkpoint-*")
     assert whole.damage(last) is None and f"saved as {last}" in said
     assert not (run / LOCK_FILE).exists() and not (run / PREVIOUS).exists()
+
+
+def test_a_run_that_is_ended_after_training_does_the_rest_when_it_is_resumed(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("dopd.report.page.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert train() == 143
+    assert f"resume_from_checkpoint=true goes on from {run / 'checkpoint-2'}" in capsys.readouterr().err
+    before = files_of(run)
+    assert train("--resume_from_checkpoint") == 0
+    after = files_of(run)
+    assert RunFolder(run).is_complete and after["model.safetensors"] == before["model.safetensors"]
+    assert after["metrics.jsonl"] == before["metrics.jsonl"] and "report.html" in after
+
+
+def test_copies_of_a_dataset_that_cannot_be_written_are_told_with_the_way_out(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n')
+
+    def full(*_: Any, **__: Any) -> None:
+        try:
+            raise OSError(errno.EROFS, "Read-only file system", "/cache")
+        except OSError as error:
+            raise RuntimeError("no dataset was made") from error
+
+    monkeypatch.setattr("dopd.runs.rows._files", full)
+    flags = ["--task", "null", "--dataset_name", str(tmp_path / "rows.jsonl")]
+    assert train(*flags) == 2
+    assert "'/cache': Read-only file system" in (said := capsys.readouterr().err) and "HF_DATASETS_CACHE" in said
 
 
 def test_where_the_system_has_no_locks_the_process_is_looked_for(
