@@ -33,14 +33,18 @@ def finite_rollouts(step: int, learning_rate: float) -> Iterator[None]:
 
 @contextmanager
 def answers_of_at_most(limit: int | None, trainer: Any) -> Iterator[None]:
-    """Let the trainer's rollouts end after `limit` tokens, if that is fewer than its own limit."""
-    config = trainer.generation_config
-    whole = config.max_new_tokens
-    config.max_new_tokens = whole if limit is None else min(whole, limit)
+    """Let the trainer's rollouts end after `limit` tokens, if that is fewer than its own limit, whoever makes them."""
+    engines = [(trainer.generation_config, "max_new_tokens")]
+    if trainer.use_vllm:
+        engines.append((trainer.vllm_generation, "max_completion_length"))
+    whole = [getattr(engine, name) for engine, name in engines]
+    for (engine, name), most in zip(engines, whole, strict=True):
+        setattr(engine, name, most if limit is None else min(most, limit))
     try:
         yield
     finally:
-        config.max_new_tokens = whole
+        for (engine, name), most in zip(engines, whole, strict=True):
+            setattr(engine, name, most)
 
 
 def check_frequencies(model: Any, batch: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,21 @@
 """Methods in the trainer: every one takes a step, and contexts, snapshots and rollouts are what their tables say."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import trainer_kit as kit
+from transformers import GenerationConfig
+from trl.generation.vllm_generation import VLLMGeneration
 
 import dopd
 from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
 from dopd.errors import ConfigError
 from dopd.methods import METHODS
 from dopd.trainer.anchor import AverageAnchor, SnapshotAnchor
+from dopd.trainer.rollouts import answers_of_at_most
 
 
 def half_right(completion: str, row: dict[str, Any]) -> float:
@@ -127,6 +131,19 @@ def test_rollouts_grow_with_the_steps(tmp_path: Path) -> None:
     made.train()
     lengths = [entry["completions/max_length"] for entry in made.state.log_history if "completions/max_length" in entry]
     assert lengths == [2, 5, 8, 8] and made.generation_config.max_new_tokens == whole == 8
+
+
+def test_the_engine_obeys_the_limit_that_grows() -> None:
+    class Engine:  # as vLLM's: it asks its own attribute
+        max_completion_length = 8
+
+    class Holder:
+        use_vllm, vllm_generation, generation_config = True, Engine(), GenerationConfig(max_new_tokens=8)
+
+    with answers_of_at_most(5, Holder()):
+        assert Holder.vllm_generation.max_completion_length == Holder.generation_config.max_new_tokens == 5
+    assert Holder.vllm_generation.max_completion_length == Holder.generation_config.max_new_tokens == 8
+    assert "self.max_completion_length" in inspect.getsource(VLLMGeneration.generate)
 
 
 def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:
