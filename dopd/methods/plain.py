@@ -6,7 +6,7 @@ from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.dual import one_row
 from dopd.methods.registry import CARDS, Card, method
 from dopd.rules import Rule
-from dopd.settings import Positive
+from dopd.settings import NotNegative, Positive
 from dopd.tables import RoutingTable
 
 
@@ -77,7 +77,7 @@ def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
         "the student inside Q is detached (the source does not say)",
     ),
 )
-def veto(*, divergence: DivergenceKind = "forward_kl", beta: float = 0.8) -> RoutingTable:
+def veto(*, divergence: DivergenceKind = "forward_kl", beta: NotNegative = 0.8) -> RoutingTable:
     source = {"teacher": 1.0, "student": {"start": beta, "end": 0.0}}
     rule = Rule(source=source, divergence=divergence)
     return RoutingTable(name="veto", rules=(rule,), source_note=CARDS["veto"].note)

@@ -30,6 +30,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
         elsewhere (`bool`): the run is for another machine, with other packages and another number of processes.
     """
     problems = Problems(_evaluation_problems(settings, config))
+    if settings.load_in_4bit and settings.load_in_8bit:
+        problems.add("load_in_4bit (=True) and load_in_8bit (=True) cannot both be: leave one of them out")
     if settings.verifier is not None:
         with problems.collected():
             check_verifier_name(settings.verifier)

@@ -66,8 +66,9 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
             _peft_config(settings)
     if config is not None:
         problems.add(*run_problems(settings, config, elsewhere=elsewhere))
-        with problems.collected():
-            _student_options(settings, config)
+        if Path(settings.model_name_or_path).is_dir():  # of a hub id, one would have to ask the hub
+            with problems.collected():
+                _student_options(settings, config)
     problems.tell()
     assert config is not None
     return config

@@ -134,6 +134,8 @@ class Setting:
         except ValidationError as error:
             kinds = {found["type"] for found in error.errors(include_url=False, include_context=False)}
             return value, [self._wrong(path, meant, of_the_value=bool(kinds & _OF_THE_VALUE))]
+        if isinstance(read, bool) != isinstance(meant, bool):  # 0 equals the choice False
+            return value, [self._wrong(path, meant)]
         if self.keys is not None and isinstance(read, dict):
             return check(read, self.keys, path)
         return read, []

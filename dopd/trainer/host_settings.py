@@ -68,6 +68,7 @@ _NARROWER: dict[str, Any] = {
     "include_for_metrics": list[Literal["inputs", "loss"]],
     "save_steps": Positive,
     "save_total_limit": Count | None,
+    "report_to": list[str] | str,
     "seed": Seed,
     "data_seed": Seed | None,
     "dataloader_num_workers": Natural,
@@ -122,7 +123,7 @@ _FIXES = {
 }
 
 # Values of transformers' `GenerationConfig`, which has no annotations. Which keys there are it says itself.
-_GENERATION: dict[str, Any] = {
+GENERATION: dict[str, Any] = {
     "do_sample": bool,
     "use_cache": bool,
     "disable_compile": bool,
@@ -197,13 +198,13 @@ def check_mappings(args: Any) -> list[str]:
     problems += _inside(args, "accelerator_config", known)
     problems += _file_problems(args)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
-        problems += _inside_what_is_known(args, name, _LOADING)
+        problems += _inside_what_is_known(args, name, LOADING)
     return problems
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 # Arguments of `from_pretrained`; any field of a model's configuration can stand beside them.
-_LOADING: dict[str, Any] = {
+LOADING: dict[str, Any] = {
     "dtype": Dtype,
     "torch_dtype": Dtype,
     "attn_implementation": Text | dict | None,
@@ -244,7 +245,7 @@ def _precision_problems(args: Any) -> list[str]:
 def _generation_problems(args: Any) -> list[str]:
     if args.use_vllm:  # an engine of its own has settings of its own
         return []
-    known = {name: Setting(name, hint) for name, hint in _GENERATION.items()}
+    known = {name: Setting(name, hint) for name, hint in GENERATION.items()}
     given = {name: value for name, value in (args.generation_kwargs or {}).items() if name in known}
     return check(given, known, "generation_kwargs")[1]
 
@@ -289,7 +290,7 @@ def _file_problems(args: Any) -> list[str]:
     return [
         f"{name} (={quoted(value)}) must be a mapping, or the path of a JSON file: there is no such file"
         for name, value in given.items()
-        if isinstance(value, str) and value and not value.lstrip().startswith("{") and not Path(value).is_file()
+        if isinstance(value, str) and not value.lstrip().startswith("{") and not Path(value).is_file()
     ]
 
 
