@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 from dopd.errors import DataError, first_line
 from dopd.evaluation.verifier import Verifier
 from dopd.files import not_written
-from dopd.runs.files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
+from dopd.runs.row_files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
 from dopd.tasks.sources import get_source
