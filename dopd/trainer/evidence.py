@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dopd.errors import NotFiniteError
+from dopd.files import replace_file
 from dopd.scoring import unpadded
 
 NON_FINITE_FILE = "non_finite.json"
@@ -41,8 +42,7 @@ class Evidence:
         """The error, with the place of the file in which the step now stands."""
         record = json.dumps(self._record(error, step), indent=1, default=_described)
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(record, encoding="utf-8")
+            replace_file(self._file, record.encode())
             where = f"its rows and answers are in {self._file}"
         except OSError as failed:
             where = f"its rows and answers could not be saved ({failed})"

@@ -14,7 +14,7 @@ _LAST, _NOT = ("true", "last"), ("false", "none", "no", "")
 _RATHER = "To use its weights alone, give it as model_name_or_path"
 
 
-def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | None:
+def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksums: bool = True) -> str | None:
     """The folder of the checkpoint that `resume_from_checkpoint` means; `None` for a start from the beginning.
 
     Args:
@@ -22,6 +22,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | No
             `output_dir`, those that are not whole being named in the log; a folder, also one in `output_dir`; `None`,
             `False` or `"false"` for none.
         output_dir (`str`): of the run.
+        checksums (`bool`): read the files whole; otherwise their sizes alone are looked at.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is not whole.
@@ -30,7 +31,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None) -> str | No
     if wanted is None or text in _NOT:
         return None
     folder = Path(output_dir or ".")
-    checksums = _is_first_on_machine()
+    checksums = checksums and _is_first_on_machine()
     if text in _LAST and not Path(str(wanted)).is_dir():
         last = newest_whole(folder, checksums=checksums)
         if last is None:

@@ -65,7 +65,8 @@ class SavingTrainer(DistillationTrainer):
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with self._alone(), noted() as self._requests:
             folder = self.args.output_dir
-            checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder), folder)
+            given = resume_from_checkpoint is not None  # the configuration has read its own whole
+            checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder, checksums=given), folder)
             self._sealed_step = None
             if checkpoint is not None:
                 saved = (whole.manifest_of(Path(checkpoint)) or {}).get("run", {})

@@ -45,7 +45,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "number", [n if n == signal.SIGTERM else pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS]
+)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, unbroken: Path, tmp_path: Path) -> None:
     made = resumable(tmp_path, steps=6, **EMA)
     made.add_callback(At(2, send(number)))
@@ -65,6 +67,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, unb
     assert same_weights(tmp_path / "checkpoint-6", unbroken / "checkpoint-6") and same_files(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"save_strategy": "no"}, {"save_strategy": "best", "metric_for_best_model": "accuracy_greedy"}]
 )

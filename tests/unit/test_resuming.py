@@ -125,6 +125,7 @@ def test_a_torn_checkpoint_is_left_out_with_a_sentence(
     tried("checkpoint", f"a checkpoint that lost {name}", "left out with a sentence, the one before is taken")
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_the_newest_whole_one(saved: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(saved, tmp_path / "run"))
     tear(run / "checkpoint-6" / "scheduler.pt")
@@ -183,6 +184,7 @@ def test_rotation_deletes_what_is_listed_and_nothing_else(tmp_path: Path) -> Non
     assert (run / "checkpoint-0" / "notes.txt").exists() and (elsewhere / "thesis.py").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays_and_is_known_by_its_own_place(tmp_path: Path) -> None:
     made = resumable(
         tmp_path,
@@ -228,7 +230,12 @@ CHANGED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
+QUICK = ("seed", "train_dataset", "teacher_model_name_or_path")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHANGED]
+)
 def test_what_a_resumed_run_must_share_is_refused_by_name_unless_it_is_meant(
     name: str, saved: Path, tmp_path: Path
 ) -> None:
@@ -242,7 +249,9 @@ def test_what_a_resumed_run_must_share_is_refused_by_name_unless_it_is_meant(
     tried("setting", f"resuming with another {name}", "refused by name, unless resume_with_changes names it")
 
 
-@pytest.mark.parametrize(("name", "rate"), [("learning_rate", 2e-2), ("lr_scheduler_type", 1e-2 / 6)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("learning_rate", 2e-2), pytest.param("lr_scheduler_type", 1e-2 / 6, marks=pytest.mark.slow)]
+)
 def test_a_change_that_is_meant_takes_effect(name: str, rate: float, saved: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(saved, tmp_path / "run"))
     resumed = resumable(run, steps=6, weight_decay=0.1, resume_with_changes=f"{name}, weight_decay", **CHANGED[name])
@@ -263,6 +272,7 @@ def test_another_model_or_optimizer_cannot_go_on(saved: Path, tmp_path: Path) ->
         resumable(run, steps=6, resume_with_changes="learnin_rate").train(resume_from_checkpoint="checkpoint-4")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_cannot_go_on(tmp_path: Path) -> None:
     resumable(tmp_path, steps=2, save_only_model=True).train()
     with pytest.raises(ConfigError, match="save_only_model"):
@@ -272,7 +282,7 @@ def test_a_checkpoint_of_weights_alone_cannot_go_on(tmp_path: Path) -> None:
 # --- A disk that is full
 
 
-@pytest.mark.parametrize("size", [1_000, 60_000, 200_000])
+@pytest.mark.parametrize("size", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1_000, 60_000)), 200_000])
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(size: int, saved: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; it meets weights, optimizer, state or metrics."""
     import resource

@@ -166,6 +166,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     assert not (run / LOCK_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_told_to_end_leaves_in_order(tmp_path: Path, train: Any) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     assert train() == 0
