@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
-from dopd.quantized import is_quantized
+from dopd.quantized import compute_as_stored, is_quantized
 from dopd.remote_code import only_if_asked
 from dopd.vision import is_vision_config
 from dopd.weights import REPORTING, adapter_errors, read_adapter, whole
@@ -194,7 +194,9 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     where = where_of(options)
     origin = origin_of(path, **where)
     if origin is None:
-        return whole(path, *family_of(path, **where).from_pretrained(path, **only_if_asked(options), **REPORTING))
+        read = whole(path, *family_of(path, **where).from_pretrained(path, **only_if_asked(options), **REPORTING))
+        compute_as_stored(read)
+        return read
     run = _run_beside(path)
     given = {name: value for name, value in options.items() if name not in WHERE}
     if "quantization_config" not in given and (packed := quantization_config(run)) is not None:

@@ -53,9 +53,11 @@ def _of_four_bits(weight: Any) -> Tensor:
     return functional.dequantize_4bit(packed, state)
 
 
-def keep_gradients(model: nn.Module) -> None:
-    """Let four-bit layers on a CPU pass gradients on: a pass without gradient packs their weights for a kernel that has
-    none, for good.
+def compute_as_stored(model: nn.Module) -> None:
+    """Let four-bit layers on a CPU compute with the very weights that they hold.
+
+    A pass without gradient packs them for a kernel of its own, for good: it rounds their scales to bfloat16, has no
+    gradient, and cannot take every shape. A student would be scored by other numbers than it is trained by.
     """
     module: Any
     for module in model.modules():

@@ -17,7 +17,7 @@ from trl.trainer.utils import create_model_from_path
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers, without_adapters
 from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
-from dopd.quantized import is_quantized, keep_gradients
+from dopd.quantized import is_quantized
 from dopd.remote_code import only_if_asked
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
@@ -210,7 +210,6 @@ def prepare(student: Any, *, half: bool, whole: bool) -> None:
     Raises:
         ModelError: PEFT cannot run this adapter on these weights, or the loss would not see it.
     """
-    keep_gradients(student)
     if not whole or not has_adapters(student):
         return
     check_added_rows(student)

@@ -34,6 +34,7 @@ from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import Verifier, try_verifier
+from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
@@ -139,6 +140,9 @@ def check_loaded(trainer: Any, teacher_source: Any, peft_config: Any = None) -> 
     """Guards that need the weights; what is odd but not wrong is logged."""
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
     adapting.check_names(student, peft_config)
+    for model in (student, teacher):
+        if model is not None:
+            compute_as_stored(model)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
     half = trainer.accelerator.mixed_precision != "no"
     with trainer.accelerator.autocast():

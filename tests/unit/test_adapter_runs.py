@@ -1,6 +1,7 @@
 """Folders of runs with adapters as student, teacher and for evaluation; quantised students."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dopd.adapters import layer_change, tuned_layers
 from dopd.checkpoints import load, origin_of
 from dopd.cli.main import main
 from dopd.errors import ConfigError, ModelError
-from dopd.quantized import keep_gradients, whole_weight
+from dopd.quantized import compute_as_stored, whole_weight
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer, train
@@ -239,7 +240,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(folder: Path, bits: str) -> Any:
     options = BitsAndBytesConfig(**PACKED[bits])
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=options, dtype=torch.float32)
-    keep_gradients(model)
+    compute_as_stored(model)
     return model
 
 
@@ -389,6 +390,31 @@ def test_gradients_of_a_4_bit_student_are_those_of_plain_weights_with_its_number
     for name, gradient in gradients[1].items():
         assert bool(gradient.any())
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [48, 64])  # bitsandbytes' own kernel for CPUs takes multiples of 32 alone
+def test_a_4_bit_model_is_evaluated_inspected_and_asked_as_a_teacher_by_the_weights_it_holds(
+    width: int, tmp_path: Path
+) -> None:
+    """Against a model with those weights; some CPUs have a kernel for passes without gradient that rounds."""
+    model = trainer_kit.teacher(spec=replace(trainer_kit.TEACHER, hidden_size=width))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    model.save_pretrained(tmp_path / "model")
+    options = BitsAndBytesConfig(**FOUR)
+    opened = load_model(str(tmp_path / "model"), quantization_config=options).eval()
+    brought = AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=options, dtype=torch.float32)
+    made = trainer_kit.trainer(tmp_path / "run", teacher_model=brought)
+    plain = load_model(str(tmp_path / "model")).eval()
+    with torch.no_grad():
+        for name, module in opened.named_modules():
+            if type(module).__name__ == "Linear4bit":
+                plain.get_submodule(name).weight.copy_(whole_weight(module))
+        own = plain(input_ids=kit.IDS).logits
+        for packed_model in (opened, made.unwrapped_teacher):
+            torch.testing.assert_close(packed_model(input_ids=kit.IDS).logits, own, rtol=1e-4, atol=1e-4)
+    tried("setting", f"a 4-bit model {width} wide: dopd eval, dopd inspect, teacher", "exact: by the weights it holds")
 
 
 @pytest.mark.parametrize("bits", PACKED)
