@@ -31,6 +31,9 @@ _HOPEFUL = (
     "teacher_prompt",
     "tool_choice",
 )
+# What the column that is asked, and one of whole conversations, are called in other datasets of the field.
+_QUESTIONS = ("prompt", "prompts", "question", "query", "instruction", "problem", "input", "text")
+_CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
 
@@ -73,13 +76,28 @@ class DatasetReport:
 def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str) -> None:
     """Raise `DataError` if a column that the method reads is missing."""
     if "prompt" not in columns:
-        raise DataError(f"column 'prompt' is missing; the dataset has {', '.join(columns) or 'no columns'}")
+        raise DataError(
+            f"column 'prompt' is missing; the dataset has {', '.join(columns) or 'no columns'}. {_prompt_from(columns)}"
+        )
     if needs_privileged and not {"privileged_context", PRIVILEGED_COLUMN} & set(columns):
         raise DataError(
             f"column 'privileged_context' is missing and method {method!r} reads it; the dataset has "
             f"{', '.join(columns)}. Add the column (None in a row without privileged information), or choose "
             "method='vanilla'"
         )
+
+
+def _prompt_from(columns: Sequence[str]) -> str:
+    """How a dataset without the column gets it."""
+    for name in columns:
+        if name.lower() in _CONVERSATIONS:
+            return (
+                f"Make it of {name!r}: the turns up to the user's last one, each with 'role' (user, assistant, system "
+                "or tool) and 'content'"
+            )
+        if name.lower() in _QUESTIONS:
+            return f"If {name!r} is what the student answers, call it 'prompt'"
+    return "Call the column that the student answers 'prompt'"
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
 from dopd.assignment import Assignment
+from dopd.data.given import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ConfigError
 from dopd.evaluation.verifier import Verifier, limited
@@ -116,6 +117,7 @@ class DOPDTrainer(ViewingTrainer):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         setup.check_rewards(self.table, verifier)
+        train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
         setup.try_on_rows(self.verifier, train_dataset, eval_dataset)
         given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
         setup.check_before_loading(model, teacher_model, self.table, args, **given)
