@@ -31,6 +31,8 @@ def as_rows(name: str, given: Any) -> Any:
         return given.with_format(None, **shown)
     if isinstance(given, IterableDataset):
         return given.with_format(None)
+    if hasattr(given, "column_names") and not isinstance(given, Mapping):  # of another make, with rows and columns
+        return given
     advice = "make one with Dataset.from_list(rows) or Dataset.from_generator(function)"
     if isinstance(given, Mapping) and given and all(isinstance(n, str) for n in given):
         advice = f"choose one of {', '.join(map(repr, given))}, for example {name}={name}[{next(iter(given))!r}]"
