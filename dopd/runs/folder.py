@@ -64,21 +64,25 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{said} is a file: choose another, a folder or one that is still to be made")
         there = [name for name in _names(self.path) if name not in _HOUSEKEEPING]
-        if not there or resume:
+        if not there:
             return
-        if not overwrite:
+        marker = read_marker(self.path)
+        listed = marker["files"] if marker else []
+        if resume:
+            # A trainer in Python leaves no marker; its checkpoints say that the files beside them are a run's.
+            listed = listed or (list(_WRITTEN) if _owned(self.path)[1] else [])
+        elif not overwrite:
             aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
             raise ConfigError(
                 f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it, or "
                 "resume_from_checkpoint=true to go on"
             )
-        marker = read_marker(self.path)
-        if marker is None and there != [PREVIOUS]:
+        elif marker is None and there != [PREVIOUS]:
             raise ConfigError(
                 f"{said} holds files that are not a run's (it has no {MARKER_FILE}): overwrite will not delete them. "
                 "Choose another, or delete it yourself"
             )
-        foreign = sorted(set(there) & set(_WRITTEN) - set(marker["files"] if marker else ()))
+        foreign = sorted(set(there) & set(_WRITTEN) - set(listed))
         if foreign:
             raise ConfigError(f"{said} has a {foreign[0]} that is not the run's: move it away, or choose another")
 
@@ -99,7 +103,7 @@ class RunFolder:
 
     def describe(self, settings: str, table: str) -> None:
         """Write what a run is; of a resumed one, once its checkpoint has been read."""
-        self._own([CONFIG_FILE, TABLE_FILE, METRICS_FILE, TRACE_FILE, _CARD, NON_FINITE_FILE], complete=False)
+        self._own(_WRITTEN, complete=False)
         replace_file(self.path / CONFIG_FILE, settings.encode())
         replace_file(self.path / TABLE_FILE, table.encode())
 
@@ -136,7 +140,7 @@ class RunFolder:
 
     def complete(self) -> None:
         """The run has ended."""
-        self._own([RESULT_FILE, CURVES_FILE, REPORT_FILE], complete=True)
+        self._own((), complete=True)
 
     def _own(self, names: Iterable[str], *, complete: bool) -> None:
         listed = (read_marker(self.path) or {"files": []})["files"]

@@ -115,6 +115,10 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
     (run / MARKER_FILE).write_text(json.dumps({"format": 1, "files": ["../models", "thesis.pyc"]}))
     assert train("--overwrite") == 2
     assert "has a config.yaml that is not the run's" in capsys.readouterr().err
+    (run / MARKER_FILE).unlink()
+    RunFolder(tmp_path).check(overwrite=False, resume=True)  # nothing in it has the name of a run's file
+    with pytest.raises(ConfigError, match=r"has a config\.yaml that is not the run's"):
+        RunFolder(run).check(overwrite=False, resume=True)
 
 
 def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_not(
@@ -289,3 +293,7 @@ def test_a_resumed_run_describes_itself_once_its_checkpoint_was_read(
     assert steps_of(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert yaml.safe_load((run / "config.yaml").read_text())["max_steps"] == 3
     assert whole.damage(run / "checkpoint-3") is None and RunFolder(run).is_complete
+    (run / MARKER_FILE).unlink()
+    RunFolder(run).check(overwrite=False, resume=True)  # as a trainer in Python leaves it
+    there = ["--output_dir", str(tmp_path / "other"), "--resume_from_checkpoint", str(run / "checkpoint-1")]
+    assert train(*there) == 0 and steps_of(tmp_path / "other") == ["checkpoint-2"]
