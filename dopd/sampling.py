@@ -59,6 +59,8 @@ _OTHER_WAYS = (
     "dola_layers",
     "early_stopping",
     "force_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
     "is_assistant",
     "low_memory",
     "max_matching_ngram_size",

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from transformers import Trainer
 
@@ -52,6 +53,10 @@ def _missing_here(config: DOPDConfig) -> Iterator[str]:
     for name, package in (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"), ("deepspeed", "deepspeed")):
         if getattr(config, name) and importlib.util.find_spec(package) is None:
             yield f"{name} (={quoted(getattr(config, name))}) needs the package {package}, which is not installed here"
+    given: Any = config.generation_kwargs or {}
+    caches = (config.cache_implementation, given.get("cache_implementation"))
+    if "quantized" in caches and not any(map(importlib.util.find_spec, ("optimum", "hqq"))):
+        yield "cache_implementation (='quantized') needs the package optimum-quanto or hqq: neither is installed here"
     try:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ImportError, ValueError) as error:

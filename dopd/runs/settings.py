@@ -101,7 +101,7 @@ class RunSettings:
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     use_bnb_nested_quant: bool = False
-    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] | None = None
+    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32"] | None = None
     final_eval_prompts: Count | None = None
     overwrite: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -202,8 +202,16 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
         )
     except Exception as error:
         remove_if_empty(settings.output_dir, existed)
-        if isinstance(error, OSError | ImportError) and not isinstance(error, DopdError):
+        if isinstance(error, DopdError):
+            raise
+        if isinstance(error, OSError | ImportError):
             raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
+        if config.push_to_hub and type(error).__module__.startswith(("httpx", "huggingface_hub", "requests")):
+            raise ConfigError(
+                f"push_to_hub (=True): the hub cannot be reached or refuses: {first_line(error)}"
+            ) from error
+        if isinstance(error, ValueError):  # what the host finds wrong with settings beside models and data
+            raise ConfigError(first_line(error)) from error
         raise
 
 
@@ -242,6 +250,7 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
 def _peft_config(settings: RunSettings) -> Any:
     if not settings.use_peft:
         return None
+    parameters = settings.lora_target_parameters  # PEFT reads a list alone
     try:
         made: Any = get_peft_config(
             ModelConfig(
@@ -250,7 +259,7 @@ def _peft_config(settings: RunSettings) -> Any:
                 lora_alpha=settings.lora_alpha,
                 lora_dropout=settings.lora_dropout,
                 lora_target_modules=settings.lora_target_modules,  # type: ignore[arg-type]
-                lora_target_parameters=settings.lora_target_parameters,  # type: ignore[arg-type]
+                lora_target_parameters=[parameters] if isinstance(parameters, str) else parameters,
                 lora_modules_to_save=settings.lora_modules_to_save,
                 use_rslora=settings.use_rslora,
                 use_dora=settings.use_dora,

@@ -86,7 +86,7 @@ class Setting:
     @property
     def is_switch(self) -> bool:
         """Whether it is true or false, so that a flag needs no value."""
-        return bool in self.kinds and str not in self.kinds
+        return bool in self.kinds and not {str, Literal} & self.kinds
 
     @property
     def is_text(self) -> bool:

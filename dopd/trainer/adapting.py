@@ -105,22 +105,39 @@ def read(
             processing_class = _processing_class(model, options)
         if adapter:
             options = {"dtype": "float32", **options}
-            model = load(model, trainable=True, merged=peft_config is not None, **options)
+            with _readable("model", model):
+                model = load(model, trainable=True, merged=peft_config is not None, **options)
             args.model_init_kwargs = None
         elif quantization_config is None:
-            model = _checked(model, args, options)
+            with _readable("model", model):
+                model = _checked(model, args, options)
             args.model_init_kwargs = None
     if isinstance(teacher_model, str):
         options = {**_where(args), **(args.teacher_model_init_kwargs or {})}
         if args.teacher_model_revision is not None:
             options.setdefault("revision", args.teacher_model_revision)
-        if origin_of(teacher_model, **where_of(options)) is not None:
-            teacher_model = load(teacher_model, **options).requires_grad_(False)
-        else:
-            # Unlike a student, a teacher has its checkpoint's precision unless it is said.
-            teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
+        with _readable("teacher_model", teacher_model):
+            if origin_of(teacher_model, **where_of(options)) is not None:
+                teacher_model = load(teacher_model, **options).requires_grad_(False)
+            else:
+                # Unlike a student, a teacher has its checkpoint's precision unless it is said.
+                teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
         args.teacher_model_init_kwargs = None
     return model, teacher_model, args, processing_class
+
+
+@contextmanager
+def _readable(name: str, path: str) -> Iterator[None]:
+    """Inside, what transformers says of a checkpoint or of arguments becomes a `ModelError` with the field."""
+    try:
+        yield
+    except DopdError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"{name} (={path!r}) cannot be read with {name.removesuffix('model')}model_init_kwargs: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from annotated_types import Ge, Le, Lt, MaxLen, MinLen
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from transformers import SchedulerType
+from transformers import GenerationConfig, SchedulerType, SequenceBiasLogitsProcessor
 from transformers.debug_utils import DebugOption
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, get_scheduler
@@ -149,8 +149,6 @@ GENERATION: dict[str, Any] = {
     "bad_words_ids": Annotated[list[Annotated[list[Natural], MinLen(1)]], MinLen(1)] | None,
     "suppress_tokens": list[Natural] | None,
     "begin_suppress_tokens": list[Natural] | None,
-    "forced_bos_token_id": Natural | None,
-    "forced_eos_token_id": Natural | list[Natural] | None,
     "remove_invalid_values": bool | None,
     "renormalize_logits": bool | None,
     "exponential_decay_length_penalty": Annotated[list[float], MinLen(2), MaxLen(2)] | None,
@@ -189,12 +187,26 @@ def check_mappings(args: Any) -> list[str]:
     Args:
         args (`DOPDConfig`): whose own fields have been checked.
     """
-    problems = [*_precision_problems(args), *_generation_problems(args), *_optimizer_problems(args)]
+    problems = [
+        *_precision_problems(args),
+        *_worker_problems(args),
+        *_saving_problems(args),
+        *_generation_problems(args),
+        *_optimizer_problems(args),
+    ]
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        known = {key: Setting(key, bool if key != "determinism_check" else str) for key in _CHECKPOINTING}
+        known = {
+            key: Setting(key, bool if key != "determinism_check" else Literal["default", "none"])
+            for key in _CHECKPOINTING
+        }
         problems += _inside(args, name, known)
     accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}
-    known = {name: replace(one, keys=accumulation.get(name)) for name, one in settings_of(AcceleratorConfig).items()}
+    # Rows are text, which accelerate cannot hand from one process to the others.
+    narrower = {"dispatch_batches": Literal[False] | None}
+    known = {
+        name: replace(one, keys=accumulation.get(name), hint=narrower.get(name, one.hint))
+        for name, one in settings_of(AcceleratorConfig).items()
+    }
     problems += _inside(args, "accelerator_config", known)
     problems += _file_problems(args)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
@@ -242,12 +254,38 @@ def _precision_problems(args: Any) -> list[str]:
     ]
 
 
+def _worker_problems(args: Any) -> list[str]:
+    """Settings of the processes that load data, where there are none."""
+    names = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_persistent_workers")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if args.dataloader_num_workers:
+        return []
+    return [
+        f"{name} (={value!r}) needs dataloader_num_workers (=0) of at least 1: set it, or leave {name} out"
+        for name, value in given.items()
+    ]
+
+
+def _saving_problems(args: Any) -> list[str]:
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) != "best" or args.metric_for_best_model:
+        return []
+    return ["save_strategy (='best') needs metric_for_best_model, for example accuracy_greedy with student_eval_steps"]
+
+
 def _generation_problems(args: Any) -> list[str]:
     if args.use_vllm:  # an engine of its own has settings of its own
         return []
     known = {name: Setting(name, hint) for name, hint in GENERATION.items()}
     given = {name: value for name, value in (args.generation_kwargs or {}).items() if name in known}
-    return check(given, known, "generation_kwargs")[1]
+    problems = check(given, known, "generation_kwargs")[1]
+    if not problems:
+        try:
+            made = GenerationConfig(**given)
+            if made.sequence_bias is not None:
+                SequenceBiasLogitsProcessor(made.sequence_bias)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            problems.append(f"generation_kwargs (={quoted(given)}): {first_line(error)}")
+    return problems
 
 
 def _optimizer_problems(args: Any) -> list[str]:

@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -164,6 +165,14 @@ def test_null_is_refused_where_the_annotation_has_none() -> None:
         ),
         ("chat_template_kwargs", [{"tokenize": True}, [1]], [{"enable_thinking": False}]),
         ("metric_for_best_model", ["eval_foo", "eval_accuracy", "lose"], ["loss", "eval_loss", "runtime"]),
+        ("save_strategy", ["best"], ["epoch"]),
+        ("dataloader_multiprocessing_context", ["spawn", "x"], [None]),
+        (
+            "generation_kwargs",
+            [{"compile_config": {"a": 1}}, {"watermarking_config": {"a": 1}}, {"sequence_bias": [[1]]}],
+            [{"cache_implementation": "static"}, {"stop_strings": ["x"]}],
+        ),
+        ("gradient_checkpointing_kwargs", [{"determinism_check": "foo"}], [{"use_reentrant": False}]),
         ("liger_kernel_config", [{"rope": 3}], [{"rope": True}]),
         ("accelerator_config", ["no-such-file.json", {"split_batch": True}, {"gradient_accumulation_kwargs": {"a": 1}}],
          [{"split_batches": False}]),
@@ -293,6 +302,31 @@ def test_doctor_says_each_problem(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["doctor", str(path)]) == 2
     said = capsys.readouterr().out
     assert "3 problem(s)" in said and "Did you mean 'seed'" in said and "lora_r (=0)" in said
+
+
+LATE = {
+    "teacher_model_init_kwargs: {attn_implementation: foo}": "teacher_model .* cannot be read .*attn_implementation",
+    "teacher_model_init_kwargs: {a: 1}": "teacher_model .* cannot be read",
+    "teacher_model_init_kwargs: {device_map: x}": "teacher_model .* cannot be read",
+    "model_init_kwargs: {attn_implementation: foo}": "attn_implementation",
+    "fsdp: full_shard": "distributed",
+    "accelerator_config: {dispatch_batches: true}": "dispatch_batches",
+}
+
+
+@pytest.mark.parametrize("text", LATE)
+def test_what_the_host_finds_when_models_are_loaded_is_one_line_too(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, _, value = text.partition(": ")
+    assert main(["train", "tiny-dag", f"--{key}={value}", "--output_dir", str(tmp_path / "run")]) == 2
+    assert re.search(LATE[text], capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_name_of_a_parameter_is_a_list_of_it() -> None:
+    made = load_settings(None, **BASE, use_peft=True, lora_target_parameters="experts.down_proj")
+    make_config(made, elsewhere=True)
 
 
 @pytest.mark.slow

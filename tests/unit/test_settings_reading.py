@@ -160,6 +160,7 @@ def test_any_settings_are_taken_as_they_are_meant_or_refused_by_name(data: st.Da
         ("--use-cpu c.yaml --bf16 false", "c.yaml", "--use-cpu --bf16 false"),
         ("--resume_from_checkpoint last c.yaml", "c.yaml", "--resume_from_checkpoint last"),
         ("--local_rank -1 c.yaml", "c.yaml", "--local_rank -1"),
+        ("--include_num_input_tokens_seen all c.yaml", "c.yaml", "--include_num_input_tokens_seen all"),
         ("--overwrite --seed 1", None, "--overwrite --seed 1"),
     ],
 )
