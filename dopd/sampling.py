@@ -24,9 +24,11 @@ _NEUTRAL = (
     "cache_implementation",
     "compile_config",
     "disable_compile",
+    "max_cache_len",
     "prefill_chunk_size",
     "use_cache",
 )
+_ROUNDED_CACHE = "quantized"  # keys and values in few bits: other states than those that are scored
 _ENDS = "stop_strings"  # read into `Ending`
 # `generation_kwargs` that have a key of their own, or that this project sets.
 _ELSEWHERE = {
@@ -281,8 +283,8 @@ def rollout_settings(args: Any) -> dict[str, Any]:
     for name in given:
         _check_name(name, given[name], uses_vllm=args.use_vllm)
     kept = {name: given[name] for name in _NEUTRAL if name in given}
-    if args.cache_implementation is not None:
-        kept.setdefault("cache_implementation", args.cache_implementation)
+    if cache_implementation(args) is not None:
+        kept["cache_implementation"] = cache_implementation(args)
     off = off_policy_settings(args)
     if off and not args.off_policy_rollouts:
         named = ", ".join(f"{name}={value!r}" for name, value in off.items())
@@ -294,6 +296,12 @@ def rollout_settings(args: Any) -> dict[str, Any]:
     return kept | off
 
 
+def cache_implementation(args: Any) -> str | None:
+    """The kind of key-value cache that a run's rollouts ask for: of `generation_kwargs`, or the host's own key."""
+    given = (args.generation_kwargs or {}).get("cache_implementation", args.cache_implementation)
+    return None if given is None else str(given)
+
+
 def off_policy_settings(args: Any) -> dict[str, Any]:
     """Settings that make rollouts come from another distribution than the student's at the run's temperature."""
     neutral = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
@@ -301,6 +309,8 @@ def off_policy_settings(args: Any) -> dict[str, Any]:
     given = dict(args.generation_kwargs or {})
     if given.get("do_sample") is True:
         given.pop("do_sample")
+    if cache_implementation(args) == _ROUNDED_CACHE:
+        own["cache_implementation"] = _ROUNDED_CACHE
     return own | {name: value for name, value in given.items() if name not in (*_NEUTRAL, _ENDS)}
 
 

@@ -1,23 +1,17 @@
 """What the keys of a run say beside one another, checked before a model, a row or a file is touched."""
 
 import difflib
-import importlib.util
-import re
 from collections.abc import Iterator
-from typing import Any
 
-from transformers import Trainer
-
-from dopd.errors import first_line
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import check_verifier_name
-from dopd.settings import Problems, quoted
+from dopd.settings import Problems
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
+from dopd.trainer.packages import missing_here
 from dopd.trainer.setup import check_batch_sizes, check_trackers
 
-_NEEDS_A_MODEL = re.compile("(?i)model")  # some optimizers are made for the parameters of one
 # What the host's own evaluation returns.
 _HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
@@ -42,26 +36,10 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     with problems.collected():
         check_trackers(config, elsewhere=elsewhere)
     if not elsewhere:
-        problems.add(*_missing_here(config))
+        problems.add(*missing_here(config))
         with problems.collected():
             check_batch_sizes(config)
     return problems.found
-
-
-def _missing_here(config: DOPDConfig) -> Iterator[str]:
-    """What the host finds out when the models are loaded: packages that are not installed."""
-    for name, package in (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"), ("deepspeed", "deepspeed")):
-        if getattr(config, name) and importlib.util.find_spec(package) is None:
-            yield f"{name} (={quoted(getattr(config, name))}) needs the package {package}, which is not installed here"
-    given: Any = config.generation_kwargs or {}
-    caches = (config.cache_implementation, given.get("cache_implementation"))
-    if "quantized" in caches and not any(map(importlib.util.find_spec, ("optimum", "hqq"))):
-        yield "cache_implementation (='quantized') needs the package optimum-quanto or hqq: neither is installed here"
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(config)
-    except (ImportError, ValueError) as error:
-        if not _NEEDS_A_MODEL.search(str(error)):
-            yield f"optim (={str(getattr(config.optim, 'value', config.optim))!r}): {first_line(error)}"
 
 
 def _evaluation_problems(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:

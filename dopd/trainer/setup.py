@@ -41,6 +41,7 @@ from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.context import max_prompt_tokens
+from dopd.trainer.packages import missing_here
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def check_before_loading(
 ) -> None:
     """Compare what can be compared, and say what can be said, without loading weights."""
     check_trackers(args)
+    for problem in missing_here(args):
+        raise ConfigError(problem)
     if table.unverified:
         logger.warning(
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "

@@ -86,6 +86,8 @@ OFF_POLICY = [
     {"generation_kwargs": {"min_new_tokens": 4}},
     {"generation_kwargs": {"typical_p": 0.9}},
     {"generation_kwargs": {"no_repeat_ngram_size": 3}},
+    {"generation_kwargs": {"cache_implementation": "quantized"}},  # keys and values in few bits
+    {"cache_implementation": "quantized"},
 ]
 
 

@@ -1,6 +1,8 @@
 """Settings of the host that mean more here: resuming, the best checkpoint, trackers, the models' context."""
 
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
 from dopd.methods import METHODS, table
 from dopd.runs.settings import load_settings
-from dopd.runs.train import make_config
+from dopd.runs.train import make_config, train
 from dopd.tiny import build_model
 from dopd.trainer import setup
 from dopd.trainer.best import STUDENT_METRICS
@@ -36,6 +38,45 @@ BASE = {
 def made(folder: Path, *flags: str, **values: Any) -> Any:
     """The configuration that the command line makes."""
     return make_config(load_settings(None, flags, **BASE, output_dir=str(folder), **values))
+
+
+# --- What is not on this machine
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"use_liger_kernel": True}, "use_liger_kernel.*needs the package liger_kernel"),
+        ({"use_vllm": True}, "use_vllm.*needs the package vllm"),
+        ({"optim": "galore_adamw", "optim_target_modules": ["mlp"]}, "optim.*galore_torch"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation.*GPU.*use 'dynamic'"),
+        ({"generation_kwargs": {"cache_implementation": "offloaded_static"}}, "cache_implementation.*GPU"),
+        (
+            {"generation_kwargs": {"cache_implementation": "quantized"}, "off_policy_rollouts": True},
+            "cache_implementation.*needs the package optimum.quanto",
+        ),
+        (
+            {"cache_implementation": "quantized", "off_policy_rollouts": True}
+            | {"generation_kwargs": {"cache_config": {"backend": "hqq"}}},
+            "cache_implementation.*needs the package hqq",
+        ),
+    ],
+    ids=str,
+)
+def test_what_this_machine_lacks_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    find = importlib.util.find_spec
+    lacking = ("vllm", "liger_kernel", "galore_torch", "optimum", "hqq")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.split(".")[0] in lacking else find(name))
+    with pytest.raises(ConfigError, match=words):
+        trainer(tmp_path, model="no/such-model", teacher_model="no/such-model", **values)
+    with pytest.raises(ConfigError, match=words):
+        train(load_settings(None, **BASE | values, output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    named = re.findall(r"use_\w+|optim|cache_implementation", words)[0]
+    tried("setting", f"{named} that cannot work on the machine", "refused before anything is loaded")
 
 
 # --- Resuming
