@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dopd.errors import ConfigError
 from dopd.report.records import CONFIG_FILE
 from dopd.runs.build import resolve_model
+from dopd.runs.settings import all_settings
 from dopd.sampling import stop_strings_in
+from dopd.settings import check, read_yaml_file
 from dopd.tasks.sources import get_source
 from dopd.tiny.pretrain import CARD_NAME
 from dopd.trainer import DOPDConfig
@@ -101,18 +101,16 @@ def _of_recipe(recipe: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 
 def _of_run(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{str(path)!r} is not the configuration of a run: {type(error).__name__}") from None
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{str(path)!r} is not the configuration of a run: it is no mapping")
-    names = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", "prompt_format")
-    own = {name: config[name] for name in names if config.get(name) is not None}
-    if isinstance(own.get("chat_template_kwargs"), str):  # TRL reads JSON here too
-        own["chat_template_kwargs"] = json.loads(own["chat_template_kwargs"])
-    drawn_with = config.get("generation_kwargs") or {}
-    drawn_with = json.loads(drawn_with) if isinstance(drawn_with, str) else drawn_with
-    stops = stop_strings_in(drawn_with)
+        config = read_yaml_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
+    asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", "prompt_format")
+    names = (*asked, "generation_kwargs", "max_completion_length")
+    settings = {name: all_settings()[name] for name in names}
+    own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)
+    if problems:
+        raise ConfigError(f"{str(path)!r} is not the configuration of a run: {problems[0]}")
+    stops = stop_strings_in(own.pop("generation_kwargs", {}))
     if stops:
         own["stop_strings"] = stops
-    return own | {"max_new_tokens": config.get("max_completion_length") or DOPDConfig.max_completion_length}
+    return own | {"max_new_tokens": own.pop("max_completion_length", DOPDConfig.max_completion_length)}

@@ -329,6 +329,65 @@ def test_one_name_of_a_parameter_is_a_list_of_it() -> None:
     make_config(made, elsewhere=True)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval m --prompts 0",
+        "eval m --prompts -1",
+        "eval m --prompts 99999999999",
+        "eval m --prompts 1.5",
+        "eval m --seed -1",
+        "eval m --seed 4294967296",
+        "eval m --batch-size 0",
+        "eval m --max-new-tokens 0",
+        "eval m --split foo",
+        "tiny dag --seed -1",
+        "quickstart --jobs -1",
+        "quickstart --jobs 0",
+        "quickstart --seeds 0",
+        "experiment figure3 --jobs -1",
+        "experiment figure3 --seeds 0",
+        "inspect --student s --prompt p --rollouts 0",
+        "inspect --student s --prompt p --max-new-tokens -5",
+        "inspect --student s --prompt p --seed x",
+    ],
+)
+def test_counts_of_commands_have_a_lowest_and_a_highest(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2
+    assert "must be a whole number of at least" in capsys.readouterr().err or "--split" in command
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--methods", "dopd,dopd"], "dopd is named more than once"),
+        (["--methods", "dodp"], "Did you mean 'dopd'"),
+        (["--config", "no-such-recipe"], "no recipe of that name"),
+    ],
+)
+def test_a_quickstart_that_cannot_be_made_is_refused_before_it_begins(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quickstart", *flags, "--output-dir", str(tmp_path / "quick")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "quick").exists()
+
+
+def test_a_run_folder_whose_config_was_changed_by_hand_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, words in (
+        ("max_completion_length: -3", "max_completion_length"),
+        ("chat_template_kwargs: '{x'", "is not JSON"),
+        ("task: dag\ntask: graph", "there twice"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        assert main(["eval", str(tmp_path)]) == 2
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_process_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     for flags in ENDINGS.values():
