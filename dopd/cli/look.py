@@ -58,6 +58,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
     parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
     parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
+    parser.add_argument("--temperature", type=float, help="of answers and scores (default: that of the run, or 1)")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=seed, default=0)
@@ -71,18 +72,19 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     from dopd.cli.terminal import print_records
     from dopd.report.page import inspection_page
-    from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
+    from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
     from dopd.runs.inspection import inspect_prompt
     from dopd.runs.progress import quiet_libraries
     from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
-    prompts = {
+    asked = {
         "privileged_template": arguments.privileged_template,
         "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
         "prompt_format": arguments.prompt_format,
+        "temperature": arguments.temperature,
     }
-    _, said = circumstances(arguments.student, **prompts, only=PROMPT_FIELDS)
+    _, said = circumstances(arguments.student, **asked, only=LOOKED_AT_FIELDS)
     if said:
         print(visible(said), file=sys.stderr)
     records = inspect_prompt(
@@ -97,7 +99,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         rollouts=arguments.rollouts,
         greedy=arguments.greedy,
         max_new_tokens=arguments.max_new_tokens,
-        **prompts,
+        **asked,
         thresholds_from=arguments.thresholds_from,
         dtype=arguments.dtype,
         seed=arguments.seed,

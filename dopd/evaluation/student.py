@@ -171,16 +171,19 @@ class StudentEvaluator:
         turns = asks_text(self.processing_class, self.chat_template_kwargs, self.prompt_format)
         return [as_conversation(dict(row)) if turns else dict(row) for row in rows]
 
-    def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
+    def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
-        return self._generate(model, self.view(prompts, model.device), None, sampled=sampled)
+        return self._generate(model, self.view(prompts, model.device), None, sampled=sampled, temperature=temperature)
 
-    def _generate(self, model: Any, view: View, cache: FeatureCache | None, *, sampled: bool) -> list[list[int]]:
+    def _generate(
+        self, model: Any, view: View, cache: FeatureCache | None, *, sampled: bool, temperature: float = 1.0
+    ) -> list[list[int]]:
         config = sampling_config(
             self.ending,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             sampled=sampled,
+            temperature=temperature,
             suppressed=placeholder_ids(model.config),
         )
         return answers(model, view, config, self.ending, inputs=partial(generation_inputs, model, cache=cache))

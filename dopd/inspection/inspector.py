@@ -41,7 +41,7 @@ class Inspector:
             answers; its rows are not read.
         models (callable): `"student"` or a source of the table -> context with that model.
         hidden_states (callable): (model, view, completion_ids, mask) -> (B, T, H).
-        temperature (`float`): of the scored distributions.
+        temperature (`float`): of the distributions that answers are drawn from and scored by.
     """
 
     table: RoutingTable
@@ -76,7 +76,10 @@ class Inspector:
             with evaluation_mode(student):
                 if answers is None:
                     answers = self.answering.answers(
-                        student, [plain_prompt(row) for row in self.answering.asked(rows)], sampled=not greedy
+                        student,
+                        [plain_prompt(row) for row in self.answering.asked(rows)],
+                        sampled=not greedy,
+                        temperature=self.temperature,
                     )
                 device = student.device
         answers = [ids[:MAX_TOKENS] for ids in answers]

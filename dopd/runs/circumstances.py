@@ -31,6 +31,7 @@ class Circumstances:
         prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
         stop_strings (`list[str]`): texts that end an answer, beside those that the checkpoint declares.
         max_new_tokens (`int`): most tokens of an answer.
+        temperature (`float`): of the distributions that answers are drawn from and scored by. A model is judged at 1.
     """
 
     task: str | None = None
@@ -41,13 +42,14 @@ class Circumstances:
     prompt_format: str = "auto"
     stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = _MAX_NEW_TOKENS
+    temperature: float = 1.0
 
 
-FIELDS = tuple(one.name for one in fields(Circumstances))
-PROMPT_FIELDS = ("privileged_template", "chat_template_kwargs", "prompt_format", "stop_strings")
+JUDGED_FIELDS = tuple(one.name for one in fields(Circumstances) if one.name != "temperature")
+LOOKED_AT_FIELDS = ("privileged_template", "chat_template_kwargs", "prompt_format", "stop_strings", "temperature")
 
 
-def circumstances(model_name: str, *, only: Sequence[str] = FIELDS, **given: Any) -> tuple[Circumstances, str]:
+def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **given: Any) -> tuple[Circumstances, str]:
     """Those given, and for what is `None` those of the model's run folder or of a tiny model's recipe.
 
     Options and kind of p belong to a task: with another task than the model's, they are that task's own.
@@ -105,7 +107,7 @@ def _of_run(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
     asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", "prompt_format")
-    names = (*asked, "generation_kwargs", "max_completion_length")
+    names = (*asked, "generation_kwargs", "max_completion_length", "temperature")
     settings = {name: all_settings()[name] for name in names}
     own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)
     if problems:
@@ -113,4 +115,6 @@ def _of_run(path: Path) -> dict[str, Any]:
     stops = stop_strings_in(own.pop("generation_kwargs", {}))
     if stops:
         own["stop_strings"] = stops
+    if own.get("temperature") == 1:
+        del own["temperature"]
     return own | {"max_new_tokens": own.pop("max_completion_length", DOPDConfig.max_completion_length)}

@@ -20,7 +20,7 @@ from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
-from dopd.runs.circumstances import PROMPT_FIELDS, circumstances
+from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
 from dopd.sampling import declared_stop_strings, ends_of
 from dopd.sources import TEACHER_SOURCES
 from dopd.tables import RoutingTable
@@ -42,6 +42,7 @@ def inspect_prompt(
     privileged_template: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     prompt_format: str | None = None,
+    temperature: float | None = None,
     thresholds_from: str | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -60,6 +61,8 @@ def inspect_prompt(
         rollouts (`int`): answers.
         privileged_template, chat_template_kwargs, prompt_format (*optional*): how prompts are written; as in the
             student's run or recipe where it has one.
+        temperature (`float`, *optional*): of the distributions that answers are drawn from and scored by; as in the
+            student's run, or 1.
         greedy (`bool`): the likeliest tokens in place of drawn ones.
         thresholds_from (`str`, *optional*): a run folder whose last batch averages route the tokens. The averages over
             these answers if left out.
@@ -68,9 +71,9 @@ def inspect_prompt(
         ConfigError, DataError, ModelError: what cannot work, and the fix.
     """
     routing = table(method)
-    _check(routing, teacher_name, rollouts=rollouts, max_new_tokens=max_new_tokens)
-    own = {"privileged_template": privileged_template, "chat_template_kwargs": chat_template_kwargs}
-    asked, _ = circumstances(student_name, only=PROMPT_FIELDS, prompt_format=prompt_format, **own)
+    _check(routing, teacher_name, temperature, rollouts=rollouts, max_new_tokens=max_new_tokens)
+    own = {"privileged_template": privileged_template, "temperature": temperature, "prompt_format": prompt_format}
+    asked, _ = circumstances(student_name, only=LOOKED_AT_FIELDS, chat_template_kwargs=chat_template_kwargs, **own)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
@@ -97,7 +100,7 @@ def inspect_prompt(
     answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
     rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count
     check_answering(answering, rows, student, teacher)
-    return Inspector(routing, answering, _either(student, teacher)).records(
+    return Inspector(routing, answering, _either(student, teacher), temperature=asked.temperature).records(
         rows,
         answers=answers,
         greedy=greedy,
@@ -110,9 +113,11 @@ def _either(student: Any, teacher: Any) -> Callable[[str], AbstractContextManage
     return lambda name: nullcontext(teacher if name in TEACHER_SOURCES else student)
 
 
-def _check(routing: RoutingTable, teacher_name: str | None, **counts: int) -> None:
+def _check(routing: RoutingTable, teacher_name: str | None, temperature: float | None, **counts: int) -> None:
     if routing.needs_teacher and teacher_name is None:
         raise ConfigError(f"method {routing.name!r} reads a teacher: name one")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(f"temperature (={temperature!r}) must be above 0; greedy takes the likeliest tokens")
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name} (={value}) must be at least 1")

@@ -3,10 +3,13 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from compatibility import tried
 from rich.console import Console
 
 import tests.report_kit as report_kit
@@ -54,6 +57,28 @@ def test_a_greedy_answer_takes_the_likeliest_tokens(models: tuple[str, str]) -> 
     (record,) = inspect(models, greedy=True, rollouts=4)
     for token in record["tokens"]:
         assert token["text"].strip() == token["top_student"][0][0].strip()
+
+
+def test_answers_are_drawn_and_scored_at_one_temperature(models: tuple[str, str], tmp_path: Path) -> None:
+    """That of the student's run, or the one that is asked for; against the model's own logits."""
+    (likeliest,) = inspect(models, greedy=True)
+    for record in inspect(models, temperature=1e-4, rollouts=4):
+        assert [token["id"] for token in record["tokens"]] == [token["id"] for token in likeliest["tokens"]]
+    shutil.copytree(models[0], tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("temperature: 0.25\n", encoding="utf-8")
+    (record,) = inspect((str(tmp_path / "run"), models[1]))
+    assert (record,) == tuple(inspect(models, temperature=0.25))
+    model = kit.student().eval()
+    ids = [token["id"] for token in record["tokens"]]
+    prompt = kit.TOKENIZER.apply_chat_template([{"role": "user", "content": PROMPT}], add_generation_prompt=True)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt["input_ids"], *ids]])).logits[0, len(prompt["input_ids"]) - 1 :]
+    own = (logits[:-1].double() / 0.25).softmax(-1).max(-1).values
+    shown = torch.tensor([token["top_student"][0][1] for token in record["tokens"]]).double()
+    torch.testing.assert_close(shown, own, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match=r"temperature \(=0\) must be above 0; greedy"):
+        inspect(models, temperature=0)
+    tried("checkpoint", "dopd inspect of a run with a temperature", "answers and scores at the run's temperature; told")
 
 
 def test_an_answer_of_ones_own(models: tuple[str, str]) -> None:
