@@ -1,6 +1,7 @@
 """The evaluation without privileged context: what it scores, its intervals and shards, and that it disturbs nothing."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,19 @@ def test_the_hosts_evaluation_loop_works_and_leaves_the_clock_of_training_alone(
         assert sum(record[f"eval_share/{name}"] for name in ("LH", "LL", "HT", "HS")) == pytest.approx(1)
     assert all(value > 0 for value in kit.records(made, "seconds/training"))
     assert made.evaluate()["eval_loss"] > 0
+
+
+def test_shards_draw_answers_of_their_own() -> None:
+    said: list[list[str]] = []
+
+    def heard(text: str, row: Any) -> float:
+        said[-1].append(text)
+        return 0.0
+
+    # Many tokens end an answer: an untrained model's are judged only where they ended.
+    ends = list(range(0, len(kit.TOKENIZER), 3))
+    made = replace(evaluator(rows(9)[1:]), max_new_tokens=12, verifier=heard, eos_token_ids=ends)
+    for shard in ((0, 2), (1, 2), (0, 2)):
+        said.append([])
+        made.evaluate(kit.student(), shard=shard)
+    assert said[0] == said[2] and said[0] != said[1]
