@@ -1,6 +1,7 @@
 """Checkpoints by name: whole models, adapters with the base that they were trained on, and the embedded tiny models."""
 
 import json
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,14 @@ def quantization_config(values: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"{', '.join(f'{key} (={value!r})' for key, value in asked.items())}: {first_line(error)}"
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a reader of checkpoints did not like, with the file where that is not the weights or the configuration."""
+    places = [Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__)]
+    if ("generation", "configuration_utils.py") in places:
+        return f"its generation_config.json contradicts itself, correct it there: {first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def keep_layers(model: Any, layers: list[int]) -> Any:

@@ -113,15 +113,30 @@ class Ending:
         return any(string in self.tokenizer.decode(list(window)) for string in self.strings)
 
 
+def declared_ends(model: Any) -> list[int]:
+    """The tokens that end an answer by a model's generation config.
+
+    Raises:
+        ModelError: it names something else than token ids.
+    """
+    declared = model.generation_config.eos_token_id
+    ids = [] if declared is None else list(declared) if isinstance(declared, list | tuple) else [declared]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise ModelError(
+            f"eos_token_id (={declared!r}) in the generation config of {type(model).__name__} must be the id of a "
+            "token, or a list of ids: correct it in generation_config.json, or in config.json if there is none"
+        )
+    return ids
+
+
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
     """Every token that ends an answer: the tokenizer's, and those of the model's generation config. A tokenizer without
     a padding token gets the first of them as one.
 
     Raises:
-        ModelError: neither names any.
+        ModelError: neither names any, or the model names something else than token ids.
     """
-    declared = model.generation_config.eos_token_id
-    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    ids = declared_ends(model)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids = [tokenizer.eos_token_id, *ids]
     if not ids:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from dopd.checkpoints import TINY, config_of, files_of, keep_layers, load, origin_of, resolve_model, where_of
+from dopd.checkpoints import TINY, config_of, files_of, keep_layers, load, origin_of, reason_of, resolve_model, where_of
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.runs.hub import unreachable
@@ -48,7 +48,7 @@ def load_model(
         raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
-        raise ModelError(f"model {name!r} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelError(f"model {name!r} cannot be read: {reason_of(error)}") from error
 
 
 def check_model(path: str, **where: Any) -> None:

@@ -15,10 +15,11 @@ from transformers import AutoProcessor
 from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, has_adapters, tuned_layers, without_adapters
-from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, where_of
+from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, reason_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized
 from dopd.remote_code import only_if_asked
+from dopd.sampling import declared_ends
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
@@ -123,6 +124,8 @@ def read(
                 # Unlike a student, a teacher has its checkpoint's precision unless it is said.
                 teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
         args.teacher_model_init_kwargs = None
+    if isinstance(model, nn.Module):
+        declared_ends(model)  # the host trusts them
     return model, teacher_model, args, processing_class
 
 
@@ -135,8 +138,7 @@ def _readable(name: str, path: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise ModelError(
-            f"{name} (={path!r}) cannot be read with {name.removesuffix('model')}model_init_kwargs: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{name} (={path!r}) cannot be read with {name.removesuffix('model')}model_init_kwargs: {reason_of(error)}"
         ) from error
 
 

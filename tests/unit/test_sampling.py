@@ -1,6 +1,7 @@
 """What answers are drawn from: nothing of a checkpoint's own settings, and what is scored is what is sampled."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 
 from dopd.errors import ConfigError, ModelError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
+from dopd.runs.inspection import inspect_prompt
 from dopd.sampling import Ending, drawn, ends_of, sampling_config
 
 # What published checkpoints declare, and what somebody may have written beside it.
@@ -208,3 +210,24 @@ def test_a_tokenizer_without_an_end_takes_that_of_the_model(tmp_path: Path) -> N
     model.generation_config.eos_token_id = None
     with pytest.raises(ModelError, match=r"no token ends an answer.*tokenizer\.eos_token"):
         ends_of(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_return_sequences": 4}, r"its generation_config\.json contradicts itself, correct it there.*Greedy"),
+        ({"cache_implementation": "none"}, r"its generation_config\.json contradicts itself, correct it there"),
+        ({"eos_token_id": "<|im_end|>"}, r"eos_token_id \(='<\|im_end\|>'\).*correct it in generation_config\.json"),
+    ],
+    ids=str,
+)
+def test_a_generation_config_that_cannot_be_read_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    folder = tmp_path / "model"
+    kit.student().save_pretrained(folder)
+    kit.TOKENIZER.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        kit.trainer(tmp_path / "run", model=str(folder))
+    with pytest.raises(ModelError, match=words):
+        inspect_prompt(str(folder), None, "a", "b", method="privileged_student", max_new_tokens=2)
+    tried("checkpoint", f"generation config that cannot be read: {next(iter(settings))}", "refused: names the file")
