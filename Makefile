@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Torch is pinned by constraints.txt and installed first: an unpinned torch can pull gigabytes of CUDA packages.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Tests of one file share what they make, so a file stays in one process.
+PROCESSES ?= logical
+SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
 .PHONY: help quickstart quickstart-vision experiments test test-wheel test-slow test-weights test-browser lint benchmarks clean
 .DEFAULT_GOAL := help
@@ -36,13 +39,13 @@ test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(ONE_THREAD) $(BIN)/pytest -m "not slow and not weights and not gpu and not browser and not wheel"
+	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not weights and not gpu and not browser and not wheel"
 
 test-wheel: $(VENV)/.installed-dev  ## the wheel, built and used in an environment of its own
 	@$(ONE_THREAD) $(BIN)/pytest -m wheel
 
 test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
-	@$(ONE_THREAD) $(BIN)/pytest -m slow
+	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m slow
 
 test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fetched as data: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m weights

@@ -56,7 +56,8 @@ def _train(model: Any, kit: Kit, recipe: Recipe, seed: int, label: str) -> float
     console = Console(stderr=True)
     for step in track(range(recipe.steps), label, console=console, transient=True, disable=not console.is_terminal):
         knobs, kind = recipe.draw(step, rng)
-        task = get_task(recipe.task, **{**knobs, "seed": seed})
+        options = {**knobs, "seed": seed}
+        task = get_task(options.pop("name", recipe.task), **options)  # a mixed recipe draws the task too
         inputs, targets = kit.batch(task, kind, step * recipe.batch_size, recipe.batch_size)
         scale = min(1.0, (step + 1) / 50) * min(1.0, 1.6 * (1 - step / recipe.steps) + 0.05)
         chosen = targets != -100
