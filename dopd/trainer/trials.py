@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from dopd.adapters import has_adapters
+from dopd.data.encode import reads_images
 from dopd.errors import ModelError
 from dopd.generation import check_generation
 from dopd.lengths import shortest_switch
@@ -13,8 +14,14 @@ from dopd.scoring import evaluation_mode, rounding, view_hidden_states
 from dopd.trainer import passes
 from dopd.trainer.context import max_prompt_tokens
 from dopd.trainer.guards import active_dropout
+from dopd.vision import is_vision_config
 
 logger = logging.getLogger(__name__)
+
+_ITS_PROCESSOR = (
+    "processing_class is a tokenizer, which does not say what such a model asks of a token (PaliGemma: whether "
+    "it is of the prefix, which is read both ways): pass its processor (dopd.vision.load_processor)"
+)
 
 
 def check_passes(trainer: Any) -> None:
@@ -39,7 +46,12 @@ def check_passes(trainer: Any) -> None:
             view = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
             once = architecture(model) in trainer.image_architectures
             half = trainer.accelerator.mixed_precision != "no"
-            passes.check_passes(name, model, half=half, view=view, longest=longest, as_features=once)
+            try:
+                passes.check_passes(name, model, half=half, view=view, longest=longest, as_features=once)
+            except ModelError as error:
+                if is_vision_config(model.config) and not reads_images(trainer.processing_class):
+                    raise ModelError(f"{error}. {_ITS_PROCESSOR}") from error
+                raise
             if model is trainer.unwrapped_student and trainer.args.disable_dropout:
                 _tell_of_noise(trainer, model)
             if model is trainer.unwrapped_student and not trainer.use_vllm:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vision_kit as kit
+from compatibility import tried
 from datasets import Dataset
 from PIL import Image
 
@@ -14,7 +15,7 @@ from dopd.data.encode import PromptLengths, encode_prompts
 from dopd.data.images import blank_like, image_key, image_size, open_image
 from dopd.data.privileged import Conversation, PrivilegedTemplate
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
-from dopd.errors import DataError
+from dopd.errors import DataError, ModelError
 from dopd.inspection.pictures import pictures_of
 
 MODES = [
@@ -300,6 +301,20 @@ def test_a_vision_language_model_with_its_tokenizer_draws_no_placeholders(tmp_pa
     made = kit.trainer("llava", tmp_path, **sides, **options)
     batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)] * 4)
     assert not bool((batch["completion_ids"] == models[0].config.image_token_id).any())
+
+
+def test_a_model_that_needs_the_types_of_its_processor_is_not_trained_with_a_tokenizer(tmp_path: Path) -> None:
+    made = kit.processor("paligemma")
+    rows = [{"prompt": kit.user("how many ?"), "privileged_context": "red circle"} for _ in range(4)]
+    with pytest.raises(ModelError, match=r"processing_class is a tokenizer.*pass its processor"):
+        kit.DOPDTrainer(
+            model=kit.model("paligemma", made),
+            teacher_model=kit.model("paligemma", made, 32, seed=1),
+            args=kit.DOPDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_completion_length=6),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=made.tokenizer,
+        )
+    tried("image family", "paligemma with its tokenizer alone", "refused: says to pass the processor")
 
 
 def test_a_template_of_the_tokenizer_alone_is_the_processors_and_a_base_model_needs_none(tmp_path: Path) -> None:
