@@ -1,13 +1,14 @@
 """Checkpoints by name: whole models, adapters with the base that they were trained on, and the embedded tiny models."""
 
 import json
+import os
+import stat
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import cached_file
@@ -15,12 +16,14 @@ from transformers.utils import cached_file
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.quantized import compute_as_stored, is_quantized
 from dopd.remote_code import only_if_asked
+from dopd.settings import read_yaml_file
 from dopd.vision import is_vision_config
 from dopd.weights import REPORTING, adapter_errors, read_adapter, whole
 
 TINY = "tiny:"
 ADAPTER_FILE, RUN_FILE = "adapter_config.json", "config.yaml"
 WHERE = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+_GENERATION_FILE = "generation_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names inside of an adapted layer, of the layer itself and of copies of it.
 _INSIDE_LAYERS = ("weight", "base_layer", "token_adapter", "original_module", "modules_to_save")
@@ -59,9 +62,31 @@ def where_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adapter_config(path: str, **where: Any) -> dict[str, Any] | None:
-    """What `adapter_config.json` of a folder or hub id says; `None` where there is none, as for a whole model."""
+    """What `adapter_config.json` of a folder or hub id says; `None` where there is none, as for a whole model.
+
+    Raises:
+        ModelError: it cannot be read, or names no base that could be one.
+    """
     place = adapter_place(path, **where)
-    return None if place is None else json.loads((place / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if place is None:
+        return None
+    config = _json_mapping(place / ADAPTER_FILE)
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(name), str | None):
+            raise ModelError(f"{str(place / ADAPTER_FILE)!r}: {name} (={config[name]!r}) must be a text or null")
+    return config
+
+
+def _json_mapping(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{str(file)!r} cannot be read: {type(error).__name__}: {first_line(error)}. Fetch or save it anew"
+        ) from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{str(file)!r} must hold a mapping, and holds a {type(values).__name__}")
+    return values
 
 
 def adapter_place(path: str, **where: Any) -> Path | None:
@@ -109,8 +134,37 @@ def origin_of(path: str, **where: Any) -> tuple[str, dict[str, Any]] | None:
     are meant; `None` for a whole model.
 
     Raises:
-        ModelError: it is not said, or not there.
+        ModelError: it is not said, not there, or in the end the adapter itself; or in its folder, or a base's, stands
+            something that is no file and would be waited for.
     """
+    first = base = _base_of(path, **where)
+    seen = [_real_folder(path)]
+    while base is not None:
+        folder = _real_folder(base[0])
+        if folder is not None and folder in seen:
+            raise ModelError(f"{path!r} is an adapter, and its base is, in the end, itself: name a whole model as base")
+        seen.append(folder)
+        base = _base_of(base[0], **base[1])
+    return first
+
+
+def _real_folder(path: str) -> Path | None:
+    """The folder of a model on this machine, in which every entry is a file or a folder: reading a pipe never ends."""
+    try:
+        entries = list(os.scandir(path)) if Path(path).is_dir() else []
+    except OSError:
+        entries = []
+    for entry in entries:
+        try:
+            mode = entry.stat().st_mode  # of what a link leads to, as in the hub's cache
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ModelError(f"{entry.path!r} is a pipe or a device, and no file of a model: remove it")
+    return Path(path).resolve() if entries else None
+
+
+def _base_of(path: str, **where: Any) -> tuple[str, dict[str, Any]] | None:
     config = adapter_config(path, **where)
     if config is None:
         return None
@@ -145,10 +199,10 @@ def _run_beside(path: str) -> dict[str, Any]:
     for place in (folder, folder.parent) if folder.is_dir() else ():
         if (place / RUN_FILE).is_file():
             try:
-                values = yaml.safe_load((place / RUN_FILE).read_text(encoding="utf-8"))
-            except yaml.YAMLError:
-                values = None
-            return values if isinstance(values, dict) and "model_name_or_path" in values else {}
+                values = read_yaml_file(place / RUN_FILE)
+            except ConfigError:
+                return {}
+            return values if isinstance(values.get("model_name_or_path"), str) else {}
     return {}
 
 
@@ -195,6 +249,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     where = where_of(options)
     origin = origin_of(path, **where)
     if origin is None:
+        _check_generation_config(path, where)
         read = whole(path, *family_of(path, **where).from_pretrained(path, **only_if_asked(options), **REPORTING))
         compute_as_stored(read)
         return read
@@ -206,6 +261,19 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     if run.get("student_keep_layers") is not None:
         base = keep_layers(base, run["student_keep_layers"])
     return _with_adapter(path, where, base, trainable=trainable, merged=merged)
+
+
+def _check_generation_config(path: str, where: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for one that cannot be read: transformers goes on without it, and so without its ends."""
+    file = _file(path, _GENERATION_FILE, where)
+    if file is None:
+        return
+    values = _json_mapping(Path(file))
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        given = values.get(name)
+        ids = given if isinstance(given, list) and name == "eos_token_id" else [given]
+        if given is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise ModelError(f"{file!r}: {name} (={given!r}) must be a token id{'s' if name.startswith('eos') else ''}")
 
 
 def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: bool, merged: bool) -> Any:

@@ -108,3 +108,26 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class TooLongError(BaseException):
+    """A time is over. No `Exception`: code that catches those would go on."""
+
+
+@contextmanager
+def alarm_after(seconds: float) -> Iterator[None]:
+    """Raise `TooLongError` in what runs inside after so many seconds; in the main thread of a Unix process alone."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TooLongError
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, handler)

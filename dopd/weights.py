@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from dopd.adapters import has_adapters
 from dopd.errors import DopdError, ModelError, first_line
 
+_NO_FRACTIONS = "are whole numbers or truth values in it, where the model has weights"
 # What `from_pretrained` is told so that `whole` can say what is wrong with a checkpoint.
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
@@ -29,6 +31,7 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
         "are missing from it, and would be random": sorted(report.get("missing_keys") or ()),
         "have another shape in it": sorted(map(str, report.get("mismatched_keys") or ())),
         "are in it and not in the model": sorted(report.get("unexpected_keys") or ()),
+        _NO_FRACTIONS: sorted(_without_fractions(Path(path), model)),
     }
     found = _sentences(wrong)
     if found:
@@ -36,7 +39,40 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
             f"checkpoint {path!r} is not one of {type(model).__name__}: {found}. Was it saved from another "
             "class, or cut off while it was written? Save it anew from the model that it belongs to"
         )
+    _check_finite(f"checkpoint {path!r}", dict(model.named_parameters()))
     return model
+
+
+def _without_fractions(folder: Path, model: Any) -> list[str]:
+    """Tensors that a folder's files hold as whole numbers, and that are weights of a model that is not quantised: they
+    would be read as if they were what was trained.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return []
+    weights = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
+    found = []
+    for file in folder.glob("*.safetensors") if folder.is_dir() else ():
+        with safe_open(file, framework="pt") as stored:
+            names = weights.intersection(stored.keys())
+            found += [name for name in names if not stored.get_slice(name).get_dtype().startswith(("F", "BF"))]
+    return found
+
+
+def _check_finite(what: str, named: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ModelError` for weights that are not finite, also where no trial would look (a row of the embeddings)."""
+    bad = [name for name, value in named.items() if not _is_finite(value)]
+    if bad:
+        raise ModelError(
+            f"{what} has weights that are not finite (NaN or infinite) in {len(bad)} tensors ({', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}): the run that saved it diverged, or its file is damaged. Take an "
+            "earlier checkpoint, or fetch it anew"
+        )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    if value.is_meta or not value.is_floating_point() or value.dtype.itemsize < 2 or not value.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(value.detach()))  # NaN is both ends
 
 
 def _sentences(wrong: Mapping[str, list[str]]) -> str:
@@ -72,10 +108,12 @@ def read_adapter(path: str, model: Any, name: str = "default") -> None:
     wrong = {
         "are missing from it, and would be random": sorted(key for key, value in own.items() if id(value) in absent),
         "are in it and not in the model": sorted(key for key in report.unexpected_keys if not _is_copy(key, saved)),
+        _NO_FRACTIONS: sorted(key for key, value in saved.items() if not value.is_floating_point()),
     }
     found = _sentences(wrong)
     if found:
         raise ModelError(_not_whole(path, found))
+    _check_finite(f"adapter {path!r}", saved)
 
 
 def _is_copy(key: str, saved: Mapping[str, torch.Tensor]) -> bool:

@@ -22,6 +22,7 @@ _SIXTEEN_BITS = 65535
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height change places
 _KINDS = "a PIL image, a path, bytes, base64, a data URI, an (H, W, C) uint8 array or {'bytes': ..., 'path': ...}"
 _HELD_UNDER = ("bytes", "path", "url", "base64")  # keys of a mapping, the first with something in it
+_BY_OTHER_PROGRAMS = ("EPS",)  # Pillow starts Ghostscript
 _MOST_QUOTED = 100  # characters
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}=*\s*")  # longer than names of files tend to be
 _ADDRESS = re.compile(r"[a-z0-9+.\-]{2,}://", re.IGNORECASE)
@@ -116,7 +117,7 @@ def image_size(source: Any) -> tuple[int, int]:
     source = _held(source)
     if isinstance(source, str | Path | bytes | bytearray):
         try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else source) as picture:
+            with _file(source) as picture:
                 width, height = picture.size
                 sideways = picture.getexif().get(_ORIENTATION, 1) >= 5
                 return (height, width) if sideways else (width, height)
@@ -212,10 +213,8 @@ def _opened(source: Any) -> Image.Image:
     given, source = source, _held(source)
     if isinstance(source, Image.Image):
         picture = source
-    elif isinstance(source, bytes | bytearray):
-        picture = Image.open(io.BytesIO(source))
-    elif isinstance(source, str | Path):
-        picture = Image.open(source)
+    elif isinstance(source, str | Path | bytes | bytearray):
+        picture = _file(source)
     elif isinstance(source, np.ndarray) or (isinstance(source, list) and source):
         array = np.asarray(source)
         if array.dtype != np.uint8 and not (array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255):
@@ -227,6 +226,22 @@ def _opened(source: Any) -> Image.Image:
     picture.load()  # the file is read here, and not where nobody expects an error
     if 0 in picture.size:
         raise DataError(f"{_named(source)} has no pixels: {picture.size[0]} x {picture.size[1]}")
+    return picture
+
+
+def _file(source: str | Path | bytes | bytearray) -> Image.Image:
+    """A picture whose pixels are not read yet.
+
+    Raises:
+        DataError: a pipe or a device, or a format that another program would be started for.
+    """
+    if not isinstance(source, bytes | bytearray) and Path(source).exists() and not Path(source).is_file():
+        raise DataError(f"{_named(source)} is no file: folders, pipes and devices are no pictures")
+    picture = Image.open(io.BytesIO(source) if isinstance(source, bytes | bytearray) else source)
+    if picture.format in _BY_OTHER_PROGRAMS:
+        raise DataError(
+            f"{_named(source)} is a program in PostScript, which is not run: save it as a picture (PNG, JPEG)"
+        )
     return picture
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dopd.data.privileged import Conversation, Prompt
 from dopd.errors import DataError
+from dopd.interrupts import TooLongError, alarm_after
 
 CONTINUE = "continue_final_message"
 _OF_PROCESSOR = "processor_kwargs"
@@ -20,6 +21,7 @@ _KEPT_ROLES = ("system", "developer", "user", "tool")  # templates may shorten w
 _ASKING_ROLES = ("user", "tool")
 _CALLS = "tool_calls"
 _TRIAL = ("first trial block", "second trial block")
+_LONGEST, _MOST = 20, 20_000_000  # seconds that one rendering may take, characters that it may have
 # Turns before and behind one on trial, by its role.
 _A_USER = ({"role": "user", "content": "a"},)
 _AROUND: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
@@ -28,6 +30,10 @@ _AROUND: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "assistant": (_A_USER, _A_USER),
     "tool": ((*_A_USER, {"role": "assistant", "content": "a"}), ()),
 }
+
+
+class EndlessError(DataError):
+    """A chat template that loops without an end, or writes without one."""
 
 
 def template_of(processing_class: Any, options: Mapping[str, Any]) -> Any:
@@ -160,7 +166,9 @@ def _read_kinds(tokenizer: Any, template: str | None, role: str) -> frozenset[ty
         try:
             before, behind = _AROUND.get(role, ((), ()))
             turns = [*before, {"role": role, "content": content}, *behind]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **own)
+            text = _written(tokenizer, turns, {"add_generation_prompt": True, **own})
+        except EndlessError:
+            raise
         except Exception:  # templates fail in whatever way their expressions do
             continue
         if all(words in text for words in _TRIAL) and not re.search(r"['\"]type['\"]", text):
@@ -187,12 +195,32 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
             "plain text, or set tokenizer.chat_template (chat_template_kwargs={'chat_template': ...} in a config)"
         )
     try:
-        text = processing_class.apply_chat_template(list(turns), tokenize=False, **arguments)
+        text = _written(processing_class, turns, arguments)
+    except EndlessError:
+        raise
     except Exception as error:  # a template raises what it likes: TemplateError, TypeError, UndefinedError, ...
         raise DataError(f"column 'prompt': the chat template refuses the conversation: {_first_line(error)}") from error
     check_unicode(text)
     _check_nothing_left_out(" ".join(text.split()), turns, arguments)
-    return str(text)
+    return text
+
+
+def _written(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str, Any]) -> str:
+    """What a template writes, or `EndlessError`: a template is a program, and comes with a checkpoint."""
+    try:
+        with alarm_after(_LONGEST):
+            text = str(processing_class.apply_chat_template(list(turns), tokenize=False, **arguments))
+    except TooLongError:
+        raise EndlessError(
+            f"column 'prompt': the chat template was not done after {_LONGEST} seconds: it loops without an end. Take "
+            "another (chat_template_kwargs={'chat_template': ...} in a config)"
+        ) from None
+    if len(text) > _MOST:
+        raise EndlessError(
+            f"column 'prompt': the chat template writes {len(text):,} characters, and a prompt has at most {_MOST:,}. "
+            "Take another (chat_template_kwargs={'chat_template': ...} in a config)"
+        )
+    return text
 
 
 def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapping[str, Any]) -> None:
@@ -335,9 +363,9 @@ def _rendered_trial(tokenizer: Any, template: str | None, turns: list[dict[str, 
     if template_of(tokenizer, options) is None:
         return ""
     try:
-        return str(
-            tokenizer.apply_chat_template(as_template_reads(tokenizer, turns, options), tokenize=False, **options)
-        )
+        return _written(tokenizer, as_template_reads(tokenizer, turns, options), options)
+    except EndlessError:
+        raise
     except Exception:  # what it refuses is said where a row is rendered
         return ""
 

@@ -3,18 +3,18 @@
 import inspect
 import math
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any
 
 from dopd.errors import DopdError, NotFiniteError, ScoringError, first_line
+from dopd.interrupts import Stopped, TooLongError, alarm_after
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
 
-_SHOWN = 80  # characters of a completion in a message
+_SHOWN = 80  # characters of a completion, or of what is not a score, in a message
+_PASS = (KeyboardInterrupt, Stopped, TooLongError)  # signals and alarms, which are not the verifier's own
 
 
 def unjudged(completion: str, row: Mapping[str, Any]) -> float:
@@ -30,9 +30,9 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     """
     try:
         value = verifier(completion, row)
-    except DopdError:
+    except (DopdError, *_PASS):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit, too: it would end a run as if it were done
         raise ScoringError(
             f"the verifier raised {type(error).__name__}: {first_line(error)}, for {_quoted(completion)}. It is called "
             f"with the answer's text and the dataset's row ({', '.join(map(str, row))}), and gives a number from 0 "
@@ -44,12 +44,12 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         raise ScoringError("the verifier is asynchronous: give a function that waits for the score and returns it")
     try:
         score = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except Exception:  # of whatever object it is
         score = math.nan
     if not 0.0 <= score <= 1.0:
         said = (
-            f"the verifier gave {value!r} for {_quoted(completion)}: a score must be a number from 0 (wrong) to 1 "
-            "(right). Scale it in the verifier"
+            f"the verifier gave {_shown(value)} for {_quoted(completion)}: a score must be a number from 0 (wrong) to "
+            "1 (right). Scale it in the verifier"
         )
         raise ScoringError(said) if math.isfinite(score) else NotFiniteError(said, source="verifier")
     return score
@@ -67,9 +67,9 @@ def limited(verifier: Verifier, seconds: float | None) -> Verifier:
     @wraps(verifier)
     def stopped_in_time(completion: str, row: Mapping[str, Any]) -> float:
         try:
-            with _alarm_after(seconds):
+            with alarm_after(seconds):
                 return verifier(completion, row)
-        except _TooLongError:
+        except TooLongError:
             raise ScoringError(
                 f"the verifier took more than verifier_timeout (={seconds:g}) seconds for {_quoted(completion)}: make "
                 "it faster, or raise verifier_timeout"
@@ -92,27 +92,12 @@ def try_verifier(verifier: Verifier, datasets: Iterable[Any]) -> None:
         judged(verifier, "", row)
 
 
-class _TooLongError(BaseException):
-    """No `Exception`: verifiers that catch those would go on."""
-
-
-@contextmanager
-def _alarm_after(seconds: float) -> Iterator[None]:
-    """Raise in what runs inside after so many seconds."""
-    if threading.current_thread() is not threading.main_thread():  # only it gets signals
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise _TooLongError
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+def _shown(value: Any) -> str:
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left, interval)
-        signal.signal(signal.SIGALRM, handler)
+        text = repr(value)
+    except Exception:  # of whatever object it is
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _quoted(completion: str) -> str:

@@ -98,8 +98,8 @@ def _rule_problems(record: Mapping[str, Any]) -> list[str]:
     thresholds = record["thresholds"] or {"gap": 0.0}
     if not isinstance(thresholds.get("gap"), int | float) or not abs(thresholds["gap"]) < 1e300:
         found.append(f"thresholds.gap is {thresholds.get('gap')!r}")
-    labels = {token["regime"] for token in record["tokens"] if isinstance(token, dict) and token.get("regime")}
-    return found + [f"regime {label!r} has no rule" for label in sorted(map(str, labels - record["rules"].keys()))]
+    labels = {str(token["regime"]) for token in record["tokens"] if isinstance(token, dict) and token.get("regime")}
+    return found + [f"regime {label!r} has no rule" for label in sorted(labels - record["rules"].keys())]
 
 
 def _field_problems(

@@ -62,7 +62,7 @@ def report_page(paths: Sequence[str | Path]) -> str:
         "findings": findings(groups, summary),
         "charts": charts(groups),
         "differences": {"columns": [group.label for group in groups], "rows": table},
-        "traces": pack_traces([(run.folder, run.trace) for _, run in runs]),
+        "traces": pack_traces([(run.folder, [*run.trace, *run.foreign]) for _, run in runs]),
     }
     return render(data)
 

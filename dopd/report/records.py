@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dopd.errors import DataError, first_line
+from dopd.errors import ConfigError, DataError
 from dopd.inspection.schema import METRICS_FILE, SCHEMA_VERSION, TRACE_FILE, problems
+from dopd.settings.reading import read_yaml
 
 _MAX_FILE = 2**30  # bytes
 _MAX_TEXT = 10_000  # characters of a setting, and entries of one
@@ -25,9 +24,10 @@ class RunRecord:
         folder (`Path`): where it is.
         config (`dict`): resolved configuration.
         metrics (`list[dict]`): logged records, each with `step`.
-        trace (`list[dict]`): traced completions.
+        trace (`list[dict]`): traced completions of this version of the format.
         result (`dict`): the evaluation after training; empty if there was none.
         unread (`int`): lines of metrics and traces that do not follow the format, and were left out.
+        foreign (`tuple[dict, ...]`): traced completions of another version of the format.
     """
 
     folder: Path
@@ -36,6 +36,7 @@ class RunRecord:
     trace: list[dict[str, Any]]
     result: dict[str, Any]
     unread: int = 0
+    foreign: tuple[dict[str, Any], ...] = ()
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, where it was logged."""
@@ -58,20 +59,21 @@ def read_run(folder: str | Path) -> RunRecord:
     if text is None:
         raise DataError(f"{str(folder)!r} is not a run folder: it has no {CONFIG_FILE} of its own that can be read")
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{str(folder / CONFIG_FILE)!r} is not YAML: {first_line(error)}") from None
+        config = read_yaml(text)
+    except ConfigError as error:
+        raise DataError(f"{str(folder / CONFIG_FILE)!r} {error}") from None
     if not isinstance(config, dict):
         raise DataError(f"{str(folder / CONFIG_FILE)!r} must be a mapping of keys to values")
     metrics, torn_metrics = _lines(folder / METRICS_FILE, _metrics_record)
-    trace, torn_trace = _lines(folder / TRACE_FILE, _trace_record)
+    traced, torn_trace = _lines(folder / TRACE_FILE, _trace_record)
     return RunRecord(
         folder=folder,
         config={str(key): _plain(value) for key, value in config.items()},
         metrics=metrics,
-        trace=trace,
+        trace=[record for record in traced if record.get("schema") == SCHEMA_VERSION],
         result=evaluation_of(json_of(own_text(folder / RESULT_FILE))),
         unread=torn_metrics + torn_trace,
+        foreign=tuple(record for record in traced if record.get("schema") != SCHEMA_VERSION),
     )
 
 

@@ -13,6 +13,7 @@ from dopd.inspection.schema import RULE_TEXTS, SCHEMA_VERSION
 MAX_BYTES = 6_000_000  # of all traces in a page
 _MAX_IMAGE_BYTES = 1_500_000  # of all pictures in a page
 _IMAGE_SIDE = 640
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MAX_PIXELS, _MAX_PICTURE = 50_000_000, 2**26  # of one picture: pixels, bytes of its file
 
 
@@ -166,7 +167,8 @@ def _small_uri(source: str, folder: Path) -> str | None:
     try:
         written = source.startswith("data:")
         raw = base64.b64decode(source.partition(",")[2]) if written else _file_inside(folder, source)
-        with Image.open(io.BytesIO(raw)) as picture:
+        # Of other formats some are read by programs beside Pillow, such as Ghostscript.
+        with Image.open(io.BytesIO(raw), formats=_FORMATS) as picture:
             if picture.width * picture.height > _MAX_PIXELS:
                 return None
             small = picture.convert("RGB")

@@ -69,7 +69,10 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     check_model(path, **where_of(options))
     try:
         place, where = files_of(path, **where_of(options))
-        return AutoTokenizer.from_pretrained(place, padding_side="left", **where)
+        made = AutoTokenizer.from_pretrained(place, padding_side="left", **where)
+        if isinstance(made.model_max_length, str):
+            raise TypeError(f"model_max_length (={made.model_max_length!r}) must be a number")
+        return made
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"

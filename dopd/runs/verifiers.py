@@ -9,6 +9,7 @@ from typing import Any
 
 from dopd.errors import ConfigError, DataError, first_line
 from dopd.evaluation.verifier import Verifier
+from dopd.interrupts import Stopped
 from dopd.tasks.sources import same_number_or_formula
 
 
@@ -40,7 +41,9 @@ def load_verifier(name: str | None) -> Verifier | None:
         verifier = getattr(importlib.import_module(module), function)
         if not callable(verifier):
             raise TypeError(f"{function} is {type(verifier).__name__} and no function")
-    except Exception as error:  # whatever a module does when it is imported
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:  # whatever a module does when it is imported, leaving the program included
         raise ConfigError(
             f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function of (completion, row): "
             f"{type(error).__name__}: {first_line(error)}"

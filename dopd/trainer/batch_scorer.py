@@ -84,7 +84,9 @@ class BatchScorer:
                     measured[source] = (hidden, Head.of_model(self.accelerator.unwrap_model(model), self.temperature))
             vocab_size = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
             given = scores[source]
-            check_alive(source, given.logprobs, given.entropy, mask, vocab_size, ids=completion_ids, hidden=hidden)
+            moved = SOURCES[source].model != "teacher" and (known or {}).get("step", 0) > 0
+            seen = {"ids": completion_ids, "hidden": hidden}
+            check_alive(source, given.logprobs, given.entropy, mask, vocab_size, **seen, trained=moved)
             if source in self.kept_sources:
                 batch[f"hidden/{source}"] = hidden
             batch |= {f"{f.name}/{source}": getattr(scores[source], f.name) for f in fields(TokenScores)}

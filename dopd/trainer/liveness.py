@@ -9,6 +9,9 @@ from torch import Tensor
 from dopd.errors import NotFiniteError, ScoringError
 
 _EQUAL, _CERTAIN = 1e-6, 1e-3  # nats
+_DIVERGED = (
+    "the student has probably diverged. Lower learning_rate, set max_grad_norm, or go on from an earlier checkpoint"
+)
 
 
 def check_alive(
@@ -20,6 +23,7 @@ def check_alive(
     *,
     ids: Tensor | None = None,
     hidden: Tensor | None = None,
+    trained: bool = False,
 ) -> None:
     """Raise `ScoringError` if a source's scores cannot come from a working model.
 
@@ -34,14 +38,16 @@ def check_alive(
         vocab_size (`int`): size of the vocabulary.
         ids (`LongTensor` (B, T), *optional*): the sampled tokens.
         hidden (`Tensor` (B, T, H), *optional*): the states that predict them.
+        trained (`bool`): whether steps of this run may have moved the source since it was loaded.
     """
+    cause = _DIVERGED if trained else "check the checkpoint path, its precision and any offloading"
     values, entropies = logprobs[mask != 0].double(), entropy[mask != 0].double()
     if values.numel() < 8:
         return
     if not bool(torch.isfinite(entropies).all()):
         bad = ((mask != 0) & ~torch.isfinite(entropy)).any(1)
         raise NotFiniteError(
-            f"{source}: its distributions are not finite (NaN or infinite logits): check the checkpoint",
+            f"{source}: its distributions are not finite (NaN or infinite logits): {cause}",
             source=source,
             rows=tuple(bad.nonzero().flatten().tolist()),
         )
@@ -49,7 +55,7 @@ def check_alive(
     if float(entropies.min()) > uniform - 1e-3:
         raise ScoringError(
             f"{source} is dead: its distribution is uniform over {vocab_size} tokens at all {values.numel()} scored "
-            "positions. Its weights are not those of a trained model: check the checkpoint path and any offloading"
+            f"positions. Its weights are not those of a trained model: {cause}"
         )
     # Answers of one token to one prompt are scored at one position: there, equal scores say nothing.
     several_positions = int((mask != 0).sum(1).max()) > 1
@@ -61,7 +67,7 @@ def check_alive(
     if one_state or (equal and not certain):
         raise ScoringError(
             f"{source} is dead: one distribution (entropy {float(entropies[0]):.4f} nats) at all {values.numel()} "
-            "scored tokens. Its output does not depend on its input: check the checkpoint"
+            f"scored tokens. Its output does not depend on its input: {cause}"
         )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from dopd.errors import DataError
 from dopd.report.curves import draw_run
 from dopd.report.page import report_page
+from dopd.report.traces import _small_uri
 
 STRANGE: list[Any] = [
     None,
@@ -50,6 +51,7 @@ BYTES = [
     b'{"a": &a [*a]}',
     b"- - -",
     b"1e999",
+    b"step: " + b"9" * 5000,
     b"\n\n",
 ]
 
@@ -138,6 +140,31 @@ OUTSIDE: dict[str, Callable[[Path, Path], str]] = {
     "folder": lambda folder, secret: ".",
     "broken data": lambda folder, secret: "data:image/png;base64,AAAA",
 }
+
+
+def test_traces_of_another_version_are_counted_and_not_read(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "run")
+    strange = [{"schema": 99}, {"step": 1}, {"schema": 0, "tokens": [], "privileged_context": "p", "rules": 3}]
+    with (folder / "trace.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in strange)
+    assert '"left_out":3' in report_page([folder])
+
+
+@pytest.mark.parametrize("regime", [["LH"], {"a": 1}, 3])
+def test_a_regime_that_is_no_text_is_left_out(tmp_path: Path, regime: Any) -> None:
+    folder = whole(tmp_path / "run")
+    record = kit.record(1, 0)
+    record["tokens"][0]["regime"] = regime
+    kit.write_lines(folder / "trace.jsonl", [record])
+    assert shown(folder)
+
+
+def test_a_picture_that_another_program_reads_is_not_shown(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "run")
+    (folder / "seen.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert _small_uri("seen.png", folder) is None
+    Image.new("RGB", (9, 9)).save(folder / "seen.png")
+    assert _small_uri("seen.png", folder) is not None
 
 
 @pytest.mark.parametrize("what", OUTSIDE)

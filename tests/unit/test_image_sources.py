@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -340,3 +341,16 @@ def test_a_picture_that_goes_while_a_run_goes_on_is_named_with_its_place(tmp_pat
     path.unlink()
     with pytest.raises(DataError, match=r"prompt 1 of a batch of 2: .*picture\.png' cannot be read as an image"):
         made._generate_and_score_completions(rows)
+
+
+def test_what_is_no_picture_is_neither_waited_for_nor_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    for source, words in (
+        (tmp_path / "pipe.png", "is no file"),
+        (Path("/dev/zero"), "is no file"),
+        (program, "not run"),
+    ):
+        for read in (open_image, image_size):
+            with pytest.raises(DataError, match=words):
+                read(source)

@@ -12,6 +12,7 @@ from compatibility import tried
 from datasets import Dataset, IterableDataset
 from test_prompts import tokenizer, trained
 
+from dopd.data import rendering
 from dopd.data.checks import check_control_tokens
 from dopd.data.encode import encode_prompts
 from dopd.data.rendering import Markup
@@ -143,3 +144,22 @@ def test_half_a_character_is_refused_by_row(tmp_path: Path, place: str, prompt_f
     with pytest.raises(DataError, match=r"row 0: .*half of a character"):
         trained(tmp_path, stream, prompt_format=prompt_format).train()
     tried("prompt", "half of a character (a lone surrogate)", "refused: names row")
+
+
+ENDLESS = {
+    "loops": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "loops without an end",
+    ),
+    "writes": ("{{ messages[0].content * 1000 }}", "a prompt has at most 1,000"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_template_without_an_end_is_stopped(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tok = tokenizer()
+    tok.chat_template, words = ENDLESS[what]
+    monkeypatch.setattr(rendering, "_LONGEST", 0.2)
+    monkeypatch.setattr(rendering, "_MOST", 1_000)
+    with pytest.raises(DataError, match=words):
+        encode_prompts(tok, [[{"role": "user", "content": "w1 w2"}]], {})

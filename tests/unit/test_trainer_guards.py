@@ -133,6 +133,13 @@ def test_a_teacher_whose_output_ignores_its_input_is_reported_as_dead() -> None:
     check_alive("teacher", logprobs + 0.01 * torch.rand(4, 4), 2 + torch.rand(4, 4), mask, 63)
 
 
+def test_a_student_that_dies_while_it_trains_has_diverged(tmp_path: Path) -> None:
+    """Its checkpoint was well, for a step was taken from it."""
+    with pytest.raises(ScoringError, match=r"privileged_student.*diverged\. Lower learning_rate") as caught:
+        kit.trainer(tmp_path, optim="adamw_torch", learning_rate=1e6, max_steps=4).train()
+    assert "check the checkpoint" not in str(caught.value)
+
+
 def test_a_teacher_that_says_one_thing_everywhere_is_dead_whatever_was_sampled() -> None:
     """One distribution at all positions: a token has the same log-prob wherever it stands."""
     ids = torch.tensor([[3, 4, 5, 3], [5, 5, 4, 3], [4, 3, 3, 5]])

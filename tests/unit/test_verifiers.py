@@ -33,10 +33,27 @@ def takes_one(completion: str) -> float:
     return 1.0
 
 
+def leaves(completion: str, row: Mapping[str, Any]) -> float:
+    raise SystemExit(0)
+
+
+class Unfit:
+    """What raises whenever it is looked at."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
 WRONG: dict[str, tuple[Callable[..., Any], str]] = {
     "none": (lambda text, row: None, "gave None"),
     "below 0": (lambda text, row: -1.0, r"gave -1\.0"),
     "percent": (lambda text, row: 100, "gave 100"),
+    "leaves the program": (leaves, "raised SystemExit"),
+    "no number and no text": (lambda text, row: Unfit(), "gave a Unfit"),
+    "too large for a float": (lambda text, row: 10**400, "gave 1000.*[.]{3} for"),
     "nan": (lambda text, row: float("nan"), "gave nan"),
     "infinity": (lambda text, row: float("inf"), "gave inf"),
     "text": (lambda text, row: "0.5", "gave '0.5'"),

@@ -1,5 +1,8 @@
 """Weights are never invented: a tensor that is missing, cut or not the model's stops a run before training."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ import torch
 import trainer_kit as kit
 import vision_kit
 from compatibility import tried
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
+from dopd.checkpoints import load
 from dopd.cli.main import main
 from dopd.errors import ModelError
 from dopd.weights import read_weights
@@ -93,3 +98,92 @@ def test_a_resumed_run_reads_image_families_that_name_tensors_otherwise_in_files
     read_weights(str(tmp_path), other)
     assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
     tried("checkpoint", f"a run of {name}, resumed", "exact: every weight is the checkpoint's")
+
+
+UNFIT: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "whole numbers": (lambda w: {**w, NAME: (w[NAME] * 100).int()}, f"whole numbers or truth values.*{NAME}"),
+    "truth values": (lambda w: {name: value > 0 for name, value in w.items()}, "whole numbers or truth values"),
+    "NaN in one row of the embeddings": (
+        lambda w: {name: _with_nan(value) if "embed" in name else value for name, value in w.items()},
+        "not finite .* in 1 tensors .model.embed_tokens.weight",
+    ),
+    "infinity in one weight": (lambda w: {**w, NAME: _with_nan(w[NAME], float("inf"))}, f"not finite.*{NAME}"),
+}
+
+
+def _with_nan(value: torch.Tensor, what: float = float("nan")) -> torch.Tensor:
+    changed = value.clone()
+    changed[5, 3] = what
+    return changed
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_weights_that_nobody_trained_are_read_by_no_command(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, words = UNFIT[what]
+    broken = saved(tmp_path / "broken", kit.student(), change)
+    with pytest.raises(ModelError, match=words):
+        load(broken)
+    assert main(["eval", broken, "--task", "dag", "--prompts", "2"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    tried("checkpoint", what, "refused: names the tensors")
+
+
+@pytest.mark.parametrize("what", ["whole numbers", "NaN"])
+def test_weights_of_an_adapter_that_nobody_trained_are_not_read(tmp_path: Path, what: str) -> None:
+    folder = _adapter(tmp_path)
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    save_file(weights | {name: weights[name].int() if what == "whole numbers" else weights[name] * float("nan")}, file)
+    with pytest.raises(ModelError, match=what if what == "whole numbers" else "not finite"):
+        load(str(folder))
+
+
+def _adapter(tmp_path: Path) -> Path:
+    base = saved(tmp_path / "base", kit.student())
+    get_peft_model(kit.student(), kit.lora()).save_pretrained(tmp_path / "adapter")
+    _change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=base)
+    return tmp_path / "adapter"
+
+
+def _change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", "[" * 100_000, "\0", '{"base_model_name_or_path": 3}'])
+def test_a_configuration_of_an_adapter_that_is_none_is_one_line(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _adapter(tmp_path)
+    (folder / "adapter_config.json").write_text(text)
+    assert main(["eval", str(folder), "--task", "dag", "--prompts", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "adapter_config.json" in said and "Traceback" not in said
+
+
+def test_adapters_that_are_one_another_s_base_are_refused(tmp_path: Path) -> None:
+    folder = _adapter(tmp_path)
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    _change(folder / "adapter_config.json", base_model_name_or_path=str(other))
+    _change(other / "adapter_config.json", base_model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match="its base is, in the end, itself"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, "2"]}'])
+def test_ends_of_a_checkpoint_that_cannot_be_read_are_not_left_out(tmp_path: Path, text: str) -> None:
+    folder = saved(tmp_path / "model", kit.student())
+    (tmp_path / "model" / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"generation_config\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00002.safetensors", "config.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = saved(tmp_path / "model", kit.student())
+    (tmp_path / "model" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "model" / name)
+    with pytest.raises(ModelError, match="is a pipe or a device"):
+        load(folder)
