@@ -1,11 +1,14 @@
 """Values that are secret by name, here or in the environment: they are used, and written nowhere."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 _WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential")
+# Of an address: what stands between `//` and `@`, with a colon in it, is a name and a password.
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/'\"]+@")
 _SHORTEST = 8  # characters of a value of the environment; a shorter one would be found in ordinary text
 _TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio")
 
@@ -34,11 +37,13 @@ def _inside(value: Any) -> Any:
 
 
 def without_tokens(text: str) -> str:
-    """Text with `<NAME>` in the place of every value of the environment that is secret by name."""
+    """Text with `<NAME>` in the place of every value of the environment that is secret by name, and `<user>@` in that
+    of the name and the password of an address.
+    """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and is_secret(name) and value in text:
             text = text.replace(value, f"<{name}>")
-    return text
+    return _IN_ADDRESS.sub("<user>@", text)
 
 
 @contextmanager

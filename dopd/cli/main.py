@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 
 import dopd
@@ -48,14 +49,18 @@ def _main(argv: Sequence[str] | None) -> int:
         return exit_status(stop.signal)
     except DopdError as error:
         if arguments.debug:
-            raise
+            print(visible(traceback.format_exc()), file=sys.stderr)
+            return USER_ERROR
         print(f"error: {visible(error)}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:
         raise
     except OSError as error:
         # A file that cannot be written: a full disk, a folder that is not there or is not ours.
-        if arguments.debug or error.filename is None:
+        if arguments.debug:
+            print(visible(traceback.format_exc()), file=sys.stderr)
+            return USER_ERROR
+        if error.filename is None:
             raise
         line = not_written(error, error.filename, choose=_PLACES) or f"{error.filename!r}: {error.strerror}"
         print(f"error: {line} (--debug shows where)", file=sys.stderr)

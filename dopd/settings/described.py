@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError
 
+from dopd.secrets import is_secret
 from dopd.settings.problems import Problems
 from dopd.settings.quoting import quoted
 
@@ -160,12 +161,13 @@ class Setting:
         return value
 
     def _wrong(self, path: str, value: Any, *, of_the_value: bool = False) -> str:
+        shown = "<secret>" if is_secret(path.replace(":", ".").split(".")[-1].strip()) else quoted(value)
         if of_the_value and isinstance(value, str | list) and not self.choices and not all([value, *value]):
             what = "has an empty entry" if value else "is empty"
-            return f"{path} (={quoted(value)}) {what}: it must be {self.words}. Leave the key out for its default"
+            return f"{path} (={shown}) {what}: it must be {self.words}. Leave the key out for its default"
         if isinstance(value, str) and {dict, list} & self.kinds and isinstance(self._meant(value), str):
-            return f"{path} (={quoted(value)}) is not JSON: it must be {self.words}"
-        said = f"{path} (={quoted(value)}) must be {self.words}"
+            return f"{path} (={shown}) is not JSON: it must be {self.words}"
+        said = f"{path} (={shown}) must be {self.words}"
         fits = isinstance(value, str) and (str in self.kinds or bool(self.choices))
         if not of_the_value or (self.choices and not fits and not isinstance(value, int | float)):
             said += f", got {type(value).__name__}"

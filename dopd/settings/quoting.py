@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dopd.secrets import is_secret
+
 _MAX_CHARACTERS = 200
 _MAX_ENTRIES = 8
 _MAX_DEPTH = 4
@@ -18,7 +20,8 @@ def _text(value: Any, depth: int) -> str:
     if isinstance(value, Mapping):
         if depth == 0:
             return "{...}"
-        return "{" + _entries((f"{_text(k, 0)}: {_text(v, depth - 1)}" for k, v in value.items()), len(value)) + "}"
+        pairs = ((k, "<secret>" if is_secret(str(k)) else _text(v, depth - 1)) for k, v in value.items())
+        return "{" + _entries((f"{_text(k, 0)}: {inside}" for k, inside in pairs), len(value)) + "}"
     if isinstance(value, list | tuple):
         if depth == 0:
             return "[...]"

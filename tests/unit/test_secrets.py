@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from dopd.cli.main import main
+from dopd.runs.settings import all_settings
 from dopd.secrets import is_secret, without_secrets
+from dopd.shown import visible
 
 PLANTED = "hf_planted0123456789"
 
@@ -73,8 +75,48 @@ def test_a_token_of_the_environment_is_in_no_setting_and_no_message(
     monkeypatch.setenv("HF_TOKEN", PLANTED)
     monkeypatch.setenv("SHORT_TOKEN", "dag")  # found everywhere, and nobody's secret
     kept = without_secrets({"run_name": f"a {PLANTED}", "rows": [{"url": f"https://x:{PLANTED}@y"}], "task": "dag"})
-    assert kept == {"run_name": "a <HF_TOKEN>", "rows": [{"url": "https://x:<HF_TOKEN>@y"}], "task": "dag"}
+    assert kept == {"run_name": "a <HF_TOKEN>", "rows": [{"url": "https://<user>@y"}], "task": "dag"}
     assert main(["eval", f"/no/{PLANTED}", "--task", "dag"]) == 2
     assert main(["train", "tiny-dag", "--output_dir", f"{tmp_path}/{PLANTED}", "--dry-run"]) == 0
     shown = "".join(capfd.readouterr())
     assert PLANTED not in shown and "<HF_TOKEN>" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://me:pw0123@host/x", "https://<user>@host/x"),
+        ("see redis://:p@ss@host:80.", "see redis://<user>@host:80."),
+        ("'ssh://me:pw@h'", "'ssh://<user>@h'"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("https://a.b/c:d and x@y", "https://a.b/c:d and x@y"),
+        ("hf://datasets/a@rev:b@c", "hf://datasets/a@rev:b@c"),
+    ],
+)
+def test_a_password_in_an_address_is_not_written_down(text: str, kept: str) -> None:
+    assert without_secrets({"run_name": text}) == {"run_name": kept}
+    assert visible(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "given"),
+    [
+        ("model_init_kwargs", f"{{token: {{a: {PLANTED}}}}}"),
+        ("seed", f"{{api_key: {PLANTED}}}"),
+    ],
+)
+def test_a_secret_of_the_wrong_type_is_not_quoted(setting: str, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny-dag", "--dry-run", f"--{setting}", given]) == 2
+    shown = "".join(capsys.readouterr())
+    assert setting in shown and "<secret>" in shown and PLANTED not in shown
+    _, problems = all_settings()["hub_token"].read([PLANTED])
+    assert problems == ["hub_token (=<secret>) must be str, got list"]
+
+
+def test_a_traceback_that_is_asked_for_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    assert main(["--debug", "eval", f"/no/{PLANTED}\x1b[31m", "--task", "dag"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "<HF_TOKEN>" in shown and PLANTED not in shown and "\x1b" not in shown
