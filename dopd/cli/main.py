@@ -293,8 +293,10 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
+    from dopd.runs.progress import quiet_libraries
     from dopd.runs.quickstart import quickstart
 
+    quiet_libraries()
     quickstart(
         config=arguments.config,
         folder=arguments.output_dir,
