@@ -273,7 +273,7 @@ def _check_generation_config(path: str, where: Mapping[str, Any]) -> None:
         given = values.get(name)
         ids = given if isinstance(given, list) and name == "eos_token_id" else [given]
         if given is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise ModelError(f"{file!r}: {name} (={given!r}) must be a token id{'s' if name.startswith('eos') else ''}")
+            raise ModelError(f"{file!r}: {name} (={given!r}) must be a token id (eos_token_id: one or several)")
 
 
 def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: bool, merged: bool) -> Any:
