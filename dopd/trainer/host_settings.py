@@ -114,6 +114,7 @@ _NARROWER: dict[str, Any] = {
     "num_completions_to_print": Count | None,
     # `True` too; the parsers of transformers and TRL cannot read a union with `bool` in it.
     "resume_from_checkpoint": bool | str | None,
+    "fsdp": bool | str | list[str] | None,
 }
 _FIXES = {
     "temperature": "for the likeliest tokens set generation_kwargs={'do_sample': False} and off_policy_rollouts=True",
