@@ -82,9 +82,30 @@ class RunFolder:
                 f"{said} holds files that are not a run's (it has no {MARKER_FILE}): overwrite will not delete them. "
                 "Choose another, or delete it yourself"
             )
+        self._check_aside(said)
         foreign = sorted(set(there) & set(_WRITTEN) - set(listed))
         if foreign:
             raise ConfigError(f"{said} has a {foreign[0]} that is not the run's: move it away, or choose another")
+
+    def _check_aside(self, said: str) -> None:
+        """Raise `ConfigError` where the place of a replaced run holds what is no run's."""
+        aside = self.path / PREVIOUS
+        if not os.path.lexists(aside):
+            return
+        if aside.is_symlink() or not aside.is_dir():
+            raise ConfigError(f"{said} has a {PREVIOUS} that is no folder of its own: move it away, or choose another")
+        owned, checkpoints = _owned(aside)
+        of_runs = {*owned, MARKER_FILE, *(path.relative_to(aside).as_posix() for path in checkpoints)}
+        foreign = sorted(
+            path.relative_to(aside).as_posix()
+            for path in aside.rglob("*")
+            if not path.is_dir() and not any(path.is_relative_to(aside / name) for name in of_runs)
+        )
+        if foreign:
+            raise ConfigError(
+                f"{said}: {PREVIOUS}/{foreign[0]} is not a run's, and the next run that is replaced goes there: move "
+                "it away, or choose another"
+            )
 
     @property
     def is_complete(self) -> bool:

@@ -166,6 +166,7 @@ _FEW = 8  # steps of a scheduler
 _ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # a mapping, or the path of a JSON file of one
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+_OF_LAYERS: dict[str, Any] = {"every_n_layers": Count, "offload": bool}  # what transformers adds to torch's
 
 
 @functools.cache
@@ -200,6 +201,7 @@ def check_mappings(args: Any) -> list[str]:
             key: Setting(key, bool if key != "determinism_check" else Literal["default", "none"])
             for key in _CHECKPOINTING
         }
+        known |= {key: Setting(key, hint) for key, hint in _OF_LAYERS.items()}
         problems += _inside(args, name, known)
     accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}
     # Rows are text, which accelerate cannot hand from one process to the others.
@@ -307,11 +309,14 @@ def _scheduler_problems(args: Any) -> list[str]:
     of_the_host = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
     known = {name: one for name, one in settings_of_call(made).items() if name not in of_the_host}
     problems = _inside(args, "lr_scheduler_kwargs", known)
-    if problems or kind in classes:
+    if problems:
         return problems
     try:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
         options = dict(args.lr_scheduler_kwargs or {})
+        if kind in classes:  # it goes on by a metric, which is not there yet
+            classes[kind](optimizer, **options)
+            return problems
         scheduler = get_scheduler(kind, optimizer, _FEW // 4, _FEW, scheduler_specific_kwargs=options)
         for _ in range(_FEW):
             optimizer.step()
@@ -319,7 +324,7 @@ def _scheduler_problems(args: Any) -> list[str]:
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         problems.append(
             f"lr_scheduler_type (={kind.value!r}) cannot work with lr_scheduler_kwargs "
-            f"(={quoted(args.lr_scheduler_kwargs)}): {first_line(error)}"
+            f"(={quoted(args.lr_scheduler_kwargs)}) and learning_rate (={args.learning_rate}): {first_line(error)}"
         )
     return problems
 
@@ -348,6 +353,8 @@ def _inside_what_is_known(args: Any, name: str, hints: Mapping[str, Any]) -> lis
     given, problems = getattr(args, name), []
     known = {key: Setting(key, hint) for key, hint in hints.items()}
     for key, value in (given or {}).items() if isinstance(given, dict) else ():
+        if isinstance(value, torch.dtype) and hints.get(key) is Dtype:
+            value = str(value).removeprefix("torch.")  # as the host takes it from Python
         # A key that is none of these is a field of the model's configuration, unless it looks like one of them.
         if key in known or difflib.get_close_matches(str(key), known, n=1, cutoff=0.85):
             problems += check({key: value}, known, name)[1]

@@ -70,6 +70,9 @@ def damage(folder: Path, *, checksums: bool = True) -> str | None:
     manifest = manifest_of(folder)
     if manifest is None:
         return f"has no {MANIFEST_FILE} that can be read: its writing was cut off, or another program made it"
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named.group(1)) != manifest.get("step"):
+        return f"was made at step {manifest.get('step')}, and its name says another: give it its name again"
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():

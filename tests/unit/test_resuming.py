@@ -125,6 +125,19 @@ def test_a_torn_checkpoint_is_left_out_with_a_sentence(
     tried("checkpoint", f"a checkpoint that lost {name}", "left out with a sentence, the one before is taken")
 
 
+def test_a_checkpoint_of_another_name_is_not_taken_for_that_step(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(saved, tmp_path / "run"))
+    (run / "checkpoint-6").rename(run / "checkpoint-9")
+    assert checkpoint_to_resume(True, run) == str(run / "checkpoint-4")
+    assert "checkpoint-9 is left out: it was made at step 6" in caplog.text
+    with pytest.raises(ConfigError, match=r"checkpoint-9.*was made at step 6, and its name says another"):
+        checkpoint_to_resume(str(run / "checkpoint-9"), run)
+    (run / "checkpoint-9").rename(run / "best")
+    assert checkpoint_to_resume(str(run / "best"), run) == str(run / "best")
+
+
 @pytest.mark.slow
 def test_the_trainer_takes_the_newest_whole_one(saved: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(saved, tmp_path / "run"))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,31 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
     RunFolder(tmp_path).check(overwrite=False, resume=True)  # nothing in it has the name of a run's file
     with pytest.raises(ConfigError, match=r"has a config\.yaml that is not the run's"):
         RunFolder(run).check(overwrite=False, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder", "left over"])
+def test_the_place_of_a_replaced_run_is_nobody_elses(
+    kind: str, tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    assert train() == 0
+    elsewhere.mkdir()
+    (elsewhere / "README.md").write_text("mine")
+    aside = run / PREVIOUS
+    if kind == "link":
+        aside.symlink_to(elsewhere)
+    elif kind == "file":
+        aside.write_text("mine")
+    elif kind == "folder":
+        shutil.copytree(elsewhere, aside)
+    else:
+        (run / "checkpoint-1" / "notes.txt").write_text("mine")
+        assert train("--overwrite") == 0
+        assert (aside / "checkpoint-1" / "notes.txt").read_text() == "mine"
+    before = files_of(run)
+    assert train("--overwrite") == 2
+    assert f"{PREVIOUS}" in capsys.readouterr().err
+    assert files_of(run) == before and files_of(elsewhere) == {"README.md": b"mine"}
 
 
 def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_not(

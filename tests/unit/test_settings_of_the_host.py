@@ -1,5 +1,6 @@
 """Settings of the host that mean more here: resuming, the best checkpoint, trackers, the models' context."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -21,7 +22,7 @@ from dopd.methods import METHODS, table
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, train
 from dopd.tiny import build_model
-from dopd.trainer import setup
+from dopd.trainer import DOPDConfig, setup
 from dopd.trainer.best import STUDENT_METRICS
 from dopd.trainer.context import common_context, context_of, max_prompt_tokens
 
@@ -359,3 +360,49 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(values: dict[str, Any], wo
 def test_sizes_of_the_kit_are_what_these_tests_take_them_for() -> None:
     assert build_model(STUDENT, TOKENIZER, 0).config.max_position_embeddings > 32
     assert build_model(TEACHER, TOKENIZER, 0).config.rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lr_scheduler_type": "polynomial", "learning_rate": 1e-2, "lr_scheduler_kwargs": {"lr_end": 5e-3}},
+        {"model_init_kwargs": {"dtype": torch.bfloat16}, "teacher_model_init_kwargs": {"torch_dtype": torch.float32}},
+        {"activation_checkpointing_kwargs": {"every_n_layers": 2, "offload": True}},
+        {"fsdp": True},
+        {"fsdp": "full_shard auto_wrap"},
+    ],
+)
+def test_what_the_host_takes_from_python_is_taken(given: dict[str, Any], tmp_path: Path) -> None:
+    made = DOPDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
+    for name, value in given.items():
+        if name != "fsdp":
+            assert getattr(made, name) == value
+    dataclasses.replace(made)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, r"learning_rate \(=1e-08\)"),
+        (
+            {
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr": 1e-5},
+                "learning_rate": 0.0,
+            },
+            r"lr_scheduler_type \(='cosine_with_min_lr'\) cannot work",
+        ),
+        (
+            {
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "lr_scheduler_kwargs": {"factor": 1.5},
+                "eval_strategy": "steps",
+                "eval_steps": 1,
+            },
+            "Factor should be < 1.0",
+        ),
+    ],
+)
+def test_a_scheduler_is_tried_at_the_rate_that_is_set(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        DOPDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
