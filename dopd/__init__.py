@@ -12,9 +12,11 @@ _HOMES = {
     "Regime": "dopd.routing",
     "route": "dopd.routing",
     "divergence": "dopd.divergences",
+    "register_divergence": "dopd.divergences",
     "Rule": "dopd.rules",
     "RoutingTable": "dopd.tables",
     "table": "dopd.methods",
+    "Assignment": "dopd.assignment",
     "routed_loss": "dopd.loss",
     "Head": "dopd.heads",
     "fused_routed_loss": "dopd.fused",
@@ -36,9 +38,11 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from dopd.assignment import Assignment as Assignment
     from dopd.divergences import divergence as divergence
     from dopd.fused import fused_routed_loss as fused_routed_loss
     from dopd.heads import Head as Head
+    from dopd.kinds import register_divergence as register_divergence
     from dopd.loss import routed_loss as routed_loss
     from dopd.methods import table as table
     from dopd.routing import Regime as Regime

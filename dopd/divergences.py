@@ -7,29 +7,18 @@ one extra outcome for the remaining mass. Shapes: `...` any leading dimensions, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from annotated_types import DocInfo
 from torch import Tensor
 
 from dopd.errors import ConfigError
+from dopd.kinds import DIVERGENCES, POLICY_GRADIENT, Divergence, check_divergence, register_divergence
 
-DivergenceKind = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "js",
-    "reverse_kl_detached",
-    "cross_entropy",
-    "list_mle",
-    "entropy",
-    "policy_gradient",
-]
 Support = Literal["full", "student_topk", "target_topk", "sampled"]
 Tail = Literal["bucket", "renormalize", "truncate"]
-Divergence = Callable[[Tensor, Tensor], Tensor]  # log-probs of student and target over outcomes: (..., K) -> (...)
-
-WITHOUT_TARGET = frozenset({"entropy", "policy_gradient"})
 
 
 def _terms(log_p: Tensor, log_ratio: Tensor) -> Tensor:
@@ -43,16 +32,19 @@ def _expectation(log_p: Tensor, log_ratio: Tensor) -> Tensor:
     return _terms(log_p, log_ratio).sum(-1)
 
 
+@register_divergence("forward_kl")
 def forward_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
     """KL(T || S) = E_T[log T - log S], nats. (..., K) -> (...)."""
     return _expectation(log_t, log_t - log_s)
 
 
+@register_divergence("reverse_kl")
 def reverse_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
     """KL(S || T) = E_S[log S - log T], nats. (..., K) -> (...)."""
     return _expectation(log_s, log_s - log_t)
 
 
+@register_divergence("js")
 def js(log_s: Tensor, log_t: Tensor) -> Tensor:
     """Jensen-Shannon: 1/2 KL(T || M) + 1/2 KL(S || M), M = (S + T)/2, nats, at most ln 2. (..., K) -> (...)."""
     return _js_terms(log_s, log_t, 0.5).sum(-1)
@@ -67,6 +59,7 @@ def _js_terms(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
     return beta * _terms(log_t, log_t - log_m) + (1.0 - beta) * _terms(log_s, log_s - log_m)
 
 
+@register_divergence("reverse_kl_detached")
 def reverse_kl_detached(log_s: Tensor, log_t: Tensor) -> Tensor:
     """KL(S || T) with the gradient sum_v sg[S (log S - log T)] grad log S (arXiv 2605.11182), nats. (..., K) -> (...).
 
@@ -78,11 +71,13 @@ def reverse_kl_detached(log_s: Tensor, log_t: Tensor) -> Tensor:
     return weight.sum(-1) + (weight * (still - still.detach())).sum(-1)
 
 
+@register_divergence("cross_entropy")
 def cross_entropy(log_s: Tensor, log_t: Tensor) -> Tensor:
     """-log S at the target's most probable outcome: a hard label, nats. (..., K) -> (...)."""
     return -pick(log_s, log_t.argmax(-1))
 
 
+@register_divergence("list_mle")
 def list_mle(log_s: Tensor, log_t: Tensor) -> Tensor:
     """Plackett-Luce negative log-likelihood of the target's order of the outcomes under the student, nats.
 
@@ -94,21 +89,16 @@ def list_mle(log_s: Tensor, log_t: Tensor) -> Tensor:
     return (rest - possible).sum(-1)
 
 
+@register_divergence("entropy", reads_target=False)
 def student_entropy(log_s: Tensor, log_t: Tensor) -> Tensor:
     """Entropy of the student, nats; it reads no target. (..., K) -> (...)."""
     return -_expectation(log_s, log_s)
 
 
-# A new divergence is one function on log-probabilities and one entry here (and in `DivergenceKind`).
-DIVERGENCES: dict[str, Divergence] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "js": js,
-    "reverse_kl_detached": reverse_kl_detached,
-    "cross_entropy": cross_entropy,
-    "list_mle": list_mle,
-    "entropy": student_entropy,
-}
+# What a row's divergence may be.
+DivergenceKind = Annotated[
+    str, DocInfo(" or ".join([*map(repr, sorted([*DIVERGENCES, POLICY_GRADIENT])), "package.module:function"]))
+]
 _TERMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "forward_kl": lambda log_s, log_t, beta: _terms(log_t, log_t - log_s),
     "reverse_kl": lambda log_s, log_t, beta: _terms(log_s, log_s - log_t),
@@ -163,11 +153,11 @@ PLAIN_VARIANT = Variant()
 
 
 def divergence_function(kind: str, variant: Variant = PLAIN_VARIANT, tail: Tail = "bucket") -> Divergence:
-    """The function over outcomes of a divergence with its options; the entry of `DIVERGENCES` itself where it has none.
+    """The function over outcomes of a divergence with its options; the registered one itself where it has none.
 
     With `tail="truncate"` the last outcome is the remaining mass, which normalises and is then left out of the sum.
     """
-    function = DIVERGENCES[kind]
+    function = DIVERGENCES.find(kind)
     if kind in _TERMS and (variant.clamp is not None or variant.beta != 0.5):
         terms, limit, beta = _TERMS[kind], variant.clamp, variant.beta
 
@@ -242,7 +232,8 @@ def divergence(
     Args:
         student_logits (`Tensor` (..., V)): logits of the trained distribution. Gradients reach these alone.
         target_logits (`Tensor` (..., V)): logits of the target over the same vocabulary; never differentiated.
-        kind (`str`): a key of `DIVERGENCES`, such as `"forward_kl"` KL(T || S), `"reverse_kl"` KL(S || T), or `"js"`.
+        kind (`str`): the name of a divergence, such as `"forward_kl"` KL(T || S), `"reverse_kl"` KL(S || T), or `"js"`;
+            see `register_divergence` for one of your own.
         support (`str`, *optional*, defaults to `"full"`): `"full"` vocabulary, the K most probable tokens of the
             student (`"student_topk"`) or of the target (`"target_topk"`), or `"sampled"`, the one-sample estimate.
         top_k (`int`, *optional*, defaults to `128`): K of a top-k support; K >= V is the full vocabulary.
@@ -260,10 +251,10 @@ def divergence(
     Raises:
         ConfigError: an unknown name, shapes that differ, or a combination that has no meaning.
     """
-    check_choice("kind", kind, DivergenceKind)
+    check_divergence("kind", kind)
     check_support(kind, support, top_k, tail)
     variant.check(kind, support)
-    if kind == "policy_gradient":
+    if kind == POLICY_GRADIENT:
         raise ConfigError("kind='policy_gradient' has no target: its advantages come from a signal (see dopd.Rule)")
     if student_logits.shape != target_logits.shape:
         raise ConfigError(
@@ -336,12 +327,12 @@ def check_support(kind: str, support: str, top_k: int, tail: str) -> None:
     check_choice("tail", tail, Tail)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ConfigError(f"top_k (={top_k!r}) must be a whole number of at least 1: the tokens of a top-k support")
-    if support == "sampled" and kind not in (*_TERMS, "policy_gradient"):
+    if support == "sampled" and kind not in (*_TERMS, POLICY_GRADIENT):
         raise ConfigError(
             f"support='sampled' estimates {', '.join(map(repr, _TERMS))} or is the support of 'policy_gradient', got "
             f"divergence={kind!r}. Use support='target_topk' or 'full' for it"
         )
-    if kind == "policy_gradient" and support != "sampled":
+    if kind == POLICY_GRADIENT and support != "sampled":
         raise ConfigError(
             f"divergence='policy_gradient' acts on the sampled token: set support='sampled', got {support!r}"
         )

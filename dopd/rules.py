@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dopd.divergences import WITHOUT_TARGET, DivergenceKind, Support, Tail, Variant, check_choice, check_support
+from dopd.divergences import DivergenceKind, Support, Tail, Variant, check_support
 from dopd.errors import ConfigError
+from dopd.kinds import WITHOUT_TARGET, check_divergence
 from dopd.routing import Regime
 from dopd.settings import SettingsError, check, check_attributes, settings_of, settings_of_call
 from dopd.signals import SIGNALS
@@ -106,7 +107,8 @@ class Rule:
         source (`str` or `dict[str, float]`, *optional*): who gives the target distribution, one of `SOURCES`, or a
             product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training). None
             for a divergence without a target.
-        divergence (`str`): between the plain student and the target: a key of `DIVERGENCES`, or `"policy_gradient"`.
+        divergence (`str`): between the plain student and the target: the name of one (`dopd.register_divergence`), or
+            `"policy_gradient"`.
         support (`str`): `"full"`, `"student_topk"`, `"target_topk"` or `"sampled"`.
         tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"` or `"truncate"`.
         top_k (`int`): K of a top-k support.
@@ -151,7 +153,7 @@ class Rule:
             raise ConfigError(f"row {self._shown_label()!r}: {error}") from None
 
     def _check_divergence(self) -> None:
-        check_choice("divergence", self.divergence, DivergenceKind)
+        check_divergence("divergence", self.divergence)
         check_support(self.divergence, self.support, self.top_k, self.tail)
         if self.support.endswith("topk") and self.top_k == 1 and self.tail == "renormalize":
             raise ConfigError(
@@ -169,7 +171,7 @@ class Rule:
         self.variant.check(self.divergence, self.support)
 
     def _check_target(self) -> None:
-        if self.divergence in WITHOUT_TARGET:
+        if check_divergence("divergence", self.divergence) in WITHOUT_TARGET:
             if self.source is not None:
                 raise ConfigError(
                     f"source (={self.source!r}): divergence={self.divergence!r} reads no target; leave it out"

@@ -1,7 +1,9 @@
 """Every test runs on one thread: two threads on a busy two-core machine are many times slower."""
 
+import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,3 +33,22 @@ def _loggers() -> Iterator[None]:
         level, logger.propagate = before.get(name, (logging.NOTSET, True))
         logger.setLevel(level)
     logging.getLogger("dopd").handlers[:] = handlers
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is forgotten behind it."""
+    from dopd.registry import Registry
+
+    everyone = [one for one in gc.get_objects() if type(one) is Registry]
+    before = [(one, dict(one), dict(one.code), dict(one.aliases)) for one in everyone]
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    for one, entries, code, aliases in before:
+        for mapping, earlier in ((one, entries), (one.code, code), (one.aliases, aliases)):
+            mapping.clear()
+            mapping.update(earlier)
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith(("my_", "_dopd_code_")):
+            del sys.modules[name]

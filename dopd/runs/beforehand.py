@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 
 from dopd.runs.settings import RunSettings
-from dopd.runs.verifiers import check_verifier_name
+from dopd.runs.verifiers import VERIFIERS
 from dopd.settings import Problems
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
@@ -29,7 +29,7 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
         problems.add("load_in_4bit (=True) and load_in_8bit (=True) cannot both be: leave one of them out")
     if settings.verifier is not None:
         with problems.collected():
-            check_verifier_name(settings.verifier)
+            VERIFIERS.check_name(settings.verifier)
     if config.teacher_model_name_or_path is None:
         with problems.collected():
             check_models(None, None, config.routing_table())

@@ -1,54 +1,24 @@
 """Verifiers by name."""
 
-import difflib
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dopd.errors import ConfigError, DataError, first_line
+from dopd.errors import DataError
 from dopd.evaluation.verifier import Verifier
-from dopd.interrupts import Stopped
+from dopd.registry import Registry
 from dopd.tasks.sources import same_number_or_formula
 
-
-def check_verifier_name(name: str) -> None:
-    """Raise `ConfigError` for a name that is no verifier's, without importing anything."""
-    module, _, function = name.partition(":")
-    if name not in _VERIFIERS and not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
-        close = difflib.get_close_matches(name, _VERIFIERS, n=1)
-        hint = f". Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function{hint}")
+# Called with a completion and its row.
+VERIFIERS: Registry[Verifier] = Registry("verifier", lambda name, code: VERIFIERS.register(name, code, code))
 
 
 def load_verifier(name: str | None) -> Verifier | None:
-    """`math`, `exact` or `package.module:function`: code, which is run. Modules of the working directory count.
+    """`math`, `exact`, or a function of (completion, row) as `package.module:function` or `./file.py:function`.
 
     Raises:
         ConfigError: there is no such function, or its module cannot be imported.
     """
-    if name is None:
-        return None
-    if name in _VERIFIERS:
-        return _VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # a command has the folder of its script there instead
-        sys.path.append(os.getcwd())
-    try:
-        if not colon:
-            raise ImportError("no colon between module and function")
-        verifier = getattr(importlib.import_module(module), function)
-        if not callable(verifier):
-            raise TypeError(f"{function} is {type(verifier).__name__} and no function")
-    except (KeyboardInterrupt, Stopped):
-        raise
-    except BaseException as error:  # whatever a module does when it is imported, leaving the program included
-        raise ConfigError(
-            f"verifier (={name!r}) must be {', '.join(_VERIFIERS)} or package.module:function of (completion, row): "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    return verifier
+    return None if name is None else VERIFIERS.find(name)
 
 
 def _exact(completion: str, row: Mapping[str, Any]) -> float:
@@ -65,4 +35,5 @@ def _answer(row: Mapping[str, Any]) -> Any:
     return row["answer"]
 
 
-_VERIFIERS: dict[str, Callable[[str, Mapping[str, Any]], float]] = {"math": _math, "exact": _exact}
+for _name, _verifier in (("math", _math), ("exact", _exact)):
+    VERIFIERS.register(_name, _verifier, _verifier)

@@ -18,7 +18,7 @@ from dataclasses import MISSING, dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, MinLen
 from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError
 
 from dopd.secrets import is_secret
@@ -327,6 +327,9 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 def _words(hint: Any) -> list[str]:
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
+        described = [limit.documentation for limit in limits if isinstance(limit, DocInfo)]
+        if described:
+            return described
         said = [_LIMITS[type(limit)].format(limit) for limit in limits if type(limit) in _LIMITS]
         return [" ".join([_words(base)[0], " and ".join(said)]).strip()]
     if get_origin(hint) is Literal:

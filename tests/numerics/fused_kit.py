@@ -9,6 +9,7 @@ from torch import Tensor
 from dopd import divergences
 from dopd.fused import fused_routed_loss
 from dopd.heads import Head
+from dopd.kinds import WITHOUT_TARGET
 from dopd.loss import RoutedLoss
 from dopd.rules import Rule
 from dopd.tables import RoutingTable
@@ -81,7 +82,7 @@ def make_case(
 
 
 def one_rule(kind: str, support: str, tail: str, top_k: int = 5, weight: float = 0.7) -> RoutingTable:
-    source = None if kind in divergences.WITHOUT_TARGET else "teacher"
+    source = None if kind in WITHOUT_TARGET else "teacher"
     rule = Rule(source=source, divergence=kind, support=support, tail=tail, top_k=top_k, weight=weight)
     return RoutingTable(name="one", rules=(rule,))
 

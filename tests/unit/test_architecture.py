@@ -14,12 +14,12 @@ PACKAGE = ROOT / "dopd"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics", "secrets", "remote_code", "interrupts"],
-    ["shown"],
+    ["shown", "registry"],
     ["settings"],
     ["vision", "lengths", "files"],
-    ["routing"],
+    ["routing", "sources", "kinds"],
     ["divergences"],
-    ["sources", "signals"],
+    ["signals"],
     ["rules"],
     ["tables"],
     ["quantized"],

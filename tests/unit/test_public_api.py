@@ -27,7 +27,8 @@ SIGNATURES = {
 }
 NAMES = {
     *("Regime", "route", "divergence", "Rule", "RoutingTable", "table", "routed_loss", "DOPDConfig", "DOPDTrainer"),
-    *("Head", "fused_routed_loss"),
+    *("Head", "fused_routed_loss", "Assignment"),
+    *("register_divergence",),
 }
 
 
@@ -48,7 +49,7 @@ def test_public_name_resolves(name: str) -> None:
 
 def test_name_that_does_not_exist_lists_those_that_do() -> None:
     with pytest.raises(
-        AttributeError, match=r"module 'dopd' has no attribute 'Router'; public names: DOPDConfig, DOPD"
+        AttributeError, match=r"module 'dopd' has no attribute 'Router'; public names: Assignment, DOPDConfig"
     ):
         _ = dopd.Router
 

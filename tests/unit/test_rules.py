@@ -29,7 +29,7 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
             {"source": "tutor"},
             r"row 'all': source \(='tutor'\) must be one of 'teacher', 'privileged_teacher', 'pr",
         ),
-        (TEACHER | {"divergence": "kl"}, r"divergence \(='kl'\) must be one of 'forward_kl', 'reverse_kl', 'js'"),
+        (TEACHER | {"divergence": "kl"}, r"divergence \(='kl'\) must be one of forward_kl, reverse_kl, js"),
         (
             TEACHER | {"support": "topk"},
             r"support \(='topk'\) must be one of 'full', 'student_topk', 'target_topk', 's",

@@ -142,7 +142,7 @@ def test_verifiers_by_name() -> None:
     import os.path
 
     assert load_verifier("os.path:join") is os.path.join
-    with pytest.raises(ConfigError, match=r"package\.module:function"):
+    with pytest.raises(ConfigError, match=r"package\.module:name"):
         load_verifier("os.path:nothing")
     with pytest.raises(ConfigError, match="math, exact"):
         load_verifier("fuzzy")
