@@ -257,6 +257,7 @@ def check_prompts(
     max_prompt_tokens: int,
     drop_overlong: bool,
     skip_broken_images: bool = False,
+    look: Callable[[dict[str, Any], int], object] | None = None,
 ) -> tuple[Any, DatasetReport]:
     """Check every row of a map-style dataset, and the length of every view of its prompt.
 
@@ -272,6 +273,7 @@ def check_prompts(
         max_prompt_tokens (`int`): the most tokens that any view may have.
         drop_overlong (`bool`): leave rows out, and count them, instead of raising.
         skip_broken_images (`bool`): leave rows with an image that cannot be read out, and count them.
+        look (callable, *optional*): is shown every row that is kept, and its index; it may refuse one.
 
     Returns:
         The dataset (without dropped rows) and the `DatasetReport`.
@@ -302,6 +304,8 @@ def check_prompts(
             if not drop_overlong:
                 raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
             continue
+        if look is not None:
+            look(row, index)
         kept.append(index)
         num_blank += lacks_privileged(row)
     num_dropped = len(dataset) - len(kept) - len(broken)

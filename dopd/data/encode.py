@@ -97,13 +97,33 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
         while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
             ids = ids[:-1]
     else:
-        check_last_turn(prompt, options)
-        arguments = template_arguments(tokenizer, prompt, options)
-        turns = with_readable_calls(tokenizer, as_template_reads(tokenizer, prompt, options), arguments)
-        rendered(tokenizer, turns, arguments)
+        turns, arguments, _ = _as_rendered(tokenizer, prompt, options)
         ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
     check_beginning(tokenizer, ids)
     return ids
+
+
+def _as_rendered(
+    processing_class: Any, prompt: list[dict[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any], str]:
+    """The turns of a conversation as its template reads them, the template's arguments, and what it makes of them."""
+    check_last_turn(prompt, options)
+    arguments = template_arguments(processing_class, prompt, options)
+    if reads_images(processing_class):
+        turns: list[Any] = as_blocks(prompt)
+        check_placeholders(processing_class, turns)
+    else:
+        turns = as_template_reads(processing_class, prompt, options)
+    turns = with_readable_calls(processing_class, turns, arguments)
+    return turns, arguments, rendered(processing_class, turns, arguments)
+
+
+def text_of(processing_class: Any, prompt: Prompt, options: Mapping[str, Any]) -> str:
+    """The text that becomes token ids: a text itself, or what the chat template makes of a conversation.
+
+    Args: as `encode_prompts`, for one prompt.
+    """
+    return prompt if isinstance(prompt, str) else _as_rendered(processing_class, prompt, options)[2]
 
 
 @dataclass
@@ -143,13 +163,8 @@ class PromptLengths:
     def _length(self, prompt: Prompt) -> int:
         if isinstance(prompt, str):
             return self._counted(_encode(self.processing_class, prompt, {}).ids)
-        blocks = as_blocks(prompt)
-        check_placeholders(self.processing_class, blocks)
-        sizes = tuple(image_size(source) for source in image_sources(blocks))
-        check_last_turn(prompt, self.chat_template_kwargs)
-        arguments = template_arguments(self.processing_class, prompt, self.chat_template_kwargs)
-        turns = with_readable_calls(self.processing_class, blocks, arguments)
-        text = rendered(self.processing_class, turns, arguments)
+        sizes = tuple(image_size(source) for source in image_sources(as_blocks(prompt)))
+        text = text_of(self.processing_class, prompt, self.chat_template_kwargs)
         length = self._counted(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
         # A row may set its processor otherwise; tools change the text alone.
         own = {name: value for name, value in getattr(prompt, "options", {}).items() if name != "tools"}
@@ -231,12 +246,7 @@ def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded
         check_placeholders(processor, prompt)
         keys: list[str] = []
     else:
-        prompt = as_blocks(prompt)
-        check_placeholders(processor, prompt)
-        check_last_turn(prompt, options)
-        arguments = template_arguments(processor, prompt, options)
-        prompt = with_turns(prompt, with_readable_calls(processor, prompt, arguments))
-        rendered(processor, prompt, arguments)
+        prompt = with_turns(prompt, _as_rendered(processor, prompt, options)[0])
         keys = [image_key(source) for source in image_sources(prompt)]
     output = _processed(processor, prompt, options)
     fields: dict[str, Tensor] = {

@@ -45,6 +45,7 @@ def with_turns(prompt: Prompt, turns: list[dict[str, Any]]) -> list[dict[str, An
 
 
 _FIELDS = ("prompt", "privileged_context")
+_PLACES = r"\{prompt\}|\{privileged_context\}"
 # A field of Python's format strings; what LaTeX has in braces (`\\boxed{answer}`, `x_{max}`) is none.
 _FIELD = re.compile(r"(?<![\w}{^\\])\{([A-Za-z_]\w+)\}(?!\})")
 
@@ -114,6 +115,11 @@ class PrivilegedTemplate:
         messages[last_user] = {**message, "content": content}
         return with_turns(prompt, messages)
 
+    def own_texts(self, prompt: Prompt) -> list[str]:
+        """The words of the template around the prompt and p."""
+        template = self.template or (DEFAULT_TEXT_TEMPLATE if isinstance(prompt, str) else DEFAULT_CHAT_TEMPLATE)
+        return [text for text in re.split(_PLACES, template) if text.strip()]
+
     def _fill_content(self, template: str, content: Any, privileged_context: str) -> Any:
         if isinstance(content, str):
             return self._fill(template, content, privileged_context)
@@ -125,7 +131,7 @@ class PrivilegedTemplate:
     def _fill(template: str, prompt: str, privileged_context: str) -> str:
         # One pass: braces inside the prompt or inside p are text, never fields.
         values = {"{prompt}": prompt, "{privileged_context}": privileged_context}
-        return re.sub(r"\{prompt\}|\{privileged_context\}", lambda match: values[match.group()], template)
+        return re.sub(_PLACES, lambda match: values[match.group()], template)
 
 
 def _last_text(content: Sequence[Mapping[str, Any]]) -> int:

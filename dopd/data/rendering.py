@@ -338,8 +338,10 @@ def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    # A word that the vocabulary lacks is read as the unknown token: no markup.
-    return {token: number for token, number in (added | named).items() if number != tokenizer.unk_token_id}
+    # A word that the vocabulary lacks is read as the unknown token: no markup. Of GPT-2 that token ends texts, too.
+    unknown = tokenizer.unk_token_id
+    ends = {tokenizer.bos_token, tokenizer.eos_token} & {tokenizer.unk_token}
+    return {token: number for token, number in (added | named).items() if number != unknown or token in ends}
 
 
 def _brackets_around_a_turn(tokenizer: Any, template: str | None) -> frozenset[str]:

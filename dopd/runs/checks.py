@@ -1,15 +1,19 @@
 """What is tried of models before they answer or are shown outside of a training run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.encode import image_sources, reads_images
 from dopd.data.privileged import Prompt
-from dopd.data.views import plain_prompt
+from dopd.data.unknown import UnknownWords
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import check_generation
 from dopd.trainer.guards import check_one_vocabulary
 from dopd.trainer.passes import check_passes, check_self_divergence
+
+logger = logging.getLogger(__name__)
 
 _TRIAL_ROWS, _TRIAL_PROMPTS = 64, 3  # looked through for pictures, and tried
 
@@ -21,12 +25,14 @@ def check_answering(
 
     Args:
         evaluator (`StudentEvaluator`): what encodes the prompts.
-        rows (`list[dict]`): of which the first ones are tried.
+        rows (`list[dict]`): of which the first ones are tried; words that are unknown are looked for in all.
         model, teacher: transformers models; the teacher is optional.
 
     Raises:
+        DataError: a row none of whose words is known.
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
+    _tell_unknown_words(evaluator, rows)
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.processing_class) else []
     if teacher is not None:
         check_one_vocabulary(model, teacher, evaluator.processing_class)
@@ -38,6 +44,16 @@ def check_answering(
         check_passes(name, tried, view=view)
         if tried is model:
             check_generation(name, tried, view)
+
+
+def _tell_unknown_words(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> None:
+    processors = (evaluator.processing_class, evaluator.teacher_processing_class)
+    unknown = UnknownWords(*processors, evaluator.chat_template_kwargs, evaluator.template)
+    for index, row in enumerate(evaluator.asked(rows) if unknown.may_be else []):
+        views = [(None, plain_prompt(row)), (row.get("privileged_context"), privileged_prompt(row, evaluator.template))]
+        unknown.look(row, f"row {index}", views)
+    for sentence in unknown.sentences(len(rows), "the prompts"):
+        logger.warning(sentence)
 
 
 def _with_pictures(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:

@@ -12,6 +12,7 @@ from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.rendering import Markup, template_of
+from dopd.data.unknown import Reader
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.evaluation.verifier import unjudged
@@ -97,7 +98,7 @@ def inspect_prompt(
     (row,) = answering.asked([{"prompt": prompt, "privileged_context": privileged_context}])
     check_control_tokens(row, Markup.of(tokenizer, template_of(processing_class, asked.chat_template_kwargs)))
     count = 1 if completion is not None or greedy else rollouts
-    answers = None if completion is None else [tokenizer(completion, add_special_tokens=False)["input_ids"]]
+    answers = None if completion is None else [_completion_ids(tokenizer, completion)]
     rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count
     check_answering(answering, rows, student, teacher)
     return Inspector(routing, answering, _either(student, teacher), temperature=asked.temperature).records(
@@ -106,6 +107,17 @@ def inspect_prompt(
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
     )
+
+
+def _completion_ids(tokenizer: Any, completion: str) -> list[int]:
+    reader = Reader("the tokenizer", tokenizer)
+    word = reader.first_in(completion)
+    if word is not None:
+        raise DataError(
+            f"completion (={completion[:60]!r}): the tokenizer does not know {word!r} and reads {reader.instead} for "
+            "it, which is not what would be scored. Leave the word out"
+        )
+    return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
 
 
 def _either(student: Any, teacher: Any) -> Callable[[str], AbstractContextManager[Any]]:

@@ -27,7 +27,7 @@ from dopd.loss import RoutedLoss
 from dopd.scoring import Balance, skipping_padding
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
-from dopd.trainer import adapting, images, setup, trials
+from dopd.trainer import adapting, images, preflight, setup, trials
 from dopd.trainer.anchor import CurrentAnchor, anchors_of
 from dopd.trainer.batch_scorer import make_scorer, scores_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
@@ -144,7 +144,7 @@ class DOPDTrainer(ViewingTrainer):
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
         self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
         self.teacher_candidate = images.teacher_candidate(self, teacher_source, teacher_processing_class)
-        setup.prepare_datasets(self)
+        preflight.prepare_datasets(self)
         self._prepare_viewing()
         trials.check_passes(self)
         self.sharing_architectures = trials.sharing_architectures(self)

@@ -1,0 +1,205 @@
+"""The rows of a run, looked through before the first step; those of a stream as they pass."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from dopd.data.checks import (
+    SKIP_ADVICE,
+    DatasetReport,
+    check_columns,
+    check_control_tokens,
+    check_kind,
+    check_prompts,
+    check_row,
+    longest_view,
+    overlong_message,
+    unread_columns,
+)
+from dopd.data.contexts import rows_known_before
+from dopd.data.encode import check_placeholders, reads_images
+from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
+from dopd.data.overlap import count_overlap
+from dopd.data.privileged import Prompt
+from dopd.data.unknown import ToldPrompt, UnknownWords
+from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
+from dopd.errors import DataError
+from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
+from dopd.trainer import images
+from dopd.trainer.context import max_prompt_tokens
+from dopd.trainer.setup import completions_per_step
+
+logger = logging.getLogger(__name__)
+
+_HELD_OUT = "eval_dataset"
+_CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
+
+
+def prepare_datasets(trainer: Any) -> None:
+    """Check the datasets row by row; report what is missing or dropped. Streams are checked as they are read."""
+    if trainer.train_dataset is not None:
+        trainer.train_dataset = _prepared(trainer, trainer.train_dataset)
+        _check_enough_prompts(trainer)
+    if trainer.eval_dataset is not None:
+        given = trainer.eval_dataset
+        parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
+        checked = {name: _prepared(trainer, part, name) for name, part in (parts or {_HELD_OUT: given}).items()}
+        trainer.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[_HELD_OUT]
+        for name, part in checked.items():
+            _tell_overlap(trainer.train_dataset, part, name)
+
+
+def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
+    """Say how many held-out rows ask what is trained on; streams have no end to look at."""
+    if not isinstance(train, Dataset) or not isinstance(held_out, Dataset):
+        return
+    count = count_overlap(train, held_out)
+    if count:
+        logger.warning(
+            f"{count} of {len(held_out)} rows of {name} ask what a row of train_dataset asks (case and white space "
+            "apart): accuracies on them are not of held-out prompts. Take them out of one of the two"
+        )
+
+
+def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
+    """A dataset, checked; `held_out` is the name of one that is not trained on, which may do without p."""
+    needs_privileged = trainer.table.needs_privileged
+    if held_out and needs_privileged and not {_CONTEXT, PRIVILEGED_COLUMN} & set(dataset.column_names or [_CONTEXT]):
+        logger.warning(
+            f"{held_out} has no column {_CONTEXT!r}: its privileged views read the plain prompt, and accuracy with p "
+            "is not measured"
+        )
+        needs_privileged = False
+    allowed = max_prompt_tokens(trainer)
+    drop = trainer.args.overlong_prompts == "drop"
+    dataset = images.undecoded(dataset)
+    _tell_unread_columns(dataset.column_names or [], dataset)
+    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
+    vocab_size = min(model.config.get_text_config().vocab_size for model in models)
+    num_tokens = images.prompt_lengths(trainer, vocab_size)
+    markup = trainer.markup
+    unknown = UnknownWords(
+        trainer.processing_class, trainer.teacher_candidate, trainer.chat_template_kwargs, trainer.template
+    )
+
+    def look(row: dict[str, Any], index: int) -> list[str]:
+        return unknown.look(row, f"row {index}", _told(trainer, row, held_out)) if unknown.may_be else []
+
+    def views(row: dict[str, Any]) -> list[Prompt]:
+        row = trainer.asked(row)
+        images.check_readable(row, trainer.processing_class)
+        prompts = [prompt for _, prompt in _told(trainer, row, held_out)]
+        if reads_images(trainer.processing_class):
+            for prompt in prompts:
+                check_placeholders(trainer.processing_class, prompt)
+        check_control_tokens(row, markup)
+        return prompts
+
+    if isinstance(dataset, IterableDataset):
+
+        def tell(row: dict[str, Any], index: int) -> None:
+            for name in look(row, index):
+                count = unknown.counts[name]
+                if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end to tell at
+                    logger.warning(unknown.sentence(name, f"{count} rows of the stream so far"))
+
+        return _checked_stream(trainer, dataset, views, num_tokens, tell, allowed, needs_privileged=needs_privileged)
+    dataset, report = check_prompts(
+        dataset,
+        needs_privileged=needs_privileged,
+        method=trainer.table.name,
+        views=views,
+        num_tokens=num_tokens,
+        max_prompt_tokens=allowed,
+        drop_overlong=drop,
+        skip_broken_images=trainer.args.skip_broken_images,
+        look=look,
+    )
+    _tell(report, needs_privileged)
+    for sentence in unknown.sentences(report.num_rows, held_out or "train_dataset"):
+        logger.warning(sentence)
+    if trainer.asks_text and isinstance(dataset[0]["prompt"], str):
+        logger.warning(
+            "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
+            "prompt_format='text' gives texts as they stand, for base models"
+        )
+    return dataset
+
+
+def _told(trainer: Any, row: dict[str, Any], held_out: str) -> list[ToldPrompt]:
+    """What every view of a row that is known before rollouts is told, and its prompt; the plain view first."""
+    row = trainer.asked(row)
+    rows = rows_known_before(trainer.table, row)
+    if held_out and not lacks_privileged(row):
+        rows.append(row)  # the student is also evaluated with p
+    return [
+        (None, plain_prompt(row)),
+        *((one.get(_CONTEXT), privileged_prompt(one, trainer.template)) for one in rows),
+    ]
+
+
+def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
+    unread = unread_columns(columns)
+    if unread:
+        logger.warning(
+            f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier: turns belong into "
+            "'prompt', hints into 'privileged_context'"
+        )
+    images.tell_unread_columns(columns, dataset)
+
+
+def _checked_stream(
+    trainer: Any, stream: Any, views: Any, num_tokens: Any, look: Any, allowed: int, *, needs_privileged: bool
+) -> Any:
+    """The stream with every row checked as it passes; a row that cannot be used raises, or is left out with a
+    warning.
+    """
+    dropped = broken = 0
+    kinds: set[type] = set()
+    args, table = trainer.args, trainer.table
+
+    def fits(row: dict[str, Any], index: int) -> bool:
+        nonlocal dropped, broken
+        if not kinds and stream.column_names is None:  # of some streams the first row says what there is
+            _tell_unread_columns(list(row), stream)
+        check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
+        check_row(row, index)
+        check_kind(row, index, kinds)
+        try:
+            longest = longest_view(row, index, views, num_tokens)
+        except BrokenImageError as error:
+            if not args.skip_broken_images:
+                raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
+            broken += 1
+            logger.warning(f"row {index} of the stream dropped ({broken} with broken images so far): {error}")
+            return False
+        if longest <= allowed:
+            look(row, index)
+            return True
+        if args.overlong_prompts != "drop":
+            raise DataError(overlong_message(f"row {index}", longest, allowed))
+        dropped += 1
+        logger.warning(f"row {index} of the stream dropped ({dropped} so far): a view has {longest} > {allowed} tokens")
+        return False
+
+    return stream.filter(fits, with_indices=True)
+
+
+def _tell(report: DatasetReport, needs_privileged: bool) -> None:
+    for sentence in report.sentences():
+        logger.warning(sentence)
+    if needs_privileged and report.num_without_privileged == report.num_rows:
+        logger.warning("no prompt has privileged context: rows that target the privileged student teach nothing")
+
+
+def _check_enough_prompts(trainer: Any) -> None:
+    if isinstance(trainer.train_dataset, IterableDataset):
+        return
+    needed = completions_per_step(trainer.args, trainer.accelerator.num_processes) // trainer.args.num_generations
+    if len(trainer.train_dataset) < needed:
+        raise DataError(
+            f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add "
+            "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
