@@ -1,8 +1,9 @@
 """What the weights of a model with adapters amount to. PEFT says it: no formula of an adapter is repeated here."""
 
 import copy
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dopd.errors import ConfigError, ModelError
+from dopd.interrupts import TooLongError, alarm_after
 from dopd.quantized import is_quantized, whole_weight
+from dopd.settings import quoted
 
 # Adapters that act outside of the weights of the layers that are run here, or not as their authors meant.
 _UNUSABLE = {
@@ -22,6 +25,8 @@ _UNUSABLE = {
     "SHADOW": "it runs a second model beside the first",
 }
 _TRIAL_NOISE = 0.3  # of random adapters: what multiplies 8-bit outputs must be seen to round otherwise
+_NAMES = ("model.layers.0.self_attn.q_proj", "model.language_model.layers.10.mlp.down_proj")  # that models have
+_LONGEST = 5  # seconds, for every name of a model
 _INSTEAD = "use LoRA (LoraConfig) or another adapter of weights"
 
 
@@ -62,12 +67,35 @@ def check_adapter_config(config: Any) -> None:
             "for LoRA that acts on every token"
         )
     targets = getattr(config, "target_modules", None)
+    check_patterns(config, _NAMES)
     names = [targets] if isinstance(targets, str) else list(targets or ())
     if any(name.split(".")[-1] in ("lm_head", "embed_out", "output_layer") for name in names):
         raise ConfigError(
             f"peft_config: target_modules (={sorted(names)}) names the output head, whose weight the loss reads as a "
             "whole. Leave it out, or train it whole: modules_to_save=['lm_head']"
         )
+
+
+def check_patterns(config: Any, names: Iterable[str]) -> None:
+    """Try an adapter's regular expressions on names of modules.
+
+    Raises:
+        ConfigError: one that cannot be read, or that takes seconds: PEFT would hang.
+    """
+    for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        given = getattr(config, field, None)
+        for pattern in [given] if isinstance(given, str) else given if isinstance(given, dict) else ():
+            said = f"peft_config: {field} (={quoted(pattern)}) is no regular expression"
+            try:
+                with alarm_after(_LONGEST):
+                    for name in names:
+                        re.fullmatch(pattern, name)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ConfigError(f"{said} ({error}). Several names are a list") from None
+            except TooLongError:
+                raise ConfigError(
+                    f"{said} that ends: it was tried for {_LONGEST} seconds. Name the modules in a list instead"
+                ) from None
 
 
 # --- Tuned layers

@@ -48,6 +48,20 @@ _ELSEWHERE = {
     "output_logits": "remove it",
     "logit_bias": "it is set for vision-language models",
 }
+# Values of `generation_kwargs` that ask for nothing: those that transformers has without them.
+_ASK_NOTHING: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("top_p", "top_h", "typical_p", "length_penalty", "guidance_scale"), (1.0,)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), (1.0,)),
+    "top_k": (0, -1),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (0.0,)),
+    **dict.fromkeys(("min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "n"), (1,)),
+    **dict.fromkeys(("remove_invalid_values", "renormalize_logits", "token_healing", "early_stopping"), (False,)),
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), (False,)),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "is_assistant", "low_memory"), (False,)),
+}
+_NAME_TOKENS = ("bad_words_ids", "begin_suppress_tokens", "sequence_bias", "suppress_tokens")
 # Settings of transformers' `GenerationConfig` for other ways to generate than drawing token after token.
 _OTHER_WAYS = (
     "_from_model_config",
@@ -74,6 +88,7 @@ _OTHER_WAYS = (
     "prompt_lookup_num_tokens",
     "speculation_type",
     "target_lookbehind",
+    "token_healing",
     "transformers_version",
     "use_mtp",
 )
@@ -289,7 +304,7 @@ def rollout_settings(args: Any) -> dict[str, Any]:
             positive number; or one that makes rollouts come from another distribution than the scored one, unless
             `off_policy_rollouts` allows it.
     """
-    given = dict(args.generation_kwargs or {})
+    given = asking(args.generation_kwargs)
     if not isinstance(args.temperature, int | float) or not 0 < args.temperature < float("inf"):
         raise ConfigError(
             f"temperature (={args.temperature!r}) must be a number above 0; for the likeliest tokens set "
@@ -311,9 +326,44 @@ def rollout_settings(args: Any) -> dict[str, Any]:
     return kept | off
 
 
+def asking(generation_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`generation_kwargs` without values that ask for nothing, such as `None`, a `top_k` of 0 or one beam."""
+    known = {*GenerationConfig().to_dict(), *_ELSEWHERE}
+    return {
+        name: value
+        for name, value in (generation_kwargs or {}).items()
+        if not (
+            (value is None and name in known)
+            or any(
+                value == one and isinstance(value, bool) == isinstance(one, bool) for one in _ASK_NOTHING.get(name, ())
+            )
+        )
+    }
+
+
+def check_named_tokens(generation_kwargs: Mapping[str, Any] | None, vocab_size: int) -> None:
+    """Raise `ConfigError` for a token of `generation_kwargs` that a vocabulary of so many tokens does not have."""
+    for name in _NAME_TOKENS:
+        beyond = [token for token in _tokens_in((generation_kwargs or {}).get(name)) if token >= vocab_size]
+        if beyond:
+            raise ConfigError(
+                f"generation_kwargs: {name} names token {beyond[0]}, and the student's vocabulary has {vocab_size} "
+                f"tokens, 0 to {vocab_size - 1}: name a token by its id in the student's tokenizer"
+            )
+
+
+def _tokens_in(value: Any) -> Iterator[int]:
+    """Token ids in lists of them, or in biases: by sequence, or as pairs of a sequence and a number."""
+    if isinstance(value, int):
+        yield value
+    for entry in value if isinstance(value, Mapping | list | tuple) else ():
+        pair = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], list | tuple)
+        yield from _tokens_in(entry[0] if pair else entry)
+
+
 def cache_implementation(args: Any) -> str | None:
     """The kind of key-value cache that a run's rollouts ask for: of `generation_kwargs`, or the host's own key."""
-    given = (args.generation_kwargs or {}).get("cache_implementation", args.cache_implementation)
+    given = asking(args.generation_kwargs).get("cache_implementation", args.cache_implementation)
     return None if given is None else str(given)
 
 
@@ -321,7 +371,7 @@ def off_policy_settings(args: Any) -> dict[str, Any]:
     """Settings that make rollouts come from another distribution than the student's at the run's temperature."""
     neutral = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
     own = {name: getattr(args, name) for name, values in neutral.items() if getattr(args, name) not in values}
-    given = dict(args.generation_kwargs or {})
+    given = asking(args.generation_kwargs)
     if given.get("do_sample") is True:
         given.pop("do_sample")
     if cache_implementation(args) == _ROUNDED_CACHE:

@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from dopd.runs.settings import RunSettings
+from dopd.checkpoints import TINY
+from dopd.runs.settings import RunSettings, all_settings
 from dopd.runs.verifiers import VERIFIERS
-from dopd.settings import Problems
+from dopd.settings import Problems, quoted
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
@@ -33,13 +36,53 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     if config.teacher_model_name_or_path is None:
         with problems.collected():
             check_models(None, None, config.routing_table())
-    with problems.collected():
-        check_trackers(config, elsewhere=elsewhere)
     if not elsewhere:
+        with problems.collected():
+            check_trackers(config)
         problems.add(*missing_here(config))
         with problems.collected():
             check_batch_sizes(config)
     return problems.found
+
+
+def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
+    """What a run sets and nothing reads, in a line each.
+
+    Args:
+        settings (`RunSettings`): the run.
+        config (`DOPDConfig`): made of it.
+    """
+    values, defaults = {**vars(config), **vars(settings)}, all_settings()
+    adapters = [name for name in defaults if name.startswith(("lora_", "use_dora", "use_rslora"))]
+    packing = [name for name in defaults if "bnb_" in name]
+    for reader, is_there, names in (
+        (
+            "use_peft",
+            settings.use_peft,
+            adapters,
+        ),
+        (
+            "load_in_4bit",
+            settings.load_in_4bit,
+            packing,
+        ),
+        ("task", settings.task, ["task_options", "privileged_kind", "train_prompts", "eval_prompts"]),
+        ("dataset_name", settings.dataset_name, ["dataset_config", "dataset_train_split", "dataset_test_split"]),
+        ("trace_steps", config.trace_steps, ["trace_examples", "trace_probes", "trace_max_bytes"]),
+        ("use_vllm", config.use_vllm, [name for name in defaults if name.startswith("vllm_")]),
+    ):
+        idle = [f"{name} (={quoted(values[name])})" for name in names if values[name] != defaults[name].default]
+        if idle and not is_there:
+            yield f"without {reader} nothing reads {', '.join(idle)}"
+    student: Any = config.model_init_kwargs or {}
+    teacher: Any = config.teacher_model_init_kwargs or {}
+    for key, name, revision in (
+        ("model_init_kwargs: revision", settings.model_name_or_path, student.get("revision")),
+        ("teacher_model_init_kwargs: revision", config.teacher_model_name_or_path, teacher.get("revision")),
+        ("teacher_model_revision", config.teacher_model_name_or_path, config.teacher_model_revision),
+    ):
+        if revision is not None and name is not None and (name.startswith(TINY) or Path(name).is_dir()):
+            yield f"{key} (={revision!r}) is for models of the hub, and {name!r} is none: nothing reads it"
 
 
 def _evaluation_problems(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:

@@ -7,15 +7,17 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt, MinLen
 
 from dopd.errors import ConfigError
+from dopd.runs.foreign import FOREIGN
 from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
-from dopd.secrets import without_secrets
+from dopd.secrets import is_secret, without_secrets
 from dopd.settings import (
     Count,
     Natural,
@@ -108,7 +110,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_attributes(self, own_settings())
-        problems = Problems()
+        problems = Problems(self._unusable_names())
         if (self.task is None) == (self.dataset_name is None):
             problems.add(
                 f"exactly one of task (={self.task!r}) and dataset_name (={quoted(self.dataset_name)}) must be set: a "
@@ -125,6 +127,19 @@ class RunSettings:
             with problems.collected():
                 PrivilegedNoise.from_mapping(self.privileged_noise)
         problems.tell()
+
+    def _unusable_names(self) -> Iterator[str]:
+        layers = self.student_keep_layers or []
+        if any(one >= next_one for one, next_one in pairwise(layers)):
+            yield (
+                f"student_keep_layers (={quoted(layers)}) must name each layer once, from the lowest: "
+                f"{sorted(set(layers))}"
+            )
+        for name in ("lora_target_modules", "lora_target_parameters"):
+            text = getattr(self, name)
+            if isinstance(text, str) and re.fullmatch(r"[\w.\s-]+(,[\w.\s-]*)+", text):
+                listed = ", ".join(part.strip() for part in text.split(",") if part.strip())
+                yield f"{name} (={text!r}) is one name, with commas in it: write a list, [{listed}]"
 
     def _check_held_out(self) -> None:
         if self.task is not None and self.dataset_eval_name is not None:
@@ -191,8 +206,9 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
     if not values.get("output_dir"):
         values.pop("output_dir", None)
         problems.add("output_dir is missing: the folder of this run, for example runs/my-run")
-    read, found = check(values, all_settings())
-    problems.found[:0] = found  # a misspelt key comes before what is missing for it
+    foreign = [f"unknown key {key!r}: {FOREIGN[key]}" for key in values if key in FOREIGN]
+    read, found = check({key: value for key, value in values.items() if key not in FOREIGN}, all_settings())
+    problems.found[:0] = [*foreign, *found]  # a misspelt key comes before what is missing for it
     own = own_settings()
     if not problems.found:
         return RunSettings(
@@ -232,10 +248,10 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """`--key value` and `--key=value` as a dict, values read as YAML; the last one of a key counts.
+    """`--key value` and `--key=value` as a dict, values read as YAML.
 
     Raises:
-        ConfigError: what is no flag, and values that are no YAML.
+        ConfigError: what is no flag, values that are no YAML, and a key that is given two values.
     """
     values: dict[str, Any] = {}
     rest = list(flags)
@@ -248,8 +264,13 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         text: str | None = given
         if not separator:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else None
+        name = _key(key)
         with problems.collected():
-            values[_key(key)] = _value(key, text)
+            value = _value(key, text)
+            if name in values and values[name] != value:
+                was, now = ("<secret>",) * 2 if is_secret(name) else (quoted(values[name]), quoted(value))
+                problems.add(f"--{name} is there twice, as {was} and {now}: leave one of them out")
+            values[name] = value
     problems.tell()
     return values
 

@@ -19,19 +19,21 @@ from typing import Any
 import torch
 from trl import ModelConfig, get_peft_config
 
-from dopd.checkpoints import adapter_config, quantization_config, where_of
+from dopd.adapters import check_adapter_config
+from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
 from dopd.files import not_written, replace_file
 from dopd.interrupts import Stopped
 from dopd.report.records import RESULT_FILE
-from dopd.runs.beforehand import run_problems
+from dopd.runs.beforehand import run_problems, unread
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.folder import KeptRun, RunFolder
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
+from dopd.sampling import check_named_tokens
 from dopd.settings import Problems
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
@@ -51,16 +53,11 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
         settings (`RunSettings`): the run.
         elsewhere (`bool`): the run is for another machine, so this one need not have a GPU for it.
     """
-    without_gpu = {"use_cpu": True} if elsewhere and not torch.cuda.is_available() else {}
+    there: dict[str, Any] = {"ddp_backend": None, "tf32": None} if elsewhere else {}
+    there |= {"use_cpu": True} if elsewhere and not torch.cuda.is_available() else {}
     config, problems = None, Problems()
     with problems.collected():
-        try:
-            config = DOPDConfig(**settings.trainer | without_gpu)
-        except DopdError:
-            raise
-        except (TypeError, ValueError, ImportError, OSError) as error:
-            # transformers and TRL check their own fields with these.
-            raise ConfigError(first_line(error)) from error
+        config = DOPDConfig(**settings.trainer | there)
     if settings.use_peft and (not elsewhere or importlib.util.find_spec("peft")):
         with problems.collected():
             _peft_config(settings)
@@ -68,10 +65,24 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
         problems.add(*run_problems(settings, config, elsewhere=elsewhere))
         if Path(settings.model_name_or_path).is_dir():  # of a hub id, one would have to ask the hub
             with problems.collected():
-                _student_options(settings, config)
+                options = _student_options(settings, config)
+                vocab_size = _vocab_size(settings.model_name_or_path, options)
+                given: Any = config.generation_kwargs  # a mapping: the config has read any JSON
+                if vocab_size is not None:
+                    check_named_tokens(given, vocab_size)
     problems.tell()
     assert config is not None
+    for note in unread(settings, config):
+        logger.warning(note)
     return config
+
+
+def _vocab_size(folder: str, options: dict[str, Any]) -> int | None:
+    try:
+        size: int = config_of(folder, **where_of(options)).get_text_config().vocab_size
+    except (OSError, ValueError, AttributeError):  # the loader says what is wrong with it
+        return None
+    return size
 
 
 def describe(settings: RunSettings, config: DOPDConfig) -> str:
@@ -265,6 +276,8 @@ def _peft_config(settings: RunSettings) -> Any:
                 use_dora=settings.use_dora,
             )
         )
+        if made is not None:
+            check_adapter_config(made)
         # TRL makes one name a text, which PEFT reads as a pattern for whole paths.
         if made is not None and isinstance(made.target_modules, str) and re.fullmatch(r"\w+", made.target_modules):
             made.target_modules = {made.target_modules}

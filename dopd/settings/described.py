@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ _LIMITS = {Ge: "of at least {0.ge}", Gt: "above {0.gt}", Le: "of at most {0.le}"
 _OF_THE_VALUE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "too_short"}
 _OF_THE_VALUE |= {"string_too_short", "finite_number"}
 _MAX_INT = 2**63
+_WHOLE = re.compile("[-+]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ class Setting:
         if isinstance(value, str) and not {str, Any} & self.kinds:
             if bool in self.kinds and value.lower() in (*_TRUE, *_FALSE):
                 return value.lower() in _TRUE
+            # Where words stand beside numbers, parsers of command lines give text.
+            if int in self.kinds and any(isinstance(one, str) for one in self.choices) and _WHOLE.fullmatch(value):
+                return int(value)
             if float in self.kinds and value not in self.choices:
                 try:
                     return float(value)
@@ -224,7 +229,7 @@ def check_attributes(owner: Any, settings: Mapping[str, Setting]) -> None:
         problems.add(*found)
         if (
             not found
-            and isinstance(value, str | bool)
+            and isinstance(value, str | bool | tuple)
             and type(read) is not type(value)
             and not isinstance(value, Enum)
         ):
@@ -354,9 +359,10 @@ def _strict(hint: Any) -> Any:
         return Annotated[(_strict(arguments[0]), *arguments[1:])]
     if origin in (list, Sequence):
         return Annotated[list[_strict(arguments[0])], Strict()]  # type: ignore[misc]
-    if origin is dict or part is dict:
-        values = _strict(arguments[1]) if arguments else Any
-        return Annotated[dict[str, values], Strict()]  # type: ignore[valid-type]
+    if part is dict:  # with keys of any kind: devices by number, sequences of tokens
+        return Annotated[dict[Any, Any], Strict()]
+    if origin is dict:
+        return Annotated[dict[str, _strict(arguments[1])], Strict()]  # type: ignore[misc]
     if part in (int, float, bool, str, list):
         return Annotated[part, Strict()]
     if part in (Any, type(None)) or origin is Literal:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 from trl.trainer.utils import create_model_from_path
 
-from dopd.adapters import check_adapter_config, has_adapters, tuned_layers, without_adapters
+from dopd.adapters import check_adapter_config, check_patterns, has_adapters, tuned_layers, without_adapters
 from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, reason_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized
@@ -126,6 +126,7 @@ def read(
         args.teacher_model_init_kwargs = None
     if isinstance(model, nn.Module):
         declared_ends(model)  # the host trusts them
+        check_patterns(peft_config, [name for name, _ in model.named_modules()])
     return model, teacher_model, args, processing_class
 
 

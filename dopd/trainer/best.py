@@ -3,7 +3,10 @@
 import difflib
 from typing import Any
 
+from transformers import SchedulerType
+
 from dopd.errors import ConfigError
+from dopd.trainer.host_optimizer import BY_A_METRIC
 
 # Metrics of `EvaluationResult`, and whether more is better; `None` where neither side is.
 STUDENT_METRICS: dict[str, bool | None] = {
@@ -32,6 +35,7 @@ def check_choice_of_checkpoint(args: Any) -> None:
         ConfigError: it is not measured, or not where checkpoints are saved.
     """
     _check_evaluations(args)
+    _check_scheduler(args)
     name = student_metric(args)
     if name is None:
         _check_spelling(args.metric_for_best_model)
@@ -68,6 +72,20 @@ def _check_evaluations(args: Any) -> None:
         raise ConfigError(
             f"{said} does nothing without eval_strategy='steps'. The student is evaluated at student_eval_steps "
             f"(={args.student_eval_steps})"
+        )
+
+
+def _check_scheduler(args: Any) -> None:
+    """Refuse a scheduler that waits for a metric which the host's own evaluation does not measure."""
+    if SchedulerType(args.lr_scheduler_type) not in BY_A_METRIC:
+        return
+    said = f"lr_scheduler_type (={_value(args.lr_scheduler_type)!r}) goes on by what the host's evaluation measures"
+    if _value(args.eval_strategy) == "no":
+        raise ConfigError(f"{said}: set eval_strategy, or take another scheduler")
+    if student_metric(args) is not None:
+        raise ConfigError(
+            f"{said}, and metric_for_best_model (={args.metric_for_best_model!r}) is of the student's evaluation: "
+            "leave it out, or take another scheduler"
         )
 
 

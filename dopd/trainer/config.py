@@ -8,7 +8,7 @@ from trl import DistillationConfig
 
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import RESERVED_OPTIONS
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DopdError, first_line
 from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.sampling import rollout_settings
@@ -198,7 +198,10 @@ class DOPDConfig(DistillationConfig):
         # The host would have its own evaluation at every saved step; ours has been checked.
         load_best = self.load_best_model_at_end
         self.load_best_model_at_end = load_best and student_metric(self) is None
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, ImportError, OSError) as error:  # with which the host checks its own fields
+            raise error if isinstance(error, DopdError) else ConfigError(first_line(error)) from error
         self.load_best_model_at_end = load_best
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
 

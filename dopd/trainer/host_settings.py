@@ -2,23 +2,27 @@
 
 import difflib
 import functools
-from collections.abc import Mapping
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import DynamoBackend
 from annotated_types import Ge, Le, Lt, MaxLen, MinLen
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import GenerationConfig, SchedulerType, SequenceBiasLogitsProcessor
 from transformers.debug_utils import DebugOption
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.trainer_utils import FSDPOption
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from dopd.errors import first_line
+from dopd.sampling import asking
 from dopd.settings import (
     Count,
     Natural,
@@ -32,11 +36,12 @@ from dopd.settings import (
     check,
     quoted,
     settings_of,
-    settings_of_call,
 )
+from dopd.trainer.host_optimizer import optimizer_problems
 
 _Port = Annotated[int, Ge(1), Le(65535)]
 _BelowOne = Annotated[float, Ge(0), Lt(1)]
+_DEBUG = ["", "underflow_overflow", "tpu_metrics_debug", "underflow_overflow tpu_metrics_debug"]
 _CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 # Types with limits, where the host's annotation is wider than what works.
@@ -68,7 +73,7 @@ _NARROWER: dict[str, Any] = {
     "include_for_metrics": list[Literal["inputs", "loss"]],
     "save_steps": Positive,
     "save_total_limit": Count | None,
-    "report_to": list[str] | str,
+    "report_to": list[str] | str | None,
     "seed": Seed,
     "data_seed": Seed | None,
     "dataloader_num_workers": Natural,
@@ -91,7 +96,7 @@ _NARROWER: dict[str, Any] = {
         dict[str, Any] | None,
     ),
     "rules": list[dict[str, Any]] | None,
-    "debug": Literal["", "underflow_overflow", "tpu_metrics_debug"] | list[DebugOption] | None,
+    "debug": Literal[tuple(_DEBUG)] | list[DebugOption] | None,
     "local_rank": Annotated[int, Ge(-1)],
     "max_completion_length": Count,
     "pad_to_multiple_of": Literal["auto", "none", "null"] | Count | None,
@@ -154,7 +159,6 @@ GENERATION: dict[str, Any] = {
     "renormalize_logits": bool | None,
     "exponential_decay_length_penalty": Annotated[list[float], MinLen(2), MaxLen(2)] | None,
     "sequence_bias": Annotated[list[list], MinLen(1)] | dict | None,
-    "token_healing": bool | None,
     "guidance_scale": Positive | None,
     "compile_config": dict | None,
     "encoder_no_repeat_ngram_size": Natural | None,
@@ -162,11 +166,17 @@ GENERATION: dict[str, Any] = {
     "watermarking_config": dict | None,
     "max_cache_len": Count | None,
 }
-_FEW = 8  # steps of a scheduler
 _ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
+_OF_SEVERAL = {"LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"}  # of launchers
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # a mapping, or the path of a JSON file of one
-_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
-_OF_LAYERS: dict[str, Any] = {"every_n_layers": Count, "offload": bool}  # what transformers adds to torch's
+# Arguments of torch's checkpoint, and what transformers adds to them.
+_CHECKPOINTING: dict[str, Any] = {
+    **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug", "early_stop"), bool),
+    "determinism_check": Literal["default", "none"],
+    "context_fn": Callable,
+    "every_n_layers": Count,
+    "offload": bool,
+}
 
 
 @functools.cache
@@ -189,20 +199,22 @@ def check_mappings(args: Any) -> list[str]:
     Args:
         args (`DOPDConfig`): whose own fields have been checked.
     """
+    if args.report_to is None:
+        args.report_to = "none"  # as the host has it in lists of arguments
+    if isinstance(args.fsdp, str) and args.fsdp.lower() in ("true", "false"):  # of a parser that knows text alone
+        args.fsdp = args.fsdp.lower() == "true"
     problems = [
         *_precision_problems(args),
         *_worker_problems(args),
         *_saving_problems(args),
         *_generation_problems(args),
-        *_optimizer_problems(args),
+        *optimizer_problems(args),
+        *_tracker_problems(args),
+        *_machine_problems(args),
     ]
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        known = {
-            key: Setting(key, bool if key != "determinism_check" else Literal["default", "none"])
-            for key in _CHECKPOINTING
-        }
-        known |= {key: Setting(key, hint) for key, hint in _OF_LAYERS.items()}
-        problems += _inside(args, name, known)
+        problems += _inside(args, name, {key: Setting(key, hint) for key, hint in _CHECKPOINTING.items()})
+        problems += _checkpointing_problems(name, getattr(args, name))
     accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}
     # Rows are text, which accelerate cannot hand from one process to the others.
     narrower = {"dispatch_batches": Literal[False] | None}
@@ -269,6 +281,46 @@ def _worker_problems(args: Any) -> list[str]:
     ]
 
 
+def _tracker_problems(args: Any) -> list[str]:
+    given = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    alone = len(given) > 1 and set(given) & {"all", "none"}
+    if not alone and set(given) <= {*known, "all", "none"}:
+        return []
+    said = f"report_to (={quoted(args.report_to)}) must be none, all or some of {', '.join(known)}"
+    names = [part.strip() for name in given for part in name.split(",") if part.strip()]
+    wrong = next((name for name in names if name not in (*known, "all", "none")), None)
+    if wrong is None:
+        return [f"{said}: none and all stand alone" if alone else f"{said}: write a list, [{', '.join(names)}]"]
+    close = difflib.get_close_matches(wrong, known, n=1)
+    return [f"{said}.{f' Did you mean {close[0]!r}?' if close else ''}"]
+
+
+def _machine_problems(args: Any) -> list[str]:
+    """What the host would raise while it makes its own configuration."""
+    problems = []
+    if args.tf32 and not is_torch_tf32_available():
+        problems.append(f"tf32 (={args.tf32}) needs a GPU of NVIDIA's Ampere generation or later: leave it out")
+    if args.ddp_backend is not None and not _OF_SEVERAL & set(os.environ):
+        problems.append(
+            f"ddp_backend (={args.ddp_backend!r}) is for several processes, and this is the only one: use accelerate "
+            "launch, or leave it out"
+        )
+    if args.deepspeed and find_spec("deepspeed") is None:
+        problems.append(
+            f"deepspeed (={quoted(args.deepspeed)}) needs the package deepspeed, which is not installed here"
+        )
+    words = args.fsdp.split() if isinstance(args.fsdp, str) else args.fsdp if isinstance(args.fsdp, list) else []
+    options = [option.value for option in FSDPOption]
+    wrong = [word for word in words if word not in options]
+    if wrong:
+        problems.append(
+            f"fsdp (={quoted(args.fsdp)}) must be true or false, or some of {', '.join(options)}, with fsdp_config "
+            f"beside it: {quoted(wrong[0])} is none of them"
+        )
+    return problems
+
+
 def _saving_problems(args: Any) -> list[str]:
     if str(getattr(args.save_strategy, "value", args.save_strategy)) != "best" or args.metric_for_best_model:
         return []
@@ -279,7 +331,7 @@ def _generation_problems(args: Any) -> list[str]:
     if args.use_vllm:  # an engine of its own has settings of its own
         return []
     known = {name: Setting(name, hint) for name, hint in GENERATION.items()}
-    given = {name: value for name, value in (args.generation_kwargs or {}).items() if name in known}
+    given = {name: value for name, value in asking(args.generation_kwargs).items() if name in known}
     problems = check(given, known, "generation_kwargs")[1]
     if not problems:
         try:
@@ -291,42 +343,19 @@ def _generation_problems(args: Any) -> list[str]:
     return problems
 
 
-def _optimizer_problems(args: Any) -> list[str]:
-    problems = _scheduler_problems(args)
-    parts = args.optim_args.replace(" ", "").split(",") if args.optim_args else []
-    if any(part.count("=") != 1 or part.startswith("=") or part.endswith("=") for part in parts):
-        problems.append(
-            f"optim_args (={args.optim_args!r}) must be names with values, separated by commas: 'rank=64,scale=0.25'"
-        )
-    return problems
-
-
-def _scheduler_problems(args: Any) -> list[str]:
-    """What is wrong with `lr_scheduler_kwargs`, by making the scheduler and letting it go some steps."""
-    kind = SchedulerType(args.lr_scheduler_type)
-    classes = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
-    made = vars(classes[kind])["__init__"] if kind in classes else TYPE_TO_SCHEDULER_FUNCTION[kind]
-    of_the_host = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-    known = {name: one for name, one in settings_of_call(made).items() if name not in of_the_host}
-    problems = _inside(args, "lr_scheduler_kwargs", known)
-    if problems:
-        return problems
+def _checkpointing_problems(name: str, given: Any) -> Iterator[str]:
+    function = (given or {}).get("context_fn") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or (function is None and not given.get("debug")):
+        return
+    if given.get("use_reentrant"):
+        yield f"{name}: context_fn and debug need use_reentrant (=True) to be False, as torch has it"
     try:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-        options = dict(args.lr_scheduler_kwargs or {})
-        if kind in classes:  # it goes on by a metric, which is not there yet
-            classes[kind](optimizer, **options)
-            return problems
-        scheduler = get_scheduler(kind, optimizer, _FEW // 4, _FEW, scheduler_specific_kwargs=options)
-        for _ in range(_FEW):
-            optimizer.step()
-            scheduler.step()
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        problems.append(
-            f"lr_scheduler_type (={kind.value!r}) cannot work with lr_scheduler_kwargs "
-            f"(={quoted(args.lr_scheduler_kwargs)}) and learning_rate (={args.learning_rate}): {first_line(error)}"
+        pickle.dumps(function)
+    except Exception as error:  # of whatever object it is
+        yield (
+            f"{name}: context_fn (={quoted(function)}) cannot be saved with the run's arguments "
+            f"({first_line(error)}): define it at the top of a module"
         )
-    return problems
 
 
 def _file_problems(args: Any) -> list[str]:
@@ -351,8 +380,15 @@ def _inside(args: Any, name: str, known: Mapping[str, Setting]) -> list[str]:
 
 def _inside_what_is_known(args: Any, name: str, hints: Mapping[str, Any]) -> list[str]:
     given, problems = getattr(args, name), []
+    if not isinstance(given, dict):
+        return []
     known = {key: Setting(key, hint) for key, hint in hints.items()}
-    for key, value in (given or {}).items() if isinstance(given, dict) else ():
+    # What is None is left to the one who is called, as where it is left out; but a dtype of None is the checkpoint's.
+    given = {key: value for key, value in given.items() if value is not None or hints.get(key, Dtype) is Dtype}
+    setattr(args, name, given)
+    for key, value in given.items():
+        if value is None:
+            continue
         if isinstance(value, torch.dtype) and hints.get(key) is Dtype:
             value = str(value).removeprefix("torch.")  # as the host takes it from Python
         # A key that is none of these is a field of the model's configuration, unless it looks like one of them.

@@ -13,7 +13,7 @@ from dopd.sampling import cache_implementation
 from dopd.settings import quoted
 
 _NEEDS_A_MODEL = re.compile("(?i)model")  # some optimizers are made for the parameters of one
-_PACKAGES = (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"), ("deepspeed", "deepspeed"))
+_PACKAGES = (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"))
 _CACHE_BACKENDS = {"quanto": "optimum.quanto", "hqq": "hqq"}
 
 

@@ -1,16 +1,21 @@
 """What a run tries of its models before the first step, with whole weights and the run's own lengths and images."""
 
+import copy
 import logging
 from functools import partial
 from typing import Any
 
+import torch
+
 from dopd.adapters import has_adapters
 from dopd.data.encode import reads_images
-from dopd.errors import ModelError
-from dopd.generation import check_generation
+from dopd.errors import ConfigError, DopdError, ModelError, first_line
+from dopd.generation import answers, check_generation, words
 from dopd.lengths import shortest_switch
 from dopd.prefix import architecture, shares_prompts_exactly
-from dopd.scoring import evaluation_mode, rounding, view_hidden_states
+from dopd.sampling import asking, cache_implementation, check_named_tokens
+from dopd.scoring import View, evaluation_mode, generation_inputs, left_padded, rounding, view_hidden_states
+from dopd.settings import quoted
 from dopd.trainer import passes
 from dopd.trainer.context import max_prompt_tokens
 from dopd.trainer.guards import active_dropout
@@ -18,6 +23,7 @@ from dopd.vision import is_vision_config
 
 logger = logging.getLogger(__name__)
 
+_FEW = 2  # tokens of a prompt, and of an answer, that settings of rollouts are tried with
 _ITS_PROCESSOR = (
     "processing_class is a tokenizer, which does not say what such a model asks of a token (PaliGemma: whether "
     "it is of the prefix, which is read both ways): pass its processor (dopd.vision.load_processor)"
@@ -56,6 +62,34 @@ def check_passes(trainer: Any) -> None:
                 _tell_of_noise(trainer, model)
             if model is trainer.unwrapped_student and not trainer.use_vllm:
                 check_generation(name, model, view, as_features=once)
+                _try_rollout(trainer, model, view, as_features=once)
+
+
+def _try_rollout(trainer: Any, student: Any, view: View | None, *, as_features: bool) -> None:
+    """Draw two tokens with the run's own settings, if it has any.
+
+    Raises:
+        ConfigError: transformers cannot draw with them, or a token is named that is not there.
+    """
+    given = asking(trainer.args.generation_kwargs)
+    if cache_implementation(trainer.args) is not None:
+        given["cache_implementation"] = cache_implementation(trainer.args)
+    if not given:
+        return
+    check_named_tokens(given, student.config.get_text_config().vocab_size)
+    config = copy.copy(trainer.generation_config)
+    config.max_new_tokens = _FEW
+    view = view or left_padded([words(student, _FEW)], trainer._tokenizer.pad_token_id, student.device)
+    inputs = partial(generation_inputs, student, as_features=as_features)
+    try:
+        with torch.random.fork_rng():
+            answers(student, view, config, trainer.ending, inputs=inputs)
+    except DopdError:
+        raise
+    except Exception as error:  # each setting fails in its own way
+        raise ConfigError(
+            f"generation_kwargs (={quoted(given)}): no token can be drawn: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _tell_of_noise(trainer: Any, student: Any) -> None:

@@ -156,7 +156,7 @@ def test_null_is_refused_where_the_annotation_has_none() -> None:
         ("save_strategy", ["never", True], ["no", False, "steps"]),
         ("report_to", ["wandbb", ["none", "x"]], ["none", "wandb", ["tensorboard"]]),
         ("lr_scheduler_type", ["cosin", "cosine_with_min_lr"], ["linear"]),
-        ("optim_args", ["rank", "rank=", "=1", "a=b=c"], ["rank=64, scale=0.25"]),
+        ("optim_args", ["rank", "rank=", "=1", "a=b=c", "rank=64, scale=0.25"], [None]),
         ("dataset_name", ["", [], [""]], []),
         (
             "privileged_template",

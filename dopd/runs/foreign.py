@@ -1,0 +1,89 @@
+"""Names of settings elsewhere (older transformers, TRL's other trainers, everyday short forms), and what is here."""
+
+# Key here, with a note where it is not the same thing -> its names elsewhere.
+_HERE = {
+    "learning_rate": "lr initial_lr",
+    "num_train_epochs": "epochs num_epochs n_epochs train_epochs",
+    "max_steps": "steps num_steps train_steps num_train_steps total_steps",
+    "max_grad_norm": "grad_clip gradient_clipping clip_grad_norm grad_norm",
+    "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps grad_accum_steps",
+    "per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
+    "lr_scheduler_type": "scheduler lr_scheduler lr_schedule",
+    "warmup_steps (below 1 it is the share of all steps)": "warmup warmup_ratio",
+    "optim": "optimizer optimizer_type adafactor",
+    "eval_strategy": "evaluation_strategy evaluate_during_training",
+    "per_device_train_batch_size, on each device, counting completions: step = it x processes x "
+    "gradient_accumulation_steps, a multiple of num_generations": "batch_size train_batch_size bs "
+    "per_gpu_train_batch_size generation_batch_size steps_per_generation",
+    "model_name_or_path": "model student student_model model_name model_id model_path base_model",
+    "teacher_model_name_or_path": "teacher teacher_model teacher_name teacher_name_or_path",
+    "dataset_name": "dataset data data_path train_file train_dataset dataset_path",
+    "dataset_eval_name, or dataset_test_split for a split of dataset_name": "eval_dataset validation_file eval_file",
+    "output_dir": "output out out_dir save_dir logging_dir",
+    "overwrite": "overwrite_output_dir force",
+    "report_to": "wandb tensorboard tracker logger",
+    "resume_from_checkpoint": "resume checkpoint resume_from",
+    "dtype": "torch_dtype precision",
+    "model_init_kwargs: {attn_implementation: ...}": "attn_implementation use_flash_attention_2 flash_attention",
+    "model_init_kwargs: {revision: ...}": "model_revision revision",
+    "use_peft": "use_lora lora peft",
+    "lora_r": "lora_rank r rank",
+    "lora_target_modules": "target_modules lora_modules",
+    "lora_modules_to_save": "modules_to_save",
+    "use_cpu": "no_cuda cpu",
+    "hub_token": "push_to_hub_token token",
+    "hub_model_id": "push_to_hub_model_id repo_id",
+    "torch_compile_backend": "torchdynamo",
+    "include_for_metrics": "include_inputs_for_metrics",
+    "accelerator_config": "split_batches dispatch_batches",
+    "fsdp_config": "fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap",
+    "seed": "random_seed rng_seed",
+    "save_steps": "save_every checkpoint_every",
+    "logging_steps": "log_every log_steps log_interval",
+    "student_eval_steps": "eval_every eval_interval",
+    "max_completion_length": "max_new_tokens max_tokens completion_length response_length max_response_length",
+    "max_context for prompt and completion together, max_prompt_length and max_completion_length for each": "max_length"
+    " max_seq_length max_seq_len context_length max_model_len",
+    "num_generations": "n num_samples num_rollouts rollouts num_return_sequences group_size",
+    "temperature": "temp sampling_temperature",
+    "generation_kwargs": "generation_config sampling_params",
+    "verifier, a function that scores an answer": "reward_funcs reward_fn reward_function reward_model reward",
+    "privileged_template, with {prompt} and {privileged_context}": "teacher_prompt_template reprompt_template "
+    "solution_template feedback_template",
+    "privileged_student: current, frozen, ema or snapshot": "teacher_model_kind",
+    "ema_decay, which is 1 - teacher_update_rate": "teacher_update_rate ema_rate",
+    "snapshot_steps, with privileged_student: snapshot": "teacher_sync_steps ref_model_sync_steps sync_ref_model",
+    "method_options: {top_k: ...}": "distillation_topk loss_top_k teacher_top_k",
+    "method_options: {tail: ...}": "distillation_add_tail loss_add_tail add_tail_bucket",
+    "method, or the divergence of each row of rules": "distillation_mode distillation_objective distillation_alpha "
+    "loss_type kl_type divergence reverse_kl_top_1_mode f_divergence_type algorithm",
+    "trace_steps": "log_completions_steps",
+    "log_unique_prompts": "wandb_log_unique_prompts",
+}
+_NOT_HERE = {
+    "every answer is the student's own (TRL's lmbda = 1): leave it out": "lmbda lambda seq_kd generate_from_teacher "
+    "use_successful_as_teacher",
+    "the answers of a step are used for one optimizer step, so there is nothing to clip: leave it out": "num_iterations"
+    " epsilon epsilon_high delta importance_sampling_level distillation_is_clip off_policy_mask_threshold",
+    "rollouts of like length run together as it is: leave it out": "group_by_length packing packing_strategy "
+    "padding_free eval_packing",
+    "nothing is truncated; overlong_prompts says what becomes of rows that are too long": "truncation_mode truncation "
+    "max_reprompt_len",
+    "a teacher runs in this process: name it as teacher_model_name_or_path": "use_teacher_server teacher_server_urls "
+    "teacher_model_server_url",
+    "the method says how rewards act: see `dopd methods`": "scale_rewards reward_weights success_reward_threshold "
+    "multi_objective_aggregation mask_truncated_completions top_entropy_quantile entropy_coef",
+    "every token of an answer is learned from, as the method routes it: see `dopd methods`": "num_loss_tokens_to_skip "
+    "assistant_only_loss completion_only_loss train_on_prompt",
+    "student and teacher must have one vocabulary: use a teacher with the student's tokenizer": "use_uld_loss "
+    "use_extended_uld teacher_tokenizer_name_or_path uld_use_hybrid_loss uld_token_merge_strategy",
+    "the tokenizer, its special tokens and its chat template are those beside the model: save them there": "tokenizer "
+    "tokenizer_name tokenizer_name_or_path eos_token pad_token chat_template chat_template_path",
+    "the column with the prompt is called 'prompt': rename it in the dataset": "dataset_text_field text_column "
+    "prompt_column",
+    "streams are for DOPDTrainer in Python": "dataset_streaming streaming",
+    "the student's evaluation takes the likeliest answer to each prompt and a sampled one": "num_generations_eval",
+    "the host writes safetensors alone: leave it out": "save_safetensors",
+}
+FOREIGN = {name: f"here it is {key}" for key, names in _HERE.items() for name in names.split()}
+FOREIGN |= {name: said for said, names in _NOT_HERE.items() for name in names.split()}
