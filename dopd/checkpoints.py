@@ -38,7 +38,7 @@ QUANTIZATION = (
 
 
 def resolve_model(name: str) -> str:
-    """A hub id or folder as it is; `tiny:TASK/ROLE?seed=N` as the folder of that embedded model, trained if need be."""
+    """A hub id or folder as it is; `tiny:TASK/ROLE?seed=N` as the folder of that embedded model."""
     if not name.startswith(TINY):
         return name
     from dopd.tiny import tiny_model_path

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Sequence
 
 import dopd
-from dopd.cli import experiments, look
+from dopd.checkout import lab_module
+from dopd.cli import look
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import positive, prompt_count, seed
 from dopd.errors import ConfigError, DopdError
@@ -35,7 +36,7 @@ def _main(argv: Sequence[str] | None) -> int:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train":
+    if rest and arguments.run not in (_train, _in_lab):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     parent = os.environ.pop(ENDS_WITH, None)
@@ -86,12 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_listing(commands)
-    _add_tiny(commands)
     _add_quickstart(commands)
     _add_doctor(commands)
     look.add_report(commands, _command)
     look.add_inspect(commands, _command)
-    experiments.add_experiment(commands, _command)
+    _add_lab(commands)
     return parser
 
 
@@ -253,28 +253,6 @@ def _methods(arguments: argparse.Namespace) -> None:
         print_methods(arguments.name)
 
 
-def _add_tiny(commands: "argparse._SubParsersAction") -> None:
-    parser = _command(
-        commands,
-        "tiny",
-        "obtain the tiny models of an embedded task: shipped with the package, or trained here",
-        "  dopd tiny dag\n  dopd tiny dag --role student --seed 1\n  dopd tiny dag --role student --train",
-    )
-    parser.add_argument("task")
-    parser.add_argument("--role", help="one role (default: all)")
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--train", action="store_true", help="train it here, even if the package or the cache has it")
-    parser.set_defaults(run=_tiny)
-
-
-def _tiny(arguments: argparse.Namespace) -> None:
-    from dopd.cli.show import print_tiny
-    from dopd.runs.progress import quiet_libraries
-
-    quiet_libraries()
-    print_tiny(arguments.task, arguments.role, arguments.seed, train=arguments.train)
-
-
 def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
     parser = _command(
         commands,
@@ -321,6 +299,26 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from dopd.cli.doctor import run_doctor
 
     return run_doctor(arguments.config)
+
+
+def _add_lab(commands: "argparse._SubParsersAction") -> None:
+    """Commands whose arguments `lab` reads."""
+    for name, summary in {
+        "experiment": "the paper's tables and figures: runs, tests, a figure and a verdict",
+        "tiny": "obtain the tiny models of an embedded task, or train them",
+    }.items():
+        parser = commands.add_parser(name, help=f"{summary} (in a checkout of the repository)", add_help=False)
+        parser.set_defaults(run=_in_lab)
+
+
+def _in_lab(arguments: argparse.Namespace) -> None:
+    lab = lab_module("command")
+    if lab is None:
+        raise ConfigError(
+            f"dopd {arguments.command} needs a checkout of the repository, where the experiments, their runs and their "
+            "models are: start it there, after pip install --editable ."
+        )
+    lab.main(arguments.command, arguments.rest)
 
 
 if __name__ == "__main__":

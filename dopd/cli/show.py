@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
@@ -141,19 +140,3 @@ def needs_of(table: "RoutingTable") -> list[str]:
     if any(source.model == "initial" for source in sources) or (table.anchor != "current"):
         needs.append("a second copy of the student")
     return needs
-
-
-def print_tiny(task: str, role: str | None, seed: int, *, train: bool = False) -> None:
-    """Obtain tiny models and say what they can do."""
-    from dopd.tiny import RECIPES, tiny_model_path
-    from dopd.tiny.pretrain import CARD_NAME
-
-    if task not in RECIPES:
-        raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models")
-    rows = []
-    for name in [role] if role else RECIPES[task]:
-        path = tiny_model_path(task, name, seed, train=train)
-        card = json.loads((path / CARD_NAME).read_text())
-        measured = {key: value for key, value in card.items() if key.startswith("accuracy")}
-        rows.append([name, str(path), json.dumps(measured)])
-    print_table(Console(), ["role", "folder", "measured"], rows)

@@ -13,11 +13,11 @@ from dopd.runs.settings import all_settings
 from dopd.sampling import stop_strings_in
 from dopd.settings import check, read_yaml_file
 from dopd.tasks.sources import get_source
-from dopd.tiny.pretrain import CARD_NAME
+from dopd.tiny.shipped import CARD_NAME
 from dopd.trainer import DOPDConfig
 
 _OF_THE_TASK = ("task_options", "privileged_kind")
-_TINY_TEMPLATE = "{prompt} {privileged_context}"  # `dopd.tiny.prompt_with_privilege`
+_TINY_TEMPLATE = "{prompt} {privileged_context}"  # as the tiny models were trained
 _MAX_NEW_TOKENS = 256
 
 

@@ -22,6 +22,7 @@ from dopd.report.page import REPORT_FILE, write_report
 from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
 from dopd.report.terminal import print_table
+from dopd.runs.build import resolve_model
 from dopd.runs.folder import claim
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
@@ -68,7 +69,8 @@ def quickstart(
         raise ConfigError(f"jobs (={at_once}) must be at least 1")
     claim(target, (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE))
     _say_plan(console, settings, methods, seeds, target)
-    _obtain_models(console, settings, target, at_once)
+    for name in (settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]):
+        resolve_model(name)  # once, before several runs want it
     _train_and_evaluate(console, settings, path, target, methods, seeds, at_once)
     runs = {method: [read_run(_run_folder(target, method, seed)) for seed in range(seeds)] for method in methods}
     summary = _write_report(target, settings, runs)
@@ -101,22 +103,10 @@ def _say_plan(console: Console, settings: RunSettings, methods: Sequence[str], s
     console.print(
         f"[bold]dopd quickstart[/bold]: task {settings.task}; student {settings.model_name_or_path}; teacher "
         f"{settings.trainer['teacher_model_name_or_path']}; p: {settings.privileged_kind}.\n"
-        f"1. obtain tiny teacher and student (they come with dopd; another seed is trained here once)\n"
+        f"1. obtain tiny teacher and student (they come with dopd)\n"
         f"2. train {' and '.join(methods)} from the same student, {seeds} seed(s) each, {steps} steps\n"
         f"3. evaluate all without p on {settings.final_eval_prompts} held-out problems; write {folder}"
     )
-
-
-def _obtain_models(console: Console, settings: RunSettings, folder: Path, at_once: int) -> None:
-    names = [settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]]
-    jobs = []
-    for name in dict.fromkeys(names):
-        if name.startswith("tiny:"):
-            reference, _, query = name.removeprefix("tiny:").partition("?seed=")
-            task, _, role = reference.partition("/")
-            arguments = ["tiny", task, "--role", role, "--seed", query or "0"]
-            jobs.append(Job(f"model {name}", arguments, folder / "logs" / f"model-{task}-{role}.log"))
-    run_jobs(jobs, at_once=at_once, console=console)
 
 
 def _train_and_evaluate(

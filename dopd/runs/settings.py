@@ -45,8 +45,8 @@ class RunSettings:
     """What a run needs beside `DOPDConfig`: models, data and the verifier.
 
     Attributes:
-        model_name_or_path (`str`): the student: a hub id, a folder, or `tiny:TASK/ROLE` (an embedded model, shipped
-            or trained the first time it is asked for; `tiny:dag/student?seed=1` for another seed).
+        model_name_or_path (`str`): the student: a hub id, a folder, or `tiny:TASK/ROLE` (an embedded model; a checkout
+            of the repository has more of them, `tiny:dag/student?seed=3` for another seed).
         dtype (`str`): precision of the student's weights (`float32`, `bfloat16`, `auto`).
         student_keep_layers (`list[int]`, *optional*): keep these decoder layers of the student alone.
         dataset_name (`str` or `list[str]`, *optional*): a hub id; a folder of data, of images or of `save_to_disk`; a

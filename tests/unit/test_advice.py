@@ -16,16 +16,18 @@ import pytest
 import yaml
 
 from dopd.cli.main import build_parser
-from dopd.experiments.catalogue import EXPERIMENTS
 from dopd.methods import METHODS
 from dopd.runs.recipes import FOLDER, config_path
 from dopd.runs.settings import all_settings, load_settings, split_arguments
 from dopd.tasks.sources import SOURCES
 from dopd.trainer import DOPDTrainer
+from lab import command as lab_command
+from lab.catalogue import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = all_settings()
+LAB = {name: lab_command.build_parser(name) for name in ("experiment", "tiny")}  # what dopd leaves to lab
 # Words in capitals that stand for something.
 EXAMPLES = {
     "CONFIG": "tiny-dag",
@@ -48,12 +50,12 @@ ADVISED = re.compile(r"\b(?:set|raise|lower|choose|remove|give)s? ([a-z]+(?:_[a-
 
 @functools.cache
 def messages() -> list[tuple[str, str]]:
-    """(module, text) of every string of the package that is no docstring; what is filled in is `{}`."""
+    """(module, text) of every string of dopd and lab that is no docstring; what is filled in is `{}`."""
     return list(_messages())
 
 
 def _messages() -> Iterator[tuple[str, str]]:
-    for path in sorted((ROOT / "dopd").rglob("*.py")):
+    for path in sorted([*(ROOT / "dopd").rglob("*.py"), *(ROOT / "lab").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documents = {
             id(node.body[0].value)
@@ -74,6 +76,7 @@ def _messages() -> Iterator[tuple[str, str]]:
 def helps() -> Iterator[str]:
     """The epilogs of all commands."""
     parsers = [build_parser()]
+    parsers += LAB.values()
     for parser in parsers:
         yield parser.epilog or ""
         for action in parser._actions:
@@ -126,6 +129,9 @@ def test_a_command_that_is_advised_parses_and_what_it_names_exists(
         return
     try:
         parsed, rest = build_parser().parse_known_args(arguments)
+        if parsed.command in LAB:
+            parsed = LAB[parsed.command].parse_args(rest, parsed)
+            rest = []
     except SystemExit as ended:
         if ended.code == 0 or (missing := "the following arguments are required" in capsys.readouterr().err):
             assert ended.code == 0 or (missing and not {"NAME", "MODEL"} & set(command.split()))

@@ -3,17 +3,18 @@
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "dopd"
+PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "interrupts"],
+    ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout"],
     ["shown", "registry"],
     ["settings"],
     ["vision", "lengths", "files"],
@@ -38,7 +39,6 @@ LAYERS = [
     ["trainer"],
     ["report"],
     ["runs"],  # from a configuration to a run folder
-    ["experiments"],  # many runs, and what they say of a claim
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -87,7 +87,7 @@ def import_violations(package: Path) -> list[str]:
             top, _, rest = name.partition(".")
             if name.startswith("."):
                 found.append(f"{where}: relative import {name}")
-            elif top in ("tests", "experiments", "benchmarks"):
+            elif top in ("tests", "benchmarks", "lab"):
                 found.append(f"{where}: imports {name}")
             elif top in ONLY_IN and layer != ONLY_IN[top]:
                 found.append(f"{where}: only dopd.{ONLY_IN[top]} imports {top}")
@@ -132,12 +132,28 @@ def test_each_layer_imports_only_from_those_above_it() -> None:
     assert import_violations(PACKAGE) == []
 
 
-def test_files_and_functions_stay_short() -> None:
-    assert size_violations(PACKAGE) == []
+def test_the_lab_imports_dopd_and_dopd_finds_the_lab_in_one_place() -> None:
+    names = {name.split(".")[0] for _, _, tree in modules(LAB) for name in imported(tree)}
+    assert "dopd" in names and not names & {"", "tests", "benchmarks"}
+    users = [path.relative_to(PACKAGE).as_posix() for _, path, tree in modules(PACKAGE)
+             if "dopd.checkout" in imported(tree)]  # fmt: skip
+    assert users == ["cli/main.py", "tiny/shipped.py"]
+    code = (
+        "import sys; from dopd.cli import main; import dopd.tiny, dopd.trainer, dopd.runs.train; main.build_parser(); "
+        "print([name for name in sys.modules if name.split('.')[0] == 'lab'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
-def test_source_is_ascii() -> None:
-    assert [str(path) for path in PACKAGE.rglob("*.py") if not path.read_text(encoding="utf-8").isascii()] == []
+@pytest.mark.parametrize("package", [PACKAGE, LAB], ids=["dopd", "lab"])
+def test_files_and_functions_stay_short(package: Path) -> None:
+    assert size_violations(package) == []
+
+
+@pytest.mark.parametrize("package", [PACKAGE, LAB], ids=["dopd", "lab"])
+def test_source_is_ascii(package: Path) -> None:
+    assert [str(path) for path in package.rglob("*.py") if not path.read_text(encoding="utf-8").isascii()] == []
 
 
 def test_no_absolute_path_of_one_machine_is_tracked() -> None:
@@ -162,6 +178,7 @@ def test_no_absolute_path_of_one_machine_is_tracked() -> None:
         ("report/html.py", "from transformers import AutoTokenizer", "dopd.report must not import transformers"),
         ("loss.py", "import triton", "only dopd.fused imports triton"),
         ("cli/main.py", "from tests.independent import kl", "imports tests"),
+        ("runs/train.py", "def f():\n    from lab.catalogue import EXPERIMENTS", "imports lab"),
         ("novelty.py", "", "has no layer"),
     ],
 )

@@ -17,7 +17,8 @@ from dopd.runs import evaluate, inspection
 from dopd.runs.circumstances import Circumstances, check_task, circumstances
 from dopd.runs.evaluate import evaluate_checkpoint
 from dopd.tasks import get_task
-from dopd.tiny import RECIPES, TinySpec, build_model, build_tokenizer, tiny_model_path
+from dopd.tiny import TinySpec, build_model, build_tokenizer, tiny_model_path
+from lab.tiny import RECIPES
 
 pytestmark = pytest.mark.filterwarnings("default")
 RUN = {

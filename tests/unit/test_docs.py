@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
-DOTTED = re.compile(r"`(dopd(?:\.[A-Za-z_]\w*)+)[`(]")
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.exists()
+]
+DOTTED = re.compile(r"`((?:dopd|lab)(?:\.[A-Za-z_]\w*)+)[`(]")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 NAMED_TEST = re.compile(r"\b((?:unit|numerics|distributed|golden|e2e)/test_\w+\.py)::(test_\w+)")
 VERDICTS = ("trainer", "data", "evaluation", "not applicable: ")

@@ -9,11 +9,13 @@ import pytest
 from rich.console import Console
 
 from dopd.errors import ConfigError
-from dopd.experiments import Condition, Experiment, RunSpec, get_experiment, run, worker
-from dopd.experiments.families import FAMILIES
-from dopd.experiments.spec import Claim
-from dopd.experiments.store import RunStore
-from dopd.tiny import Recipe, TinySpec, cache
+from dopd.tiny import TinySpec, shipped
+from lab import run, worker
+from lab.catalogue import get_experiment
+from lab.families import FAMILIES
+from lab.spec import Claim, Condition, Experiment, RunSpec
+from lab.store import RunStore
+from lab.tiny import Recipe, cache
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
 RUN = RunSpec(method="dopd", options={"top_k": 8}, steps=3, problems=8)
@@ -30,6 +32,7 @@ def barely_trained_models(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
         }
         for family, given in FAMILIES.items()
     }
+    monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(cache, "RECIPES", recipes)
     monkeypatch.setattr(worker, "COMPLETIONS", 8)
     monkeypatch.setattr(worker, "PROMPTS", 2)

@@ -9,15 +9,18 @@ import pytest
 import yaml
 
 from dopd.errors import ConfigError
-from dopd.experiments import EXPERIMENTS, get_experiment
-from dopd.experiments.analysis import collect, judge, verdict
-from dopd.experiments.catalogue import get_experiment as by_name
-from dopd.experiments.catalogue import models_without_recipe
-from dopd.experiments.conditions import condition as made
-from dopd.experiments.index import write_index
-from dopd.experiments.launch import write_launch
-from dopd.experiments.problems import TEST_PROBLEMS, evaluation_rows
-from dopd.experiments.protocol import (
+from dopd.methods import METHODS
+from dopd.runs.settings import load_settings
+from dopd.runs.train import make_config
+from dopd.tasks import get_task
+from lab.analysis import collect, judge, verdict
+from lab.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
+from lab.catalogue import get_experiment as by_name
+from lab.conditions import condition as made
+from lab.index import write_index
+from lab.launch import write_launch
+from lab.problems import TEST_PROBLEMS, evaluation_rows
+from lab.protocol import (
     DEFAULT_RATE,
     GRID,
     GRIDS,
@@ -28,13 +31,9 @@ from dopd.experiments.protocol import (
     tuned_rate,
     untuned,
 )
-from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
-from dopd.experiments.store import RunStore, missing, published
-from dopd.experiments.writing import README_FILE, write_experiment
-from dopd.methods import METHODS
-from dopd.runs.settings import load_settings
-from dopd.runs.train import make_config
-from dopd.tasks import get_task
+from lab.spec import RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
+from lab.store import RunStore, missing, published
+from lab.writing import README_FILE, write_experiment
 
 SEEDS = [(pretraining, seed) for pretraining in PRETRAINING_SEEDS for seed in RUN_SEEDS]
 
@@ -45,7 +44,7 @@ def known(run: RunSpec) -> bool:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_of_an_experiment_is_a_configuration_that_can_be_trained(name: str, tmp_path: Path) -> None:
-    from dopd.experiments.worker import run_settings
+    from lab.worker import run_settings
 
     checked: set[str] = set()
     for condition in get_experiment(name).conditions:
@@ -96,7 +95,7 @@ def test_ties_go_to_the_lower_rate_and_ablations_take_dopds() -> None:
 
 @pytest.mark.parametrize("family", ["dag", "graph", "program"])
 def test_validation_problems_equal_none_of_the_test(family: str) -> None:
-    from dopd.experiments.families import get_family
+    from lab.families import get_family
 
     task: Any = get_task(family, **get_family(family).options)
     tested = {task.canonical(row) for row in evaluation_rows(family, "test", TEST_PROBLEMS, "none")}
@@ -105,7 +104,7 @@ def test_validation_problems_equal_none_of_the_test(family: str) -> None:
 
 
 def test_gold_solutions_fit_the_token_counts_of_the_families() -> None:
-    from dopd.experiments.families import FAMILIES
+    from lab.families import FAMILIES
 
     for name, family in FAMILIES.items():
         rows = get_task(family.task, **family.options).rows("test", 64)

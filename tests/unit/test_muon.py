@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dopd.tiny.muon import Muon, orthogonalised
+from lab.tiny.muon import Muon, orthogonalised
 
 
 def _with_torch(parameters, **options):

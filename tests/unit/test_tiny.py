@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from dopd.errors import ConfigError
 from dopd.tasks import PRIVILEGED_KINDS, get_task
-from dopd.tiny import (
+from dopd.tiny import TinySpec, build_model, build_tokenizer
+from dopd.tiny.tokenizer import TEXT_TASKS
+from lab.tiny import (
     RECIPES,
     Recipe,
     TextKit,
-    TinySpec,
-    build_model,
-    build_tokenizer,
     cache,
     kits,
     measure_accuracy,
@@ -25,8 +24,7 @@ from dopd.tiny import (
     render_prompt,
     tiny_model_path,
 )
-from dopd.tiny.recipe import HintedRecipe, MixedRecipe
-from dopd.tiny.tokenizer import TEXT_TASKS
+from lab.tiny.recipe import HintedRecipe, MixedRecipe
 
 SMALL = TinySpec(num_layers=1, hidden_size=16, num_heads=2, mlp_ratio=2)
 RECIPE = Recipe(

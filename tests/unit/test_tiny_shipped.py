@@ -1,4 +1,4 @@
-"""Tiny models that come with the package: lossless, checked, and taken before anything is trained."""
+"""Tiny models that come with the package or the repository: lossless, checked, and taken before any is trained."""
 
 import dataclasses
 import json
@@ -10,9 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dopd.errors import ModelError
-from dopd.tiny import RECIPES, Recipe, TinySpec, cache, model_fingerprint, shipped, tiny_model_path
-from dopd.tiny.pretrain import fingerprint
+from dopd.checkpoints import resolve_model
+from dopd.errors import ConfigError, ModelError
+from dopd.tiny import TinySpec, model_fingerprint, shipped
+from dopd.tiny.shipped import fingerprint
+from lab.tiny import RECIPES, Recipe, cache, packing, tiny_model_path
 
 RECIPE = Recipe(task="dag", spec=TinySpec(num_layers=1, hidden_size=16, num_heads=2), steps=3, batch_size=4)
 
@@ -20,9 +22,9 @@ RECIPE = Recipe(task="dag", spec=TinySpec(num_layers=1, hidden_size=16, num_head
 @pytest.fixture
 def packed(tmp_path, monkeypatch):
     """A trained model, its file, and a package that ships it."""
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(packing, "FOLDER", tmp_path / "weights")
     trained = tiny_model_path("dag", "student", recipe=RECIPE, cache_dir=tmp_path / "first", num_problems=4)
-    return trained, shipped.pack(trained, RECIPE, tmp_path / "weights")
+    return trained, packing.pack(trained, RECIPE, tmp_path / "weights")
 
 
 def test_a_shipped_model_is_the_trained_one_at_half_the_size(packed, tmp_path, monkeypatch):
@@ -80,15 +82,41 @@ def test_weights_that_half_precision_would_change_are_not_packed(packed, tmp_pat
     card["weights"] = fingerprint(AutoModelForCausalLM.from_pretrained(trained, dtype="float32"))
     (trained / "dopd_tiny.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="half precision would change"):
-        shipped.pack(trained, RECIPE, tmp_path)
+        packing.pack(trained, RECIPE, tmp_path)
 
 
-@pytest.mark.parametrize(("task", "role"), [("dag", "student"), ("dag", "teacher_needs_p"), ("scenes", "teacher")])
-def test_the_quickstarts_train_no_model(task, role, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "pretrain", None)
-    path = tiny_model_path(task, role, cache_dir=tmp_path)
+SHIPPED = [
+    ("dag", "student"),
+    ("dag", "teacher"),
+    ("dag", "teacher_needs_p"),
+    ("scenes", "student"),
+    ("scenes", "teacher"),
+]
+
+
+@pytest.mark.parametrize(("task", "role"), SHIPPED)
+def test_the_wheel_has_the_models_of_the_quickstarts(task, role, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "lab_module", lambda name: None)
+    monkeypatch.setenv("DOPD_CACHE", str(tmp_path))
+    path = shipped.tiny_model_path(task, role)
+    assert path == tmp_path / "tiny" / f"{task}-{role}-seed0-{cache.recipe_key(RECIPES[task][role], 0)}"
     tracked = subprocess.run(["git", "ls-files", shipped.FOLDER], capture_output=True, text=True, check=True).stdout
     assert f"{path.name}.safetensors" in tracked
+    card = json.loads((path / "dopd_tiny.json").read_text())
+    again = tiny_model_path(task, role, cache_dir=tmp_path / "lab")
+    assert model_fingerprint(again) == model_fingerprint(path) == card["weights"]
+    assert (again / "config.json").read_text() == (path / "config.json").read_text()
+
+
+def test_a_model_that_is_not_shipped_is_refused_in_a_wheel_and_found_in_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOPD_CACHE", str(tmp_path))
+    assert resolve_model("tiny:dag/student?seed=3") == str(tiny_model_path("dag", "student", 3))
+    monkeypatch.setattr(shipped, "lab_module", lambda name: None)
+    for name in ("dag/student?seed=3", "dag/boss?seed=0", "d*/student?seed=0", "chess/teacher?seed=0"):
+        with pytest.raises(ConfigError) as caught:
+            resolve_model(f"tiny:{name}")
+        assert f"model 'tiny:{name}' does not come with dopd, which has tiny:dag/student?seed=0, " in str(caught.value)
+    assert str(caught.value).count("tiny:") == 1 + len(SHIPPED)
 
 
 def test_every_file_of_package_and_repository_belongs_to_a_recipe_as_it_is_now():
@@ -98,7 +126,7 @@ def test_every_file_of_package_and_repository_belongs_to_a_recipe_as_it_is_now()
         for role, recipe in roles.items()
         for seed in range(8)
     }
-    files = [file for place in (shipped.FOLDER, shipped.REPOSITORY_FOLDER) for file in place.glob("*.safetensors")]
+    files = [file for place in (shipped.FOLDER, packing.REPOSITORY_FOLDER) for file in place.glob("*.safetensors")]
     assert len({file.name for file in files}) == len(files) > 20
     assert [file.name for file in files if file.stem not in names] == []
     assert all(file.stat().st_size < 5_000_000 for file in files)

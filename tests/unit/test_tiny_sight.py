@@ -11,19 +11,18 @@ from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGener
 
 from dopd.errors import ConfigError
 from dopd.tasks import ScenesTask, get_task
-from dopd.tiny import (
+from dopd.tiny import SightSpec, build_sight_model
+from dopd.tiny.sight import IMAGE_PAD, IMAGE_TOKENS
+from dopd.vision import load_processor
+from lab.tiny import (
     SightKit,
     SightRecipe,
-    SightSpec,
-    build_sight_model,
     measure_accuracy,
     pretrain,
     prompt_with_privilege,
     render_prompt,
     tiny_model_path,
 )
-from dopd.tiny.sight import IMAGE_PAD, IMAGE_TOKENS
-from dopd.vision import load_processor
 
 SMALL = SightSpec(num_layers=2, hidden_size=24, num_heads=2, vision_layers=1, vision_size=16)
 RECIPE = SightRecipe(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dopd.tiny.cache import cache_root
+from dopd.tiny import cache_root
 
 _CHUNK = 1 << 24
 _PIP = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "30")

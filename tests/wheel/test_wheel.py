@@ -73,7 +73,7 @@ def test_the_wheel_is_small_and_has_what_commands_read(wheel: Path) -> None:
     for path in (*(ROOT / "dopd" / "recipes").iterdir(), *(ROOT / "dopd" / "report").glob("*.*")):
         if path.suffix != ".pyc":
             assert path.relative_to(ROOT).as_posix() in names
-    assert not [name for name in names if name.startswith(("dopd/experiments", "experiments", "tests", "recipes"))]
+    assert not [name for name in names if name.startswith(("lab", "experiments", "tests", "recipes"))]
 
 
 def test_a_recipe_trains_by_name_and_its_run_is_evaluated_and_reported(run: Run, tmp_path: Path) -> None:
@@ -104,5 +104,8 @@ def test_the_quickstart_runs_outside_the_checkout(run: Run, tmp_path: Path) -> N
 def test_listings_work_and_what_needs_the_checkout_says_so_in_one_line(run: Run) -> None:
     assert "vanilla" in run("methods").stdout and "dag" in run("tasks").stdout
     assert run("--version").stdout.startswith("dopd ")
-    (line,) = run("experiment", "figure3", status=2).stderr.splitlines()
-    assert line.startswith("error: dopd experiment needs a checkout")
+    for command in (["experiment", "figure3", "--jobs", "2"], ["experiment", "--help"], ["tiny", "dag"]):
+        (line,) = run(*command, status=2).stderr.splitlines()
+        assert line.startswith(f"error: dopd {command[0]} needs a checkout")
+    (line,) = run("eval", "tiny:graph/student", "--prompts", "4", status=2).stderr.splitlines()
+    assert line.startswith("error: model 'tiny:graph/student?seed=0' does not come with dopd")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from rich.progress import track
 from torch import nn
 
 from dopd.tasks import AbstractTask, get_task
-from dopd.tiny.kits import Kit, make_kit
-from dopd.tiny.muon import Muon
-from dopd.tiny.recipe import MixedRecipe, Recipe
+from dopd.tiny.shipped import fingerprint, save
+from lab.tiny.kits import Kit, make_kit
+from lab.tiny.muon import Muon
+from lab.tiny.recipe import MixedRecipe, Recipe
 
-CARD_NAME = "dopd_tiny.json"
 _INNER = (".layers.", ".blocks.", ".merger.", "merger_list.")  # modules whose matrices Muon trains
 
 
@@ -191,21 +189,3 @@ def round_to_half(model: nn.Module) -> None:
     """Round every weight to half precision, in place, so that a file of half the size holds the very same model."""
     for parameter in model.parameters():
         parameter.copy_(parameter.half())
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Twelve hex digits of the weights: equal recipes give other weights on another kind of processor."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def save(output_dir: str | Path, model: Any, processing_class: Any, card: Mapping[str, Any]) -> None:
-    """Write model, tokenizer or processor, and card to `output_dir`, so that the `Auto` classes of transformers (for
-    a processor without torchvision: `dopd.vision.load_processor`) load them.
-    """
-    model.save_pretrained(output_dir)
-    processing_class.save_pretrained(output_dir)
-    Path(output_dir, CARD_NAME).write_text(json.dumps(card, indent=2) + "\n")

@@ -1,11 +1,12 @@
-"""`python -m dopd.tiny TASK ROLE SEED`: put a named tiny model where its older files are, which go; a new one comes to
+"""`python -m lab.tiny TASK ROLE SEED`: put a named tiny model where its older files are, which go; a new one comes to
 the weights of the experiments, outside the package.
 """
 
 import sys
 
-from dopd.tiny.cache import get_recipe, tiny_model_path
-from dopd.tiny.shipped import FOLDER, REPOSITORY_FOLDER, pack
+from dopd.tiny.shipped import FOLDER
+from lab.tiny.cache import get_recipe, tiny_model_path
+from lab.tiny.packing import REPOSITORY_FOLDER, pack
 
 task, role, seed = sys.argv[1:]
 folder = tiny_model_path(task, role, int(seed))

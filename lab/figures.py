@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.analysis import Values, summarise
-from dopd.experiments.protocol import best_rate
-from dopd.experiments.spec import Experiment
 from dopd.report.palette import METHOD_COLOURS
 from dopd.statistics import mean_interval
+from lab.analysis import Values, summarise
+from lab.protocol import best_rate
+from lab.spec import Experiment
 
 FIGURE_FILE = "figure.png"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")

@@ -1,7 +1,7 @@
 """What happens over a run, and over several in a row: Figures 3, 7 and 8."""
 
-from dopd.experiments.conditions import FIXED_RATE, condition, start, teacher_alone
-from dopd.experiments.spec import SFT, Claim, Condition, Experiment
+from lab.conditions import FIXED_RATE, condition, start, teacher_alone
+from lab.spec import SFT, Claim, Condition, Experiment
 
 _THREE = "text/student"  # one student that knows a little of each family
 _LARGER = "The student of three families has twice the parameters of each family's teacher."

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dopd.experiments.conditions import FIXED_RATE, TOP_K, condition, start
-from dopd.experiments.spec import Claim, Condition, Experiment
+from lab.conditions import FIXED_RATE, TOP_K, condition, start
+from lab.spec import Claim, Condition, Experiment
 
 _ABLATION_RATE = "All conditions take DOPD's tuned learning rate; the paper has one rate for all, too."
 

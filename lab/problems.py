@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dopd.errors import ConfigError
-from dopd.experiments.families import get_family
 from dopd.tasks import get_task
+from lab.families import get_family
 
 TEST_PROBLEMS = 512  # the most that a test takes; validation keeps clear of all of them
 _FAR = 1_000_000

@@ -16,16 +16,16 @@ from transformers import TrainerCallback
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ScoringError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.experiments.families import get_family
-from dopd.experiments.problems import evaluation_rows
-from dopd.experiments.sft import train_supervised
-from dopd.experiments.spec import SFT, RunSpec
 from dopd.runs.build import load_model, load_tokenizer
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import make_config, make_trainer
 from dopd.sampling import ends_of
 from dopd.tasks import get_task
+from lab.families import get_family
+from lab.problems import evaluation_rows
+from lab.sft import train_supervised
+from lab.spec import SFT, RunSpec
 
 PROMPTS, ROLLOUTS = 16, 4  # of a step
 COMPLETIONS = PROMPTS * ROLLOUTS

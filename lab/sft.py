@@ -7,10 +7,10 @@ import torch
 from transformers import get_constant_schedule_with_warmup, set_seed
 
 from dopd.data.encode import encode_prompts
-from dopd.experiments.families import get_family
-from dopd.experiments.spec import RunSpec
 from dopd.runs.build import load_model, load_tokenizer
 from dopd.tasks import get_task
+from lab.families import get_family
+from lab.spec import RunSpec
 
 _FRESH_STREAM = 1000
 _WARMUP = 10

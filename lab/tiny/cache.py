@@ -1,31 +1,24 @@
-"""Tiny models by task and role: shipped with the package or trained once, and kept on disk."""
+"""Tiny models by task and role: packed in the package or the repository, or trained once, and kept on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dopd.errors import ConfigError
 from dopd.tasks import get_task
-from dopd.tiny.kits import make_kit
-from dopd.tiny.pretrain import CARD_NAME, pretrain
-from dopd.tiny.recipe import Recipe
-from dopd.tiny.recipes import RECIPES
-from dopd.tiny.shipped import shipped_file, unpack
+from dopd.tiny.shipped import cache_root, complete_folder, unpack
+from lab.tiny.kits import make_kit
+from lab.tiny.packing import packed_file
+from lab.tiny.pretrain import pretrain
+from lab.tiny.recipe import Recipe
+from lab.tiny.recipes import RECIPES
 
 # Raise it when the training loop, the tokenizer or the chat template changes: cached models are then made anew.
 RECIPE_VERSION = 2
-
-
-def cache_root() -> Path:
-    """`$DOPD_CACHE` if set, else `~/.cache/dopd`."""
-    return Path(os.environ.get("DOPD_CACHE") or Path.home() / ".cache" / "dopd")
 
 
 def get_recipe(task: str, role: str) -> Recipe:
@@ -52,11 +45,6 @@ def recipe_key(recipe: Recipe, seed: int) -> str:
         "problems": [task.facts(task.example("train", index)) for index in range(8)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def model_fingerprint(folder: str | Path) -> str:
-    """What identifies the weights in the folder of a tiny model; see `dopd.tiny.pretrain.fingerprint`."""
-    return str(json.loads(Path(folder, CARD_NAME).read_text())["weights"])
 
 
 def tiny_model_path(
@@ -89,27 +77,14 @@ def tiny_model_path(
         ConfigError: if `recipe` is not given and there is no such task or role.
     """
     recipe = get_recipe(task, role) if recipe is None else recipe
-    folder = Path(cache_root() if cache_dir is None else cache_dir) / "tiny"
-    final = folder / f"{task}-{role}-seed{seed}-{recipe_key(recipe, seed)}"
-    if (final / CARD_NAME).is_file() and not train:
-        return final
-    folder.mkdir(parents=True, exist_ok=True)
-    # On the same file system as the final place, since a rename is atomic only there.
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
-    try:
-        shipped = None if train else shipped_file(final.name)
-        if shipped is not None:
-            unpack(shipped, recipe, seed, partial)
+    name = f"{task}-{role}-seed{seed}-{recipe_key(recipe, seed)}"
+    packed = None if train else packed_file(name)
+
+    def fill(folder: Path) -> None:
+        if packed is not None:
+            unpack(packed, folder)
         else:
-            pretrain(recipe, seed, partial, num_problems=num_problems, label=f"tiny {task} {role} (seed {seed})")
-        if train:
-            shutil.rmtree(final, ignore_errors=True)
-        try:
-            partial.rename(final)
-        except OSError:
-            # Somebody else was faster; their model is as good as ours. Anything else is a real error.
-            if not (final / CARD_NAME).is_file():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return final
+            pretrain(recipe, seed, folder, num_problems=num_problems, label=f"tiny {task} {role} (seed {seed})")
+
+    root = Path(cache_root() if cache_dir is None else cache_dir)
+    return complete_folder(root / "tiny" / name, fill, anew=train)

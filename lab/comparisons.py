@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from dopd.experiments.conditions import FIXED_RATE, condition, start, teacher_alone
-from dopd.experiments.families import FAMILIES
-from dopd.experiments.protocol import GRID, GRIDS, TUNING_SEED, rate_name
-from dopd.experiments.spec import SFT, Claim, Condition, Experiment
+from lab.conditions import FIXED_RATE, condition, start, teacher_alone
+from lab.families import FAMILIES
+from lab.protocol import GRID, GRIDS, TUNING_SEED, rate_name
+from lab.spec import SFT, Claim, Condition, Experiment
 
 # Table 1's methods with the paper's averages, then those that it does not have.
 _TABLE1: Mapping[str, float] = {
@@ -70,7 +70,7 @@ def _tuning(name: str, family: str, pairs: Sequence[tuple[str, str]]) -> Experim
         claim="None: each method gets the rate of the grid with the highest mean of greedy and sampled accuracy.",
         protocol=f"Family {family}, validation problems (equal to none of the test's), the first pretraining seed, one "
         "run seed that no test uses. Ties (less than 1 point) go to the lower rate. Tests read the rates from "
-        "`dopd.experiments.protocol`.",
+        "`lab.protocol`.",
         conditions=tuple(
             condition(
                 f"{rate_name(method, teacher)}, {rate:g}",

@@ -6,7 +6,7 @@ experiments/PROTOCOL.md says it in words. The rates are results of the experimen
 
 from collections.abc import Mapping
 
-from dopd.experiments.spec import Experiment
+from lab.spec import Experiment
 
 # The first two seeds whose tiny dag student passes the gate of PROTOCOL.md (good with p, middling without).
 PRETRAINING_SEEDS = (0, 3)

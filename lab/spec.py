@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dopd.errors import ConfigError
-from dopd.experiments.families import get_family
+from lab.families import get_family
 
 # Raise it when the meaning of a run changes (training, evaluation, budget): finished runs are then made anew.
 RUN_VERSION = 2
@@ -139,7 +139,7 @@ class Claim:
         text (`str`): the sentence.
         first, second (`str`): labels of conditions; `second=""` compares with 0.
         kind (`str`): `"above"` or `"below"`: where the first is; `"near"`: the two differ by less than `margin`.
-        metrics (`tuple[str]`): what is compared; see `dopd.experiments.analysis` for how several are judged together.
+        metrics (`tuple[str]`): what is compared; see `lab.analysis` for how several are judged together.
         margin (`float`): of `"near"`, in the metrics' unit.
     """
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dopd.errors import DopdError
-from dopd.experiments.spec import RunSpec
 from dopd.interrupts import end_with
+from lab.spec import RunSpec
 
 Todo = Sequence[tuple[str, RunSpec]]
 
@@ -68,7 +68,7 @@ def _start(parent: int) -> None:
 
 
 def _run(key: str, spec: RunSpec) -> dict[str, Any]:
-    from dopd.experiments.worker import execute
+    from lab.worker import execute
 
     return {"key": key, **execute(spec)}
 

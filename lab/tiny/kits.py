@@ -12,7 +12,6 @@ from torch import Tensor
 from dopd.tasks import AbstractTask, Example, get_task
 from dopd.tasks.scenes import SceneExample
 from dopd.tiny.models import TinySpec, build_model
-from dopd.tiny.recipe import Recipe
 from dopd.tiny.sight import (
     IMAGE_PAD,
     IMAGE_TOKENS,
@@ -24,6 +23,7 @@ from dopd.tiny.sight import (
 )
 from dopd.tiny.tokenizer import SEPARATOR, build_tokenizer
 from dopd.vision.tokens import placeholder_ids
+from lab.tiny.recipe import Recipe
 
 _IGNORED = -100
 _GREY = 232  # of blank images: between the backgrounds of scenes

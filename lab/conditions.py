@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dopd.experiments.protocol import DEFAULT_RATE, tuned_rate
-from dopd.experiments.spec import SFT, UNTRAINED, Condition, RunSpec
 from dopd.methods import METHODS
+from lab.protocol import DEFAULT_RATE, tuned_rate
+from lab.spec import SFT, UNTRAINED, Condition, RunSpec
 
 TOP_K = 8  # of some 80 words, for the paper's 128 of 150 thousand
 FIXED_RATE = "Every method takes its own tuned learning rate."

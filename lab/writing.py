@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.analysis import Judgement, Values, collect, judge, summarise, verdict
-from dopd.experiments.figures import FIGURE_FILE, draw
-from dopd.experiments.protocol import untuned
-from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, Claim, Experiment, RunSpec
 from dopd.statistics import Interval
+from lab.analysis import Judgement, Values, collect, judge, summarise, verdict
+from lab.figures import FIGURE_FILE, draw
+from lab.protocol import untuned
+from lab.spec import RESULTS_FILE, RUN_VERSION, Claim, Experiment, RunSpec
 
 README_FILE = "README.md"
 NOTES_FILE = "notes.md"  # written by hand: why, and what was seen on the way; the README takes it in

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from dopd.errors import ConfigError
-from dopd.experiments.catalogue import get_experiment
-from dopd.experiments.spec import SFT, Condition, Experiment
 from dopd.runs.recipes import recipe_path
 from dopd.runs.settings import load_settings
+from lab.catalogue import get_experiment
+from lab.spec import SFT, Condition, Experiment
 
 RECIPE = recipe_path("qwen3-8b-to-1.7b")
 SCRIPT_FILE = "launch.sh"

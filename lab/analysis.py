@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dopd.experiments.spec import Claim, Experiment
-from dopd.statistics import Comparison, Interval, holm, mean_interval, paired_comparison
+from dopd.statistics import Interval, mean_interval
+from lab.spec import Claim, Experiment
+from lab.statistics import Comparison, holm, paired_comparison
 
 SIGNIFICANT = 0.05
 NO_CLAIM = "nothing claimed"

@@ -1,7 +1,7 @@
 """What the paper leaves open and this project had to decide, measured."""
 
-from dopd.experiments.conditions import condition, start
-from dopd.experiments.spec import Claim, Condition, Experiment
+from lab.conditions import condition, start
+from lab.spec import Claim, Condition, Experiment
 
 
 def tail() -> Experiment:

@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from dopd.errors import ConfigError
-from dopd.experiments.catalogue import get_experiment, models_without_recipe
-from dopd.experiments.index import PROTOCOL_FILE, write_index
-from dopd.experiments.pool import execute_all
-from dopd.experiments.protocol import PRETRAINING_SEEDS, RUN_SEEDS, untuned
-from dopd.experiments.spec import Experiment, RunSpec
-from dopd.experiments.store import RunStore, missing, published
-from dopd.experiments.writing import INCOMPLETE, write_experiment
+from lab.catalogue import get_experiment, models_without_recipe
+from lab.index import PROTOCOL_FILE, write_index
+from lab.pool import execute_all
+from lab.protocol import PRETRAINING_SEEDS, RUN_SEEDS, untuned
+from lab.spec import Experiment, RunSpec
+from lab.store import RunStore, missing, published
+from lab.writing import INCOMPLETE, write_experiment
 
 
 def run_experiment(
@@ -52,7 +52,7 @@ def run_experiment(
     if missing_models:
         raise ConfigError(
             f"experiment {name!r} cannot be run at tiny scale: no recipe makes {', '.join(missing_models)} "
-            "(dopd.tiny.recipes). --scale full writes its launch configs"
+            "(lab.tiny.recipes). --scale full writes its launch configs"
         )
     console, store = console or Console(), store or RunStore()
     conditions = experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS if seeds is None else tuple(range(seeds)))
@@ -89,5 +89,5 @@ def _say_plan(console: Console, experiment: Experiment, runs: Sequence[tuple[Any
     if waiting := untuned(experiment):
         console.print(
             f"[yellow]Not tuned, at the default rate: {', '.join(waiting)}. Run `dopd experiment tuning` and enter the "
-            "rates in dopd.experiments.protocol first, or the comparison is not the protocol's.[/yellow]"
+            "rates in lab.protocol first, or the comparison is not the protocol's.[/yellow]"
         )

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
-from dopd.experiments.spec import RESULTS_FILE, RUN_VERSION, Experiment
-from dopd.experiments.writing import README_FILE
+from lab.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
+from lab.spec import RESULTS_FILE, RUN_VERSION, Experiment
+from lab.writing import README_FILE
 
 PROTOCOL_FILE = "PROTOCOL.md"
 _EARLIER = " (with tiny models that have been replaced since)"

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dopd.experiments.spec import RESULTS_FILE, RunSpec
 from dopd.runs.build import TINY, resolve_model
 from dopd.tiny import cache_root, model_fingerprint
+from lab.spec import RESULTS_FILE, RunSpec
 
 logger = logging.getLogger(__name__)
 

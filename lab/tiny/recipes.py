@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dopd.tiny.models import TinySpec
-from dopd.tiny.recipe import HintedRecipe, MixedRecipe, Recipe, SightRecipe
 from dopd.tiny.sight import SightSpec
+from lab.tiny.recipe import HintedRecipe, MixedRecipe, Recipe, SightRecipe
 
 # The teacher sees most problems without a hint; the other two see the plan more often than nothing, so that they
 # learn to carry a plan out well before they learn to make one.

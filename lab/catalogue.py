@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from dopd.errors import ConfigError
-from dopd.experiments.ablations import figure4, figure10, robustness, table4, table6, table7, table8
-from dopd.experiments.comparisons import (
+from dopd.runs.build import TINY
+from lab.ablations import figure4, figure10, robustness, table4, table6, table7, table8
+from lab.comparisons import (
     further,
     table1_dag,
     table1_graph,
@@ -16,11 +17,10 @@ from dopd.experiments.comparisons import (
     tuning_program,
     weak_teacher,
 )
-from dopd.experiments.decisions import tail
-from dopd.experiments.over_time import figure3, figure7a, figure7b, figure8
-from dopd.experiments.spec import Experiment
-from dopd.runs.build import TINY
-from dopd.tiny import RECIPES
+from lab.decisions import tail
+from lab.over_time import figure3, figure7a, figure7b, figure8
+from lab.spec import Experiment
+from lab.tiny import RECIPES
 
 _MAKERS: tuple[Callable[[], Experiment], ...] = (
     tuning,
