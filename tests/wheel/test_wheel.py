@@ -15,7 +15,7 @@ import yaml
 
 pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).resolve().parents[2]
-MAX_MEGABYTES = 6
+MAX_MEGABYTES = 5
 SHORT = [
     *("--max_steps", "1", "--train_prompts", "64", "--eval_prompts", "8", "--student_eval_steps", "1"),
     *("--student_eval_prompts", "8", "--final_eval_prompts", "8"),
