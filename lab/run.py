@@ -84,7 +84,7 @@ def _say_plan(console: Console, experiment: Experiment, runs: Sequence[tuple[Any
     console.print(
         f"[bold]{experiment.title}[/bold] ({experiment.source}): {len(experiment.conditions)} conditions, "
         f"{len(runs)} runs.\n"
-        f"Tiny models: {', '.join(models)} (they come with the repository, or are trained here once, a minute or two each)"
+        f"Tiny models: {', '.join(models)} (those of the repository, or trained here once, a minute or two each)"
     )
     if waiting := untuned(experiment):
         console.print(
