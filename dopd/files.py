@@ -2,13 +2,19 @@
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dopd.errors import DopdError, FileError
+from dopd.errors import ConfigError, DopdError, FileError
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_READ_WHOLE = 2**20  # bytes; nobody edits what is larger by hand
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -25,36 +31,70 @@ _WORDS = {
 }
 
 
+def make_folder(path: Path) -> None:
+    """Have a folder, and those that it is in; where one of them cannot be made, none of them is."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remove_empty_folders(missing)
+        # A system that makes no folders in a place, such as /proc, says that there is none.
+        raise _named(OSError(errno.EPERM, "") if error.errno == errno.ENOENT else error, path) from error
+
+
+def remove_empty_folders(paths: list[Path]) -> None:
+    """Remove folders in which nothing is, in this order; what cannot be removed stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def leaving_no_folder(path: Path) -> Iterator[None]:
+    """Folders that are made inside for `path`, itself included, are removed afterwards where nothing is in them."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        yield
+    finally:
+        remove_empty_folders(missing)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in its place in one piece: the whole content is there afterwards, or what was there before.
 
-    A link in its place is replaced, and not written through.
+    What is in its place is replaced and not written to: a link's target, or another name of the same file, stays as it
+    is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW, 0o644), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise _named(error, path) from error
+    with leaving_no_folder(path.parent):
+        make_folder(path.parent)
+        beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise _named(error, path) from error
 
 
 def append_line(path: Path, line: bytes) -> None:
     """Add one whole line with a single system call, so that a reader or a second writer never sees it cut.
 
-    Where it does not fit, nothing of it is left.
+    Where it does not fit, nothing of it is left. A file that has another name, too, is copied first.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT | _NO_FOLLOW, 0o644)
         try:
-            before = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) != len(line):
-                os.ftruncate(descriptor, before)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if status.st_nlink > 1:
+                replace_file(path, path.read_bytes() + line)
+            elif os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, status.st_size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
@@ -62,9 +102,63 @@ def append_line(path: Path, line: bytes) -> None:
         raise _named(error, path) from error
 
 
+def read_plain(path: Path) -> bytes:
+    """The content of a file of ours.
+
+    Raises:
+        OSError: there is none that can be read, or a link, a pipe or a device is in its place.
+    """
+    with open(os.open(path, os.O_RDONLY | _NO_WAIT | _NO_FOLLOW), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        return file.read()
+
+
+def check_plain(name: str, path: str | Path) -> None:
+    """Refuse what is there and no file, such as a pipe, which would be waited for without an end.
+
+    Args:
+        name (`str`): what a user gave the path as.
+        path (`str` or `Path`): a link to a file will do, and what is not there is left to its reader.
+
+    Raises:
+        ConfigError: it is a pipe, a device, a socket or a folder.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise ConfigError(f"{name} (={str(path)!r}) is {kind}: give a file")
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What `is_unchanged` knows a file again by."""
+    size = path.stat().st_size
+    return {"size": size} | ({"sha256": checksum(path)} if size <= _READ_WHOLE else {})
+
+
+def is_unchanged(path: Path, written: Mapping[str, Any]) -> bool:
+    """Whether a file is as it was written: of that size and, unless it is large, of that checksum; a link is not."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    if not stat.S_ISREG(status.st_mode) or status.st_size != written.get("size"):
+        return False
+    return status.st_size > _READ_WHOLE or written.get("sha256") in (None, checksum(path))
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _named(error: OSError, path: Path) -> OSError:
     """The same error with the file that it is about."""
-    return OSError(error.errno, error.strerror, str(path))
+    return OSError(error.errno, os.strerror(error.errno or 0), str(path))
 
 
 def not_written(

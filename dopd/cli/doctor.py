@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dopd.errors import DopdError
+from dopd.files import leaving_no_folder
 from dopd.settings import SettingsError
 from dopd.shown import visible
 
@@ -93,7 +94,7 @@ def config_findings(path: str) -> Iterator[Finding]:
     """What a config would run into, step by step: each step is tried only if the ones before it worked."""
     from dopd.runs.progress import quiet_libraries
     from dopd.runs.settings import load_settings
-    from dopd.runs.train import make_config, make_trainer, remove_if_empty
+    from dopd.runs.train import make_config, make_trainer
 
     quiet_libraries()
     try:
@@ -106,13 +107,12 @@ def config_findings(path: str) -> Iterator[Finding]:
         yield Finding("fail", str(error))
         return
     yield Finding("ok", f"{path} parses; {config.routing_table().describe().splitlines()[0]}")
-    existed = settings.output_dir.exists()
     try:
-        trainer = make_trainer(settings, config)
+        with leaving_no_folder(settings.output_dir):  # the host makes it
+            trainer = make_trainer(settings, config)
     except DopdError as error:
         yield Finding("fail", str(error))
         return
-    remove_if_empty(settings.output_dir, existed)
     yield Finding("ok", f"models, vocabularies, data and table fit together ({len(trainer.train_dataset)} prompts)")
     for name, model in (("student", trainer.unwrapped_student), ("teacher", trainer.unwrapped_teacher)):
         if model is not None:

@@ -6,12 +6,13 @@ Needs no torch: the trainer and `dopd inspect` write this format, reports read i
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dopd.errors import DataError
-from dopd.files import replace_file
+from dopd.files import read_plain, replace_file
 
 SCHEMA_VERSION = 1
 METRICS_FILE, TRACE_FILE = "metrics.jsonl", "trace.jsonl"
@@ -178,7 +179,8 @@ def mend_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
         How many lines were no records with a step, such as one that was only half-written.
     """
     kept, torn = [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    there = os.path.lexists(path)
+    lines = read_plain(path).decode(errors="replace").split("\n") if there else []
     for line in lines:
         try:
             record = json.loads(line) if line.strip() else None

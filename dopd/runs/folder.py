@@ -4,42 +4,25 @@ A run owns what its marker lists and what the manifests of its checkpoints list;
 deleted, and no link is followed. A run that replaces another sets it aside until it has a whole checkpoint itself.
 """
 
-import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from dopd.errors import ConfigError
-from dopd.files import replace_file
-from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
-from dopd.report.curves import CURVES_FILE
-from dopd.report.page import REPORT_FILE
-from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
+from dopd.files import fingerprint, is_unchanged, make_folder
+from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
 from dopd.trainer.evidence import NON_FINITE_FILE
 from dopd.trainer.lock import LOCK_FILE
+from dopd.trainer.owned import MARKER_FILE, check_free, foreign, own, read_marker, write_marker, write_own
 
 logger = logging.getLogger(__name__)
 
-MARKER_FILE = "dopd_run.json"
 PREVIOUS = "_previous"
-_CARD = "README.md"
-_WRITTEN = (
-    CONFIG_FILE,
-    TABLE_FILE,
-    METRICS_FILE,
-    TRACE_FILE,
-    _CARD,
-    RESULT_FILE,
-    CURVES_FILE,
-    REPORT_FILE,
-    NON_FINITE_FILE,
-)
 _HOUSEKEEPING = (LOCK_FILE, MARKER_FILE, whole.UNFINISHED)
 
 
@@ -56,36 +39,35 @@ class RunFolder:
 
     # --- Before anything is loaded
 
-    def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Raise `ConfigError` unless a run may write here; nothing is changed."""
+    def check(self, names: Collection[str] = (), *, overwrite: bool, resume: bool, steps: int) -> None:
+        """Raise `ConfigError` unless a run may write here; nothing is changed.
+
+        Args:
+            names (`list[str]`): of files that the run will write.
+            steps (`int`): of the run.
+        """
         said = f"output_dir (={str(self.path)!r})"
         if self.path.is_symlink() and not self.path.exists():
             raise ConfigError(f"{said} is a link to {os.readlink(self.path)!r}, which is not there: choose another")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{said} is a file: choose another, a folder or one that is still to be made")
+        whole.check_places(self.path, None if resume else steps)
         there = [name for name in _names(self.path) if name not in _HOUSEKEEPING]
         if not there:
             return
-        marker = read_marker(self.path)
-        listed = marker["files"] if marker else []
-        if resume:
-            # A trainer in Python leaves no marker; its checkpoints say that the files beside them are a run's.
-            listed = listed or (list(_WRITTEN) if _owned(self.path)[1] else [])
-        elif not overwrite:
+        if not resume and not overwrite:
             aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
             raise ConfigError(
                 f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it, or "
                 "resume_from_checkpoint=true to go on"
             )
-        elif marker is None and there != [PREVIOUS]:
+        if not resume and read_marker(self.path) is None and there != [PREVIOUS]:
             raise ConfigError(
                 f"{said} holds files that are not a run's (it has no {MARKER_FILE}): overwrite will not delete them. "
                 "Choose another, or delete it yourself"
             )
         self._check_aside(said)
-        foreign = sorted(set(there) & set(_WRITTEN) - set(listed))
-        if foreign:
-            raise ConfigError(f"{said} has a {foreign[0]} that is not the run's: move it away, or choose another")
+        check_free(self.path, names)
 
     def _check_aside(self, said: str) -> None:
         """Raise `ConfigError` where the place of a replaced run holds what is no run's."""
@@ -96,14 +78,14 @@ class RunFolder:
             raise ConfigError(f"{said} has a {PREVIOUS} that is no folder of its own: move it away, or choose another")
         owned, checkpoints = _owned(aside)
         of_runs = {*owned, MARKER_FILE, *(path.relative_to(aside).as_posix() for path in checkpoints)}
-        foreign = sorted(
+        strange = sorted(
             path.relative_to(aside).as_posix()
             for path in aside.rglob("*")
             if not path.is_dir() and not any(path.is_relative_to(aside / name) for name in of_runs)
         )
-        if foreign:
+        if strange:
             raise ConfigError(
-                f"{said}: {PREVIOUS}/{foreign[0]} is not a run's, and the next run that is replaced goes there: move "
+                f"{said}: {PREVIOUS}/{strange[0]} is not a run's, and the next run that is replaced goes there: move "
                 "it away, or choose another"
             )
 
@@ -116,26 +98,17 @@ class RunFolder:
 
     def begin(self, settings: str, table: str) -> None:
         """Start a new run: what is here of an earlier one is set aside."""
+        whole.clear_unfinished(self.path)
         if read_marker(self.path) is not None:
             self._set_aside()
         self._replaces = (self.path / PREVIOUS).is_dir()
-        whole.clear_unfinished(self.path)
         self.describe(settings, table)
 
     def describe(self, settings: str, table: str) -> None:
         """Write what a run is; of a resumed one, once its checkpoint has been read."""
-        self._own(_WRITTEN, complete=False)
-        replace_file(self.path / CONFIG_FILE, settings.encode())
-        replace_file(self.path / TABLE_FILE, table.encode())
-
-    @contextmanager
-    def owning(self, *names: str) -> Iterator[None]:
-        """What is written inside is the run's: the files of these names, and those that were not there before."""
-        before = _file_set(self.path)
-        try:
-            yield
-        finally:
-            self._own([*names, *(_file_set(self.path) - before)], complete=False)
+        own(self.path, (), complete=False)
+        write_own(self.path, CONFIG_FILE, settings.encode())
+        write_own(self.path, TABLE_FILE, table.encode())
 
     def keep(self) -> None:
         """The run has a whole checkpoint, or its model: the one that it replaces can go."""
@@ -157,15 +130,13 @@ class RunFolder:
         self._replaces = False
         _delete(self.path, keep=(NON_FINITE_FILE,))  # what it failed at is there to be looked at
         _move(self.path / PREVIOUS, self.path)
+        if (self.path / NON_FINITE_FILE).is_file():
+            own(self.path, {NON_FINITE_FILE: fingerprint(self.path / NON_FINITE_FILE)})
         logger.warning(f"the run that was to be replaced is back in {self.path}")
 
     def complete(self) -> None:
         """The run has ended."""
-        self._own((), complete=True)
-
-    def _own(self, names: Iterable[str], *, complete: bool) -> None:
-        listed = (read_marker(self.path) or {"files": []})["files"]
-        _write_marker(self.path, {"complete": complete, "files": sorted({*listed, *names})})
+        own(self.path, (), complete=True)
 
     def _set_aside(self) -> None:
         aside = self.path / PREVIOUS
@@ -205,53 +176,21 @@ def claim(folder: Path, names: Sequence[str]) -> None:
     Raises:
         ConfigError: one of them is there, and somebody else's.
     """
-    listed = (read_marker(folder) or {"files": []})["files"]
-    foreign = [name for name in names if name not in listed and os.path.lexists(folder / name)]
-    if foreign:
+    for name in foreign(folder, names):
         raise ConfigError(
-            f"{str(folder / foreign[0])!r} was not written by dopd (as far as {MARKER_FILE} says): move it away, or "
+            f"{str(folder / name)!r} was not written by dopd (as far as {MARKER_FILE} says): move it away, or "
             "choose another folder"
         )
-    _write_marker(folder, {"complete": False, "files": sorted({*listed, *names})})
-
-
-def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What a run's marker says; `None` where there is none of ours."""
-    path = folder / MARKER_FILE
-    try:
-        value = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or value.get("format") != 1 or not isinstance(value.get("files"), list):
-        return None
-    names = [name for name in value["files"] if isinstance(name, str) and _is_inside(name)]
-    return {**value, "files": names}
-
-
-def _is_inside(name: str) -> bool:
-    path = Path(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
+    own(folder, names, complete=False)
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def _file_set(folder: Path) -> set[str]:
-    """Files and links below a folder, but for checkpoints and what we keep for ourselves."""
-    found = set()
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
-        if here == folder:
-            folders[:] = [name for name in folders if not name.startswith(("_", "checkpoint-"))]
-            names = [name for name in names if name not in _HOUSEKEEPING]
-        found |= {(here / name).relative_to(folder).as_posix() for name in names}
-    return found
-
-
 def _owned(folder: Path) -> tuple[list[str], list[Path]]:
     """Files that the marker of a folder lists and that are there, and its sealed checkpoints."""
-    marker = read_marker(folder) or {"files": []}
+    marker = read_marker(folder) or {"files": {}}
     files = [
         name
         for name in marker["files"]
@@ -270,31 +209,28 @@ def _through_link(folder: Path, name: str) -> bool:
 
 def _move(source: Path, target: Path) -> None:
     """Move what a run owns. Where that is cut off, the marker of the source says so, and the next call goes on."""
-    marker = {key: value for key, value in (read_marker(source) or {"files": []}).items() if key != "moving"}
-    _write_marker(target, marker)
-    _write_marker(source, marker | {"moving": True})
+    marker = {key: value for key, value in (read_marker(source) or {"files": {}}).items() if key != "moving"}
+    write_marker(target, marker)
+    write_marker(source, marker | {"moving": True})
     files, checkpoints = _owned(source)
     for name in [*files, *(path.relative_to(source).as_posix() for path in checkpoints)]:
-        place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source / name, place)
+        make_folder((target / name).parent)
+        os.replace(source / name, target / name)
     (source / MARKER_FILE).unlink()
     _tidy(source, files)
 
 
 def _delete(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Delete what a run owns and nobody has edited."""
+    written = (read_marker(folder) or {"files": {}})["files"]
     files, checkpoints = _owned(folder)
     for path in checkpoints:
         whole.delete(path)
     for name in files:
-        if name not in keep:
-            (folder / name).unlink(missing_ok=True)
+        if name not in keep and (written[name] is None or is_unchanged(folder / name, written[name])):
+            (folder / name).unlink()
     (folder / MARKER_FILE).unlink(missing_ok=True)
     _tidy(folder, files)
-
-
-def _write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
-    replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": 1}, indent=1) + "\n").encode())
 
 
 def _tidy(folder: Path, files: Iterable[str]) -> None:

@@ -8,8 +8,8 @@ import copy
 import importlib.util
 import json
 import logging
-import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,12 +21,15 @@ from trl import ModelConfig, get_peft_config
 
 from dopd.adapters import check_adapter_config
 from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
-from dopd.errors import ConfigError, DopdError, ModelError, first_line
+from dopd.errors import ConfigError, DopdError, FileError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.evaluation.verifier import limited
-from dopd.files import not_written, replace_file
+from dopd.files import leaving_no_folder, not_written
+from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
-from dopd.report.records import RESULT_FILE
+from dopd.report.curves import CURVES_FILE
+from dopd.report.page import REPORT_FILE
+from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.runs.beforehand import run_problems, unread
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.folder import KeptRun, RunFolder
@@ -37,13 +40,19 @@ from dopd.sampling import check_named_tokens
 from dopd.settings import Problems
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
+from dopd.trainer.evidence import NON_FINITE_FILE
 from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
+from dopd.trainer.owned import CARD_FILE, make_own, write_own
 from dopd.trainer.resuming import is_complete
 from dopd.trainer.setup import make_evaluator, try_on_rows
 from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
+
+# What transformers saves, as far as it is known before; whatever else it saves is not written over a user's files.
+_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+_READER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training_args.bin")
 
 
 def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig:
@@ -118,6 +127,8 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
             if trainer.accelerator.is_main_process:
                 folder.give_back()
             last = newest_whole(folder.path, checksums=False)
+            if isinstance(error, FileError) and last is None:
+                raise FileError(f"{error}. No checkpoint was whole: overwrite=true begins again here") from error
             if isinstance(error, Stopped) and last is not None and str(last) not in error.message:
                 way = f"{error.message}. resume_from_checkpoint=true goes on from {last}"
                 raise Stopped(error.signal, way) from None
@@ -128,25 +139,34 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
 @contextmanager
 def _alone(folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> Iterator[None]:
     """Inside, this run has its folder to itself; one that never began leaves no folder behind."""
-    existed, lock = os.path.exists(folder.path), FolderLock(folder.path)
+    lock = FolderLock(folder.path)
 
     def take() -> None:
         resume = bool(config.resume_from_checkpoint)
-        folder.check(overwrite=settings.overwrite, resume=resume)
+        steps = config.max_steps if config.max_steps > 0 else sys.maxsize
+        folder.check(_written(settings, config), overwrite=settings.overwrite, resume=resume, steps=steps)
         lock.take()
 
-    main_decides(take, folder.path)
-    try:
-        yield
-    except Exception as error:
-        found = not_written(error, folder.path, choose="another output_dir")
-        if found is None:
-            raise
-        raise found from error
-    finally:
-        if config.process_index == 0:
-            lock.release()
-            remove_if_empty(folder.path, existed)
+    with leaving_no_folder(folder.path) if config.process_index == 0 else nullcontext():
+        main_decides(take, folder.path)
+        try:
+            yield
+        except Exception as error:
+            found = not_written(error, folder.path, choose="another output_dir")
+            if found is None:
+                raise
+            raise found from error
+        finally:
+            if config.process_index == 0:
+                lock.release()
+
+
+def _written(settings: RunSettings, config: DOPDConfig) -> list[str]:
+    """Names of files that a run writes, at the top of its folder."""
+    of_settings = {TRACE_FILE: config.trace_steps, RESULT_FILE: settings.final_eval_prompts}
+    of_model = ("adapter_config.json", "adapter_model.safetensors") if settings.use_peft else _MODEL_FILES
+    ours = (CONFIG_FILE, TABLE_FILE, METRICS_FILE, CARD_FILE, CURVES_FILE, REPORT_FILE, NON_FINITE_FILE)
+    return [*ours, *(name for name, value in of_settings.items() if value is not None), *of_model, *_READER_FILES]
 
 
 def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig, label: str | None) -> None:
@@ -161,8 +181,7 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    with folder.owning() if main else nullcontext():
-        trainer.save_model()
+    trainer.save_model()
     if main:
         folder.keep()
         trainer.create_model_card(model_name=folder.path.name)
@@ -172,8 +191,8 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
         from dopd.report.curves import draw_run
         from dopd.report.page import write_report
 
-        draw_run(folder.path)
-        write_report([folder.path])
+        make_own(folder.path, CURVES_FILE, lambda: draw_run(folder.path))
+        make_own(folder.path, REPORT_FILE, lambda: write_report([folder.path]))
         folder.complete()
 
 
@@ -199,7 +218,6 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     if table.needs_teacher and config.teacher_model_name_or_path is not None:
         teacher = resolve_model(config.teacher_model_name_or_path)
         check_model(teacher, **where_from(config, teacher=True))
-    existed = settings.output_dir.exists()
     try:
         return DOPDTrainer(
             model=student,
@@ -212,7 +230,6 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             peft_config=peft_config,
         )
     except Exception as error:
-        remove_if_empty(settings.output_dir, existed)
         if isinstance(error, DopdError):
             raise
         if isinstance(error, OSError | ImportError):
@@ -224,12 +241,6 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
         if isinstance(error, ValueError):  # what the host finds wrong with settings beside models and data
             raise ConfigError(first_line(error)) from error
         raise
-
-
-def remove_if_empty(folder: Path, existed: bool) -> None:
-    """The host makes the output folder before its checks; a run that never began leaves none behind."""
-    if not existed and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any]:
@@ -291,7 +302,7 @@ def _final_evaluation(trainer: DOPDTrainer, settings: RunSettings, seconds: floa
     result = evaluate_sharded(trainer, evaluator)
     if trainer.accelerator.is_main_process:
         record = {"method": trainer.table.name, "train_seconds": round(seconds, 2), **result.to_json()}
-        replace_file(settings.output_dir / RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        write_own(settings.output_dir, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def evaluate_sharded(trainer: DOPDTrainer, evaluator: StudentEvaluator) -> EvaluationResult:

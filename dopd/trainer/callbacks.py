@@ -14,6 +14,7 @@ from dopd.files import append_line
 from dopd.inspection.schema import METRICS_FILE, mend_lines, read_json_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
+from dopd.trainer.owned import own
 from dopd.trainer.trace import tell_torn
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class MetricsFile(TrainerCallback):
             # The summary of a part of the run is not one of its steps; the next part writes its own.
             return bool(start) and record["step"] <= start and "train_runtime" not in record
 
+        own(self._path.parent, [METRICS_FILE], complete=False)
         tell_torn(self._path, mend_lines(self._path, keep))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

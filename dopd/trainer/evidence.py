@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from dopd.errors import NotFiniteError
-from dopd.files import replace_file
 from dopd.scoring import unpadded
+from dopd.trainer.owned import write_own
 
 NON_FINITE_FILE = "non_finite.json"
 
@@ -42,7 +42,7 @@ class Evidence:
         """The error, with the place of the file in which the step now stands."""
         record = json.dumps(self._record(error, step), indent=1, default=_described)
         try:
-            replace_file(self._file, record.encode())
+            write_own(self._file.parent, self._file.name, record.encode())
             where = f"its rows and answers are in {self._file}"
         except OSError as failed:
             where = f"its rows and answers could not be saved ({failed})"

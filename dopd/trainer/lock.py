@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
 from dopd.errors import ConfigError, DopdError
-from dopd.files import not_written
+from dopd.files import make_folder, not_written
 
 try:
     import fcntl
@@ -64,9 +65,13 @@ class FolderLock:
             self._descriptor = None
 
     def _locked(self) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                os.close(descriptor)
+                raise ConfigError(f"{str(self._path)!r} is no lock of ours: move it away, or choose another output_dir")
             owner = _read(descriptor)
             if not _lock(descriptor, owner):
                 os.close(descriptor)

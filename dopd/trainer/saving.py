@@ -1,6 +1,8 @@
 """The part of the trainer that saves and goes on: whole checkpoints, one run at a time in a folder, signals."""
 
 import logging
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +16,24 @@ from trl import DistillationTrainer
 
 from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import not_written
+from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.secrets import hidden_secrets
 from dopd.trainer import whole
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.best import student_metric
-from dopd.trainer.evidence import Evidence
+from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
 from dopd.trainer.finite import check_weights
 from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
+from dopd.trainer.owned import CARD_FILE, check_free, clear_way, move_in, write_own
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
 from dopd.weights import read_weights
 
 logger = logging.getLogger(__name__)
+
+# What a checkpoint has beside the model.
+_STATE = (STATE_FILE, whole.MANIFEST_FILE, "optimizer", "scheduler", "rng_state", "scaler")
 
 
 class SavingTrainer(DistillationTrainer):
@@ -44,6 +51,7 @@ class SavingTrainer(DistillationTrainer):
     initial: AbstractAnchor
     unwrapped_student: Any
     evidence: Evidence
+    trace: Any
 
     _requests: StopRequests
     _writing = False  # a checkpoint, whose folder has not its name yet
@@ -68,6 +76,7 @@ class SavingTrainer(DistillationTrainer):
             given = resume_from_checkpoint is not None  # the configuration has read its own whole
             checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder, checksums=given), folder)
             self._sealed_step = None
+            main_decides(lambda: self._check_folder(fresh=checkpoint is None), folder)
             if checkpoint is not None:
                 saved = (whole.manifest_of(Path(checkpoint)) or {}).get("run", {})
                 meant = names_of(self.args.resume_with_changes)
@@ -98,6 +107,13 @@ class SavingTrainer(DistillationTrainer):
         finally:
             if self.accelerator.is_main_process:
                 lock.release()
+
+    def _check_folder(self, *, fresh: bool) -> None:
+        """Raise `ConfigError` where the run would write over what no run of ours has written."""
+        run = Path(self.args.output_dir)
+        steps = (self.args.max_steps if self.args.max_steps > 0 else sys.maxsize) if fresh else None
+        whole.check_places(run, steps)
+        check_free(run, [METRICS_FILE, NON_FINITE_FILE, *([] if self.trace is None else [TRACE_FILE])])
 
     def _as_it_ended(self, checkpoint: str) -> TrainOutput:
         """The state that a complete run left; nothing is trained."""
@@ -187,9 +203,48 @@ class SavingTrainer(DistillationTrainer):
         return super()._determine_best_metric(metrics, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not _internal_call:  # a checkpoint has been looked at
-            self._check_weights()
-        super().save_model(output_dir, _internal_call)
+        """As the host's, but files are written beside and renamed; a user's files in `args.output_dir` are kept."""
+        if self._writing:  # a checkpoint, which has been looked at, in a folder of its own
+            super().save_model(output_dir, _internal_call)
+            return
+        self._check_weights()
+        folder = Path(output_dir or self.args.output_dir)
+        try:
+            with self._written_beside(folder) as made:
+                super().save_model(str(made), _internal_call=True)
+        except OSError as error:
+            raise self._not_written(error) from error
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @contextmanager
+    def _written_beside(self, folder: Path) -> Iterator[Path]:
+        """A folder for files of this run, which get their places in `folder` afterwards; on all processes together."""
+        main = self.is_world_process_zero()
+        if main:
+            whole.begin_unfinished(folder)
+        made = folder / whole.UNFINISHED / "model"
+        try:
+            yield made
+            self.accelerator.wait_for_everyone()
+            if main and made.is_dir():
+                move_in(made, folder)
+        finally:
+            if main:
+                whole.clear_unfinished(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As the host's; a card that a user has written, or edited, is kept."""
+        if not self.is_world_process_zero():
+            return
+        run = self.args.output_dir
+        with tempfile.TemporaryDirectory() as made:
+            self.args.output_dir = made
+            try:
+                super().create_model_card(*args, **kwargs)
+            finally:
+                self.args.output_dir = run
+            write_own(Path(run), CARD_FILE, (Path(made) / CARD_FILE).read_bytes())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with hidden_secrets(self.args):  # the host pickles them beside the weights
@@ -207,6 +262,9 @@ class SavingTrainer(DistillationTrainer):
         if self._writing:  # hubs are sent it from its own place
             self._waits_for_hub = True
         else:
+            if self.is_world_process_zero():  # the host copies the model from there into the run folder
+                names = [path.name for path in Path(checkpoint_folder).iterdir() if path.is_file()]
+                clear_way(Path(self.args.output_dir), [name for name in names if not name.startswith(_STATE)])
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -217,6 +275,8 @@ class SavingTrainer(DistillationTrainer):
         run = Path(self._get_output_dir(trial))
         made, folder = run / whole.UNFINISHED / f"checkpoint-{step}", run / f"checkpoint-{step}"
         try:
+            if self.accelerator.is_main_process:
+                whole.begin_unfinished(run)
             self._write(model, trial, made)
             self._put_in_place(made, folder)
         except Exception as error:

@@ -25,6 +25,7 @@ from dopd.inspection.schema import (
 )
 from dopd.loss import RoutedLoss
 from dopd.tables import RoutingTable
+from dopd.trainer.owned import own
 
 __all__ = ["TRACE_FILE", "TraceWriter", "read_trace"]
 
@@ -85,6 +86,7 @@ class TraceWriter:
                 seen.add(place)
                 return True
 
+            own(self._path.parent, [TRACE_FILE])
             tell_torn(self._path, mend_lines(self._path, keep))
 
     def begin(

@@ -3,7 +3,6 @@
 A folder `checkpoint-N` without a manifest is not one of ours and is never deleted; of ours, what the manifest lists.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dopd.files import replace_file
+from dopd.errors import ConfigError
+from dopd.files import checksum, is_unchanged, make_folder, read_plain, replace_file
+from dopd.trainer.owned import KEPT, check_free, own, read_marker
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,6 @@ MANIFEST_FILE = "dopd_checkpoint.json"
 # In a run folder; hubs are not sent what begins with an underscore.
 UNFINISHED, ABANDONED = "_unfinished", "_abandoned"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_PIECE = 2**20
 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
@@ -44,7 +44,7 @@ def seal(folder: Path, step: int, run: Mapping[str, Any]) -> None:
     for path in _files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _checksum(path)}
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": checksum(path)}
     manifest = {"format": 1, "step": step, "files": files, "run": dict(run)}
     replace_file(folder / MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
 
@@ -52,7 +52,7 @@ def seal(folder: Path, step: int, run: Mapping[str, Any]) -> None:
 def manifest_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint; `None` where there is none that can be read."""
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = json.loads(read_plain(folder / MANIFEST_FILE))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
@@ -79,7 +79,7 @@ def damage(folder: Path, *, checksums: bool = True) -> str | None:
             return f"lacks {name}"
         if path.stat().st_size != entry.get("size"):
             return f"is torn: {name} has {path.stat().st_size} bytes of {entry.get('size')}"
-        if checksums and _checksum(path) != entry.get("sha256"):
+        if checksums and checksum(path) != entry.get("sha256"):
             return f"is damaged: {name} has another checksum than when it was written"
     return None
 
@@ -96,8 +96,8 @@ def newest_whole(run: Path, *, checksums: bool = True) -> Path | None:
 
 def put_in_place(made: Path, folder: Path) -> None:
     """Rename a sealed checkpoint to its name; what stands there is set aside."""
-    if folder.exists() or folder.is_symlink():
-        set_aside(folder)
+    if os.path.lexists(folder):
+        logger.warning(f"{folder} was there already: moved to {set_aside(folder)}")
     os.replace(made, folder)
     for changed in (folder.parent, made.parent):
         _flush_names(changed)
@@ -106,9 +106,9 @@ def put_in_place(made: Path, folder: Path) -> None:
 def set_aside(folder: Path) -> Path:
     """Move a checkpoint of a run to where no resumed run looks for it."""
     aside = folder.parent / ABANDONED
-    aside.mkdir(exist_ok=True)
+    make_folder(aside)
     names = (folder.name, *(f"{folder.name}-{number}" for number in range(2, 10**6)))
-    free = next(aside / name for name in names if not (aside / name).exists())
+    free = next(aside / name for name in names if not os.path.lexists(aside / name))
     os.replace(folder, free)
     return free
 
@@ -139,11 +139,12 @@ def rotate(run: Path, limit: int | None, keep: Path | None) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete what a checkpoint's manifest lists, and the folder if nothing else is in it."""
+    """Delete what a checkpoint's manifest lists and nobody has edited, and the folder if nothing else is in it."""
     manifest = manifest_of(folder) or {"files": {}}
-    for name in manifest["files"]:
-        if not any((folder / part).is_symlink() for part in list(Path(name).parents)[:-1]):
-            (folder / name).unlink(missing_ok=True)
+    for name, entry in manifest["files"].items():
+        linked = any((folder / part).is_symlink() for part in list(Path(name).parents)[:-1])
+        if not linked and is_unchanged(folder / name, entry):
+            (folder / name).unlink()
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     remove_empty(folder)
 
@@ -161,21 +162,51 @@ def remove_empty(folder: Path) -> None:
 def clear_unfinished(run: Path) -> None:
     """Delete what a run that was cut off had begun to write."""
     folder = run / UNFINISHED
-    if folder.is_dir() and not folder.is_symlink():
+    owned = UNFINISHED in (read_marker(run) or {"files": {}})["files"]
+    if owned and folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def begin_unfinished(run: Path) -> None:
+    """Say in the marker of a run that the folder of unfinished files is its own."""
+    if UNFINISHED not in (read_marker(run) or {"files": {}})["files"]:
+        own(run, [UNFINISHED])
+
+
+def check_places(run: Path, steps: int | None) -> None:
+    """Refuse a folder where a user's things are in the places of a run's own folders.
+
+    Args:
+        run (`Path`): `output_dir`.
+        steps (`int`, *optional*): of a run that starts from the beginning; its checkpoints need their names.
+
+    Raises:
+        ConfigError: it names the first of them.
+    """
+    places = [place for place in (ABANDONED, KEPT) if os.path.lexists(run / place) and not _is_folder(run / place)]
+    if places:
+        raise ConfigError(
+            f"output_dir (={str(run)!r}) has a {places[0]} that is no folder of its own: move it away, or choose "
+            "another output_dir"
+        )
+    there = [UNFINISHED]
+    if steps is not None and run.is_dir():
+        named = [(_NAME.fullmatch(path.name), path) for path in run.iterdir()]
+        there += [
+            path.name
+            for match, path in named
+            if match and int(match.group(1)) <= steps and (path.is_symlink() or not (path / MANIFEST_FILE).is_file())
+        ]
+    check_free(run, there)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _files(folder: Path) -> Iterator[Path]:
     for place, _, names in os.walk(folder):
         yield from (Path(place) / name for name in sorted(names) if name != MANIFEST_FILE)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _is_inside(name: Any) -> bool:

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
-from resume_kit import in_a_process, kill_me, status_of
+from resume_kit import in_a_process, kill_me, resumable, status_of
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.report.page import write_report
 from dopd.runs import folder as folders
-from dopd.runs.folder import MARKER_FILE, PREVIOUS, RunFolder
+from dopd.runs.folder import PREVIOUS, RunFolder
 from dopd.trainer import whole
 from dopd.trainer.lock import LOCK_FILE, FolderLock
+from dopd.trainer.owned import MARKER_FILE
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -99,7 +100,8 @@ def test_overwrite_deletes_what_the_run_made_and_nothing_else(tmp_path: Path, tr
     assert files_of(elsewhere) == {"page.html": b"mine"} and (run / "linked").is_symlink()
     assert (run / "report.html").is_file() and not (run / "report.html").is_symlink()
     assert left["table.txt"].startswith(b"vanilla") and left["model.safetensors"] != first["model.safetensors"]
-    assert set(left) - set(mine) == set(first) - {"linked"}
+    assert (run / PREVIOUS / "report.html").is_symlink()  # somebody has put it there
+    assert set(left) - set(mine) == {*first, f"{PREVIOUS}/report.html"}
 
 
 def test_files_that_are_not_a_runs_are_never_overwritten(
@@ -113,13 +115,14 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
     assert train() == 2 and "is not empty" in capsys.readouterr().err
     assert train("--overwrite") == 2
     assert "holds files that are not a run's" in capsys.readouterr().err and files_of(run) == before
-    (run / MARKER_FILE).write_text(json.dumps({"format": 1, "files": ["../models", "thesis.pyc"]}))
+    (run / MARKER_FILE).write_text(json.dumps({"format": 2, "files": {"../models": None, "thesis.pyc": None}}))
     assert train("--overwrite") == 2
     assert "has a config.yaml that is not the run's" in capsys.readouterr().err
     (run / MARKER_FILE).unlink()
-    RunFolder(tmp_path).check(overwrite=False, resume=True)  # nothing in it has the name of a run's file
+    names = ["config.yaml"]
+    RunFolder(tmp_path).check(names, overwrite=False, resume=True, steps=2)  # nothing in it has that name
     with pytest.raises(ConfigError, match=r"has a config\.yaml that is not the run's"):
-        RunFolder(run).check(overwrite=False, resume=True)
+        RunFolder(run).check(names, overwrite=False, resume=True, steps=2)
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "folder", "left over"])
@@ -154,8 +157,10 @@ def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_
     assert train() == 0
     before = files_of(run)
     assert train("--overwrite", "--learning_rate", "1e30", "--save_steps", "2", "--max_grad_norm", "0") == 2
-    (run / "non_finite.json").unlink()  # what the failed one leaves to be looked at
-    assert files_of(run) == before
+    after = files_of(run)
+    assert after.pop("non_finite.json")  # what the failed one leaves to be looked at
+    assert {**after, MARKER_FILE: b""} == {**before, MARKER_FILE: b""}
+    (run / "non_finite.json").unlink()
     # Killed in its first step, it has set the old one aside; killed while that is moved, it goes on with moving.
     moves, move = iter(range(99)), os.replace
     stand_ins = {
@@ -288,7 +293,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         error = capsys.readouterr().err
         assert error.startswith("error: ") and len(error.splitlines()) == 1 and words in error, error
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
-    RunFolder(tmp_path / "link").check(overwrite=False, resume=False)
+    RunFolder(tmp_path / "link").check(overwrite=False, resume=False, steps=2)
 
 
 def test_a_report_does_not_write_through_a_link(tmp_path: Path) -> None:
@@ -319,7 +324,110 @@ def test_a_resumed_run_describes_itself_once_its_checkpoint_was_read(
     assert steps_of(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert yaml.safe_load((run / "config.yaml").read_text())["max_steps"] == 3
     assert whole.damage(run / "checkpoint-3") is None and RunFolder(run).is_complete
-    (run / MARKER_FILE).unlink()
-    RunFolder(run).check(overwrite=False, resume=True)  # as a trainer in Python leaves it
     there = ["--output_dir", str(tmp_path / "other"), "--resume_from_checkpoint", str(run / "checkpoint-1")]
     assert train(*there) == 0 and steps_of(tmp_path / "other") == ["checkpoint-2"]
+
+
+RENEWED = ("config.yaml", "README.md", "config.json", "tokenizer.json", "training_args.bin", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", [*RENEWED, "model.safetensors", "table.txt", "curves.png"])
+def test_a_resumed_run_writes_through_no_other_name_of_a_file(name: str, tmp_path: Path, train: Any) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    assert train() == 0
+    os.link(run / name, mine)
+    before = mine.read_bytes()
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
+    assert mine.read_bytes() == before and not mine.samefile(run / name)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "training_args.bin", "config.yaml"])
+def test_a_resumed_run_follows_no_link(name: str, tmp_path: Path, train: Any) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    assert train() == 0
+    mine.write_text("mine")
+    (run / name).unlink()
+    (run / name).symlink_to(mine)
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
+    assert mine.read_text() == "mine"
+    links = [path for path in run.rglob("*") if path.is_symlink()]
+    assert [path.resolve() for path in links] == [mine], "the link itself is kept, here or in _kept"
+
+
+def test_what_a_user_edits_in_a_run_folder_stays(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train() == 0
+    (run / "README.md").write_text("my card")
+    (run / "config.json").write_text(kept := (run / "config.json").read_text() + "\n")
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
+    said = capsys.readouterr().err
+    assert f"{run / 'README.md'} was not written by the run, or was edited since: it is kept" in said
+    assert (run / "README.md").read_text() == "my card" and f"moved to {run / '_kept' / 'config.json'}" in said
+    assert (run / "_kept" / "config.json").read_text() == kept and json.loads((run / "config.json").read_text())
+    (run / "checkpoint-2" / "config.json").write_text(kept)
+    assert train("--overwrite", "--save_total_limit", "1") == 0
+    left = files_of(run)
+    assert left[f"{PREVIOUS}/README.md"] == b"my card" and left["README.md"] != b"my card"
+    assert left[f"{PREVIOUS}/checkpoint-2/config.json"].decode() == left["_kept/config.json"].decode() == kept
+    assert {name for name in left if name.startswith(PREVIOUS)} == {
+        f"{PREVIOUS}/README.md",
+        f"{PREVIOUS}/checkpoint-2/config.json",
+    }
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "non_finite.json", "result.json", "notes.jsonl"])
+def test_a_users_file_of_a_name_that_the_run_did_not_write_is_not_deleted(
+    name: str, tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--trace_steps", "null", "--final_eval_prompts", "null")
+    assert train(*flags) == 0 and not (run / name).exists()
+    (run / name).write_text("mine")
+    status = train(*flags, "--overwrite")
+    assert (run / name).read_text() == "mine"
+    if name == "non_finite.json":  # this one a run may have to write
+        assert status == 2 and "has a non_finite.json that is not the run's" in capsys.readouterr().err
+    else:
+        assert status == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trace.jsonl", "checkpoint-1", "_unfinished", "_abandoned", "_kept"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_from_python_what_no_run_wrote_is_refused_by_name(name: str, kind: str, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run, elsewhere):
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine")
+    if kind == "file":
+        (run / name).write_text("mine")
+    elif kind == "folder":
+        shutil.copytree(elsewhere, run / name)
+    else:
+        (run / name).symlink_to(elsewhere)
+    before = files_of(tmp_path)
+    trainer = resumable(run, steps=1)
+    if kind == "folder" and name in ("_abandoned", "_kept"):  # only added to
+        trainer.train()
+        assert before.items() <= files_of(tmp_path).items()
+        return
+    with pytest.raises(ConfigError, match=rf"output_dir .* has a {name} that is"):
+        trainer.train()
+    assert files_of(tmp_path) == before
+
+
+def test_from_python_a_users_files_beside_a_run_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("README.md", "config.json", "thesis.txt", "checkpoint-9/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        trainer = resumable(tmp_path, steps=1)
+        trainer.train()
+        trainer.save_model()
+    left = {name: content for name, content in files_of(tmp_path).items() if content == b"mine"}
+    assert set(left) == {"README.md", "_kept/config.json", "thesis.txt", "checkpoint-9/config.json"}
+    assert json.loads((tmp_path / "config.json").read_text()) and "moved to" in caplog.text
+    resumed = resumable(tmp_path, steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert steps_of(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-9"]

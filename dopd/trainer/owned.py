@@ -1,0 +1,147 @@
+"""What in a folder is a run's own: its marker lists it, with size and checksum where it is written once.
+
+What the marker does not list, or what is no longer as it was written, is the user's, and stays.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dopd.errors import ConfigError
+from dopd.files import fingerprint, is_unchanged, make_folder, read_plain, replace_file
+
+logger = logging.getLogger(__name__)
+
+MARKER_FILE, CARD_FILE = "dopd_run.json", "README.md"
+KEPT = "_kept"  # in a run folder: what users had put in the place of its model
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """What a run's marker says; `None` where there is none of ours."""
+    try:
+        value = json.loads(read_plain(folder / MARKER_FILE))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("format") != 2 or not isinstance(value.get("files"), dict):
+        return None
+    files = {
+        name: entry for name, entry in value["files"].items() if _is_inside(name) and isinstance(entry, dict | None)
+    }
+    return {**value, "files": files}
+
+
+def write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
+    """Write what `read_marker` reads."""
+    replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": 2}, indent=1) + "\n").encode())
+
+
+def own(folder: Path, files: Mapping[str, Any] | Iterable[str], *, complete: bool | None = None) -> None:
+    """Enter files in the marker: names that are about to be written, or written ones with their `fingerprint`.
+
+    Args:
+        complete (`bool`, *optional*): whether the run has ended; left as it is if not given.
+    """
+    marker = read_marker(folder) or {"complete": False, "files": {}}
+    new = dict(files) if isinstance(files, Mapping) else dict.fromkeys(files)
+    done = marker.get("complete") is True if complete is None else complete
+    write_marker(folder, marker | {"complete": done, "files": dict(sorted((marker["files"] | new).items()))})
+
+
+def foreign(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that are in a folder and that no run of ours wrote there."""
+    listed = (read_marker(folder) or {"files": {}})["files"]
+    return sorted(name for name in names if name not in listed and os.path.lexists(folder / name))
+
+
+def users(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that are in a folder and are a user's: no run's, or no longer as they were written."""
+    listed = (read_marker(folder) or {"files": {}})["files"]
+    edited = [
+        name
+        for name in names
+        if listed.get(name) and os.path.lexists(folder / name) and not is_unchanged(folder / name, listed[name])
+    ]
+    return sorted({*foreign(folder, names), *edited})
+
+
+def check_free(folder: Path, names: Collection[str]) -> None:
+    """Refuse a folder in which files would be written over that no run of ours wrote.
+
+    Raises:
+        ConfigError: it names the first of them.
+    """
+    for name in foreign(folder, names):
+        raise ConfigError(
+            f"output_dir (={str(folder)!r}) has a {name} that is not the run's, and would be written over: move it "
+            "away, or choose another output_dir"
+        )
+
+
+def write_own(folder: Path, name: str, content: bytes) -> None:
+    """Write a file of a run, as `make_own`."""
+    make_own(folder, name, lambda: replace_file(folder / name, content))
+
+
+def make_own(folder: Path, name: str, make: Callable[[], object]) -> None:
+    """Have a file of a run made; a user's card stays, and any other file of a user's is moved to `_kept`."""
+    if _is_users_card(folder, name):
+        return
+    clear_way(folder, [name])
+    make()
+    own(folder, {name: fingerprint(folder / name)})
+
+
+def move_in(made: Path, folder: Path) -> None:
+    """Give a run's files that were written in `made` their places; what is a user's there is kept as by `make_own`."""
+    written = (path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+    names = sorted(name for name in written if not _is_users_card(folder, name))
+    clear_way(folder, names)
+    for name in names:
+        with (made / name).open("rb") as file:
+            os.fsync(file.fileno())
+        make_folder((folder / name).parent)
+        os.replace(made / name, folder / name)
+    own(folder, {name: fingerprint(folder / name) for name in names})
+
+
+def clear_way(folder: Path, names: Sequence[str]) -> None:
+    """Have nothing of a user's, no link and no file of two names, where a run's files are about to be written."""
+    linked = {name.split("/")[0] for name in names if "/" in name and (folder / name.split("/")[0]).is_symlink()}
+    for name in [*linked, *users(folder, names)]:
+        aside = _free_place(folder / KEPT / name)
+        make_folder(aside.parent)
+        os.replace(folder / name, aside)
+        logger.warning(f"{folder / name} was not the run's, or was edited since: moved to {aside}")
+    own(folder, names)
+    for path in (folder / name for name in names):
+        if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
+            path.unlink()
+
+
+def _free_place(path: Path) -> Path:
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _is_users_card(folder: Path, name: str) -> bool:
+    kept = name == CARD_FILE and bool(users(folder, [name]))
+    if kept:
+        _say_kept(folder / name)
+    return kept
+
+
+@cache
+def _say_kept(path: Path) -> None:
+    logger.warning(f"{path} was not written by the run, or was edited since: it is kept as it is, and not renewed")
+
+
+def _is_inside(name: str) -> bool:
+    path = Path(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
