@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd.checkpoints import TINY
+from dopd.runs.rows import check_splits
 from dopd.runs.settings import RunSettings, all_settings
 from dopd.runs.verifiers import VERIFIERS
 from dopd.settings import Problems, quoted
@@ -36,6 +37,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     if config.teacher_model_name_or_path is None:
         with problems.collected():
             check_models(None, None, config.routing_table())
+    with problems.collected():
+        check_splits(settings)
     if not elsewhere:
         with problems.collected():
             check_trackers(config)

@@ -1,6 +1,7 @@
 """Files and folders of rows: which reader takes them, and what it makes of them."""
 
 import glob
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ READERS: dict[str, str] = {
 }
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 ONLY_SPLIT = "train"  # what `datasets` calls the rows of files that are of no split
+_SAVED_ROWS, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # of `save_to_disk`
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -146,6 +148,19 @@ def read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
     return DatasetDict(
         {split: beside(rows, _folder_of(files.get(split), path), path) for split, rows in splits.items()}
     )
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`."""
+    return any((path / file).is_file() for file in (_SAVED_ROWS, _SAVED_SPLITS))
+
+
+def splits_of_folder(path: Path, config: str | None) -> list[str]:
+    """The names of a folder's splits, without reading them."""
+    if is_saved(path):
+        splits = path / _SAVED_SPLITS
+        return list(json.loads(splits.read_text())["splits"]) if splits.is_file() else [ONLY_SPLIT]
+    return list(map(str, load_dataset_builder(str(path), config).config.data_files or ()))
 
 
 def _folder_of(files: Sequence[str] | None, otherwise: Path) -> Path:

@@ -14,14 +14,22 @@ from dopd.evaluation.verifier import Verifier
 from dopd.files import not_written
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
-from dopd.runs.row_files import ONLY_SPLIT, found_files, names_files, read_files, read_folder, reason_of
+from dopd.runs.row_files import (
+    ONLY_SPLIT,
+    found_files,
+    is_saved,
+    names_files,
+    read_files,
+    read_folder,
+    reason_of,
+    splits_of_folder,
+)
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
 from dopd.tasks.sources import get_source
 
 logger = logging.getLogger(__name__)
 
-_SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`: one dataset, or one for each split
 _NO_ROWS = "corresponds to no data"  # what `datasets` says of a slice without rows
 _SLICES = "a part of one split is written train[:5%] or train[100:]"
 
@@ -73,10 +81,34 @@ def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifie
 
 def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows of datasets."""
+    train, held_out = _origins(settings)
+    rows = read_rows(train)
+    return rows, None if held_out is None else read_rows(held_out)
+
+
+def check_splits(settings: RunSettings) -> None:
+    """Raise `DataError` for a split that a dataset on this machine does not have, without reading a row."""
+    for origin in _origins(settings) if settings.task is None and settings.dataset_name else ():
+        there = None if origin is None else _splits_here(origin)
+        if origin is not None and there:
+            _chosen_split(origin, there)
+
+
+def _splits_here(origin: Origin) -> list[str] | None:
+    """The splits of a dataset on this machine; `None` where only reading it would say."""
+    if names_files(origin.name):
+        return [ONLY_SPLIT]
+    path = Path(str(origin.name)).expanduser()
+    try:
+        return splits_of_folder(path, origin.config) if path.is_dir() else None
+    except Exception:  # what is wrong with it is said where it is read
+        return None
+
+
+def _origins(settings: RunSettings) -> tuple[Origin, Origin | None]:
+    """Where training rows come from, and held-out ones."""
     name = settings.dataset_name or []
-    train = read_rows(
-        Origin("dataset_name", "dataset_train_split", name, settings.dataset_config, settings.dataset_train_split)
-    )
+    train = Origin("dataset_name", "dataset_train_split", name, settings.dataset_config, settings.dataset_train_split)
     test = settings.dataset_test_split
     held_out: Origin | None = None
     if settings.dataset_eval_name is not None:
@@ -85,7 +117,7 @@ def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
         held_out = Origin("dataset_eval_name", key, settings.dataset_eval_name, settings.dataset_eval_config, split)
     elif test is not None:
         held_out = Origin("dataset_name", "dataset_test_split", name, settings.dataset_config, test)
-    return train, None if held_out is None else read_rows(held_out)
+    return train, held_out
 
 
 def read_rows(origin: Origin) -> Dataset:
@@ -119,7 +151,7 @@ def _files(origin: Origin) -> Dataset:
         )
     try:
         files = found_files(names)
-        _check_split(origin, origin.split or ONLY_SPLIT, [ONLY_SPLIT])
+        _chosen_split(origin, [ONLY_SPLIT])
         rows = read_files(files)
     except DataError as error:
         raise error if str(origin) in str(error) else DataError(f"{origin}: {error}") from error
@@ -131,7 +163,7 @@ def _folder_or_hub(origin: Origin) -> Dataset:
     path = Path(name).expanduser()
     if path.is_dir():
         name = str(path)
-        if any((path / file).is_file() for file in _SAVED):
+        if is_saved(path):
             return _saved(origin, load_from_disk(name))
         if glob.has_magic(str(path.resolve())):
             raise DataError(
@@ -155,12 +187,7 @@ def _folder_or_hub(origin: Origin) -> Dataset:
 def _saved(origin: Origin, found: Dataset | DatasetDict) -> Dataset:
     """The split of a dataset that is already there, cut as `datasets` cuts."""
     parts = found if isinstance(found, dict) else {ONLY_SPLIT: found}
-    split = origin.split
-    if split is None:
-        if len(parts) > 1:
-            raise DataError(f"{origin} has the splits {', '.join(parts)}: set {origin.split_key} to one of them")
-        split = next(iter(parts))
-    _check_split(origin, split, list(parts))
+    split = _chosen_split(origin, list(parts))
     try:
         wanted = ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
     except (ValueError, AssertionError) as error:
@@ -171,11 +198,22 @@ def _saved(origin: Origin, found: Dataset | DatasetDict) -> Dataset:
     return concatenate_datasets(cut)
 
 
-def _check_split(origin: Origin, split: str, there: Sequence[str]) -> None:
+def _chosen_split(origin: Origin, there: Sequence[str]) -> str:
+    """The split that is meant, or the only one of those that are there."""
+    split = origin.split
+    if split is None:
+        if len(there) > 1:
+            raise DataError(f"{origin} has the splits {', '.join(there)}: set {origin.split_key} to one of them")
+        split = there[0]
     names = [part.strip().partition("[")[0] for part in split.split("+")]
     missing = [name for name in names if name not in there and name != "all"]
     if missing:
         raise _no_such_split(origin, f"it has {', '.join(map(repr, there))} alone")
+    try:
+        ReadInstruction.from_spec(split)
+    except (ValueError, AssertionError) as error:
+        raise _no_such_split(origin, first_line(error)) from error
+    return split
 
 
 def _no_such_split(origin: Origin, reason: str) -> DataError:

@@ -19,6 +19,7 @@ from dopd.data.overlap import count_overlap
 from dopd.errors import ConfigError, DataError
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings
+from dopd.runs.train import make_config
 
 pytestmark = pytest.mark.filterwarnings("default")
 MINIMAL = {"model_name_or_path": "s", "output_dir": "r"}
@@ -372,3 +373,42 @@ def test_endings_in_capitals_are_endings_and_files_have_no_configuration(tmp_pat
     assert load(dataset_name=str(path))[0] == numbers(0, 2)
     with pytest.raises(DataError, match=r"configurations .'main'. are of hub datasets"):
         load(dataset_name=str(path), dataset_config="main")
+
+
+SPLITS: dict[str, tuple[dict[str, str], str | None]] = {
+    "a file": ({"dataset_name": "rows.jsonl", "dataset_test_split": "test"}, "it has 'train' alone"),
+    "a file of elsewhere": ({"dataset_name": "absent.jsonl", "dataset_train_split": "x"}, "it has 'train' alone"),
+    "a part": ({"dataset_name": "rows.jsonl", "dataset_train_split": "train[:5%"}, "Unrecognized instruction format"),
+    "a folder": ({"dataset_name": "folder", "dataset_test_split": "dev"}, "it has 'train', 'test' alone"),
+    "a saved dataset": ({"dataset_name": "saved", "dataset_train_split": "x"}, "it has 'train', 'val' alone"),
+    "no split of several": ({"dataset_name": "rows.jsonl", "dataset_eval_name": "saved"}, "set dataset_eval_split"),
+    "a file, part": ({"dataset_name": "rows.jsonl", "dataset_test_split": "train[:2]"}, None),
+    "a folder's own": ({"dataset_name": "folder", "dataset_test_split": "test[:1]"}, None),
+    "a saved dataset's own": ({"dataset_name": "saved", "dataset_test_split": "val"}, None),
+    "of the hub": ({"dataset_name": "org/name", "dataset_train_split": "x"}, None),
+    "a task": ({"task": "dag"}, None),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_dry_run_refuses_the_splits_that_the_run_would(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, refusal = SPLITS[name]
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for path in ("rows.jsonl", "folder/train.jsonl", "folder/test.jsonl"):
+        Path(path).write_bytes(lines(rows(4)))
+    DatasetDict({split: Dataset.from_list(rows(4)) for split in ("train", "val")}).save_to_disk("saved")
+    trained = {**MINIMAL, "method": "vanilla", "teacher_model_name_or_path": "t", "use_cpu": True, "bf16": False}
+    settings = load_settings(None, **trained, **values)
+    if refusal is None:
+        make_config(settings, elsewhere=True)
+        return
+    with pytest.raises(ConfigError) as told:
+        make_config(settings, elsewhere=True)
+    assert refusal in str(told.value)
+    if "absent" not in values["dataset_name"]:
+        with pytest.raises(DataError) as of_the_run:
+            load_rows(settings)
+        assert str(of_the_run.value) == str(told.value)
