@@ -97,7 +97,7 @@ def adapter_place(path: str, **where: Any) -> Path | None:
     Raises:
         ModelError: there are several.
     """
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         try:
             found = _file(path, ADAPTER_FILE, where)
         except Exception:  # no such name: the reader of the model says what is wrong
@@ -151,7 +151,7 @@ def origin_of(path: str, **where: Any) -> tuple[str, dict[str, Any]] | None:
 def _real_folder(path: str) -> Path | None:
     """The folder of a model on this machine, in which every entry is a file or a folder: reading a pipe never ends."""
     try:
-        entries = list(os.scandir(path)) if Path(path).is_dir() else []
+        entries = list(os.scandir(path)) if os.path.isdir(path) else []
     except OSError:
         entries = []
     for entry in entries:

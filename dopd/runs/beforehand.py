@@ -1,8 +1,8 @@
 """What the keys of a run say beside one another, checked before a model, a row or a file is touched."""
 
 import difflib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dopd.checkpoints import TINY
@@ -84,7 +84,7 @@ def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
         ("teacher_model_init_kwargs: revision", config.teacher_model_name_or_path, teacher.get("revision")),
         ("teacher_model_revision", config.teacher_model_name_or_path, config.teacher_model_revision),
     ):
-        if revision is not None and name is not None and (name.startswith(TINY) or Path(name).is_dir()):
+        if revision is not None and name is not None and (name.startswith(TINY) or os.path.isdir(name)):
             yield f"{key} (={revision!r}) is for models of the hub, and {name!r} is none: nothing reads it"
 
 

@@ -1,7 +1,6 @@
 """Whether a hub can be reached, asked once and quickly: the hub's own client tries for a minute before it gives up."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
@@ -23,7 +22,7 @@ def unreachable(name: str, kind: Kind, **where: Any) -> str | None:
         kind (`str`): `"model"` or `"dataset"`.
         where: as of `from_pretrained`, which files are meant: `revision`, `cache_dir`, `subfolder`.
     """
-    if Path(name).exists() or not _looks_like_hub_id(name):
+    if os.path.exists(name) or not _looks_like_hub_id(name):
         return None
     try:
         revision = where.get("revision")

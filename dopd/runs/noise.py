@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError, DataError
+from dopd.settings import quoted
 
 NoiseKind = Literal["shuffled", "wrong", "noisy", "dropped"]
 _FIELDS = ("kind", "share", "seed", "strength")
@@ -55,7 +56,7 @@ class PrivilegedNoise:
         if unknown or "kind" not in given:
             wrong = f"unknown key {', '.join(unknown)}" if unknown else "kind is missing"
             raise ConfigError(
-                f"privileged_noise (={dict(given)!r}): {wrong}; its keys are {', '.join(_FIELDS)}, for example "
+                f"privileged_noise (={quoted(dict(given))}): {wrong}; its keys are {', '.join(_FIELDS)}, for example "
                 "{kind: wrong, share: 0.5}"
             )
         return cls(**given)

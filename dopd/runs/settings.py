@@ -200,10 +200,11 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
     """
     values = {**(read_yaml_file(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
     problems = Problems()
-    if not values.get("model_name_or_path"):
+    nothing = [key for key, value in values.items() if value is None or (isinstance(value, str) and not value)]
+    if "model_name_or_path" not in values or "model_name_or_path" in nothing:
         values.pop("model_name_or_path", None)
         problems.add("model_name_or_path is missing: the student, as a hub id, a folder or tiny:TASK/ROLE")
-    if not values.get("output_dir"):
+    if "output_dir" not in values or "output_dir" in nothing:
         values.pop("output_dir", None)
         problems.add("output_dir is missing: the folder of this run, for example runs/my-run")
     foreign = [f"unknown key {key!r}: {FOREIGN[key]}" for key in values if key in FOREIGN]

@@ -72,7 +72,7 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
             _peft_config(settings)
     if config is not None:
         problems.add(*run_problems(settings, config, elsewhere=elsewhere))
-        if Path(settings.model_name_or_path).is_dir():  # of a hub id, one would have to ask the hub
+        if os.path.isdir(settings.model_name_or_path):  # of a hub id, one would have to ask the hub
             with problems.collected():
                 options = _student_options(settings, config)
                 vocab_size = _vocab_size(settings.model_name_or_path, options)

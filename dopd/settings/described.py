@@ -44,6 +44,7 @@ _LIMITS = {Ge: "of at least {0.ge}", Gt: "above {0.gt}", Le: "of at most {0.le}"
 _OF_THE_VALUE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "too_short"}
 _OF_THE_VALUE |= {"string_too_short", "finite_number"}
 _MAX_INT = 2**63
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _WHOLE = re.compile("[-+]?[0-9]{1,18}")
 
 
@@ -121,9 +122,7 @@ class Setting:
         path = path or self.name
         plain = _plain(value)
         if not isinstance(plain, _PLAIN):
-            # An object of the host, which checks it.
-            own = any(isinstance(kind, type) and kind not in _PLAIN for kind in self.kinds) or dict in self.kinds
-            return (value, []) if own or Any in self.kinds else (value, [self._wrong(path, value)])
+            return value, [] if Any in self.kinds or self._is_object(value) else [self._wrong(path, value)]
         if plain is None and not self.nullable:
             return value, [
                 f"{path} has no value, and cannot be null: it must be {self.words}. Leave the key out for its default"
@@ -143,6 +142,12 @@ class Setting:
             return check(read, self.keys, path)
         return read, []
 
+    def _is_object(self, value: Any) -> bool:
+        """Whether a value is an object of the host where one is meant, of its class or in the place of a mapping."""
+        classes = tuple(kind for kind in self.kinds if isinstance(kind, type) and kind not in _PLAIN)
+        as_mapping = dict in self.parts and not isinstance(value, type) and callable(getattr(value, "to_dict", None))
+        return isinstance(value, classes) or as_mapping
+
     def _meant(self, value: Any) -> Any:
         """What is said in other words: 5e-6 as text, `no` as False, a mapping as JSON text."""
         if isinstance(value, str) and not {str, Any} & self.kinds:
@@ -151,7 +156,7 @@ class Setting:
             # Where words stand beside numbers, parsers of command lines give text.
             if int in self.kinds and any(isinstance(one, str) for one in self.choices) and _WHOLE.fullmatch(value):
                 return int(value)
-            if float in self.kinds and value not in self.choices:
+            if float in self.kinds and value not in self.choices and value.isascii():
                 try:
                     return float(value)
                 except ValueError:
@@ -227,12 +232,8 @@ def check_attributes(owner: Any, settings: Mapping[str, Setting]) -> None:
             continue
         read, found = setting.read(value)
         problems.add(*found)
-        if (
-            not found
-            and isinstance(value, str | bool | tuple)
-            and type(read) is not type(value)
-            and not isinstance(value, Enum)
-        ):
+        # The host knows its own enumerations, which are text.
+        if not found and type(read) is not type(value) and not (isinstance(value, Enum) and isinstance(value, str)):
             object.__setattr__(owner, name, read)
     problems.tell()
 
@@ -284,14 +285,20 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
     return value
 
 
 def _unusable(value: Any, path: str) -> str:
-    """What is said of a number that is not finite or too large, at any depth; `""` where there is none."""
-    for inner, number in _numbers(value, path):
+    """What is said of a number that is not finite or too large, or of text that no file takes, at any depth; `""` where
+    there is none.
+    """
+    for inner, number in _scalars(value, path):
+        if isinstance(number, str) and _NO_TEXT.search(number):
+            return f"{inner} (={quoted(number)}) must be text without NUL and halves of characters"
         if isinstance(number, int) and not -_MAX_INT <= number < _MAX_INT:
             return f"{inner} (={quoted(number)}) must be a whole number of at most 64 bits"
         if isinstance(number, float) and not math.isfinite(number):
@@ -299,14 +306,14 @@ def _unusable(value: Any, path: str) -> str:
     return ""
 
 
-def _numbers(value: Any, path: str) -> Iterator[tuple[str, int | float]]:
+def _scalars(value: Any, path: str) -> Iterator[tuple[str, int | float | str]]:
     if isinstance(value, dict):
         for key, entry in value.items():
-            yield from _numbers(entry, f"{path}: {quoted(key) if not isinstance(key, str) else key}")
+            yield from _scalars(entry, f"{path}: {quoted(key) if not isinstance(key, str) else key}")
     elif isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from _numbers(entry, f"{path}[{index}]")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _scalars(entry, f"{path}[{index}]")
+    elif isinstance(value, int | float | str) and not isinstance(value, bool):
         yield path, value
 
 

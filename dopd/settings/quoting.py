@@ -32,7 +32,11 @@ def _text(value: Any, depth: int) -> str:
     try:
         return repr(value)
     except ValueError:  # of a whole number with more digits than Python writes
-        return f"a whole number of {value.bit_length()} bits"
+        if isinstance(value, int):
+            return f"a whole number of {value.bit_length()} bits"
+        return f"a {type(value).__name__}"
+    except Exception:  # of whatever object it is
+        return f"a {type(value).__name__}"
 
 
 def _entries(texts: Iterable[str], count: int) -> str:

@@ -19,7 +19,7 @@ from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.quantized import is_quantized
 from dopd.remote_code import only_if_asked
-from dopd.sampling import declared_ends
+from dopd.sampling import asking, declared_ends
 from dopd.scoring import evaluation_mode
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
@@ -99,6 +99,7 @@ def read(
     The student's adapter goes on training; with a new `peft_config` it becomes part of the weights below the new one.
     """
     args = copy.copy(args)
+    args.generation_kwargs = asking(args.generation_kwargs)  # the host would give some of the others twice
     if isinstance(model, str):
         options = {**_where(args), **(args.model_init_kwargs or {})}
         adapter = origin_of(model, **where_of(options)) is not None

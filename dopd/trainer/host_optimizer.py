@@ -38,18 +38,24 @@ def optimizer_problems(args: Any) -> list[str]:
             f"optim_args (={args.optim_args!r}) must be names with values, separated by commas: 'rank=64,scale=0.25'"
         )
         return problems
-    unread = [part for part in parts if not _reads(args, part.partition("=")[0])]
+    try:
+        without = _optimizer(args, None)
+    except Exception:  # a package or the model is missing, without which nothing can be known
+        return problems
+    unread = [part for part in parts if not _reads(args, part.partition("=")[0], without)]
     if unread:
         problems.append(f"optim_args (={args.optim_args!r}): {kind} does not read {', '.join(unread)}: leave it out")
+    try:
+        made, options = _optimizer(args, args.optim_args)
+        if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+            made([torch.zeros(1, requires_grad=True)], **options)
+    except Exception as error:  # each optimizer checks in its own way
+        problems.append(f"optim (={kind!r}) cannot work with optim_args (={args.optim_args!r}): {first_line(error)}")
     return problems
 
 
-def _reads(args: Any, name: str) -> bool:
+def _reads(args: Any, name: str, without: Any) -> bool:
     """Whether the optimizer is another one, or fails, with another value of an option."""
-    try:
-        without = _optimizer(args, None)
-    except Exception:  # a package or the model is missing, without which it cannot be known
-        return True
     try:
         return bool(_optimizer(args, f"{name}={_NO_VALUE}") != without)
     except Exception:  # the value has been read

@@ -7,13 +7,12 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import DynamoBackend
-from annotated_types import Ge, Le, Lt, MaxLen, MinLen
-from transformers import GenerationConfig, SchedulerType, SequenceBiasLogitsProcessor
+from annotated_types import Ge, Le, Lt
+from transformers import SchedulerType
 from transformers.debug_utils import DebugOption
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -22,7 +21,6 @@ from transformers.trainer_utils import FSDPOption
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from dopd.errors import first_line
-from dopd.sampling import asking
 from dopd.settings import (
     Count,
     Natural,
@@ -37,6 +35,7 @@ from dopd.settings import (
     quoted,
     settings_of,
 )
+from dopd.trainer.host_generation import generation_problems
 from dopd.trainer.host_optimizer import optimizer_problems
 
 _Port = Annotated[int, Ge(1), Le(65535)]
@@ -128,44 +127,6 @@ _FIXES = {
     "max_grad_norm": "0 does not clip",
 }
 
-# Values of transformers' `GenerationConfig`, which has no annotations. Which keys there are it says itself.
-GENERATION: dict[str, Any] = {
-    "do_sample": bool,
-    "use_cache": bool,
-    "disable_compile": bool,
-    "cache_implementation": Literal[tuple(ALL_CACHE_IMPLEMENTATIONS)] | None,
-    "cache_config": dict | None,
-    "prefill_chunk_size": Count | None,
-    "stop_strings": Text | list[Text] | None,
-    "temperature": Positive | None,
-    "top_k": Annotated[int, Ge(-1)] | None,
-    "top_p": Share | None,
-    "min_p": Probability | None,
-    "top_h": Share | None,
-    "typical_p": Share | None,
-    "epsilon_cutoff": _BelowOne | None,
-    "eta_cutoff": _BelowOne | None,
-    "repetition_penalty": Positive | None,
-    "encoder_repetition_penalty": Positive | None,
-    "length_penalty": float | None,
-    "no_repeat_ngram_size": Natural | None,
-    "min_length": Natural | None,
-    "min_new_tokens": Natural | None,
-    "max_time": Positive | None,
-    "bad_words_ids": Annotated[list[Annotated[list[Natural], MinLen(1)]], MinLen(1)] | None,
-    "suppress_tokens": list[Natural] | None,
-    "begin_suppress_tokens": list[Natural] | None,
-    "remove_invalid_values": bool | None,
-    "renormalize_logits": bool | None,
-    "exponential_decay_length_penalty": Annotated[list[float], MinLen(2), MaxLen(2)] | None,
-    "sequence_bias": Annotated[list[list], MinLen(1)] | dict | None,
-    "guidance_scale": Positive | None,
-    "compile_config": dict | None,
-    "encoder_no_repeat_ngram_size": Natural | None,
-    "diversity_penalty": float | None,
-    "watermarking_config": dict | None,
-    "max_cache_len": Count | None,
-}
 _ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
 _OF_SEVERAL = {"LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"}  # of launchers
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # a mapping, or the path of a JSON file of one
@@ -207,7 +168,7 @@ def check_mappings(args: Any) -> list[str]:
         *_precision_problems(args),
         *_worker_problems(args),
         *_saving_problems(args),
-        *_generation_problems(args),
+        *generation_problems(args),
         *optimizer_problems(args),
         *_tracker_problems(args),
         *_machine_problems(args),
@@ -247,7 +208,7 @@ LOADING: dict[str, Any] = {
     "use_safetensors": bool | None,
     "weights_only": bool,
     "low_cpu_mem_usage": bool,
-    "device_map": str | dict | int | None,
+    "device_map": str | dict | int | torch.device | None,
     "max_memory": dict | None,
     "offload_folder": Text | None,
     "offload_buffers": bool,
@@ -327,22 +288,6 @@ def _saving_problems(args: Any) -> list[str]:
     return ["save_strategy (='best') needs metric_for_best_model, for example accuracy_greedy with student_eval_steps"]
 
 
-def _generation_problems(args: Any) -> list[str]:
-    if args.use_vllm:  # an engine of its own has settings of its own
-        return []
-    known = {name: Setting(name, hint) for name, hint in GENERATION.items()}
-    given = {name: value for name, value in asking(args.generation_kwargs).items() if name in known}
-    problems = check(given, known, "generation_kwargs")[1]
-    if not problems:
-        try:
-            made = GenerationConfig(**given)
-            if made.sequence_bias is not None:
-                SequenceBiasLogitsProcessor(made.sequence_bias)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            problems.append(f"generation_kwargs (={quoted(given)}): {first_line(error)}")
-    return problems
-
-
 def _checkpointing_problems(name: str, given: Any) -> Iterator[str]:
     function = (given or {}).get("context_fn") if isinstance(given, dict) else None
     if not isinstance(given, dict) or (function is None and not given.get("debug")):
@@ -363,7 +308,7 @@ def _file_problems(args: Any) -> list[str]:
     return [
         f"{name} (={quoted(value)}) must be a mapping, or the path of a JSON file: there is no such file"
         for name, value in given.items()
-        if isinstance(value, str) and not value.lstrip().startswith("{") and not Path(value).is_file()
+        if isinstance(value, str) and not value.lstrip().startswith("{") and not os.path.isfile(value)
     ]
 
 

@@ -32,7 +32,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksum
         return None
     folder = Path(output_dir or ".")
     checksums = checksums and _is_first_on_machine()
-    if text in _LAST and not Path(str(wanted)).is_dir():
+    if text in _LAST and not os.path.isdir(str(wanted)):
         last = newest_whole(folder, checksums=checksums)
         if last is None:
             there = (
@@ -46,7 +46,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksum
     if not isinstance(wanted, str | Path):
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) must be true, last or the folder of a checkpoint")
     given = Path(wanted).expanduser()
-    found = _checked(wanted, folder / given if not given.exists() and (folder / given).is_dir() else given)
+    found = _checked(wanted, folder / given if not os.path.exists(given) and os.path.isdir(folder / given) else given)
     wrong = damage(Path(found), checksums=checksums)
     if wrong is not None:
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) {wrong}. Give true for the last whole one. {_RATHER}")
@@ -87,9 +87,9 @@ def _is_first_on_machine() -> bool:
 
 
 def _checked(wanted: Any, folder: Path) -> str:
-    if (folder / STATE_FILE).is_file():
+    if os.path.isfile(folder / STATE_FILE):
         return str(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(
             f"resume_from_checkpoint (={wanted!r}) is no folder: give true, last or a checkpoint's folder"
         )

@@ -29,6 +29,7 @@ from dopd.settings import settings_of_call
 from dopd.signals import SIGNALS
 from dopd.tasks.registry import TASKS
 from dopd.trainer import DOPDConfig, host_settings
+from dopd.trainer.host_generation import GENERATION
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,7 +247,7 @@ def test_every_setting_of_generation_has_a_type_or_is_refused() -> None:
     from dopd import sampling
 
     refused = {*sampling._ELSEWHERE, *sampling._OTHER_WAYS}
-    assert set(GenerationConfig().to_dict()) - refused - set(host_settings.GENERATION) == set()
+    assert set(GenerationConfig().to_dict()) - refused - set(GENERATION) == set()
 
 
 @pytest.mark.parametrize(

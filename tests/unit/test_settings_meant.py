@@ -3,9 +3,12 @@
 import logging
 import re
 import time
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -317,3 +320,78 @@ def test_a_pattern_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="that ends"):
         trainer(tmp_path, peft_config=LoraConfig(target_modules=r"(?!.*(layers.10|q_proj))((\w|\.)+)+!"))
     tried("setting", "lora_target_modules: a pattern that does not end", "refused after 5 seconds")
+
+
+# --- Objects of Python
+
+
+class Wordless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+OBJECTS = [{1}, b"x", Wordless(), int, range(3), np.array([1, 2]), torch.tensor([1, 2]), 1j, Decimal("0.5"), object()]
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=lambda value: type(value).__name__)
+def test_an_object_that_no_setting_means_is_refused_by_every_key(value: Any, tmp_path: Path) -> None:
+    keys = [*all_settings()]
+    with pytest.raises(ConfigError) as error:
+        load_settings(None, **dict.fromkeys(keys, value))
+    assert all(re.search(rf"^  {key} ", str(error.value), re.MULTILINE) for key in keys)
+    for inside in ({"model_init_kwargs": {"subfolder": value}}, {"privileged_noise": {"a": value}}):
+        refused("subfolder|privileged_noise", **inside)
+    with pytest.raises(ConfigError, match="lr_scheduler_kwargs"):
+        config(tmp_path, lr_scheduler_kwargs=value)
+
+
+def test_objects_that_stand_for_a_value_become_it(tmp_path: Path) -> None:
+    given = {"max_steps": np.int64(3), "ema_decay": np.float32(0.5), "run_name": Path("a"), "label_names": ("b",)}
+    made = config(tmp_path, **given, model_init_kwargs=MappingProxyType({"subfolder": "c"}))
+    assert (made.max_steps, made.ema_decay, made.run_name, made.label_names) == (3, 0.5, "a", ["b"])
+    assert type(made.max_steps) is int and made.model_init_kwargs == {"subfolder": "c"}
+    made.to_json_string()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800"])
+def test_text_that_no_file_takes_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"output_dir .*must be text without NUL"):
+        load_settings(None, **BASE | {"output_dir": text})
+    refused("chat_template_kwargs: a", chat_template_kwargs={"a": text})
+
+
+def test_a_path_of_any_length_is_a_path(tmp_path: Path) -> None:
+    long = "z" * 5000
+    for key in ("model_name_or_path", "resume_from_checkpoint", "accelerator_config", "teacher_model_name_or_path"):
+        try:
+            dry(**{key: long})
+        except ConfigError as error:
+            assert key in str(error) and len(str(error)) < 6000
+
+
+# --- What only a run would show
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optim": "sgd", "optim_args": "momentum=abc"}, "could not convert"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, "Invalid momentum value: -1.0"),
+        ({"generation_kwargs": {"disable_compile": False}}, "drawn without compiling"),
+        ({"generation_kwargs": {"length_penalty": 2.0}}, r"length_penalty .* for other ways"),
+        (
+            {"generation_kwargs": {"min_new_tokens": 9}, "max_completion_length": 6},
+            r"above max_completion_length \(=6\)",
+        ),
+        ({"generation_kwargs": {"exponential_decay_length_penalty": [2.5, 1.1]}}, "a number of tokens, and a factor"),
+    ],
+    ids=str,
+)
+def test_what_a_run_would_end_with_is_refused_before(values: dict[str, Any], words: str) -> None:
+    refused(words, **values, off_policy_rollouts=True)
+
+
+def test_what_the_host_would_give_twice_is_taken(tmp_path: Path) -> None:
+    given = {"disable_compile": True, "renormalize_logits": True, "suppress_tokens": []}
+    made = trainer(tmp_path, generation_kwargs=given)
+    assert made.generation_config.to_dict() == trainer(tmp_path).generation_config.to_dict()
