@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
-from dopd.data.privileged import Prompt
+from dopd.data.privileged import Prompt, is_blank
 from dopd.data.rendering import Markup, texts_of
 from dopd.data.views import lacks_privileged, row_options
 from dopd.errors import DataError
@@ -110,7 +110,7 @@ def check_row(row: dict[str, Any], index: int) -> None:
     prompt = row["prompt"]
     where = f"row {index}, column 'prompt'"
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if is_blank(prompt):
             raise DataError(f"{where}: the text is empty")
         if _is_written_conversation(prompt):
             raise DataError(
@@ -157,14 +157,14 @@ def _check_turn(turn: Mapping[str, Any], where: str) -> None:
             return
         raise DataError(f"{where}: the {role}'s turn has no content")
     if isinstance(content, str):
-        empty = not content.strip()
+        empty = is_blank(content)
     elif isinstance(content, list) and all(isinstance(block, dict) for block in content):
         if not all(isinstance(block.get("type"), str) for block in content):
             raise DataError(f"{where}: a block of the {role}'s turn has no 'type' ('text', 'image')")
         texts = [block.get("text") for block in content if block["type"] == "text"]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: a text block of the {role}'s turn has no 'text'")
-        empty = not content or (len(texts) == len(content) and not any(text.strip() for text in texts if text))
+        empty = not content or (len(texts) == len(content) and all(map(is_blank, texts)))
     else:
         raise DataError(
             f"{where}: content (={str(content)[:60]!r}) must be text or a list of blocks such as "

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN
+from dopd.data.privileged import is_blank
 from dopd.errors import ConfigError
 from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
 from dopd.tables import RoutingTable
@@ -78,6 +79,8 @@ def sibling_contexts(
     for place in range(len(completions)):
         start = place - place % num_generations
         siblings = (n for n in range(start, start + num_generations) if n != place)
-        fitting = (completions[n] for n in siblings if (scores[n] >= RIGHT_FROM) is right and completions[n].strip())
+        fitting = (
+            completions[n] for n in siblings if (scores[n] >= RIGHT_FROM) is right and not is_blank(completions[n])
+        )
         contexts.append(next(fitting, None))
     return contexts

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,15 +93,28 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
         check_unicode(prompt)
         # A text that a chat template has rendered begins with the token that the tokenizer would put before it.
         begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-        ids = tokenizer(text=prompt, add_special_tokens=not begins)["input_ids"]
+        with _tokenizing():
+            ids = tokenizer(text=prompt, add_special_tokens=not begins)["input_ids"]
         # Some tokenizers end every text; an answer goes on where the prompt stops.
         while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
             ids = ids[:-1]
     else:
         turns, arguments, _ = _as_rendered(tokenizer, prompt, options)
-        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
+        with _tokenizing():
+            ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
     check_beginning(tokenizer, ids)
     return ids
+
+
+@contextmanager
+def _tokenizing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # some have no token for what they do not know, and raise what they like
+        raise DataError(
+            f"column 'prompt' or 'privileged_context': the tokenizer cannot read it: {in_short(error)}. Write it in "
+            "words of its vocabulary, or take models whose tokenizer has an unknown token"
+        ) from error
 
 
 def _as_rendered(
@@ -165,7 +179,9 @@ class PromptLengths:
             return self._counted(_encode(self.processing_class, prompt, {}).ids)
         sizes = tuple(image_size(source) for source in image_sources(as_blocks(prompt)))
         text = text_of(self.processing_class, prompt, self.chat_template_kwargs)
-        length = self._counted(self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with _tokenizing():
+            ids = self.processing_class.tokenizer(text, add_special_tokens=False)["input_ids"]
+        length = self._counted(ids)
         # A row may set its processor otherwise; tools change the text alone.
         own = {name: value for name, value in getattr(prompt, "options", {}).items() if name != "tools"}
         key = (sizes, repr(own))

@@ -1,6 +1,7 @@
 """The privileged view of a prompt: the same prompt with p in it, for the teacher and the privileged student alone."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,11 @@ class Conversation(list[dict[str, Any]]):
         return not self == other
 
     __hash__ = None
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether a text is missing or has nothing to see: spaces, control characters, marks of byte order and width."""
+    return text is None or all(one.isspace() or unicodedata.category(one) in ("Cc", "Cf") for one in text)
 
 
 Prompt = str | list[dict[str, Any]]  # a conversation, where it is no text
@@ -92,7 +98,7 @@ class PrivilegedTemplate:
         Raises:
             DataError: a conversation without a user turn, a user turn without text, or images for a text prompt.
         """
-        blank = privileged_context is None or not privileged_context.strip()
+        blank = is_blank(privileged_context)
         if blank and not privileged_images:
             return prompt
         if isinstance(prompt, str):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dopd.data.encode import text_of, tokenizer_of
-from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank
 from dopd.data.rendering import texts_of
 from dopd.errors import DataError
 
@@ -177,7 +177,7 @@ def _pieces(row: Mapping[str, Any], told: str | None, prompt: Prompt, template: 
         last = max(number for number, turn in enumerate(asked) if turn["role"] == "user")
         pieces = [_Piece(_PROMPT, "\n".join(texts_of(asked[last])), needed=True)]
         pieces += [_Piece(_PROMPT, text) for turn in (*asked[:last], *asked[last + 1 :]) for text in texts_of(turn)]
-    if told is not None and told.strip():
+    if told is not None and not is_blank(told):
         column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == told), None)
         pieces.append(_Piece(_METHOD if column is None else f"column {column!r}", told, needed=column is not None))
         pieces += [_Piece(_TEMPLATE, text) for text in template.own_texts(prompt)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from dopd.data.blocks import blocks_of, check_blocks, image_in, is_image, place_images
 from dopd.data.images import PRIVILEGED_COLUMN, blank_like, images_of, open_image
-from dopd.data.privileged import Conversation, PrivilegedTemplate, Prompt, with_turns
+from dopd.data.privileged import Conversation, PrivilegedTemplate, Prompt, is_blank, with_turns
 from dopd.errors import DataError
 
 TOOLS_COLUMN, TEMPLATE_COLUMN = "tools", "chat_template_kwargs"
@@ -105,8 +105,7 @@ def privileged_prompt(row: Mapping[str, Any], template: PrivilegedTemplate) -> P
 
 def lacks_privileged(row: Mapping[str, Any]) -> bool:
     """Whether a row has neither privileged text nor privileged images."""
-    text = row.get("privileged_context")
-    return (text is None or not text.strip()) and not images_of(row, (PRIVILEGED_COLUMN,))
+    return is_blank(row.get("privileged_context")) and not images_of(row, (PRIVILEGED_COLUMN,))
 
 
 def with_images(prompt: Prompt, images: Sequence[Any]) -> Prompt:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from dopd.data.privileged import is_blank
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError, DataError
 from dopd.settings import quoted
@@ -69,7 +70,7 @@ def corrupt(rows: Dataset, noise: PrivilegedNoise) -> tuple[Dataset, int]:
         DataError: no row has p, or one row alone does where p is to come from another.
     """
     column = list(rows[_COLUMN]) if _COLUMN in rows.column_names else []
-    given = [index for index, text in enumerate(column) if text and text.strip()]
+    given = [index for index, text in enumerate(column) if not is_blank(text)]
     if not given:
         raise DataError(f"privileged_noise: no row has {_COLUMN}, so there is nothing to corrupt")
     if len(given) == 1 and noise.kind in ("wrong", "noisy"):

@@ -11,13 +11,15 @@ import pytest
 import vision_kit
 from compatibility import tried
 from datasets import Dataset, IterableDataset
-from test_prompts import CHATML, CONTENTS, tokenizer, trained
+from test_prompts import CHATML, CONTENTS, tokenizer, trained, user
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dopd.data.encode import PromptLengths
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.rendering import Markup
 from dopd.data.unknown import Reader, UnknownWords
+from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 from dopd.runs.inspection import inspect_prompt
 
@@ -252,3 +254,41 @@ def test_inspection_and_evaluation_look_too(caplog: pytest.LogCaptureFixture) ->
     told = [record for record in caplog.records if "unknown words" in record.message]
     assert [record.levelno for record in told] == [logging.WARNING]
     assert "column 'prompt': unknown words in 1 of 1 rows of the prompts, the first 'zzz'" in told[0].message
+
+
+INVISIBLE = ["\ufeff", "\u200b \u200d", "\u00a0\u00ad", "\0"]
+
+
+@pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
+def test_a_text_of_which_nothing_is_seen_is_none(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert lacks_privileged({"privileged_context": text})
+    template = PrivilegedTemplate()
+    assert template.apply(CHAT["prompt"], text) == CHAT["prompt"] and template.apply("w1", text) == "w1"
+    trained(tmp_path, [CHAT, CHAT | {"privileged_context": text}] * 2)
+    assert any("2 of 4 prompts have no privileged_context" in record.message for record in caplog.records)
+    for prompt in (text, [{"role": "user", "content": text}], user(text, text)):
+        with pytest.raises(DataError, match=r"row 0, column 'prompt'.*is empty"):
+            trained(tmp_path, [{"prompt": prompt, "privileged_context": "w3"}] * 4)
+    assert not any(
+        map(lacks_privileged, [{"privileged_context": seen} for seen in ("\u4e2d", "!", "\ue000", "\ud800")])
+    )
+    tried("dataset", "p or prompt of invisible characters", "as empty text: p is missing, a prompt is refused")
+
+
+RAISING = {
+    "words": fast(models.WordLevel({"w1": 0, "w2": 1}, unk_token="<unk>"), pre_tokenizers.WhitespaceSplit()),
+    "unigrams": fast(models.Unigram([("\u2581w1", -1.0), ("\u2581w2", -1.0)]), pre_tokenizers.Metaspace()),
+}
+
+
+@pytest.mark.parametrize("name", RAISING)
+def test_what_a_tokenizer_raises_is_said_of_the_row(name: str) -> None:
+    made = RAISING[name]
+    made.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert not Reader("the tokenizer", made).loses
+    if name == "words":
+        assert PromptLengths(made, {})(["w1 w2", "w1"]) == [2, 1]
+    for prompt in ("w1 w3", user("w3")):
+        with pytest.raises(DataError, match=r"the tokenizer cannot read it: Exception: .*(nknown|UNK)"):
+            PromptLengths(made, {})([prompt])
+    tried("prompt", f"unknown words, a tokenizer of {name} without an unknown token", "refused: names the row")
