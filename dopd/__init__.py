@@ -13,13 +13,16 @@ _HOMES = {
     "route": "dopd.routing",
     "divergence": "dopd.divergences",
     "register_divergence": "dopd.divergences",
+    "register_signal": "dopd.signals",
     "Rule": "dopd.rules",
     "RoutingTable": "dopd.tables",
     "table": "dopd.methods",
+    "register_method": "dopd.methods",
     "Assignment": "dopd.assignment",
     "routed_loss": "dopd.loss",
     "Head": "dopd.heads",
     "fused_routed_loss": "dopd.fused",
+    "register_task": "dopd.tasks",
     "DOPDConfig": "dopd.trainer",
     "DOPDTrainer": "dopd.trainer",
 }
@@ -44,10 +47,13 @@ if TYPE_CHECKING:
     from dopd.heads import Head as Head
     from dopd.kinds import register_divergence as register_divergence
     from dopd.loss import routed_loss as routed_loss
+    from dopd.methods import register_method as register_method
     from dopd.methods import table as table
     from dopd.routing import Regime as Regime
     from dopd.routing import route as route
     from dopd.rules import Rule as Rule
+    from dopd.signals import register_signal as register_signal
     from dopd.tables import RoutingTable as RoutingTable
+    from dopd.tasks import register_task as register_task
     from dopd.trainer import DOPDConfig as DOPDConfig
     from dopd.trainer import DOPDTrainer as DOPDTrainer

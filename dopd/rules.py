@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from dopd.divergences import DivergenceKind, Support, Tail, Variant, check_support
 from dopd.errors import ConfigError
 from dopd.kinds import WITHOUT_TARGET, check_divergence
 from dopd.routing import Regime
 from dopd.settings import SettingsError, check, check_attributes, settings_of, settings_of_call
-from dopd.signals import SIGNALS
+from dopd.signals import SIGNALS, Signal, SignalBatch, signal_values
 from dopd.sources import LIVE, Target, target_of
 
 _BOUNDS = ("top", "bottom", "above", "below")
@@ -25,16 +27,21 @@ class SignalUse:
     """A signal with its options.
 
     Attributes:
-        name (`str`): a key of `SIGNALS`.
+        name (`str`): the name of a signal (`dopd.register_signal`).
         options (`tuple[tuple[str, Any], ...]`): what to change in it.
     """
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
 
-    def compute(self, batch: Any) -> Any:
-        """Its values (B, T) on a `SignalBatch`."""
-        return SIGNALS[self.name].compute(batch, **dict(self.options))
+    @property
+    def signal(self) -> Signal:
+        """What is registered under the name."""
+        return SIGNALS.find(self.name)
+
+    def compute(self, batch: SignalBatch) -> Tensor:
+        """Its values (B, T)."""
+        return signal_values(self.name, batch, dict(self.options))
 
     def to_value(self) -> str | dict[str, Any]:
         """As a YAML file has it."""
@@ -47,19 +54,18 @@ class SignalUse:
             return value
         options = dict(value) if isinstance(value, Mapping) else {"signal": value}
         name = options.pop("signal", None)
-        if not isinstance(name, str) or name not in SIGNALS:
-            raise ConfigError(f"{field_name}: signal (={name!r}) must be one of {', '.join(SIGNALS)}")
-        allowed = list(inspect.signature(SIGNALS[name].compute).parameters)[1:]
+        compute = SIGNALS.find(name, f"{field_name}: signal").compute
+        allowed = list(inspect.signature(compute).parameters)[1:]
         unknown = sorted(set(options) - set(allowed))
         if unknown:
             raise ConfigError(
                 f"{field_name}: signal {name!r} has no option {', '.join(map(str, unknown))}; it has "
                 f"{', '.join(allowed) or 'none'}"
             )
-        options, problems = check(options, settings_of_call(SIGNALS[name].compute), f"{field_name}: signal {name!r}")
+        options, problems = check(options, settings_of_call(compute), f"{field_name}: signal {name!r}")
         if problems:
             raise SettingsError(problems)
-        return cls(name, tuple(sorted(options.items())))
+        return cls(str(name), tuple(sorted(options.items())))
 
 
 @dataclass(frozen=True)

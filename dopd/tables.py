@@ -8,7 +8,7 @@ from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.routing import Regime
 from dopd.rules import Rule
-from dopd.signals import MEASURES, SIGNALS
+from dopd.signals import MEASURES
 from dopd.sources import ANCHOR_SOURCES, LIVE, PLAIN, PRIVILEGED, ROUTING_SOURCES, SOURCES, TEACHER_SOURCES, Anchor
 
 Context = Literal["column", "sibling", "none"]
@@ -129,7 +129,7 @@ class RoutingTable:
     @property
     def measures(self) -> frozenset[str]:
         """Measures of whole distributions that some signal reads."""
-        return frozenset().union(*(SIGNALS[use.name].measures for rule in self.rules for use in rule.uses))
+        return frozenset().union(*(use.signal.measures for rule in self.rules for use in rule.uses))
 
     @property
     def measured_sources(self) -> frozenset[str]:
@@ -139,7 +139,7 @@ class RoutingTable:
     @property
     def scored_sources(self) -> frozenset[str]:
         """Sources whose log-probs of the sampled tokens decide regimes or signals."""
-        signals = (SIGNALS[use.name].sources for rule in self.rules for use in rule.uses)
+        signals = (use.signal.sources for rule in self.rules for use in rule.uses)
         return self.routing_sources.union(*signals)
 
     @property
@@ -166,7 +166,7 @@ class RoutingTable:
     def needs_rewards(self) -> bool:
         """Whether a verifier has to judge the rollouts before the loss."""
         siblings = "sibling" in (self.context, self.contrast) and self.views != {PLAIN}
-        return siblings or any(SIGNALS[use.name].needs_rewards for rule in self.rules for use in rule.uses)
+        return siblings or any(use.signal.needs_rewards for rule in self.rules for use in rule.uses)
 
     def rollout_limit(self, step: int) -> int | None:
         """Most tokens of an answer at an optimizer step; `None` without a schedule of the table's own."""

@@ -51,7 +51,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture of the question")
     parser.add_argument("--privileged-image", action="append", default=[], metavar="FILE", help="a picture of p")
     parser.add_argument("--completion", help="an answer to look at (default: the student answers)")
-    parser.add_argument("--method", default="dopd", help="see `dopd methods`")
+    parser.add_argument("--method", default="dopd", help="see `dopd methods`; or ./file.py:function")
     parser.add_argument("--rollouts", type=positive, default=1, help="answers to draw (default 1)")
     parser.add_argument("--greedy", action="store_true", help="the likeliest tokens in place of drawn ones")
     parser.add_argument("--max-new-tokens", type=positive, default=256)

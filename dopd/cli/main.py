@@ -119,7 +119,8 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
         "use_peft, report_to, seed, save_steps, save_total_limit, resume_from_checkpoint, overwrite\n"
-        "CONFIG is a YAML file or the name of a recipe\n"
+        "CONFIG is a YAML file or the name of a recipe; method, task and verifier may be your own code, as\n"
+        "package.module:name or ./file.py:name\n"
         f"all keys, or those with a word in them: dopd train --keys [WORD]\n\nrecipes:\n{_recipes()}",
     )
     parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"
@@ -233,7 +234,7 @@ def _add_listing(commands: "argparse._SubParsersAction") -> None:
     tasks.add_argument("name", nargs="?", help="show one task in full")
     tasks.set_defaults(run=_tasks)
     methods = _command(commands, "methods", "routing tables by name", "  dopd methods\n  dopd methods dopd")
-    methods.add_argument("name", nargs="?", help="show one table in full")
+    methods.add_argument("name", nargs="?", help="show one table in full; your own, too: ./file.py:function")
     methods.add_argument("--markdown", action="store_true", help="all of them, as docs/methods.md lists them")
     methods.set_defaults(run=_methods)
 
@@ -263,7 +264,9 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--config", default=None, help="YAML file or recipe (default tiny-dag)")
     parser.add_argument("--output-dir", default="runs/quickstart")
     parser.add_argument(
-        "--methods", default="vanilla,privileged_student,dopd", help="comma-separated names (default: %(default)s)"
+        "--methods",
+        default="vanilla,privileged_student,dopd",
+        help="comma-separated, as --method of train (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each method (default 3)")
     parser.add_argument("--jobs", type=positive, default=None, help="runs at a time (default: one for each core)")

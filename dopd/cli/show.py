@@ -41,21 +41,21 @@ def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> N
 
 def print_tasks(name: str | None) -> None:
     """All tasks with a line each, or one with an example of each privileged text."""
-    from dopd.tasks.sources import SOURCES, get_source
+    from dopd.tasks import TASKS, get_source, made_rows
 
     console = Console()
     if name is None:
-        rows = [[key, str(getattr(kind, "description", ""))] for key, kind in SOURCES.items()]
+        rows = [[key, str(getattr(kind, "description", ""))] for key, kind in TASKS.items()]
         print_table(console, ["task", "what it is"], rows)
         console.print("`dopd tasks NAME` shows an example with its privileged texts.")
         return
     source = get_source(name)
-    first = source.rows("train", 1, "none")[0]
+    first = made_rows(source, "train", 1, "none")[0]
     console.print(f"[bold]prompt[/bold]    {escape(visible(first['prompt'][0]['content']))}")
     console.print(f"[bold]solution[/bold]  {escape(visible(first['solution']))}")
     console.print(f"[bold]answer[/bold]    {escape(visible(first['answer']))}")
     for privileged_kind in source.privileged_kinds:
-        text = source.rows("train", 1, privileged_kind)[0]["privileged_context"]
+        text = made_rows(source, "train", 1, privileged_kind)[0]["privileged_context"]
         console.print(f"[bold]{privileged_kind}[/bold]  {escape(visible(text))}")
 
 
@@ -65,18 +65,20 @@ def print_methods(name: str | None) -> None:
 
     console = Console()
     if name is not None:
-        built, card = table(name), CARDS[name]
+        built, registered = table(name), METHODS.resolve(name)
+        card = CARDS[registered]
         console.print(Text(visible(built.describe())), soft_wrap=True)
         lines = {
             "what": card.about,
             "loss": card.equation,
-            "source": f"{card.source} (confidence: {card.confidence})",
+            "source": f"{card.source or 'your own'} (confidence: {card.confidence})",
             "departures": card.departures or "none known",
             "needs": _needs_in_words(built),
-            "options": ". ".join(map(str, settings_of_call(METHODS[name]).values())) or "none",
+            "options": ". ".join(map(str, settings_of_call(METHODS[registered]).values())) or "none",
         }
         for label, text in lines.items():
-            print_paragraph(console, label, text)
+            if text:
+                print_paragraph(console, label, text)
         return
     for number, (title, names) in enumerate(_by_subject().items()):
         console.print(f"{chr(10) if number else ''}[bold]{escape(title)}[/bold]", highlight=False)
@@ -85,7 +87,7 @@ def print_methods(name: str | None) -> None:
             print_paragraph(console, key, card.about, "  ")
             lines = {
                 "loss": card.equation,
-                "source": f"{card.source} (confidence: {card.confidence})",
+                "source": f"{card.source or 'your own'} (confidence: {card.confidence})",
                 "needs": _needs_in_words(table(key)),
                 "departs": card.departures,
             }
@@ -101,7 +103,7 @@ def _by_subject() -> dict[str, list[str]]:
 
     subjects: dict[str, list[str]] = {}
     for name, build in METHODS.items():
-        title = str(sys.modules[build.__module__].__doc__).splitlines()[0].rstrip(".")
+        title = (sys.modules[build.__module__].__doc__ or build.__module__).splitlines()[0].rstrip(".")
         subjects.setdefault(title, []).append(name)
     return subjects
 

@@ -1,6 +1,6 @@
 """Named routing tables. A method is rows and a source; nothing here runs."""
 
-from dopd.methods.registry import CARDS, METHODS, Card, table
+from dopd.methods.registry import CARDS, METHODS, Card, register_method, table
 
 # isort: split
 # In the order in which methods are listed.
@@ -12,4 +12,16 @@ from dopd.methods import plain
 # isort: split
 from dopd.methods import adaptive, contrastive, rewarded, self_taught
 
-__all__ = ["CARDS", "METHODS", "Card", "adaptive", "contrastive", "dual", "plain", "rewarded", "self_taught", "table"]
+__all__ = [
+    "CARDS",
+    "METHODS",
+    "Card",
+    "adaptive",
+    "contrastive",
+    "dual",
+    "plain",
+    "register_method",
+    "rewarded",
+    "self_taught",
+    "table",
+]

@@ -2,20 +2,18 @@
 
 import math
 
-from dopd.methods.registry import CARDS, Card, method
+from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, NotNegative, Share
 from dopd.tables import RoutingTable
 
 
-@method(
+@register_method(
     "eopd",
-    Card(
-        "EOPD: a sampled reverse KL everywhere, and a forward KL where the teacher is unsure",
-        "arXiv 2603.07079",
-        "-A log S(y) + 1[H_T > t] sum_{v in K} T(v) (log T(v) - log S(v)); K: the teacher's top 16, no tail",
-        departures="no PPO clipping: rollouts are used once, so that the ratio is 1",
-    ),
+    "EOPD: a sampled reverse KL everywhere, and a forward KL where the teacher is unsure",
+    "arXiv 2603.07079",
+    "-A log S(y) + 1[H_T > t] sum_{v in K} T(v) (log T(v) - log S(v)); K: the teacher's top 16, no tail",
+    departures="no PPO clipping: rollouts are used once, so that the ratio is 1",
 )
 def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     unsure = {"signal": "teacher_entropy", "above": threshold}
@@ -31,33 +29,29 @@ def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
             select=unsure,
         ),
     )
-    return RoutingTable(name="eopd", rules=rules, source_note=CARDS["eopd"].note)
+    return RoutingTable(name="eopd", rules=rules)
 
 
-@method(
+@register_method(
     "tip",
-    Card(
-        "TIP: the half of the tokens with the highest student entropy or divergence",
-        "arXiv 2604.14084",
-        "KL(S || T) on the top half by h + d - h d; h, d: H_S and KL(S || T), min-max",
-        departures="min-max over the batch (the source leaves the scope open); divided by the share that is kept, not "
-        "by the kept tokens of each sequence",
-    ),
+    "TIP: the half of the tokens with the highest student entropy or divergence",
+    "arXiv 2604.14084",
+    "KL(S || T) on the top half by h + d - h d; h, d: H_S and KL(S || T), min-max",
+    departures="min-max over the batch (the source leaves the scope open); divided by the share that is kept, not "
+    "by the kept tokens of each sequence",
 )
 def tip(*, fraction: Share = 0.5) -> RoutingTable:
     rule = Rule(name="kept", source="teacher", select={"signal": "tip", "top": fraction}, weight=1.0 / fraction)
-    return RoutingTable(name="tip", rules=(rule,), source_note=CARDS["tip"].note)
+    return RoutingTable(name="tip", rules=(rule,))
 
 
-@method(
+@register_method(
     "ta_opd",
-    Card(
-        "TA-OPD: the few tokens where the teacher disagrees and still backs what the student can say",
-        "arXiv 2605.26844",
-        "-A log S(y) on the top 5% by disagreement x compatibility",
-        "medium",
-        "disagreement is |log T(y) - log S(y)|; divided by the share that is kept",
-    ),
+    "TA-OPD: the few tokens where the teacher disagrees and still backs what the student can say",
+    "arXiv 2605.26844",
+    "-A log S(y) on the top 5% by disagreement x compatibility",
+    "medium",
+    "disagreement is |log T(y) - log S(y)|; divided by the share that is kept",
 )
 def ta_opd(*, fraction: Share = 0.05) -> RoutingTable:
     rule = Rule(
@@ -67,18 +61,16 @@ def ta_opd(*, fraction: Share = 0.05) -> RoutingTable:
         select={"signal": "ta_opd", "top": fraction},
         weight=1.0 / fraction,
     )
-    return RoutingTable(name="ta_opd", rules=(rule,), source_note=CARDS["ta_opd"].note)
+    return RoutingTable(name="ta_opd", rules=(rule,))
 
 
-@method(
+@register_method(
     "reopold",
-    Card(
-        "REOPOLD: sampled rewards bounded from below, on the tokens with the highest student entropy",
-        "arXiv 2603.11137",
-        "-max(A, log(l / (1 - l))) log S(y) on the top q by H_S",
-        "medium",
-        "the second stage alone: the first stage's mask and the step of the switch are not known",
-    ),
+    "REOPOLD: sampled rewards bounded from below, on the tokens with the highest student entropy",
+    "arXiv 2603.11137",
+    "-max(A, log(l / (1 - l))) log S(y) on the top q by H_S",
+    "medium",
+    "the second stage alone: the first stage's mask and the step of the switch are not known",
 )
 def reopold(*, mixture: Fraction = 0.2, fraction: Share = 0.5) -> RoutingTable:
     rule = Rule(
@@ -88,17 +80,15 @@ def reopold(*, mixture: Fraction = 0.2, fraction: Share = 0.5) -> RoutingTable:
         clip=(math.log(mixture / (1.0 - mixture)), None),
         select={"signal": "student_entropy", "top": fraction},
     )
-    return RoutingTable(name="reopold", rules=(rule,), source_note=CARDS["reopold"].note)
+    return RoutingTable(name="reopold", rules=(rule,))
 
 
-@method(
+@register_method(
     "tsd_kd",
-    Card(
-        "TSD-KD: a weighted JSD, the teacher's order of the student's favourites, and less entropy",
-        "arXiv 2603.13260",
-        "sigmoid(H_S - H_T) JSD_0.9 + 0.1 ListMLE(top 10) on the opening + H_S on its highest tokens",
-        departures="each term is averaged over all tokens; the source averages the last over the tokens that it picks",
-    ),
+    "TSD-KD: a weighted JSD, the teacher's order of the student's favourites, and less entropy",
+    "arXiv 2603.13260",
+    "sigmoid(H_S - H_T) JSD_0.9 + 0.1 ListMLE(top 10) on the opening + H_S on its highest tokens",
+    departures="each term is averaged over all tokens; the source averages the last over the tokens that it picks",
 )
 def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, highest: Share = 0.1) -> RoutingTable:
     rules = (
@@ -115,35 +105,31 @@ def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, hig
         ),
         Rule(name="entropy", divergence="entropy", select={"signal": "student_entropy", "top": highest}),
     )
-    return RoutingTable(name="tsd_kd", rules=rules, source_note=CARDS["tsd_kd"].note)
+    return RoutingTable(name="tsd_kd", rules=rules)
 
 
-@method(
+@register_method(
     "cal_opd",
-    Card(
-        "Cal-OPD: no push inside the band that praise and criticism move the teacher in",
-        "arXiv 2609.21619",
-        "-A log S(y), A = clip(log S, l0 - c down, l0 + c up) - log S",
-        "medium",
-        "the words of praise and criticism are ours",
-    ),
+    "Cal-OPD: no push inside the band that praise and criticism move the teacher in",
+    "arXiv 2609.21619",
+    "-A log S(y), A = clip(log S, l0 - c down, l0 + c up) - log S",
+    "medium",
+    "the words of praise and criticism are ours",
 )
 def cal_opd(*, tolerance: NotNegative = 5.0) -> RoutingTable:
     rule = Rule(
         divergence="policy_gradient", support="sampled", advantage={"signal": "cal_opd", "tolerance": tolerance}
     )
-    return RoutingTable(name="cal_opd", rules=(rule,), source_note=CARDS["cal_opd"].note)
+    return RoutingTable(name="cal_opd", rules=(rule,))
 
 
-@method(
+@register_method(
     "opsa",
-    Card(
-        "OPSA: a control without a teacher, which pushes the student's unlikeliest tokens down",
-        "arXiv 2608.31046",
-        "-A log S(y) on the fifth with the lowest log S(y), A = -1/2 - (H - H_min) / (2 (H_max - H_min))",
-        "medium",
-        "entropies are scaled over the batch",
-    ),
+    "OPSA: a control without a teacher, which pushes the student's unlikeliest tokens down",
+    "arXiv 2608.31046",
+    "-A log S(y) on the fifth with the lowest log S(y), A = -1/2 - (H - H_min) / (2 (H_max - H_min))",
+    "medium",
+    "entropies are scaled over the batch",
 )
 def opsa(*, fraction: Share = 0.2) -> RoutingTable:
     rule = Rule(
@@ -153,4 +139,4 @@ def opsa(*, fraction: Share = 0.2) -> RoutingTable:
         advantage="opsa",
         select={"signal": "student_logprob", "bottom": fraction},
     )
-    return RoutingTable(name="opsa", rules=(rule,), source_note=CARDS["opsa"].note)
+    return RoutingTable(name="opsa", rules=(rule,))

@@ -1,19 +1,17 @@
 """Targets made from a right and a wrong context."""
 
-from dopd.methods.registry import CARDS, Card, method
+from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.tables import RoutingTable
 
 
-@method(
+@register_method(
     "opsd_contrast",
-    Card(
-        "OPSD towards what a right context says beyond a wrong one",
-        "arXiv 2606.11709 (its plug-in for OPSD)",
-        "k / (k + 1) sum_v min(q(v) (log q(v) - log S(v)), c), q = P_right^(1 + a) P_wrong^(-a), normalised; "
-        "k = KL(P_right || P_wrong)",
-        departures="the wrong context is the row's contrast_context",
-    ),
+    "OPSD towards what a right context says beyond a wrong one",
+    "arXiv 2606.11709 (its plug-in for OPSD)",
+    "k / (k + 1) sum_v min(q(v) (log q(v) - log S(v)), c), q = P_right^(1 + a) P_wrong^(-a), normalised; "
+    "k = KL(P_right || P_wrong)",
+    departures="the wrong context is the row's contrast_context",
 )
 def opsd_contrast(*, strength: float = 0.5, clamp: float = 0.05, top_k: int = 100) -> RoutingTable:
     rule = Rule(
@@ -24,5 +22,4 @@ def opsd_contrast(*, strength: float = 0.5, clamp: float = 0.05, top_k: int = 10
         top_k=top_k,
         scale="contrast",
     )
-    note = CARDS["opsd_contrast"].note
-    return RoutingTable(name="opsd_contrast", rules=(rule,), anchor="frozen", source_note=note)
+    return RoutingTable(name="opsd_contrast", rules=(rule,), anchor="frozen")

@@ -1,10 +1,11 @@
 """DOPD, its ablations, and the naive ways to use privileged context (arXiv 2606.30626)."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 from dopd.divergences import DivergenceKind, Support, Tail
-from dopd.methods.registry import CARDS, Build, Card, method
+from dopd.methods.registry import CARDS, Build, register_method
 from dopd.routing import Regime
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, NotNegative
@@ -16,8 +17,8 @@ TEACHER, STUDENT = "privileged_teacher", "privileged_student"
 EQUATION = "by regime: w KL(S || T(.|p)), w KL(S || S(.|p)) on the top K, or JS(S, T(.|p))"
 
 
-@method(
-    "dopd", Card("routes each token by the privilege gap to one of four targets", f"{PAPER}, Section 3.3", EQUATION)
+@register_method(
+    "dopd", "routes each token by the privilege gap to one of four targets", f"{PAPER}, Section 3.3", EQUATION
 )
 def dopd(
     *,
@@ -68,14 +69,12 @@ for _anchor, _weights in (
     ("ema", "a moving average of the student's weights"),
     ("snapshot", "a copy of the student that is renewed every few steps"),
 ):
-    method(
+    register_method(
         f"dopd_{_anchor}",
-        Card(
-            f"DOPD whose privileged student has {_weights}",
-            f"{PAPER}, Section 3.3",
-            EQUATION,
-            departures=f"{_anchor} privileged student; the paper's is the live one",
-        ),
+        f"DOPD whose privileged student has {_weights}",
+        f"{PAPER}, Section 3.3",
+        EQUATION,
+        departures=f"{_anchor} privileged student; the paper's is the live one",
     )(_fixed(dopd, anchor=_anchor))
 
 
@@ -94,65 +93,62 @@ def _ablated(name: str, **changes: Any) -> RoutingTable:
         )
         for regime, target, weight in zip(Regime, targets, weights, strict=True)
     )
-    return RoutingTable(name=name, rules=rules, context=changes.get("context", "column"), source_note=CARDS[name].note)
+    return RoutingTable(name=name, rules=rules, context=changes.get("context", "column"))
 
 
-def _ablation_card(about: str, reading: str = "") -> Card:
-    return Card(about, f"{PAPER}, Table 8", EQUATION, "medium" if reading else "high", reading)
+def _ablation(name: str, about: str, reading: str = "") -> Callable[[Build], Build]:
+    """Register an ablation; `reading`: how its line in the paper is read, where that is open."""
+    return register_method(name, about, f"{PAPER}, Table 8", EQUATION, "medium" if reading else "high", reading)
 
 
-@method("dopd_no_privilege", _ablation_card("DOPD without privileged context: both policies read the plain prompt"))
+@_ablation("dopd_no_privilege", "DOPD without privileged context: both policies read the plain prompt")
 def dopd_no_privilege(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_privilege", top_k=top_k, context="none")
 
 
-@method("dopd_no_student_targets", _ablation_card("DOPD with the privileged teacher as target in every regime"))
+@_ablation("dopd_no_student_targets", "DOPD with the privileged teacher as target in every regime")
 def dopd_no_student_targets(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_student_targets", top_k=top_k, targets=(TEACHER,) * 4)
 
 
-@method("dopd_no_teacher_targets", _ablation_card("DOPD with the privileged student as target in every regime"))
+@_ablation("dopd_no_teacher_targets", "DOPD with the privileged student as target in every regime")
 def dopd_no_teacher_targets(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_no_teacher_targets", top_k=top_k, targets=(STUDENT,) * 4)
 
 
-@method(
+@_ablation(
     "dopd_one_divergence",
-    _ablation_card(
-        "DOPD with one divergence in every regime", "the paper does not say which; JS unless told otherwise"
-    ),
+    "DOPD with one divergence in every regime",
+    "the paper does not say which; JS unless told otherwise",
 )
 def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_divergence", top_k=top_k, divergence=divergence)
 
 
-@method(
+@_ablation(
     "dopd_one_support",
-    _ablation_card(
-        "DOPD with one support in every regime", "the paper does not say which; top K unless told otherwise"
-    ),
+    "DOPD with one support in every regime",
+    "the paper does not say which; top K unless told otherwise",
 )
 def dopd_one_support(*, support: Support = "student_topk", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_support", top_k=top_k, support=support)
 
 
-@method(
+@register_method(
     "dopd_equal",
-    Card(
-        "all four regimes with JS over the top K and equal weights", f"{PAPER}, Table 6", "JS(S, target of the regime)"
-    ),
+    "all four regimes with JS over the top K and equal weights",
+    f"{PAPER}, Table 6",
+    "JS(S, target of the regime)",
 )
 def dopd_equal(*, top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_equal", top_k=top_k, divergence="js", support="student_topk", weights=(1.0,) * 4)
 
 
-@method(
+@_ablation(
     "dopd_unrouted",
-    _ablation_card(
-        "both targets on every token, without routing",
-        "the paper does not say what replaces routing; here every token gets half of the teacher's row and half of the "
-        "student's",
-    ),
+    "both targets on every token, without routing",
+    "the paper does not say what replaces routing; here every token gets half of the teacher's row and half of the "
+    "student's",
 )
 def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
     return RoutingTable(
@@ -161,7 +157,6 @@ def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
             Rule(name="teacher", source=TEACHER, divergence="js", weight=0.5),
             Rule(name="student", source=STUDENT, support="student_topk", top_k=top_k, weight=0.5 * 0.6),
         ),
-        source_note=CARDS["dopd_unrouted"].note,
     )
 
 
@@ -176,12 +171,14 @@ def one_row(
 ) -> RoutingTable:
     """A table that teaches every token alike."""
     rule = Rule(source=source, divergence=divergence, support=support, top_k=top_k, tail=tail)
-    return RoutingTable(name=name, rules=(rule,), anchor=anchor, source_note=CARDS[name].note)
+    return RoutingTable(name=name, rules=(rule,), anchor=anchor)
 
 
-@method(
+@register_method(
     "privileged_teacher",
-    Card("the privileged teacher teaches every token", f"{PAPER}, Figure 3 (naive, teacher only)", "KL(S || T(.|p))"),
+    "the privileged teacher teaches every token",
+    f"{PAPER}, Figure 3 (naive, teacher only)",
+    "KL(S || T(.|p))",
 )
 def privileged_teacher(
     *,
@@ -193,9 +190,11 @@ def privileged_teacher(
     return one_row("privileged_teacher", TEACHER, divergence, support, top_k, tail)
 
 
-@method(
+@register_method(
     "privileged_student",
-    Card("the privileged student teaches every token", f"{PAPER}, Figure 3 (naive, student only)", "KL(S || S(.|p))"),
+    "the privileged student teaches every token",
+    f"{PAPER}, Figure 3 (naive, student only)",
+    "KL(S || S(.|p))",
 )
 def privileged_student(
     *,
@@ -208,13 +207,11 @@ def privileged_student(
     return one_row("privileged_student", STUDENT, divergence, support, top_k, tail, anchor)
 
 
-@method(
+@register_method(
     "privileged_both",
-    Card(
-        "teacher and student both read the privileged context, in rollouts too",
-        f"{PAPER}, Figure 3 (naive, both)",
-        "KL(S(.|p) || T(.|p)), y ~ S(.|p)",
-    ),
+    "teacher and student both read the privileged context, in rollouts too",
+    f"{PAPER}, Figure 3 (naive, both)",
+    "KL(S(.|p) || T(.|p)), y ~ S(.|p)",
 )
 def privileged_both(
     *,
@@ -224,17 +221,14 @@ def privileged_both(
     tail: Tail = "bucket",
 ) -> RoutingTable:
     rule = Rule(source="teacher", divergence=divergence, support=support, top_k=top_k, tail=tail)
-    note = CARDS["privileged_both"].note
-    return RoutingTable(name="privileged_both", rules=(rule,), student_view="privileged", source_note=note)
+    return RoutingTable(name="privileged_both", rules=(rule,), student_view="privileged")
 
 
-@method(
+@register_method(
     "vanilla_drop",
-    Card(
-        "Vanilla OPD without a share of its tokens, picked by the privilege gap or at random",
-        f"{PAPER}, Figure 4",
-        "KL(S || T) on the tokens that are left",
-    ),
+    "Vanilla OPD without a share of its tokens, picked by the privilege gap or at random",
+    f"{PAPER}, Figure 4",
+    "KL(S || T) on the tokens that are left",
 )
 def vanilla_drop(*, drop: Literal["top", "bottom", "random"] = "top", fraction: Fraction = 0.2) -> RoutingTable:
     """`drop`: "top" or "bottom" (by the privilege gap), or "random"; `fraction`: the share of tokens left out."""
@@ -245,4 +239,4 @@ def vanilla_drop(*, drop: Literal["top", "bottom", "random"] = "top", fraction: 
     }[drop]
     select = {"signal": signal, kept: 1.0 - fraction}
     rule = Rule(name="kept", source="teacher", select=select)
-    return RoutingTable(name="vanilla_drop", rules=(rule,), source_note=CARDS["vanilla_drop"].note)
+    return RoutingTable(name="vanilla_drop", rules=(rule,))

@@ -4,15 +4,14 @@ from typing import Any
 
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.dual import one_row
-from dopd.methods.registry import CARDS, Card, method
+from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import NotNegative, Positive
 from dopd.tables import RoutingTable
 
 
-@method(
-    "vanilla",
-    Card("Vanilla OPD: the plain teacher teaches every token", "arXiv 2606.30626, Section 2", "KL(S || T)"),
+@register_method(
+    "vanilla", "Vanilla OPD: the plain teacher teaches every token", "arXiv 2606.30626, Section 2", "KL(S || T)"
 )
 def vanilla(
     *,
@@ -24,110 +23,95 @@ def vanilla(
     return one_row("vanilla", "teacher", divergence, support, top_k, tail)
 
 
-@method(
+@register_method(
     "vanilla_pg",
-    Card(
-        "Vanilla OPD on the sampled token, as a policy gradient",
-        "Thinking Machines, On-Policy Distillation (2025)",
-        "-A log S(y), A = log T(y) - log S(y)",
-    ),
+    "Vanilla OPD on the sampled token, as a policy gradient",
+    "Thinking Machines, On-Policy Distillation (2025)",
+    "-A log S(y), A = log T(y) - log S(y)",
 )
 def vanilla_pg(*, merge_ends: bool = False) -> RoutingTable:
     """`merge_ends`: score all end-of-sequence tokens as one outcome (arXiv 2609.20511)."""
     rule = Rule(source="teacher", support="sampled")
-    return RoutingTable(name="vanilla_pg", rules=(rule,), merge_ends=merge_ends, source_note=CARDS["vanilla_pg"].note)
+    return RoutingTable(name="vanilla_pg", rules=(rule,), merge_ends=merge_ends)
 
 
-@method(
+@register_method(
     "gkd",
-    Card(
-        "GKD on the student's own samples: any divergence, whole vocabulary",
-        "arXiv 2306.13649",
-        "b KL(T || M) + (1 - b) KL(S || M), M = b T + (1 - b) S; or KL(T || S), KL(S || T)",
-        departures="lambda = 1: no sequences from a dataset are mixed in",
-    ),
+    "GKD on the student's own samples: any divergence, whole vocabulary",
+    "arXiv 2306.13649",
+    "b KL(T || M) + (1 - b) KL(S || M), M = b T + (1 - b) S; or KL(T || S), KL(S || T)",
+    departures="lambda = 1: no sequences from a dataset are mixed in",
 )
 def gkd(*, divergence: DivergenceKind = "js", beta: float = 0.5) -> RoutingTable:
     rule = Rule(source="teacher", divergence=divergence, beta=beta)
-    return RoutingTable(name="gkd", rules=(rule,), source_note=CARDS["gkd"].note)
+    return RoutingTable(name="gkd", rules=(rule,))
 
 
-@method(
+@register_method(
     "exopd",
-    Card(
-        "ExOPD: the teacher's change over a reference, extrapolated",
-        "arXiv 2602.12125",
-        "-A log S(y), A = l log T(y) - (l - 1) log R(y) - log S(y); R: the student's initial weights",
-        departures="no PPO clipping and no rollout importance weights: rollouts are used once, so that the ratio is 1",
-    ),
+    "ExOPD: the teacher's change over a reference, extrapolated",
+    "arXiv 2602.12125",
+    "-A log S(y), A = l log T(y) - (l - 1) log R(y) - log S(y); R: the student's initial weights",
+    departures="no PPO clipping and no rollout importance weights: rollouts are used once, so that the ratio is 1",
 )
 def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
     source = {"teacher": extrapolation, "reference": 1.0 - extrapolation}
     rule = Rule(source=source, support="sampled")
-    return RoutingTable(name="exopd", rules=(rule,), source_note=CARDS["exopd"].note)
+    return RoutingTable(name="exopd", rules=(rule,))
 
 
-@method(
+@register_method(
     "veto",
-    Card(
-        "Veto: the teacher's distribution times a power of the student's",
-        "arXiv 2601.07155",
-        "KL(Q || S) or KL(S || Q), Q = softmax(z_T + b z_S), b falling linearly to 0",
-        "medium",
-        "the student inside Q is detached (the source does not say)",
-    ),
+    "Veto: the teacher's distribution times a power of the student's",
+    "arXiv 2601.07155",
+    "KL(Q || S) or KL(S || Q), Q = softmax(z_T + b z_S), b falling linearly to 0",
+    "medium",
+    "the student inside Q is detached (the source does not say)",
 )
 def veto(*, divergence: DivergenceKind = "forward_kl", beta: NotNegative = 0.8) -> RoutingTable:
     source = {"teacher": 1.0, "student": {"start": beta, "end": 0.0}}
     rule = Rule(source=source, divergence=divergence)
-    return RoutingTable(name="veto", rules=(rule,), source_note=CARDS["veto"].note)
+    return RoutingTable(name="veto", rules=(rule,))
 
 
-@method(
+@register_method(
     "fast_opd",
-    Card(
-        "Fast OPD: rollouts end early, later with every step",
-        "arXiv 2602.15260",
-        "-A log S(y_t) for t <= L, A = log T - log S, L = start + growth * step",
-        "medium",
-        "nothing is distilled after L (one report mentions off-policy distillation there)",
-    ),
+    "Fast OPD: rollouts end early, later with every step",
+    "arXiv 2602.15260",
+    "-A log S(y_t) for t <= L, A = log T - log S, L = start + growth * step",
+    "medium",
+    "nothing is distilled after L (one report mentions off-policy distillation there)",
 )
 def fast_opd(*, start: int = 1, growth: int = 256) -> RoutingTable:
     rule = Rule(source="teacher", support="sampled")
-    note = CARDS["fast_opd"].note
-    return RoutingTable(name="fast_opd", rules=(rule,), rollout_growth=(start, growth), source_note=note)
+    return RoutingTable(name="fast_opd", rules=(rule,), rollout_growth=(start, growth))
 
 
-@method(
+@register_method(
     "stopgrad_topk",
-    Card(
-        "reverse KL on the student's top K with detached weights",
-        "arXiv 2605.11182",
-        "sum_K sg[S (log S - log T)] log S",
-        "medium",
-        "whose top K, and where the gradient stops, are read from reports and scripts",
-    ),
+    "reverse KL on the student's top K with detached weights",
+    "arXiv 2605.11182",
+    "sum_K sg[S (log S - log T)] log S",
+    "medium",
+    "whose top K, and where the gradient stops, are read from reports and scripts",
 )
 def stopgrad_topk(*, top_k: int = 20) -> RoutingTable:
     rule = Rule(
         source="teacher", divergence="reverse_kl_detached", support="student_topk", tail="truncate", top_k=top_k
     )
-    return RoutingTable(name="stopgrad_topk", rules=(rule,), source_note=CARDS["stopgrad_topk"].note)
+    return RoutingTable(name="stopgrad_topk", rules=(rule,))
 
 
-@method(
+@register_method(
     "bridge_garden",
-    Card(
-        "Bridge-Garden: soft labels where the teacher is unsure, its likeliest token where it is sure",
-        "arXiv 2605.26246",
-        "l KL(T || S) - (1 - l) log S(argmax T), l = 1 - max_a T(a)",
-        departures="on the student's own samples; the source uses teacher or data prefixes",
-    ),
+    "Bridge-Garden: soft labels where the teacher is unsure, its likeliest token where it is sure",
+    "arXiv 2605.26246",
+    "l KL(T || S) - (1 - l) log S(argmax T), l = 1 - max_a T(a)",
+    departures="on the student's own samples; the source uses teacher or data prefixes",
 )
 def bridge_garden() -> RoutingTable:
     rules: list[dict[str, Any]] = [
         {"name": "soft", "source": "teacher", "divergence": "forward_kl", "scale": "teacher_doubt"},
         {"name": "hard", "source": "teacher", "divergence": "cross_entropy", "scale": "teacher_confidence"},
     ]
-    return RoutingTable.from_rows(rules, name="bridge_garden", source_note=CARDS["bridge_garden"].note)
+    return RoutingTable.from_rows(rules, name="bridge_garden")

@@ -1,18 +1,20 @@
 """The registry of methods: what each is called, where it is from, and how its table is made."""
 
-import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar
 
-from dopd.errors import ConfigError
+from dopd.divergences import check_choice
+from dopd.errors import ConfigError, DopdError, first_line
+from dopd.registry import Registry, place_of
 from dopd.settings import SettingsError, check, settings_of_call
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
 Confidence = Literal["high", "medium", "low"]
 Build = Callable[..., RoutingTable]
+AnyBuild = TypeVar("AnyBuild", bound=Build)
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Card:
     departures: str = ""
 
     def __post_init__(self) -> None:
-        assert self.confidence in get_args(Confidence), self.confidence
-        assert self.departures or self.confidence != "low", "a low confidence says what is not known"
+        check_choice("confidence", self.confidence, Confidence)
+        if self.confidence == "low" and not self.departures:
+            raise ConfigError("confidence (='low') needs departures: what is not known of the method")
 
     @property
     def note(self) -> str:
@@ -44,15 +47,33 @@ class Card:
         return self.source + (f"; DEPARTURE: {self.departures}" if self.departures else "")
 
 
-METHODS: dict[str, Build] = {}
+METHODS: Registry[Build] = Registry("method", lambda name, build: register_method(name)(build))
 CARDS: dict[str, Card] = {}
 
 
-def method(name: str, card: Card) -> Callable[[Build], Build]:
-    """Register the function that builds a method's table; its keyword arguments are the method's options."""
+def register_method(
+    name: str,
+    about: str = "",
+    source: str = "",
+    equation: str = "",
+    confidence: Confidence = "high",
+    departures: str = "",
+) -> Callable[[AnyBuild], AnyBuild]:
+    """Register a method: the decorated function returns a `dopd.RoutingTable`; its arguments are the method's options.
 
-    def register(build: Build) -> Build:
-        METHODS[name], CARDS[name] = build, card
+    Args:
+        name (`str`): what `method`, `--method` and `dopd.table` call it.
+        about (`str`, *optional*): what it does, in a line; the first line of the function's docstring if left out.
+        source, equation, confidence, departures (`str`, *optional*): see `Card`.
+
+    Raises:
+        ConfigError: a name that other code has.
+    """
+
+    def register(build: AnyBuild) -> AnyBuild:
+        card = Card(about or (inspect.getdoc(build) or "").partition("\n")[0], source, equation, confidence, departures)
+        METHODS.register(name, build, build)
+        CARDS[name] = card
         build.__doc__ = build.__doc__ or f"{card.about} ({card.source})."
         return build
 
@@ -63,29 +84,47 @@ def table(name: str, /, **options: Any) -> RoutingTable:
     """The routing table of a named method.
 
     Args:
-        name (`str`): a key of `METHODS`, such as `"dopd"` or `"vanilla"`.
+        name (`str`): a key of `METHODS`, such as `"dopd"` or `"vanilla"`; or a function of your own that returns a
+            table, as `package.module:function` or `./file.py:function`.
         options: what that method lets one change, for example `top_k=64, tail="renormalize"` for `"dopd"`; and
             `anchor`, the weights of the privileged student, for any method that reads it.
 
     Raises:
         ConfigError: an unknown name or option, or an option with a value that cannot work.
     """
-    if name not in METHODS:
-        close = sorted(difflib.get_close_matches(str(name), METHODS, n=2))
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ConfigError(f"method (={name!r}) must be one of {', '.join(METHODS)}.{hint}")
-    allowed = list(inspect.signature(METHODS[name]).parameters)
-    anchor = None if "anchor" in allowed or name.startswith("dopd_") else options.pop("anchor", None)
+    registered = METHODS.resolve(name)
+    build, card = METHODS[registered], CARDS[registered]
+    allowed = list(inspect.signature(build).parameters)
+    anchor = None if "anchor" in allowed or registered.startswith("dopd_") else options.pop("anchor", None)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ConfigError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
-    options, problems = check(options, settings_of_call(METHODS[name]), f"method_options of {name}")
+    options, problems = check(options, settings_of_call(build), f"method_options of {name}")
     if problems:
         raise SettingsError(problems)
-    built = METHODS[name](**options)
-    if CARDS[name].confidence == "low":
-        built = replace(built, unverified=CARDS[name].departures)
+    built = _built(name, build, options)
+    built = replace(
+        built,
+        source_note=built.source_note or card.note,
+        unverified=card.departures if card.confidence == "low" else built.unverified,
+    )
     return built if anchor is None or anchor == built.anchor else _anchored(built, anchor)
+
+
+def _built(name: str, build: Build, options: Mapping[str, Any]) -> RoutingTable:
+    try:
+        built = build(**options)
+    except DopdError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"method (={name!r}), {place_of(build)}, raises {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(built, RoutingTable):
+        raise ConfigError(
+            f"method (={name!r}), {place_of(build)}, returns {type(built).__name__}: it must return a dopd.RoutingTable"
+        )
+    return built
 
 
 def _anchored(built: RoutingTable, anchor: Anchor) -> RoutingTable:

@@ -1,7 +1,7 @@
 """Methods whose teacher is the student itself, reading privileged context."""
 
 from dopd.divergences import DivergenceKind, Support, Tail
-from dopd.methods.registry import CARDS, Card, method
+from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, Positive
 from dopd.sources import Anchor
@@ -10,27 +10,23 @@ from dopd.tables import RoutingTable
 SELF = "privileged_student"
 
 
-@method(
+@register_method(
     "opcd",
-    Card(
-        "OPCD: the frozen student with context teaches the top K of the student without it",
-        "arXiv 2602.12275",
-        "sum_{v in K} S(v) (log S(v) - log F(v|p)); true probabilities, no tail",
-        departures="none; as published, a student that equals its target is still pushed out of the top K",
-    ),
+    "OPCD: the frozen student with context teaches the top K of the student without it",
+    "arXiv 2602.12275",
+    "sum_{v in K} S(v) (log S(v) - log F(v|p)); true probabilities, no tail",
+    departures="none; as published, a student that equals its target is still pushed out of the top K",
 )
 def opcd(*, top_k: Count = 256, tail: Tail = "truncate") -> RoutingTable:
     rule = Rule(source=SELF, support="student_topk", top_k=top_k, tail=tail)
-    return RoutingTable(name="opcd", rules=(rule,), anchor="frozen", source_note=CARDS["opcd"].note)
+    return RoutingTable(name="opcd", rules=(rule,), anchor="frozen")
 
 
-@method(
+@register_method(
     "opsd",
-    Card(
-        "OPSD: the frozen student with a solution, forward KL with every term clamped",
-        "arXiv 2601.18734",
-        "sum_v min(F(v|p) (log F(v|p) - log S(v)), c)",
-    ),
+    "OPSD: the frozen student with a solution, forward KL with every term clamped",
+    "arXiv 2601.18734",
+    "sum_v min(F(v|p) (log F(v|p) - log S(v)), c)",
 )
 def opsd(
     *,
@@ -42,18 +38,16 @@ def opsd(
 ) -> RoutingTable:
     """`divergence="js", clamp=None` is the first version of the paper."""
     rule = Rule(source=SELF, divergence=divergence, clamp=clamp, support=support, top_k=top_k)
-    return RoutingTable(name="opsd", rules=(rule,), anchor=anchor, source_note=CARDS["opsd"].note)
+    return RoutingTable(name="opsd", rules=(rule,), anchor=anchor)
 
 
-@method(
+@register_method(
     "sdft",
-    Card(
-        "SDFT: a moving average of the student, reading a demonstration",
-        "arXiv 2601.19897",
-        "KL(S || E(.|p)) (paper's text) or KL(E(.|p) || S) (its code)",
-        "medium",
-        "paper and code disagree on the direction and on the weights; both are options",
-    ),
+    "SDFT: a moving average of the student, reading a demonstration",
+    "arXiv 2601.19897",
+    "KL(S || E(.|p)) (paper's text) or KL(E(.|p) || S) (its code)",
+    "medium",
+    "paper and code disagree on the direction and on the weights; both are options",
 )
 def sdft(
     *, divergence: DivergenceKind = "reverse_kl", anchor: Anchor = "ema", ema_decay: Fraction | None = 0.99
@@ -65,18 +59,15 @@ def sdft(
         rules=(rule,),
         anchor=anchor,
         ema_decay=ema_decay if anchor == "ema" else None,
-        source_note=CARDS["sdft"].note,
     )
 
 
-@method(
+@register_method(
     "sdpo",
-    Card(
-        "SDPO: a moving average of the student, reading a successful rollout of the same prompt",
-        "arXiv 2601.20802",
-        "JS(S, E(.|sibling)) over the student's top K and a tail; no loss without a sibling",
-        departures="no importance weights (rollouts are used once); the sibling is the first right one",
-    ),
+    "SDPO: a moving average of the student, reading a successful rollout of the same prompt",
+    "arXiv 2601.20802",
+    "JS(S, E(.|sibling)) over the student's top K and a tail; no loss without a sibling",
+    departures="no importance weights (rollouts are used once); the sibling is the first right one",
 )
 def sdpo(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(
@@ -86,52 +77,41 @@ def sdpo(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
         top_k=top_k,
         select={"signal": "has_privileged", "above": 0.5},
     )
-    return RoutingTable(
-        name="sdpo", rules=(rule,), anchor="ema", ema_decay=ema_decay, context="sibling", source_note=CARDS["sdpo"].note
-    )
+    return RoutingTable(name="sdpo", rules=(rule,), anchor="ema", ema_decay=ema_decay, context="sibling")
 
 
-@method(
+@register_method(
     "vision_opd",
-    Card(
-        "Vision-OPD: a moving average of the student, seeing the crop of the evidence",
-        "arXiv 2605.18740",
-        "JS(S, E(.|crop)) over the student's top K and a tail",
-        departures="no importance weights (rollouts are used once); the crop is the column privileged_images",
-    ),
+    "Vision-OPD: a moving average of the student, seeing the crop of the evidence",
+    "arXiv 2605.18740",
+    "JS(S, E(.|crop)) over the student's top K and a tail",
+    departures="no importance weights (rollouts are used once); the crop is the column privileged_images",
 )
 def vision_opd(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence="js", support="student_topk", top_k=top_k)
-    note = CARDS["vision_opd"].note
-    return RoutingTable(name="vision_opd", rules=(rule,), anchor="ema", ema_decay=ema_decay, source_note=note)
+    return RoutingTable(name="vision_opd", rules=(rule,), anchor="ema", ema_decay=ema_decay)
 
 
-@method(
+@register_method(
     "dapd",
-    Card(
-        "DAPD's view of the rollout without context: a snapshot of the student with the reference teaches it",
-        "arXiv 2608.01735",
-        "sum_v min(N(v|p) (log N(v|p) - log S(v)), c); N: the student of up to 100 steps ago",
-        departures="one of the six views: the others train on reference texts, or train privileged contexts",
-    ),
+    "DAPD's view of the rollout without context: a snapshot of the student with the reference teaches it",
+    "arXiv 2608.01735",
+    "sum_v min(N(v|p) (log N(v|p) - log S(v)), c); N: the student of up to 100 steps ago",
+    departures="one of the six views: the others train on reference texts, or train privileged contexts",
 )
 def dapd(*, clamp: Positive = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
     rule = Rule(source=SELF, divergence="forward_kl", clamp=clamp)
-    note = CARDS["dapd"].note
-    return RoutingTable(name="dapd", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps, source_note=note)
+    return RoutingTable(name="dapd", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps)
 
 
-@method(
+@register_method(
     "feedback",
-    Card(
-        "Feedback Distillation: a moving average of the student, reading feedback",
-        "arXiv 2605.30861",
-        "KL(S || E(.|feedback))",
-        "low",
-        "direction, support and decay are not known; feedback comes with the row, not from a critique of the attempt",
-    ),
+    "Feedback Distillation: a moving average of the student, reading feedback",
+    "arXiv 2605.30861",
+    "KL(S || E(.|feedback))",
+    "low",
+    "direction, support and decay are not known; feedback comes with the row, not from a critique of the attempt",
 )
 def feedback(*, divergence: DivergenceKind = "reverse_kl", ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence=divergence)
-    note = CARDS["feedback"].note
-    return RoutingTable(name="feedback", rules=(rule,), anchor="ema", ema_decay=ema_decay, source_note=note)
+    return RoutingTable(name="feedback", rules=(rule,), anchor="ema", ema_decay=ema_decay)

@@ -12,7 +12,7 @@ from dopd.runs.build import resolve_model
 from dopd.runs.settings import all_settings
 from dopd.sampling import stop_strings_in
 from dopd.settings import check, read_yaml_file
-from dopd.tasks.sources import get_source
+from dopd.tasks import get_source
 from dopd.tiny.shipped import CARD_NAME
 from dopd.trainer import DOPDConfig
 

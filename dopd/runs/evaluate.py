@@ -12,7 +12,7 @@ from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import check_task, circumstances
 from dopd.sampling import declared_stop_strings, ends_of
-from dopd.tasks.sources import get_source
+from dopd.tasks import get_source, made_rows
 
 
 def evaluate_checkpoint(
@@ -61,7 +61,7 @@ def evaluate_checkpoint(
         max_new_tokens=max_new_tokens,
     )
     source = get_source(check_task(model_name, asked), **asked.task_options)
-    rows = source.rows(split, prompts, asked.privileged_kind)
+    rows = made_rows(source, split, prompts, asked.privileged_kind)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
     processing_class = load_processing_class(model_name)

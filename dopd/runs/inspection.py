@@ -58,7 +58,7 @@ def inspect_prompt(
         images, privileged_images (`list[str]`): files of pictures, for vision-language models: those of the question,
             and those that only teacher and privileged student see.
         completion (`str`, *optional*): an answer to look at; the student answers if left out.
-        method (`str`): a name that `dopd methods` lists.
+        method (`str`): as `DOPDConfig.method`.
         rollouts (`int`): answers.
         privileged_template, chat_template_kwargs, prompt_format (*optional*): how prompts are written; as in the
             student's run or recipe where it has one.

@@ -4,8 +4,9 @@ examples.
 
 import json
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.markup import escape
 from dopd.errors import ConfigError
 from dopd.files import replace_file
 from dopd.inspection.schema import METRICS_FILE
-from dopd.methods import table
+from dopd.methods import METHODS, table
 from dopd.report.curves import CURVES_FILE, draw_comparison
 from dopd.report.groups import SUMMARY_FILE
 from dopd.report.page import REPORT_FILE, write_report
@@ -28,6 +29,7 @@ from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import make_config
+from dopd.settings import settings_of_call
 from dopd.shown import visible
 
 _DEFAULT_CONFIG = "tiny-dag"
@@ -44,7 +46,7 @@ def quickstart(
         config (`str`, *optional*): a YAML file or a recipe by name; `tiny-dag` if left out.
         folder (`str`): report folder: `report.html`, `summary.md`, `summary.json`, `curves.png`, `examples.md`, and a
             run folder for each run.
-        methods (`list[str]`): names of routing tables.
+        methods (`list[str]`): names of methods, as `DOPDConfig.method` takes them.
         seeds (`int`): runs of each method.
         jobs (`int`, *optional*): runs at a time; one for each core if left out.
 
@@ -54,9 +56,8 @@ def quickstart(
     started = time.perf_counter()
     console = Console()
     path = config_path(config or _DEFAULT_CONFIG)
-    for method in methods:
-        table(method)
-    doubled = sorted({method for method in methods if list(methods).count(method) > 1})
+    labels = [table(method).name for method in methods]
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(f"methods: {', '.join(doubled)} is named more than once: each method has a folder of its own")
     if seeds < 1:
@@ -71,8 +72,8 @@ def quickstart(
     _say_plan(console, settings, methods, seeds, target)
     for name in (settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]):
         resolve_model(name)  # once, before several runs want it
-    _train_and_evaluate(console, settings, path, target, methods, seeds, at_once)
-    runs = {method: [read_run(_run_folder(target, method, seed)) for seed in range(seeds)] for method in methods}
+    _train_and_evaluate(console, settings, path, target, dict(zip(labels, methods, strict=True)), seeds, at_once)
+    runs = {label: [read_run(_run_folder(target, label, seed)) for seed in range(seeds)] for label in labels}
     summary = _write_report(target, settings, runs)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     replace_file(target / SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
@@ -114,19 +115,20 @@ def _train_and_evaluate(
     settings: RunSettings,
     config: Path,
     folder: Path,
-    methods: Sequence[str],
+    methods: Mapping[str, str],
     seeds: int,
     at_once: int,
 ) -> None:
     jobs = []
     for seed in range(seeds):
-        for method in methods:
-            run_folder = _run_folder(folder, method, seed)
+        for label, method in methods.items():
+            run_folder = _run_folder(folder, label, seed)
             arguments = ["train", str(config), "--method", method, "--seed", str(seed), "--output_dir", str(run_folder)]
+            arguments += ["--method_options", json.dumps(_method_options(settings, method))]
             log = folder / "logs" / f"{run_folder.name}.log"
             steps = int(settings.trainer.get("max_steps", 1))
             jobs.append(
-                Job(f"train {method}, seed {seed}", [*arguments, "--overwrite"], log, _progress(run_folder, steps))
+                Job(f"train {label}, seed {seed}", [*arguments, "--overwrite"], log, _progress(run_folder, steps))
             )
     for label, name in (
         ("start", settings.model_name_or_path),
@@ -134,6 +136,13 @@ def _train_and_evaluate(
     ):
         jobs.append(Job(f"evaluate {label}", _eval_arguments(settings, name), folder / "logs" / f"{label}.json"))
     run_jobs(jobs, at_once=at_once, console=console)
+
+
+def _method_options(settings: RunSettings, method: str) -> dict[str, Any]:
+    """Of the config's options of its method, those that another method has too."""
+    options = settings.trainer.get("method_options") or {}
+    known = settings_of_call(METHODS.find(method))
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _eval_arguments(settings: RunSettings, name: str) -> list[str]:
@@ -146,8 +155,9 @@ def _eval_arguments(settings: RunSettings, name: str) -> list[str]:
     return arguments
 
 
-def _run_folder(folder: Path, method: str, seed: int) -> Path:
-    return folder / f"{method}-seed{seed}"
+def _run_folder(folder: Path, label: str, seed: int) -> Path:
+    name = re.sub(r"[^\w.-]+", "_", label)
+    return folder / f"{name}-seed{seed}"
 
 
 def _progress(run_folder: Path, steps: int) -> Any:

@@ -26,7 +26,7 @@ from dopd.runs.row_files import (
 )
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
-from dopd.tasks.sources import get_source
+from dopd.tasks import get_source, made_rows
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier 
 def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
-        train = source.rows("train", settings.train_prompts, settings.privileged_kind)
-        test = source.rows("test", settings.eval_prompts, settings.privileged_kind)
+        train = made_rows(source, "train", settings.train_prompts, settings.privileged_kind)
+        test = made_rows(source, "test", settings.eval_prompts, settings.privileged_kind)
         return Dataset.from_list(train), Dataset.from_list(test), load_verifier(settings.verifier) or source.verify
     return *_split_rows(settings), load_verifier(settings.verifier)
 

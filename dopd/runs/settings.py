@@ -32,8 +32,7 @@ from dopd.settings import (
     read_yaml_file,
     settings_of,
 )
-from dopd.tasks.registry import TASKS, get_task
-from dopd.tasks.sources import resolve_kind
+from dopd.tasks import get_source, resolve_kind
 
 PromptCount = Annotated[int, Ge(1), Le(10_000_000)]  # they are held in memory
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,14 +55,15 @@ class RunSettings:
             sums of them (`train+validation`) as in `datasets`. Files have the one split `train`.
         dataset_eval_name, dataset_eval_config, dataset_eval_split: held-out rows of another dataset; its only split
             if none is named.
-        task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`.
+        task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`; or a class of your own as
+            `package.module:Class` or `./file.py:Class`.
         task_options (`dict`): difficulty knobs of the task.
         privileged_kind (`str`, *optional*): which of a task's privileged texts is p; the task's own choice if not set.
         privileged_noise (`dict`): corrupts p in training rows, for example `{kind: wrong, share: 0.5}`; see
             `dopd.runs.noise`.
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
-            `package.module:function`; a task brings its own.
+            `package.module:function` or `./file.py:function`; a task brings its own.
         use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters,
             lora_modules_to_save, use_rslora, use_dora: as in TRL. A student that is an adapter's folder goes on
             training it without `use_peft`; with it, the adapter becomes part of the weights below a new one.
@@ -121,8 +121,7 @@ class RunSettings:
         if self.task is not None:
             with problems.collected():
                 self.privileged_kind = resolve_kind(self.task, self.privileged_kind)
-                if self.task in TASKS:  # generators of other packages need them to be installed here
-                    get_task(self.task, **self.task_options)
+                get_source(self.task, **self.task_options)
         if self.privileged_noise:
             with problems.collected():
                 PrivilegedNoise.from_mapping(self.privileged_noise)

@@ -6,7 +6,7 @@ from typing import Any
 from dopd.errors import DataError
 from dopd.evaluation.verifier import Verifier
 from dopd.registry import Registry
-from dopd.tasks.sources import same_number_or_formula
+from dopd.tasks.gsm_symbolic import same_number_or_formula
 
 # Called with a completion and its row.
 VERIFIERS: Registry[Verifier] = Registry("verifier", lambda name, code: VERIFIERS.register(name, code, code))

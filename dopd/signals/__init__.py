@@ -2,6 +2,24 @@
 
 from dopd.signals.batch import SignalBatch
 from dopd.signals.measures import MEASURES, Measure, take_measure
-from dopd.signals.registry import SIGNALS, Signal
+from dopd.signals.registry import SIGNALS, Signal, register_signal, signal_values
 
-__all__ = ["MEASURES", "SIGNALS", "Measure", "Signal", "SignalBatch", "take_measure"]
+# isort: split
+# In the order in which signals are listed.
+from dopd.signals import tokens
+
+# isort: split
+from dopd.signals import rewards
+
+__all__ = [
+    "MEASURES",
+    "SIGNALS",
+    "Measure",
+    "Signal",
+    "SignalBatch",
+    "register_signal",
+    "rewards",
+    "signal_values",
+    "take_measure",
+    "tokens",
+]

@@ -1,19 +1,17 @@
-"""Named signals: functions from a scored batch to a number of every token.
+"""Named signals: functions from a scored batch to a number of every token. Shapes: B sequences, T completion tokens."""
 
-A new signal is one function and one entry of `SIGNALS`. Shapes: B sequences, T completion tokens, N scored tokens.
-"""
-
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from dopd.routing import privilege_gap
-from dopd.settings import NotNegative
-from dopd.signals import rewards
+from dopd.errors import ConfigError, DopdError, ScoringError, first_line
+from dopd.registry import Registry, place_of
 from dopd.signals.batch import SignalBatch
+from dopd.signals.measures import MEASURES
+from dopd.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -35,166 +33,68 @@ class Signal:
     needs_rewards: bool = False
 
 
-def _student_entropy(batch: SignalBatch) -> Tensor:
-    return batch.entropies["student"].double()
+SIGNALS: Registry[Signal] = Registry("signal")
+AnyCompute = TypeVar("AnyCompute", bound=Callable[..., Tensor])
 
 
-def _teacher_entropy(batch: SignalBatch) -> Tensor:
-    return batch.entropies["teacher"].double()
+def register_signal(
+    name: str,
+    about: str = "",
+    *,
+    sources: Iterable[str] = (),
+    measures: Iterable[str] = (),
+    needs_rewards: bool = False,
+) -> Callable[[AnyCompute], AnyCompute]:
+    """Register a signal: the decorated function gets a `SignalBatch` and returns a number of every token, (B, T).
+
+    Rows read it by name in `select`, `scale` and `advantage`; its other arguments are the signal's options. What it
+    returns where the mask is 0 is not read.
+
+    Args:
+        name (`str`): the name.
+        about (`str`, *optional*): in words, with its equation.
+        sources (`list[str]`): keys of `batch.logprobs` and `batch.entropies` that it reads (`dopd.sources.SOURCES`).
+        measures (`list[str]`): keys of `batch.measures` that it reads (`dopd.signals.MEASURES`).
+        needs_rewards (`bool`): whether it reads `batch.rewards`.
+
+    Raises:
+        ConfigError: a name that other code has, or a source or measure that does not exist.
+    """
+
+    reads = [frozenset({asked} if isinstance(asked, str) else asked) for asked in (sources, measures)]
+    known: tuple[Iterable[str], ...] = (SOURCES, MEASURES)
+    for what, asked, names in zip(("sources", "measures"), reads, known, strict=True):
+        if asked - set(names):
+            raise ConfigError(f"signal {name!r}: {what} (={sorted(asked)}) must be among {', '.join(names)}")
+
+    def register(compute: AnyCompute) -> AnyCompute:
+        SIGNALS.register(name, Signal(compute, about, reads[0], reads[1], needs_rewards), compute)
+        return compute
+
+    return register
 
 
-def _student_logprob(batch: SignalBatch) -> Tensor:
-    return batch.logprobs["student"].double()
+def signal_values(name: str, batch: SignalBatch, options: Mapping[str, Any]) -> Tensor:
+    """A signal's values (B, T).
 
-
-def _privilege_gap(batch: SignalBatch) -> Tensor:
-    return privilege_gap(batch.logprobs["privileged_teacher"], batch.logprobs["privileged_student"])
-
-
-def _position(batch: SignalBatch, start: float = 0.0, growth: float = 0.0) -> Tensor:
-    positions_T = torch.arange(batch.mask.shape[1], dtype=torch.float64, device=batch.mask.device)
-    return (positions_T - (start + growth * batch.step)).expand(batch.mask.shape)
-
-
-def _random(batch: SignalBatch) -> Tensor:
-    return torch.rand(batch.mask.shape, device=batch.mask.device, dtype=torch.float64)
-
-
-def _student_surer(batch: SignalBatch) -> Tensor:
-    return torch.sigmoid(batch.entropies["student"].double() - batch.entropies["teacher"].double())
-
-
-def _opening(batch: SignalBatch) -> Tensor:
-    entropy_BT = torch.where(batch.keep, batch.entropies["student"].double(), 0.0)
-    before_BT = entropy_BT.cumsum(1) - entropy_BT
-    return before_BT / entropy_BT.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _unit_interval(batch: SignalBatch, values_BT: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Values moved to [0, 1] by two quantiles of the whole batch; 0 where these are equal."""
-    values_N = batch.everywhere(values_BT)
-    if not values_N.numel():
-        return torch.zeros_like(values_BT, dtype=torch.float64)
-    bottom, top = (_quantile(values_N, share) for share in (low, high))
-    if top <= bottom:
-        return torch.zeros_like(values_BT, dtype=torch.float64)
-    return ((values_BT.double() - bottom) / (top - bottom)).clamp(0.0, 1.0)
-
-
-def _quantile(values_N: Tensor, share: float) -> float:
-    ordered_N = values_N.sort().values
-    place = share * (len(ordered_N) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered_N) - 1)
-    return float(ordered_N[below] + (place - below) * (ordered_N[above] - ordered_N[below]))
-
-
-def _tip(batch: SignalBatch) -> Tensor:
-    entropy_BT = _unit_interval(batch, batch.entropies["student"])
-    divergence_BT = _unit_interval(batch, batch.measures["reverse_kl"])
-    return entropy_BT + divergence_BT - entropy_BT * divergence_BT
-
-
-def _ta_opd(batch: SignalBatch) -> Tensor:
-    disagreement_BT = (batch.logprobs["teacher"].double() - batch.logprobs["student"].double()).abs()
-    compatibility_BT = batch.measures["compatibility"]
-    return _unit_interval(batch, disagreement_BT, 0.05, 0.95) * _unit_interval(batch, compatibility_BT, 0.05, 0.95)
-
-
-def _opsa(batch: SignalBatch) -> Tensor:
-    return -0.5 - 0.5 * _unit_interval(batch, batch.entropies["student"])
-
-
-def _cal_opd(batch: SignalBatch, tolerance: NotNegative = 5.0) -> Tensor:
-    plain_BT, student_BT = batch.logprobs["teacher"].double(), batch.logprobs["student"].double()
-    praised_BT = batch.logprobs["praised_teacher"].double() - plain_BT
-    criticised_BT = batch.logprobs["criticised_teacher"].double() - plain_BT
-    down_BT = torch.maximum(-praised_BT, -criticised_BT).clamp(min=0.0)
-    up_BT = torch.maximum(praised_BT, criticised_BT).clamp(min=0.0)
-    inside_BT = torch.minimum(torch.maximum(student_BT, plain_BT - tolerance * down_BT), plain_BT + tolerance * up_BT)
-    return inside_BT - student_BT
-
-
-def _teacher_confidence(batch: SignalBatch) -> Tensor:
-    return batch.measures["teacher_confidence"]
-
-
-def _teacher_doubt(batch: SignalBatch) -> Tensor:
-    return 1.0 - batch.measures["teacher_confidence"]
-
-
-def _reverse_kl(batch: SignalBatch) -> Tensor:
-    return batch.measures["reverse_kl"]
-
-
-def _contrast(batch: SignalBatch) -> Tensor:
-    divergence_BT = batch.measures["contrast_kl"]
-    return divergence_BT / (divergence_BT + 1.0)
-
-
-def _has_privileged(batch: SignalBatch) -> Tensor:
-    if batch.has_privileged is None:
-        return torch.ones(batch.mask.shape, dtype=torch.float64, device=batch.mask.device)
-    return batch.per_token(batch.has_privileged)
-
-
-STUDENT, TEACHER = frozenset({"student"}), frozenset({"teacher"})
-BOTH = STUDENT | TEACHER
-
-SIGNALS: dict[str, Signal] = {
-    "student_entropy": Signal(_student_entropy, "entropy of the plain student, nats", STUDENT),
-    "teacher_entropy": Signal(_teacher_entropy, "entropy of the plain teacher, nats", TEACHER),
-    "student_logprob": Signal(_student_logprob, "log S(y), nats", STUDENT),
-    "student_surer": Signal(_student_surer, "sigmoid(H_S - H_T)", BOTH),
-    "reverse_kl": Signal(_reverse_kl, "KL(student || teacher), nats", measures=frozenset({"reverse_kl"})),
-    "teacher_confidence": Signal(_teacher_confidence, "max_a T(a)", measures=frozenset({"teacher_confidence"})),
-    "teacher_doubt": Signal(_teacher_doubt, "1 - max_a T(a)", measures=frozenset({"teacher_confidence"})),
-    "privilege_gap": Signal(
-        _privilege_gap,
-        "|log T(y|x,p) - log S(y|x,p)|, nats",
-        frozenset({"privileged_teacher", "privileged_student"}),
-    ),
-    "position": Signal(_position, "token position - (start + growth * optimizer step)"),
-    "opening": Signal(_opening, "share of the answer's student entropy that lies before the token", STUDENT),
-    "random": Signal(_random, "uniform in [0, 1)"),
-    "has_privileged": Signal(_has_privileged, "1 where the row has privileged context"),
-    "tip": Signal(
-        _tip, "h + d - h d; h, d: H_S and KL(S || T), min-max over the batch", STUDENT, frozenset({"reverse_kl"})
-    ),
-    "ta_opd": Signal(
-        _ta_opd,
-        "scaled |log T(y) - log S(y)| times scaled teacher mass on the student's top 16 (5% and 95% quantiles)",
-        BOTH,
-        frozenset({"compatibility"}),
-    ),
-    "opsa": Signal(_opsa, "-1/2 - (H - H_min) / (2 (H_max - H_min)); H: student entropy", STUDENT),
-    "cal_opd": Signal(
-        _cal_opd,
-        "clip(log S, l0 - c down, l0 + c up) - log S; l0 = log T, down and up: how far praise and criticism move it",
-        BOTH | {"praised_teacher", "criticised_teacher"},
-    ),
-    "contrast": Signal(
-        _contrast, "k / (k + 1), k = KL(right context || wrong context)", measures=frozenset({"contrast_kl"})
-    ),
-    "group_advantage": Signal(
-        rewards.group_advantage, "(reward - mean of the group) / its standard deviation", needs_rewards=True
-    ),
-    "uni_opd_margin": Signal(
-        rewards.uni_opd_margin,
-        "half of the margin that log T - log S lacks between right and wrong rollouts, signed",
-        BOTH,
-        needs_rewards=True,
-    ),
-    "rlsd": Signal(
-        rewards.rlsd,
-        "A ((1 - m) + m clip(exp(sign(A) (log S(y|x,p) - log S(y|x))), 1 - e, 1 + e)), A: group advantage",
-        STUDENT | {"privileged_student"},
-        needs_rewards=True,
-    ),
-    "rlcsd": Signal(
-        rewards.rlcsd,
-        "A + clip(l tanh((log S(y|x,right) - log S(y|x,wrong)) / tau), +-2), of the sign of A, where above 0.02",
-        frozenset({"privileged_student", "contrast_student"}),
-        needs_rewards=True,
-    ),
-}
+    Raises:
+        ScoringError: its code raises, or returns something of another shape.
+    """
+    signal = SIGNALS.find(name)
+    try:
+        values = signal.compute(batch, **options)
+    except (DopdError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reads = f"sources={sorted(signal.sources)}, measures={sorted(signal.measures)}"
+        raise ScoringError(
+            f"signal {name!r}, {place_of(signal.compute)}, raises {type(error).__name__}: {first_line(error)}. A batch "
+            f"has what it was registered with: {reads}"
+        ) from error
+    if not isinstance(values, Tensor) or values.shape != batch.mask.shape:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ScoringError(
+            f"signal {name!r}, {place_of(signal.compute)}, returns {got}: it must return a tensor (B, T) "
+            f"{tuple(batch.mask.shape)}"
+        )
+    return values

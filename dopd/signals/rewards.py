@@ -5,11 +5,13 @@ from torch import Tensor
 
 from dopd.settings import Count, NotNegative, Positive, Probability
 from dopd.signals.batch import SignalBatch
+from dopd.signals.registry import register_signal
 
 # Rollouts of one prompt that all got the same reward say nothing about which is better.
 _EVEN = 1e-8
 
 
+@register_signal("group_advantage", "(reward - mean of the group) / its standard deviation", needs_rewards=True)
 def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     """(r - mean) / std over the rollouts of a prompt (GRPO, arXiv 2402.03300), at each of their tokens; (B, T).
 
@@ -26,6 +28,12 @@ def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     return batch.per_token(centred_GG.flatten())
 
 
+@register_signal(
+    "uni_opd_margin",
+    "half of the margin that log T - log S lacks between right and wrong rollouts, signed",
+    sources={"student", "teacher"},
+    needs_rewards=True,
+)
 def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: float = 0.5) -> Tensor:
     """The additive shift of Uni-OPD (arXiv 2605.03677), mode "both"; (B, T), nats.
 
@@ -48,6 +56,12 @@ def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: floa
     return batch.per_token(shift_GG.flatten())
 
 
+@register_signal(
+    "rlsd",
+    "A ((1 - m) + m clip(exp(sign(A) (log S(y|x,p) - log S(y|x))), 1 - e, 1 + e)), A: group advantage",
+    sources={"student", "privileged_student"},
+    needs_rewards=True,
+)
 def rlsd(batch: SignalBatch, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Count = 50) -> Tensor:
     """The token-sized advantage of RLSD (arXiv 2604.03128); (B, T).
 
@@ -63,6 +77,12 @@ def rlsd(batch: SignalBatch, epsilon: NotNegative = 0.2, mix: Probability = 0.5,
     return advantage_BT * (1.0 - share + share * size_BT)
 
 
+@register_signal(
+    "rlcsd",
+    "A + clip(l tanh((log S(y|x,right) - log S(y|x,wrong)) / tau), +-2), of the sign of A, where above 0.02",
+    sources={"privileged_student", "contrast_student"},
+    needs_rewards=True,
+)
 def rlcsd(
     batch: SignalBatch,
     tau: NotNegative = 0.02,

@@ -9,12 +9,18 @@ from dopd.tasks.base import (
     Example,
     TaskValidationError,
 )
+from dopd.tasks.registry import TASKS, get_source, get_task, made_rows, register_task, resolve_kind
+from dopd.tasks.text import TextTask
+
+# isort: split
+# In the order in which tasks are listed.
 from dopd.tasks.dag import DagTask
 from dopd.tasks.graph import GraphTask
 from dopd.tasks.program import ProgramTask
-from dopd.tasks.registry import TASKS, get_task
 from dopd.tasks.scenes import ScenesTask
-from dopd.tasks.text import TextTask
+
+# isort: split
+from dopd.tasks.gsm_symbolic import GsmSymbolic
 
 __all__ = [
     "PRIVILEGED_KINDS",
@@ -24,9 +30,14 @@ __all__ = [
     "DagTask",
     "Example",
     "GraphTask",
+    "GsmSymbolic",
     "ProgramTask",
     "ScenesTask",
     "TaskValidationError",
     "TextTask",
+    "get_source",
     "get_task",
+    "made_rows",
+    "register_task",
+    "resolve_kind",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from dopd.tasks.base import Example, check_range
+from dopd.tasks.registry import register_task
 from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
@@ -24,6 +25,7 @@ def _parse(prompt: str) -> tuple[_Definitions, str]:
     return {facts[i]: (facts[i + 1], facts[i + 2]) for i in range(0, len(facts), 3)}, query
 
 
+@register_task
 @final
 @dataclass(frozen=True)
 class DagTask(TextTask):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from dopd.tasks.base import Example, check_range
+from dopd.tasks.registry import register_task
 from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghijklmnop"
@@ -21,6 +22,7 @@ def _parse(prompt: str) -> tuple[set[tuple[str, str]], str, int]:
     return {(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)}, start, length
 
 
+@register_task
 @final
 @dataclass(frozen=True)
 class GraphTask(TextTask):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from dopd.errors import ConfigError
 from dopd.tasks.base import PRIVILEGED_KINDS, SPLITS
+from dopd.tasks.registry import register_task
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # A number after an equals sign that no operator follows: what a step works out.
@@ -22,6 +23,7 @@ _BLOCK = 1024
 _INSTRUCTION = "Solve the problem step by step and end with a line 'The answer is N.'"
 
 
+@register_task
 @dataclass(frozen=True)
 class GsmSymbolic:
     """Problems with 2 to 4 solution steps (train, test), or more (ood); train and test are split by a hash of the

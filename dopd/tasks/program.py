@@ -11,6 +11,7 @@ from typing import ClassVar, final
 
 from dopd.errors import ConfigError
 from dopd.tasks.base import Example, check_choice, check_range
+from dopd.tasks.registry import register_task
 from dopd.tasks.text import TextTask
 
 _LETTERS = "abcdefghij"
@@ -82,6 +83,7 @@ def _traced(program: Sequence[str], query: Sequence[str]) -> list[str]:
     return [word for i, operation in enumerate(program, 1) for word in (operation, *_run(program[:i], query))]
 
 
+@register_task
 @final
 @dataclass(frozen=True)
 class ProgramTask(TextTask):

@@ -1,44 +1,119 @@
-"""Tasks by name. A new task is one file and one entry here."""
+"""Tasks by name: the embedded ones, a generator of another package, and those that a user registers."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from dopd.errors import ConfigError
-from dopd.settings import SettingsError, check, settings_of
+from dopd.errors import ConfigError, DataError, DopdError, first_line
+from dopd.registry import Registry, place_of
+from dopd.settings import SettingsError, check, settings_of_call
 from dopd.tasks.base import AbstractTask
-from dopd.tasks.dag import DagTask
-from dopd.tasks.graph import GraphTask
-from dopd.tasks.program import ProgramTask
-from dopd.tasks.scenes import ScenesTask
 
-_CLASSES: tuple[type[AbstractTask], ...] = (DagTask, GraphTask, ProgramTask, ScenesTask)
-
-TASKS: Mapping[str, type[AbstractTask]] = MappingProxyType({task.name: task for task in _CLASSES})
+_ASKED = ("privileged_kinds", "default_kind", "rows", "verify")
 
 
-def get_task(name: str, /, **knobs: Any) -> AbstractTask:
-    """The task called `name` with the given difficulty knobs (fields of its class).
+class ProblemSource(Protocol):
+    """What a run needs of a task: rows with `prompt`, `privileged_context`, `answer`, and a verifier that reads them.
+
+    Attributes:
+        privileged_kinds (`tuple[str]`): which texts it has as p, `"none"` first.
+        default_kind (`str`): the one that is taken where none is named.
+    """
+
+    privileged_kinds: ClassVar[tuple[str, ...]]
+    default_kind: ClassVar[str]
+
+    def rows(self, split: str, count: int, privileged_kind: str | None = None) -> list[dict[str, Any]]: ...
+
+    def verify(self, completion: str, row: Mapping[str, Any]) -> float: ...
+
+
+Task = TypeVar("Task", bound=type[ProblemSource])
+TASKS: Registry[type[ProblemSource]] = Registry("task", lambda name, cls: TASKS.register(name, _checked(cls), cls))
+
+
+def register_task(cls: Task) -> Task:
+    """Register a task under its `name`: a subclass of `dopd.tasks.AbstractTask`, or a class like `ProblemSource`.
+
+    The arguments of the class are the task's options (`task_options`).
 
     Raises:
-        ConfigError: if no task or no knob has that name, or a knob's value is not allowed.
+        ConfigError: a class that is no task, or a name that other code has.
     """
-    if name not in TASKS:
-        raise ConfigError(f"task: got {name!r}, allowed: {', '.join(TASKS)}.{_suggest(name, TASKS)}")
-    fields = [field.name for field in dataclasses.fields(TASKS[name])]
-    for knob in knobs:
-        if knob not in fields:
-            raise ConfigError(f"{name} knob: got {knob!r}, allowed: {', '.join(fields)}.{_suggest(knob, fields)}")
-    problems = check(knobs, settings_of(TASKS[name]), f"task_options of {name}")[1]
+    name = getattr(_checked(cls), "name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"task {place_of(cls)} has no name: write name = 'my_task' into the class")
+    TASKS.register(name, cls, cls)
+    return cls
+
+
+def _checked(cls: Any) -> Any:
+    missing = [name for name in _ASKED if not hasattr(cls, name)]
+    missing += sorted(getattr(cls, "__abstractmethods__", ()))
+    if not isinstance(cls, type) or missing:
+        what = f"has no {', '.join(missing)}" if missing else "is no class"
+        raise ConfigError(
+            f"task {place_of(cls)} {what}: derive it from dopd.tasks.AbstractTask, or write what is missing"
+        )
+    return cls
+
+
+def get_source(name: str, /, **options: Any) -> ProblemSource:
+    """The task of a name, or of `package.module:Class` or `./file.py:Class`, with the given options.
+
+    Raises:
+        ConfigError: no task or option has that name, or an option's value is not allowed.
+    """
+    cls = TASKS.find(name)
+    read, problems = check(options, settings_of_call(cls), f"task_options of {name}")
     if problems:
         raise SettingsError(problems)
-    return TASKS[name](**knobs)
+    try:
+        return cls(**read)
+    except DopdError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"task (={name!r}), {place_of(cls)}, raises {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else " Choose one of these."
+def get_task(name: str, /, **options: Any) -> AbstractTask:
+    """The same for a task that makes every problem from its number: a subclass of `AbstractTask`."""
+    source = get_source(name, **options)
+    if not isinstance(source, AbstractTask):
+        raise ConfigError(f"task (={name!r}) is no dopd.tasks.AbstractTask: its problems are not made one by one")
+    return source
+
+
+def made_rows(source: ProblemSource, split: str, count: int, privileged_kind: str | None) -> list[dict[str, Any]]:
+    """Rows of a task.
+
+    Raises:
+        DataError: its code raises, or returns no list of mappings.
+    """
+    said = f"task {place_of(type(source))}: rows({split!r}, {count}, {privileged_kind!r})"
+    try:
+        rows = source.rows(split, count, privileged_kind)
+    except DopdError:
+        raise
+    except Exception as error:
+        raise DataError(f"{said} raises {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise DataError(f"{said} returns {type(rows).__name__}: it must return a list of mappings")
+    return rows
+
+
+def resolve_kind(name: str, privileged_kind: str | None) -> str:
+    """The kind of p to take from a task: the given one, or its default.
+
+    Raises:
+        ConfigError: an unknown task, or a kind that it does not have.
+    """
+    task = TASKS.find(name)
+    kind = task.default_kind if privileged_kind is None else privileged_kind
+    if kind not in task.privileged_kinds:
+        kinds = ", ".join(task.privileged_kinds)
+        raise ConfigError(f"privileged_kind (={kind!r}) of task {name!r} must be one of {kinds}")
+    return kind

@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from dopd.tasks.base import AbstractTask, Example, check_choice, check_range
 from dopd.tasks.drawing import COLORS, COLUMNS, GRID, IMAGE_SIZE, ROWS, SHAPES, Thing, draw_scene
+from dopd.tasks.registry import register_task
 from dopd.tasks.scene_questions import MAX_COUNT, QUESTION_WORDS, QUESTIONS, SCAN, ask, reason
 from dopd.tasks.text import prompt_text
 
@@ -37,6 +38,7 @@ class SceneExample(Example):
     boxes: tuple[Mapping[str, Any], ...] = ()
 
 
+@register_task
 @final
 @dataclass(frozen=True)
 class ScenesTask(AbstractTask):

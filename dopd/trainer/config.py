@@ -34,7 +34,8 @@ class DOPDConfig(DistillationConfig):
         > Parameters that control the method
 
         method (`str`, *optional*, defaults to `"dopd"`):
-            Name of a routing table, such as `"dopd"` or `"vanilla"` (`dopd.methods.METHODS`), or a name for `rules`.
+            Name of a routing table, such as `"dopd"` or `"vanilla"` (`dopd.methods.METHODS`); a function of your own
+            that returns one, as `"package.module:function"` or `"./file.py:function"`; or a name for `rules`.
         rules (`list[dict]`, *optional*):
             Rows of a routing table of one's own, in place of the named one: mappings with the fields of `dopd.Rule`.
         method_options (`dict`, *optional*):
@@ -132,7 +133,10 @@ class DOPDConfig(DistillationConfig):
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
 
-    method: str = field(default="dopd", metadata={"help": "Name of a routing table: see `dopd methods`."})
+    method: str = field(
+        default="dopd",
+        metadata={"help": "Name of a routing table (see `dopd methods`), or package.module:function of your own."},
+    )
     # `str` in second place is what the parsers of transformers and TRL read a command line as.
     rules: list[dict[str, Any]] | str | None = field(
         default=None, metadata={"help": "Rows of your own routing table (on a command line: JSON)."}

@@ -17,9 +17,10 @@ import yaml
 
 from dopd.cli.main import build_parser
 from dopd.methods import METHODS
+from dopd.registry import is_reference
 from dopd.runs.recipes import FOLDER, config_path
 from dopd.runs.settings import all_settings, load_settings, split_arguments
-from dopd.tasks.sources import SOURCES
+from dopd.tasks import TASKS
 from dopd.trainer import DOPDTrainer
 from lab import command as lab_command
 from lab.catalogue import EXPERIMENTS
@@ -146,14 +147,14 @@ def test_a_command_that_is_advised_parses_and_what_it_names_exists(
     assert rest == []
     if parsed.command == "doctor" and parsed.config:
         config_path(parsed.config)
-    known = {"tasks": SOURCES, "methods": METHODS, "experiment": {**EXPERIMENTS, "all": None}}.get(parsed.command)
+    known = {"tasks": TASKS, "methods": METHODS, "experiment": {**EXPERIMENTS, "all": None}}.get(parsed.command)
     if known is not None and parsed.name is not None:
-        assert parsed.name in known
+        assert parsed.name in known or is_reference(parsed.name)
     if parsed.command == "quickstart":
         assert set(parsed.methods.split(",")) <= set(METHODS)
         config_path(parsed.config or "tiny-dag")
     if getattr(parsed, "task", None) is not None:
-        assert parsed.task in SOURCES or parsed.task == "text"
+        assert parsed.task in TASKS or parsed.task == "text"
     for value in ("task_options", "chat_template_kwargs"):
         if getattr(parsed, value, None):
             assert isinstance(yaml.safe_load(getattr(parsed, value)), dict)

@@ -28,7 +28,7 @@ SIGNATURES = {
 NAMES = {
     *("Regime", "route", "divergence", "Rule", "RoutingTable", "table", "routed_loss", "DOPDConfig", "DOPDTrainer"),
     *("Head", "fused_routed_loss", "Assignment"),
-    *("register_divergence",),
+    *("register_divergence", "register_method", "register_signal", "register_task"),
 }
 
 

@@ -27,7 +27,7 @@ from dopd.runs.settings import RunSettings, all_settings, load_settings
 from dopd.runs.train import make_config
 from dopd.settings import settings_of_call
 from dopd.signals import SIGNALS
-from dopd.tasks.registry import TASKS
+from dopd.tasks import TASKS
 from dopd.trainer import DOPDConfig, host_settings
 from dopd.trainer.host_generation import GENERATION
 

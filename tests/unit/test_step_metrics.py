@@ -10,7 +10,7 @@ from torch import Tensor
 from dopd.methods import table
 from dopd.routing import UNROUTED, Regime
 from dopd.signals.batch import SignalBatch
-from dopd.signals.registry import _unit_interval
+from dopd.signals.tokens import _unit_interval
 from dopd.trainer.step_metrics import StepSums
 
 
