@@ -55,7 +55,9 @@ def test_the_how_to_runs_as_written_and_its_run_is_found_again(
     config = yaml.safe_load((folder / "runs/surprised/config.yaml").read_text())
     assert (config["method"], config["method_options"]) == ("./mine.py:surprised", {"top_k": 16})
     assert json.loads((folder / "runs/surprised/result.json").read_text())["method"] == "surprised"
-    assert main([*trained, *SHORT.split(), "--max_steps", "2", "--resume_from_checkpoint", "true"]) == 0
+    assert (
+        main([*trained, *SHORT.replace("max_steps 1", "max_steps 2").split(), "--resume_from_checkpoint", "true"]) == 0
+    )
     steps = [json.loads(line)["step"] for line in (folder / "runs/surprised/metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 2
     capsys.readouterr()
