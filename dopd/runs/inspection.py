@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dopd.data.checks import check_control_tokens
+from dopd.data.checks import check_control_tokens, check_row
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
@@ -71,6 +71,7 @@ def inspect_prompt(
     Raises:
         ConfigError, DataError, ModelError: what cannot work, and the fix.
     """
+    check_row({"prompt": prompt, "privileged_context": privileged_context}, 0)
     routing = table(method)
     _check(routing, teacher_name, temperature, rollouts=rollouts, max_new_tokens=max_new_tokens)
     own = {"privileged_template": privileged_template, "temperature": temperature, "prompt_format": prompt_format}

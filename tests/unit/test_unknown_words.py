@@ -248,6 +248,11 @@ def test_inspection_and_evaluation_look_too(caplog: pytest.LogCaptureFixture) ->
         inspect_prompt(student, teacher, prompt, "hello world zzz")
     with pytest.raises(DataError, match=r"column 'prompt' \(='hello'\)"):
         inspect_prompt(student, teacher, "hello", None)
+    for empty in ("", " ", "\ufeff"):
+        with pytest.raises(DataError, match="column 'prompt': the text is empty"):
+            inspect_prompt(student, teacher, empty, None)
+    with pytest.raises(DataError, match="a conversation written as text"):
+        inspect_prompt(student, teacher, '[{"role": "user", "content": "A"}]', None)
     with pytest.raises(DataError, match=r"completion \(='A zzz'\).*does not know 'zzz'"):
         inspect_prompt(student, teacher, prompt, None, completion="A zzz")
     inspect_prompt(student, teacher, f"{prompt} zzz", None, max_new_tokens=2)
