@@ -153,7 +153,7 @@ class UnknownWords:
             for reader in self._readers:
                 text = text_of(reader.processing_class, prompt, self.chat_template_kwargs)
                 for name, word in _unread(reader, text, pieces, where).items():
-                    found.setdefault(name, f"{word!r} ({where}), for which {reader.who} reads {reader.instead}")
+                    found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
         for name, first in found.items():
             self.counts[name] = self.counts.get(name, 0) + 1
             self._first.setdefault(name, first)
@@ -205,7 +205,9 @@ def _unread(reader: Reader, text: str, pieces: Sequence[_Piece], where: str) -> 
                 f"{where}, {piece.field} (={_cut(piece.text)!r}): {reader.who} knows none of its words and reads "
                 f"{reader.instead} for them. {_FIX}, or leave the row out"
             )
-        found.setdefault(piece.field, _word(within, place, lost[0]))
+        together = lost[0][0] < place[0] or place[1] < lost[0][1]
+        said = " (a template writes it with what stands beside it)" if together else ""
+        found.setdefault(piece.field, f"{_word(within, place, lost[0])!r}{said}")
     return found
 
 

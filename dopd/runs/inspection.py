@@ -71,9 +71,8 @@ def inspect_prompt(
     Raises:
         ConfigError, DataError, ModelError: what cannot work, and the fix.
     """
-    check_row({"prompt": prompt, "privileged_context": privileged_context}, 0)
     routing = table(method)
-    _check(routing, teacher_name, temperature, rollouts=rollouts, max_new_tokens=max_new_tokens)
+    _check(prompt, routing, teacher_name, temperature, rollouts=rollouts, max_new_tokens=max_new_tokens)
     own = {"privileged_template": privileged_template, "temperature": temperature, "prompt_format": prompt_format}
     asked, _ = circumstances(student_name, only=LOOKED_AT_FIELDS, chat_template_kwargs=chat_template_kwargs, **own)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,7 +125,10 @@ def _either(student: Any, teacher: Any) -> Callable[[str], AbstractContextManage
     return lambda name: nullcontext(teacher if name in TEACHER_SOURCES else student)
 
 
-def _check(routing: RoutingTable, teacher_name: str | None, temperature: float | None, **counts: int) -> None:
+def _check(
+    prompt: str, routing: RoutingTable, teacher_name: str | None, temperature: float | None, **counts: int
+) -> None:
+    check_row({"prompt": prompt}, 0)
     if routing.needs_teacher and teacher_name is None:
         raise ConfigError(f"method {routing.name!r} reads a teacher: name one")
     if temperature is not None and not 0 < temperature < float("inf"):

@@ -173,11 +173,11 @@ def test_rows_with_some_unknown_words_are_counted_for_each_column(
     made = trained(tmp_path, rows, eval_dataset=Dataset.from_list([CHAT | {"privileged_context": "w3 vvv"}]))
     told = [record.message for record in caplog.records if "unknown words" in record.message]
     assert [line.partition(". Write")[0] for line in told] == [
-        "column 'privileged_context': unknown words in 2 of 4 rows of train_dataset, the first 'yyy' (row 1), for "
+        "column 'privileged_context': unknown words in 2 of 4 rows of train_dataset, the first 'yyy' in row 1, for "
         "which the tokenizer reads '<unk>'",
-        "column 'prompt': unknown words in 1 of 4 rows of train_dataset, the first 'zzz' (row 2), for which the "
+        "column 'prompt': unknown words in 1 of 4 rows of train_dataset, the first 'zzz' in row 2, for which the "
         "tokenizer reads '<unk>'",
-        "column 'privileged_context': unknown words in 1 of 1 rows of eval_dataset, the first 'vvv' (row 0), for "
+        "column 'privileged_context': unknown words in 1 of 1 rows of eval_dataset, the first 'vvv' in row 0, for "
         "which the tokenizer reads '<unk>'",
     ]
     assert len(made.train_dataset) == 4
@@ -190,7 +190,7 @@ def test_a_stream_tells_when_the_count_has_doubled(tmp_path: Path, caplog: pytes
     assert [line.split(", the first")[0].rpartition(" in ")[2] for line in told] == [
         f"{n} rows of the stream so far" for n in (1, 2, 4)
     ]
-    assert all("'aaa' (row 1)" in line for line in told)
+    assert all("'aaa' in row 1" in line for line in told)
 
 
 def test_what_stands_around_may_make_a_word_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,7 +198,10 @@ def test_what_stands_around_may_make_a_word_unknown(tmp_path: Path, caplog: pyte
     rows = [{"prompt": [{"role": "user", "content": "w1 w2"}], "privileged_context": "w3 w4"}] * 4
     trained(tmp_path, rows, privileged_template="{prompt}{privileged_context} hint")
     told = [record.message for record in caplog.records if "unknown words" in record.message]
-    assert len(told) == 2 and all("'w2w3' (row 0)" in line and "4 of 4" in line for line in told)
+    assert len(told) == 2 and all(
+        "'w2w3' (a template writes it with what stands beside it) in row 0" in line and "4 of 4" in line
+        for line in told
+    )
     with pytest.raises(DataError, match=r"row 0, column 'privileged_context' \(='w3'\)"):
         trained(tmp_path, [CHAT] * 4, privileged_template="{prompt}{privileged_context} hint")
 
@@ -209,7 +212,7 @@ def test_unknown_words_of_templates_refuse_no_row(tmp_path: Path, caplog: pytest
     made = trained(tmp_path, [CHAT] * 4, strange, privileged_template="{prompt} Psst {privileged_context}")
     told = [record.message for record in caplog.records if "unknown words" in record.message]
     assert len(told) == 1 and told[0].startswith(
-        "privileged_template: unknown words in 4 of 4 rows of train_dataset, the first 'Psst' (row 0)"
+        "privileged_template: unknown words in 4 of 4 rows of train_dataset, the first 'Psst' in row 0"
     )
     assert len(made.train_dataset) == 4
 
