@@ -1,5 +1,8 @@
 """Errors a user can act on. Each is also the standard type that callers would catch without knowing dopd."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class DopdError(Exception):
     """Base class: the command line prints its message, without a traceback, and exits with status 2."""
@@ -45,3 +48,14 @@ def first_line(error: BaseException) -> str:
     if "trust_remote_code" in text and "trust_remote_code" not in first:  # the way out stands further down
         return f"{first} Set trust_remote_code=true to run it, if you have read it"
     return first
+
+
+def cut(text: str, length: int = 60) -> str:
+    """The first `length` characters of a text, and that there are more."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def did_you_mean(wrong: object, known: Iterable[str], most: int = 1) -> str:
+    """` Did you mean 'a' or 'b'?` with at most so many of the known names that are close, or `""`."""
+    close = sorted(difflib.get_close_matches(str(wrong)[:100], [*known], n=most))
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,6 +1,5 @@
 """Registries that users add to, and users' own code by name: `package.module:function` or `./file.py:function`."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from dopd.errors import ConfigError, DopdError, first_line
+from dopd.errors import ConfigError, DopdError, did_you_mean, first_line
 from dopd.interrupts import Stopped
 
 Entry = TypeVar("Entry")
@@ -68,11 +67,9 @@ class Registry(dict[str, Entry], Generic[Entry]):
         known = [*self, *self.reserved]
         if isinstance(name, str) and (name in known or is_reference(name)):
             return
-        close = sorted(difflib.get_close_matches(str(name), known, n=2))
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ConfigError(
             f"{field or self.what} (={name!r}) must be one of {', '.join(known)}, or your own: package.module:name or "
-            f"./file.py:name.{hint}"
+            f"./file.py:name.{did_you_mean(name, known, 2)}"
         )
 
     def resolve(self, name: object, field: str = "") -> str:

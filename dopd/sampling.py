@@ -4,7 +4,6 @@
 repetition penalty, ...). An answer drawn that way comes from another distribution than the one that is scored.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from dopd.adapters import has_adapters
-from dopd.errors import ConfigError, ModelError
+from dopd.errors import ConfigError, ModelError, did_you_mean
 from dopd.settings import quoted
 
 # `generation_kwargs` that leave the distribution of an answer as it is.
@@ -391,8 +390,6 @@ def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
     known = set(GenerationConfig().to_dict())
     # An engine of its own has settings of its own.
     if not uses_vllm and name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig"
-            + (f"; did you mean {close[0]!r}?" if close else "")
+            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig.{did_you_mean(name, known)}"
         )

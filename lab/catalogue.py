@@ -1,9 +1,8 @@
 """Every experiment by name. A new one is a function that returns an `Experiment`, and a line here."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, did_you_mean
 from dopd.runs.build import TINY
 from lab.ablations import figure4, figure10, robustness, table4, table6, table7, table8
 from lab.comparisons import (
@@ -55,8 +54,7 @@ def get_experiment(name: str) -> Experiment:
         ConfigError: there is none of that name (with the closest one).
     """
     if name not in EXPERIMENTS:
-        close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, EXPERIMENTS)
         raise ConfigError(f"experiment (={name!r}) must be one of {', '.join(EXPERIMENTS)}.{hint}")
     return EXPERIMENTS[name]()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dopd.runs.build import TINY, resolve_model
-from dopd.tiny import cache_root, model_fingerprint
+from dopd.tiny import cache_root
 from lab.spec import RESULTS_FILE, RunSpec
+from lab.tiny import model_fingerprint
 
 logger = logging.getLogger(__name__)
 

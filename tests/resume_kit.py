@@ -15,8 +15,8 @@ import torch
 import trainer_kit as kit
 from datasets import Dataset
 
+from dopd.inspection.schema import read_json_lines
 from dopd.trainer import DOPDTrainer
-from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.trace import read_trace
 
 NOT_REPEATED = ("seconds/", "step_time", "train_", "eval_runtime", "eval_samples", "eval_steps")
@@ -46,7 +46,7 @@ def resumable(folder: Path, *, steps: int, **options: Any) -> DOPDTrainer:
 def comparable(folder: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in record.items() if not key.startswith(NOT_REPEATED)}
-        for record in read_metrics(folder / "metrics.jsonl")
+        for record in read_json_lines(folder / "metrics.jsonl")
         if "train_runtime" not in record
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dopd.data.blocks import as_data_uri, is_data_uri
-from dopd.errors import DataError
+from dopd.errors import DataError, cut
 
 COLUMNS = ("images", "image")  # of which a row may fill one
 PRIVILEGED_COLUMN = "privileged_images"
@@ -105,11 +105,7 @@ def open_image(source: Any) -> Image.Image:
 def in_short(error: BaseException) -> str:
     """The kind of an error and the beginning of its first line: messages of libraries quote whole files."""
     first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}: {_cut(first, 2 * _MOST_QUOTED)}"
-
-
-def _cut(text: str, length: int = _MOST_QUOTED) -> str:
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+    return f"{type(error).__name__}: {cut(first, 2 * _MOST_QUOTED)}"
 
 
 def image_size(source: Any) -> tuple[int, int]:
@@ -150,10 +146,10 @@ def blank_like(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size, (128, 128, 128))
 
 
-def small_data_uri(source: Any, side: int = 320) -> str:
-    """A picture as a JPEG data URI of at most `side` pixels a side."""
+def small_data_uri(source: Any) -> str:
+    """A picture as a JPEG data URI of at most 320 pixels a side."""
     picture = open_image(source)
-    picture.thumbnail((side, side))
+    picture.thumbnail((320, 320))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -307,5 +303,8 @@ def _named(source: Any) -> str:
     if isinstance(source, bytes | bytearray):
         return f"{len(source)} bytes"
     if isinstance(source, str) and is_data_uri(source):
-        return f"a data URI ({_cut(source.partition(',')[0])}, {len(source)} characters)"
-    return repr(_cut(str(source))) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+        return f"a data URI ({cut(source.partition(',')[0], _MOST_QUOTED)}, {len(source)} characters)"
+    if not isinstance(source, str | Path):
+        return f"a {type(source).__name__}"
+    text = str(source)
+    return repr(text) if len(text) <= _MOST_QUOTED else f"{cut(text, _MOST_QUOTED)!r} ({len(text)} characters)"

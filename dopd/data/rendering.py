@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from dopd.data.privileged import Conversation, Prompt
-from dopd.errors import DataError
+from dopd.errors import DataError, cut
 from dopd.interrupts import TooLongError, alarm_after
 
 CONTINUE = "continue_final_message"
@@ -232,7 +232,7 @@ def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapp
             if not any(" ".join(form.split()) in squeezed for form in written):
                 raise DataError(
                     f"column 'prompt': the chat template leaves out text of the {turn['role']}'s turn: "
-                    f"{_cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
+                    f"{cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
                 )
     calls = [(f"the {turn['role']}'s call of the tool", call) for turn in turns for call in turn.get(_CALLS) or ()]
     tools = [("the tool", tool) for tool in arguments.get("tools") or () if isinstance(tool, Mapping)]
@@ -377,8 +377,4 @@ def _brackets_in(tokenizer: Any, text: str) -> frozenset[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    return _cut((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
-
-
-def _cut(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else text[:length] + "..."
+    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

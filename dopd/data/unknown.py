@@ -9,7 +9,7 @@ from typing import Any
 from dopd.data.encode import text_of, tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank
 from dopd.data.rendering import texts_of
-from dopd.errors import DataError
+from dopd.errors import DataError, cut
 
 # What a view is told (p, `None` for the plain one), and its prompt.
 ToldPrompt = tuple[str | None, Prompt]
@@ -202,7 +202,7 @@ def _unread(reader: Reader, text: str, pieces: Sequence[_Piece], where: str) -> 
             continue
         if piece.needed and not any(map(_says, _outside(within, place, lost))):
             raise DataError(
-                f"{where}, {piece.field} (={_cut(piece.text)!r}): {reader.who} knows none of its words and reads "
+                f"{where}, {piece.field} (={cut(piece.text)!r}): {reader.who} knows none of its words and reads "
                 f"{reader.instead} for them. {_FIX}, or leave the row out"
             )
         together = lost[0][0] < place[0] or place[1] < lost[0][1]
@@ -245,8 +245,4 @@ def _word(text: str, place: Span, span: Span) -> str:
     before = re.search(r"\S{0,20}$", text[min(place[0], start) : start])
     behind = re.match(r"\S{0,20}", text[end : max(place[1], end)])
     assert before is not None and behind is not None
-    return _cut((before.group() + text[start:end] + behind.group()).strip())
-
-
-def _cut(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else f"{text[:length]}..."
+    return cut((before.group() + text[start:end] + behind.group()).strip())

@@ -1,9 +1,8 @@
 """Configs that come with the package, by name."""
 
-import difflib
 from pathlib import Path
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _SUFFIX = ".yaml"
@@ -34,11 +33,9 @@ def config_path(given: str | Path) -> Path:
         inside = path / "config.yaml"
         hint = f": a run's configuration is {str(inside)!r}" if inside.is_file() else ""
         raise ConfigError(f"config {str(given)!r} cannot be read: it is a folder{hint}")
-    close = difflib.get_close_matches(_stem(path), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-        f"config {str(given)!r} cannot be read: there is no such file, and no recipe of that name.{hint} Recipes: "
-        f"{', '.join(names)}"
+        f"config {str(given)!r} cannot be read: there is no such file, and no recipe of that name."
+        f"{did_you_mean(_stem(path), names)} Recipes: {', '.join(names)}"
     )
 
 

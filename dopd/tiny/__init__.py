@@ -1,7 +1,7 @@
 """Tiny real (vision-)language models for the embedded tasks: tokenizers, architectures, and those that are shipped."""
 
 from dopd.tiny.models import TinySpec, build_model
-from dopd.tiny.shipped import cache_root, model_fingerprint, tiny_model_path
+from dopd.tiny.shipped import cache_root, tiny_model_path
 from dopd.tiny.sight import SightSpec, build_processor, build_sight_model
 from dopd.tiny.tokenizer import SEPARATOR, build_tokenizer, task_vocabulary
 
@@ -14,7 +14,6 @@ __all__ = [
     "build_sight_model",
     "build_tokenizer",
     "cache_root",
-    "model_fingerprint",
     "task_vocabulary",
     "tiny_model_path",
 ]

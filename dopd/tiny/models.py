@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -63,11 +64,17 @@ def build_model(spec: TinySpec, tokenizer: PreTrainedTokenizerBase, seed: int = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
+    initialise(model, tokenizer, seed)
+    return model
+
+
+def initialise(model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    """Set weights as `build_model` says, with 0.5 for positions in an image, and the ids of the tokenizer, in place."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            std = 1.0 if "embed_tokens" in name else parameter.shape[1] ** -0.5
-            torch.nn.init.normal_(parameter, std=std, generator=generator)
+        if parameter.ndim < 2:
+            continue
+        std = 1.0 if "embed_tokens" in name else 0.5 if "pos_embed" in name else parameter[0].numel() ** -0.5
+        torch.nn.init.normal_(parameter, std=std, generator=generator)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model

@@ -35,11 +35,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("DOPD_CACHE") or Path.home() / ".cache" / "dopd")
 
 
-def model_fingerprint(folder: str | Path) -> str:
-    """What identifies the weights in the folder of a tiny model; see `fingerprint`."""
-    return str(json.loads(Path(folder, CARD_NAME).read_text())["weights"])
-
-
 def fingerprint(model: nn.Module) -> str:
     """Twelve hex digits of the weights: equal recipes give other weights on another kind of processor."""
     digest = hashlib.sha256()

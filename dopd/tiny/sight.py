@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
@@ -19,8 +18,8 @@ from transformers import (
 from dopd.errors import ConfigError
 from dopd.tasks.base import EOS_WORD, PAD_WORD
 from dopd.tasks.drawing import IMAGE_SIZE
-from dopd.tiny.models import TinySpec
-from dopd.tiny.tokenizer import SEPARATOR
+from dopd.tiny.models import TinySpec, initialise
+from dopd.tiny.tokenizer import SEPARATOR, word_level
 from dopd.vision import image_only
 
 PATCH_SIZE = 8  # pixels
@@ -83,24 +82,15 @@ def build_processor(words: Iterable[str]) -> Any:
     Text is words separated by single spaces; an image of `IMAGE_SIZE` pixels is `IMAGE_TOKENS` tokens between two
     marks. Images are not resized: their sides must be multiples of 16 pixels.
     """
-    vocabulary = (*_SPECIAL_TOKENS, SEPARATOR, *words)
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens([AddedToken(word, special=True, lstrip=True, rstrip=True) for word in _SPECIAL_TOKENS])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD_WORD,
-        eos_token=EOS_WORD,
-        unk_token="<unk>",
+    tokenizer = word_level(
+        (*_SPECIAL_TOKENS, SEPARATOR, *words),
+        _SPECIAL_TOKENS,
         extra_special_tokens={
             "image_token": IMAGE_PAD,
             "video_token": VIDEO_PAD,
             "vision_bos_token": VISION_START,
             "vision_eos_token": VISION_END,
         },
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
         chat_template=_CHAT_TEMPLATE,
     )
     images = Qwen2VLImageProcessorPil(
@@ -135,19 +125,7 @@ def build_sight_model(spec: SightSpec, processor: Any, seed: int = 0) -> Qwen3VL
                 tie_word_embeddings=False,
             )
         )
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue
-        if "embed_tokens" in name:
-            std = 1.0
-        elif "pos_embed" in name:
-            std = 0.5
-        else:
-            std = parameter[0].numel() ** -0.5
-        torch.nn.init.normal_(parameter, std=std, generator=generator)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    initialise(model, tokenizer, seed)
     return model
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -44,9 +45,15 @@ def build_tokenizer(words: Iterable[str] | None = None) -> PreTrainedTokenizerFa
     the left. The chat template writes the user's text and, as generation prompt, the separator token ` :`.
     """
     vocabulary = SPECIAL_TOKENS + (task_vocabulary() if words is None else tuple(words))
+    names = ["input_ids", "attention_mask"]
+    return word_level(vocabulary, SPECIAL_TOKENS, model_input_names=names, chat_template=_CHAT_TEMPLATE)
+
+
+def word_level(vocabulary: Sequence[str], special: Sequence[str], **options: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer of words between single spaces, by their places in `vocabulary`, of which some are special."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens([AddedToken(word, special=True, lstrip=True, rstrip=True) for word in SPECIAL_TOKENS])
+    backend.add_special_tokens([AddedToken(word, special=True, lstrip=True, rstrip=True) for word in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD_WORD,
@@ -55,6 +62,5 @@ def build_tokenizer(words: Iterable[str] | None = None) -> PreTrainedTokenizerFa
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-        chat_template=_CHAT_TEMPLATE,
+        **options,
     )

@@ -1,7 +1,6 @@
 """What a student with adapters, or with quantised weights, needs before the first step."""
 
 import copy
-import difflib
 import re
 import traceback
 import warnings
@@ -16,7 +15,7 @@ from trl.trainer.utils import create_model_from_path
 
 from dopd.adapters import check_adapter_config, check_patterns, has_adapters, tuned_layers, without_adapters
 from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, reason_of, where_of
-from dopd.errors import ConfigError, DopdError, ModelError, first_line
+from dopd.errors import ConfigError, DopdError, ModelError, did_you_mean, first_line
 from dopd.quantized import is_quantized
 from dopd.remote_code import only_if_asked
 from dopd.sampling import asking, declared_ends
@@ -211,8 +210,7 @@ def check_names(student: Any, peft_config: Any) -> None:
         for name in [] if names is None or isinstance(names, str) else names:
             if any(place == name or place.endswith(f".{name}") for place in places):
                 continue
-            close = difflib.get_close_matches(name.split(".")[-1], sorted(ends), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name.split(".")[-1], sorted(ends))
             raise ConfigError(f"peft_config: {field} names {name!r}, and nothing in the student is called so.{hint}")
 
 

@@ -1,11 +1,10 @@
 """Which checkpoint is the best, by the evaluation of the student: `metric_for_best_model` in the host's words."""
 
-import difflib
 from typing import Any
 
 from transformers import SchedulerType
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, did_you_mean
 from dopd.trainer.host_optimizer import BY_A_METRIC
 
 # Metrics of `EvaluationResult`, and whether more is better; `None` where neither side is.
@@ -111,9 +110,9 @@ def _check_saving(args: Any, said: str) -> None:
 
 def _check_spelling(name: str | None) -> None:
     bare = (name or "loss").removeprefix("eval_")
-    close = difflib.get_close_matches(bare, STUDENT_METRICS, n=1)
-    if close and bare != "loss":
+    hint = did_you_mean(bare, STUDENT_METRICS)
+    if hint and bare != "loss":
         raise ConfigError(
-            f"metric_for_best_model (={name!r}) is not measured. Did you mean {close[0]!r}? Metrics of the student: "
+            f"metric_for_best_model (={name!r}) is not measured.{hint} Metrics of the student: "
             f"{', '.join(STUDENT_METRICS)}"
         )

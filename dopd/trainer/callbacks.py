@@ -11,7 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.files import append_line
-from dopd.inspection.schema import METRICS_FILE, mend_lines, read_json_lines, to_line
+from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
 from dopd.trainer.owned import own
@@ -145,8 +145,3 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             append_line(self._path, to_line({"step": state.global_step, **logs}))
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, in order; none if it does not exist."""
-    return read_json_lines(path)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from dopd.adapters import has_adapters
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, cut
 from dopd.trainer.anchor import FrozenAnchor
 
 # Settings that decide the steps; what is only saved, shown or evaluated may differ.
@@ -176,4 +176,4 @@ def _plain(value: Any) -> Any:
 
 def _said(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return cut(text, 200)

@@ -1,6 +1,6 @@
 """Tiny models of the embedded tasks: recipes, pre-training, and those that are trained once and kept."""
 
-from lab.tiny.cache import get_recipe, recipe_key, tiny_model_path
+from lab.tiny.cache import get_recipe, model_fingerprint, recipe_key, tiny_model_path
 from lab.tiny.kits import SightKit, TextKit, make_kit, prompt_with_privilege, render_prompt
 from lab.tiny.pretrain import measure_accuracy, pretrain
 from lab.tiny.recipe import Recipe, SightRecipe
@@ -15,6 +15,7 @@ __all__ = [
     "get_recipe",
     "make_kit",
     "measure_accuracy",
+    "model_fingerprint",
     "pretrain",
     "prompt_with_privilege",
     "recipe_key",

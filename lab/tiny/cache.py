@@ -10,7 +10,7 @@ from typing import Any
 
 from dopd.errors import ConfigError
 from dopd.tasks import get_task
-from dopd.tiny.shipped import cache_root, complete_folder, unpack
+from dopd.tiny.shipped import CARD_NAME, cache_root, complete_folder, unpack
 from lab.tiny.kits import make_kit
 from lab.tiny.packing import packed_file
 from lab.tiny.pretrain import pretrain
@@ -45,6 +45,11 @@ def recipe_key(recipe: Recipe, seed: int) -> str:
         "problems": [task.facts(task.example("train", index)) for index in range(8)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """What identifies the weights in the folder of a tiny model; see `dopd.tiny.shipped.fingerprint`."""
+    return str(json.loads(Path(folder, CARD_NAME).read_text())["weights"])
 
 
 def tiny_model_path(

@@ -17,8 +17,8 @@ from datasets import Dataset
 from resume_kit import EMA, in_a_process, kill_me, killed_at_random, resumable, same_files, same_weights, status_of
 
 from dopd.errors import ConfigError, FileError
+from dopd.inspection.schema import read_json_lines
 from dopd.trainer import callbacks, saving, whole
-from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.resuming import checkpoint_to_resume
 
 
@@ -322,5 +322,5 @@ def test_random_kills_are_counted_once_each(unbroken: Path, tmp_path: Path) -> N
     """The helper of the slow tests: a killed copy is seen as killed, one that ended as ended."""
     made = resumable(tmp_path, steps=6, **EMA)
     assert killed_at_random(made.train, tmp_path / "log", random.Random(0), 0.01) == -signal.SIGKILL
-    steps = Counter(record["step"] for record in read_metrics(unbroken / "metrics.jsonl") if "loss" in record)
+    steps = Counter(record["step"] for record in read_json_lines(unbroken / "metrics.jsonl") if "loss" in record)
     assert steps == dict.fromkeys(range(1, 7), 1)

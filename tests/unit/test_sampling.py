@@ -115,7 +115,7 @@ def test_an_allowed_setting_acts_and_is_told(tmp_path: Path, caplog: pytest.LogC
         ({"generation_kwargs": {"temperature": 0.1}}, "key temperature"),
         ({"generation_kwargs": {"max_new_tokens": 4}}, "max_completion_length"),
         ({"generation_kwargs": {"num_return_sequences": 4}}, "num_generations"),
-        ({"generation_kwargs": {"top_pp": 0.4}}, "did you mean 'top_p'"),
+        ({"generation_kwargs": {"top_pp": 0.4}}, "Did you mean 'top_p'"),
         ({"temperature": 0}, "above 0"),
         ({"temperature": -1.0}, "above 0"),
         ({"temperature": float("nan")}, "above 0"),

@@ -14,6 +14,7 @@ from rich.text import Text
 from dopd.cli.main import main
 from dopd.cli.output import CLOSED
 from dopd.cli.terminal import print_records
+from dopd.errors import cut, did_you_mean
 from dopd.methods import METHODS
 from dopd.report.summary import summary_rows
 from dopd.report.terminal import print_paragraph, print_table
@@ -138,6 +139,14 @@ def test_what_a_command_quotes_is_shown_and_not_obeyed(command: list[str], capfd
     main(command)
     shown = "".join(capfd.readouterr())
     assert not set(shown) & set("\x00\x07\x1b\r\x9b\u202e")
+
+
+def test_texts_are_cut_and_names_that_are_close_are_suggested() -> None:
+    assert cut("abc", 3) == "abc" and cut("abcd", 3) == "abc..."
+    known = ["vanilla", "dopd", "dopd_ema"]
+    assert did_you_mean("dodp", known) == " Did you mean 'dopd'?"
+    assert did_you_mean("dopd_em", known, 2) == " Did you mean 'dopd' or 'dopd_ema'?"
+    assert did_you_mean("something else", known, 2) == did_you_mean(7, []) == ""
 
 
 def test_what_models_and_tables_hold_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from dopd.checkpoints import resolve_model
 from dopd.errors import ConfigError, ModelError
-from dopd.tiny import TinySpec, model_fingerprint, shipped
+from dopd.tiny import TinySpec, shipped
 from dopd.tiny.shipped import fingerprint
-from lab.tiny import RECIPES, Recipe, cache, packing, tiny_model_path
+from lab.tiny import RECIPES, Recipe, cache, model_fingerprint, packing, tiny_model_path
 
 RECIPE = Recipe(task="dag", spec=TinySpec(num_layers=1, hidden_size=16, num_heads=2), steps=3, batch_size=4)
 

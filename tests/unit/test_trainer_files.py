@@ -16,9 +16,9 @@ from trl.trainer.utils import RepeatSampler
 
 import dopd
 from dopd.errors import ConfigError, ModelError
+from dopd.inspection.schema import read_json_lines
 from dopd.tiny.models import TinySpec
 from dopd.trainer import DOPDTrainer
-from dopd.trainer.callbacks import read_metrics
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.trace import read_trace
 
@@ -63,7 +63,7 @@ class StopAfter(TrainerCallback):
 def test_files_of_a_resumed_run_have_no_step_twice(tmp_path: Path) -> None:
     resumable(tmp_path, steps=3).train()
     resumable(tmp_path, steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    records = read_metrics(tmp_path / "metrics.jsonl")
+    records = read_json_lines(tmp_path / "metrics.jsonl")
     assert Counter(record["step"] for record in records if "loss" in record) == {1: 1, 2: 1, 3: 1, 4: 1}
     assert Counter(record["step"] for record in records if "eval_entropy" in record) == {0: 1, 2: 1, 4: 1}
     assert Counter((r["step"], r["row"]) for r in read_trace(tmp_path / "trace.jsonl")).most_common(1)[0][1] == 1
@@ -72,7 +72,7 @@ def test_files_of_a_resumed_run_have_no_step_twice(tmp_path: Path) -> None:
 def test_a_new_run_in_an_old_folder_starts_its_files_anew(tmp_path: Path) -> None:
     for _ in range(2):
         resumable(tmp_path, steps=1).train()
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if "loss" in record] == [1]
+    assert [record["step"] for record in read_json_lines(tmp_path / "metrics.jsonl") if "loss" in record] == [1]
     assert len(read_trace(tmp_path / "trace.jsonl")) == 2
 
 
@@ -164,7 +164,7 @@ def test_trackers_are_told_the_routing_metrics(finished: DOPDTrainer) -> None:
 
 
 def test_the_metrics_file_holds_what_was_logged(finished: DOPDTrainer) -> None:
-    records = read_metrics(Path(finished.args.output_dir) / "metrics.jsonl")
+    records = read_json_lines(Path(finished.args.output_dir) / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [1, 2]
     assert records[0]["share/LH"] == kit.train_records(finished)[0]["share/LH"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dopd.inspection.schema import read_json_lines
 from dopd.runs import load_settings
 from dopd.runs.recipes import recipe_path
 from dopd.runs.train import train
-from dopd.trainer.callbacks import read_metrics
 
 pytestmark = pytest.mark.weights
 RECIPE = recipe_path("qwen2.5-coder-1.5b-to-0.5b")
@@ -33,7 +33,7 @@ def test_two_steps_on_a_cpu(weights: Callable[[str], str], tmp_path: Path) -> No
         output_dir=str(tmp_path / "run"),
     )
     folder = train(settings)
-    steps = [record for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
+    steps = [record for record in read_json_lines(folder / "metrics.jsonl") if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2]
     for record in steps:
         assert math.isfinite(record["loss"]) and record["loss"] > 0 and record["grad_norm"] > 0

@@ -11,12 +11,12 @@ import torch
 from dopd import divergence
 from dopd.data.encode import encode_prompts
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.inspection.schema import read_json_lines
 from dopd.runs import load_settings
 from dopd.runs.build import load_model, load_tokenizer
 from dopd.runs.recipes import recipe_path
 from dopd.runs.train import train
 from dopd.tasks.gsm_symbolic import GsmSymbolic
-from dopd.trainer.callbacks import read_metrics
 
 pytestmark = pytest.mark.weights
 RECIPE = recipe_path("smollm2-135m")
@@ -34,7 +34,7 @@ def run(model: str, folder: Path, **overrides: Any) -> tuple[list[dict[str, Any]
         student_eval_prompts=8,
         **overrides,
     )
-    records = read_metrics(train(settings) / "metrics.jsonl")
+    records = read_json_lines(train(settings) / "metrics.jsonl")
     evaluations = [record for record in records if "eval_divergence_to_teacher" in record]
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, settings.trainer["max_steps"] + 1))
