@@ -79,6 +79,8 @@ def _try_rollout(trainer: Any, student: Any, view: View | None, *, as_features: 
     check_named_tokens(given, student.config.get_text_config().vocab_size)
     config = copy.copy(trainer.generation_config)
     config.max_new_tokens = _FEW
+    for name in ("min_new_tokens", "min_length"):  # more than are drawn here is no mistake
+        setattr(config, name, min(getattr(config, name) or 0, _FEW))
     view = view or left_padded([words(student, _FEW)], trainer._tokenizer.pad_token_id, student.device)
     inputs = partial(generation_inputs, student, as_features=as_features)
     try:
