@@ -38,8 +38,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         remove_empty_folders(missing)
-        # A system that makes no folders in a place, such as /proc, says that there is none.
-        raise _named(OSError(errno.EPERM, "") if error.errno == errno.ENOENT else error, path) from error
+        raise _named(error, path) from error
 
 
 def remove_empty_folders(paths: list[Path]) -> None:
@@ -110,7 +109,7 @@ def read_plain(path: Path) -> bytes:
     """
     with open(os.open(path, os.O_RDONLY | _NO_WAIT | _NO_FOLLOW), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         return file.read()
 
 
@@ -158,7 +157,9 @@ def checksum(path: Path) -> str:
 
 def _named(error: OSError, path: Path) -> OSError:
     """The same error with the file that it is about."""
-    return OSError(error.errno, os.strerror(error.errno or 0), str(path))
+    # A place in which nothing can be made, such as /proc, says that what is to be made is not there.
+    number = errno.EPERM if error.errno == errno.ENOENT else error.errno or 0
+    return OSError(number, os.strerror(number), str(path))
 
 
 def not_written(

@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from dopd.errors import ConfigError, DopdError, did_you_mean, first_line
-from dopd.interrupts import Stopped
+from dopd.interrupts import Stopped, TooLongError, alarm_after
 
 Entry = TypeVar("Entry")
+_SECONDS = 120  # for a module to be imported
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -121,12 +122,18 @@ def load_code(field: str, reference: str) -> Any:
     place, _, name = reference.rpartition(":")
     _search(os.getcwd())  # a command has the folder of its script there instead
     try:
-        module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
+        with alarm_after(_SECONDS):
+            module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
         code = getattr(module, name)
         if not callable(code):
             raise TypeError(f"{name} is {type(code).__name__} and no function")
     except (KeyboardInterrupt, Stopped):
         raise
+    except TooLongError:
+        raise ConfigError(
+            f"{field} (={reference!r}) cannot be read: importing {place} took more than {_SECONDS} seconds. Leave work "
+            "to the function, not to its module"
+        ) from None
     except BaseException as error:  # whatever a module does when it is imported, leaving the program included
         said = str(error) if isinstance(error, DopdError) else f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(

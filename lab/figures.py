@@ -2,10 +2,12 @@
 over a run.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd.files import replace_file
 from dopd.report.palette import METHOD_COLOURS
 from dopd.statistics import mean_interval
 from lab.analysis import Values, summarise
@@ -39,7 +41,9 @@ def draw(experiment: Experiment, values: Values, records: Records, path: Path) -
     drawing = {"points": _points, "lines": _lines, "grid": _grid, "curves": _curves}[experiment.figure]
     figure = drawing(pyplot, experiment, values, records)
     figure.suptitle(experiment.title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    replace_file(path, drawn.getvalue())
     pyplot.close(figure)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dopd.files import replace_file
 from lab.catalogue import EXPERIMENTS, get_experiment, models_without_recipe
 from lab.spec import RESULTS_FILE, RUN_VERSION, Experiment
 from lab.writing import README_FILE
@@ -43,7 +44,7 @@ def write_index(folder: Path) -> Path:
             link, runs, supported, verdict = name, "none", "", f"not run{reason}"
         lines.append(f"| {link} | {experiment.source} | {experiment.title} | {runs} | {supported} | {verdict} |")
     target = folder / README_FILE
-    target.write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    replace_file(target, (_HEAD + "\n".join(lines) + "\n").encode())
     return target
 
 

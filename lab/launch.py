@@ -8,10 +8,13 @@ from typing import Any
 import yaml
 
 from dopd.errors import ConfigError
+from dopd.files import replace_file
+from dopd.runs.folder import claim
 from dopd.runs.recipes import recipe_path
 from dopd.runs.settings import load_settings
 from lab.catalogue import get_experiment
 from lab.spec import SFT, Condition, Experiment
+from lab.writing import check_writable
 
 RECIPE = recipe_path("qwen3-8b-to-1.7b")
 SCRIPT_FILE = "launch.sh"
@@ -36,29 +39,30 @@ def write_launch(name: str, folder: str | Path, *, seeds: int = 1) -> list[Path]
         The configs and, last, the script.
 
     Raises:
-        ConfigError: `seeds` below 1.
+        ConfigError: `seeds` below 1, or files in the folder that are somebody else's.
     """
     experiment = get_experiment(name)
     if seeds < 1:
         raise ConfigError(f"seeds (={seeds}) must be at least 1")
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     target = Path(folder) / experiment.name / "full"
-    target.mkdir(parents=True, exist_ok=True)
-    written, lines = [], _header(experiment)
+    texts, lines = dict[str, str](), _header(experiment)
     for seed in range(seeds):
         for condition in experiment.conditions:
             if not condition.run.trained or condition.run.method == SFT:
                 continue
             for values in full_settings(experiment, condition, seed, recipe):
-                path = target / f"{Path(values['output_dir']).name}.yaml"
+                name = f"{Path(values['output_dir']).name}.yaml"
                 load_settings(None, **values)
-                path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-                written.append(path)
+                texts[name] = yaml.safe_dump(values, sort_keys=False)
                 command = ["accelerate", "launch", "--num_processes", str(PROCESSES), "-m", "dopd.cli.main", "train"]
-                lines.append(shlex.join([*command, path.name]))
-    script = target / SCRIPT_FILE
-    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [*written, script]
+                lines.append(shlex.join([*command, name]))
+    texts[SCRIPT_FILE] = "\n".join(lines) + "\n"
+    check_writable(target)
+    claim(target, [*texts])
+    for name, text in texts.items():
+        replace_file(target / name, text.encode())
+    return [target / name for name in texts]
 
 
 def full_settings(

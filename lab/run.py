@@ -8,13 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from dopd.errors import ConfigError
+from dopd.files import leaving_no_folder
 from lab.catalogue import get_experiment, models_without_recipe
 from lab.index import PROTOCOL_FILE, write_index
 from lab.pool import execute_all
 from lab.protocol import PRETRAINING_SEEDS, RUN_SEEDS, untuned
 from lab.spec import Experiment, RunSpec
 from lab.store import RunStore, missing, published
-from lab.writing import INCOMPLETE, write_experiment
+from lab.writing import INCOMPLETE, check_experiment_folder, write_experiment
 
 
 def run_experiment(
@@ -55,6 +56,9 @@ def run_experiment(
             "(lab.tiny.recipes). --scale full writes its launch configs"
         )
     console, store = console or Console(), store or RunStore()
+    target = Path(folder) / experiment.name
+    with leaving_no_folder(target):
+        check_experiment_folder(experiment, target)
     conditions = experiment.runs(PRETRAINING_SEEDS, RUN_SEEDS if seeds is None else tuple(range(seeds)))
     _say_plan(console, experiment, conditions)
     keyed = [(condition.label, store.key(spec), spec) for condition, spec in conditions]
@@ -67,7 +71,6 @@ def run_experiment(
         execute_all(todo, store.add, jobs=jobs or os.cpu_count() or 1, console=console)
         finished = committed | store.read()
     runs = [(label, finished[key]) for label, key, _ in keyed if key in finished]
-    target = Path(folder) / experiment.name
     result = write_experiment(experiment, runs, [(label, spec) for label, _, spec in keyed], target)
     if (Path(folder) / PROTOCOL_FILE).is_file():
         write_index(Path(folder))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dopd.files import append_line, make_folder
 from dopd.runs.build import TINY, resolve_model
 from dopd.tiny import cache_root
 from lab.spec import RESULTS_FILE, RunSpec
@@ -44,9 +45,8 @@ class RunStore:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record, which has its `key`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        make_folder(self.path.parent)
+        append_line(self.path, (json.dumps(record) + "\n").encode())
 
     def key(self, spec: RunSpec) -> str:
         """The key of a run with the models of this machine; trains the tiny models that are missing."""

@@ -1,10 +1,14 @@
 """The folder of an experiment: every run as data, a README for people, and the figure."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dopd.errors import ConfigError
+from dopd.files import make_folder, not_written, read_plain, replace_file
 from dopd.statistics import Interval
 from lab.analysis import Judgement, Values, collect, judge, summarise, verdict
 from lab.figures import FIGURE_FILE, draw
@@ -31,6 +35,36 @@ _PLAIN = ("entropy", "length", "entropy_ratio", "tokens")  # neither shares nor 
 Runs = Sequence[tuple[str, Mapping[str, Any]]]
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder that a user has named, or raise `FileError` where it cannot be made or written."""
+    try:
+        make_folder(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise not_written(error, folder, choose="another --output-dir") or error from error
+
+
+def check_experiment_folder(experiment: Experiment, folder: Path) -> None:
+    """Make the folder of an experiment; refuse one that cannot be written, or has files that are no experiment's.
+
+    Raises:
+        ConfigError: there is a file of a name that would be written, and no results.json of this experiment beside it.
+        FileError: the folder cannot be made or written.
+    """
+    check_writable(folder)
+    try:
+        ours = json.loads(read_plain(folder / RESULTS_FILE))["experiment"] == experiment.name
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        ours = False
+    there = [name for name in (RESULTS_FILE, FIGURE_FILE, README_FILE) if os.path.lexists(folder / name)]
+    if there and not ours:
+        raise ConfigError(
+            f"{str(folder / there[0])!r} is not of experiment {experiment.name!r}: move it away, or choose another "
+            "--output-dir"
+        )
+
+
 def write_experiment(
     experiment: Experiment, runs: Runs, wanted: Sequence[tuple[str, RunSpec]], folder: Path
 ) -> dict[str, Any]:
@@ -41,7 +75,6 @@ def write_experiment(
         wanted: (label, run) of all runs of the experiment, finished or not.
         folder (`Path`): made if it is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     values = collect(runs)
     complete = len(runs) == len(wanted)
     judgements = judge(experiment, values) if complete else []
@@ -55,7 +88,7 @@ def write_experiment(
         "claims": [_claim_json(judgement) for judgement in judgements],
         "runs": [{"condition": label, **record} for label, record in runs],
     }
-    (folder / RESULTS_FILE).write_text(_compact_json(result), encoding="utf-8")
+    replace_file(folder / RESULTS_FILE, _compact_json(result).encode())
     records: dict[str, list[Mapping[str, Any]]] = {}
     for label, record in runs:
         records.setdefault(label, []).append(record)
@@ -63,7 +96,7 @@ def write_experiment(
         draw(experiment, values, records, folder / FIGURE_FILE)
     notes = folder / NOTES_FILE
     text = readme(experiment, result, values, judgements, notes.read_text(encoding="utf-8") if notes.exists() else "")
-    (folder / README_FILE).write_text(text, encoding="utf-8")
+    replace_file(folder / README_FILE, text.encode())
     return result
 
 

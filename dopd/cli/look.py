@@ -8,6 +8,7 @@ from typing import Any
 
 from dopd.cli.values import positive, seed
 from dopd.errors import ConfigError
+from dopd.files import check_plain, replace_file
 from dopd.shown import visible
 
 
@@ -71,13 +72,15 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from dopd.cli.terminal import print_records
-    from dopd.report.page import inspection_page
+    from dopd.report.page import check_page, inspection_page
     from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
     from dopd.runs.inspection import inspect_prompt
     from dopd.runs.progress import quiet_libraries
     from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
+    if arguments.html:
+        check_page(Path(arguments.html), "html")
     asked = {
         "privileged_template": arguments.privileged_template,
         "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
@@ -90,11 +93,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     records = inspect_prompt(
         arguments.student,
         arguments.teacher,
-        _text(arguments.prompt),
-        None if arguments.privileged is None else _text(arguments.privileged),
+        _text("prompt", arguments.prompt),
+        None if arguments.privileged is None else _text("privileged", arguments.privileged),
         images=arguments.image,
         privileged_images=arguments.privileged_image,
-        completion=None if arguments.completion is None else _text(arguments.completion),
+        completion=None if arguments.completion is None else _text("completion", arguments.completion),
         method=arguments.method,
         rollouts=arguments.rollouts,
         greedy=arguments.greedy,
@@ -111,13 +114,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print_records(Console(), records)
     if arguments.html:
         subtitle = f"student {arguments.student}, teacher {arguments.teacher or 'none'}, method {arguments.method}"
-        Path(arguments.html).write_text(inspection_page("One prompt", subtitle, records), encoding="utf-8")
+        replace_file(Path(arguments.html), inspection_page("One prompt", subtitle, records).encode())
         print(visible(arguments.html), file=sys.stderr)
 
 
-def _text(given: str) -> str:
+def _text(flag: str, given: str) -> str:
     if not given.startswith("@"):
         return given
+    check_plain(f"--{flag}", given[1:])
     try:
         return Path(given[1:]).read_text(encoding="utf-8")
     except OSError as error:

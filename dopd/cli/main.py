@@ -8,6 +8,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import dopd
 from dopd.checkout import lab_module
@@ -35,6 +36,9 @@ def _main(argv: Sequence[str] | None) -> int:
     # Where bitsandbytes is installed, each import says that faster kernels for a CPU are not.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = build_parser()
+    for given in sys.argv[1:] if argv is None else argv:
+        if given != given.encode(errors="replace").decode():
+            parser.error(f"{given!r} is not UTF-8: give the file another name")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run not in (_train, _in_lab):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -63,12 +67,24 @@ def _main(argv: Sequence[str] | None) -> int:
             return USER_ERROR
         if error.filename is None:
             raise
-        line = not_written(error, error.filename, choose=_PLACES) or f"{error.filename!r}: {error.strerror}"
+        choose = _place(arguments, str(error.filename))
+        line = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
         print(f"error: {line} (--debug shows where)", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:  # outside of the main thread signals are Python's own
         print("interrupted", file=sys.stderr)
         return exit_status(signal.SIGINT)
+
+
+def _place(arguments: argparse.Namespace, path: str) -> str:
+    """What a user can choose otherwise where `path` cannot be written."""
+    there = Path(path).absolute()
+    for flag in ("output", "html", "output_dir"):
+        given = getattr(arguments, flag, None)
+        place = None if given is None else Path(given).absolute()
+        if place is not None and (there.is_relative_to(place) or place.is_relative_to(there)):
+            return f"another --{flag.replace('_', '-')}"
+    return "another file: --output" if arguments.command == "report" else _PLACES
 
 
 def build_parser() -> argparse.ArgumentParser:

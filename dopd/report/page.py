@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from dopd.files import replace_file
+from dopd.errors import FileError
+from dopd.files import read_plain, replace_file
 from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
@@ -19,6 +21,7 @@ from dopd.report.series import charts
 from dopd.report.traces import pack_traces
 
 REPORT_FILE = "report.html"
+_GENERATOR = b'<meta name="generator" content="dopd">'
 _SCRIPTS = ("page.js", "charts.js", "token_card.js", "microscope.js", "lists.js")
 
 
@@ -34,15 +37,35 @@ def write_report(paths: Sequence[str | Path], output: str | Path | None = None) 
 
     Raises:
         DataError: a folder that holds no run.
+        FileError: `check_page`.
     """
-    page = report_page(paths)
-    target = Path(output) if output else (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE
-    if output:  # a place that was asked for may be a link or a device
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
-    else:
-        replace_file(target, page.encode())
+    target = Path(output or (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE)
+    check_page(target, "output")
+    replace_file(target, report_page(paths).encode())
     return target
+
+
+def check_page(path: Path, flag: str) -> None:
+    """Refuse to write a page over something else.
+
+    Args:
+        path (`Path`): where it is to be.
+        flag (`str`): what says so, for the message.
+
+    Raises:
+        FileError: there is a link, or no page of ours.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        ours = _GENERATOR in read_plain(path)[:1000]
+    except OSError:
+        ours = False
+    if not ours:
+        raise FileError(
+            f"{str(path)!r} is there, and is no page that dopd has written: it is not written over. Choose another "
+            f"file (--{flag}), or move it away"
+        )
 
 
 def report_page(paths: Sequence[str | Path]) -> str:

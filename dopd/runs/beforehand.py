@@ -31,6 +31,11 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     problems = Problems(_evaluation_problems(settings, config))
     if settings.load_in_4bit and settings.load_in_8bit:
         problems.add("load_in_4bit (=True) and load_in_8bit (=True) cannot both be: leave one of them out")
+    if settings.overwrite and config.resume_from_checkpoint:
+        problems.add(
+            f"overwrite (=True) begins anew, and resume_from_checkpoint (={str(config.resume_from_checkpoint)!r}) goes "
+            "on: leave one of them out"
+        )
     if settings.verifier is not None:
         with problems.collected():
             VERIFIERS.check_name(settings.verifier)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dopd.errors import ConfigError, DopdError
+from dopd.files import make_folder
 from dopd.interrupts import ENDS_WITH
 
 _POLL_SECONDS = 0.25
@@ -41,11 +42,12 @@ class Job:
     process: Any = field(default=None, repr=False)
 
     def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.log.parent)
         # Two threads on busy cores are many times slower than one.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment[ENDS_WITH] = str(os.getpid())
-        with self.log.open("w") as file:
+        self.log.unlink(missing_ok=True)
+        with self.log.open("x") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dopd.cli.main", *self.arguments],
                 stdout=file,

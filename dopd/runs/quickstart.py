@@ -24,11 +24,11 @@ from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
 from dopd.report.terminal import print_table
 from dopd.runs.build import resolve_model
-from dopd.runs.folder import claim
+from dopd.runs.folder import RunFolder, claim
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
-from dopd.runs.train import make_config
+from dopd.runs.train import check_folder, make_config
 from dopd.settings import settings_of_call
 from dopd.shown import visible
 
@@ -68,11 +68,16 @@ def quickstart(
     at_once = (os.cpu_count() or 1) if jobs is None else jobs
     if at_once < 1:
         raise ConfigError(f"jobs (={at_once}) must be at least 1")
-    claim(target, (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE))
+    jobs_to_do = _jobs(settings, path, target, dict(zip(labels, methods, strict=True)), seeds)
+    for label in labels:
+        for seed in range(seeds):
+            check_folder(RunFolder(_run_folder(target, label, seed)), settings, make_config(settings))
+    logs = [job.log.relative_to(target).as_posix() for job in jobs_to_do]
+    claim(target, (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE, *logs))
     _say_plan(console, settings, methods, seeds, target)
     for name in (settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]):
         resolve_model(name)  # once, before several runs want it
-    _train_and_evaluate(console, settings, path, target, dict(zip(labels, methods, strict=True)), seeds, at_once)
+    run_jobs(jobs_to_do, at_once=at_once, console=console)
     runs = {label: [read_run(_run_folder(target, label, seed)) for seed in range(seeds)] for label in labels}
     summary = _write_report(target, settings, runs)
     summary["seconds"] = round(time.perf_counter() - started, 1)
@@ -110,15 +115,8 @@ def _say_plan(console: Console, settings: RunSettings, methods: Sequence[str], s
     )
 
 
-def _train_and_evaluate(
-    console: Console,
-    settings: RunSettings,
-    config: Path,
-    folder: Path,
-    methods: Mapping[str, str],
-    seeds: int,
-    at_once: int,
-) -> None:
+def _jobs(settings: RunSettings, config: Path, folder: Path, methods: Mapping[str, str], seeds: int) -> list[Job]:
+    """Training and evaluation of every method, and the evaluation of what they start from."""
     jobs = []
     for seed in range(seeds):
         for label, method in methods.items():
@@ -135,7 +133,7 @@ def _train_and_evaluate(
         ("teacher", settings.trainer["teacher_model_name_or_path"]),
     ):
         jobs.append(Job(f"evaluate {label}", _eval_arguments(settings, name), folder / "logs" / f"{label}.json"))
-    run_jobs(jobs, at_once=at_once, console=console)
+    return jobs
 
 
 def _method_options(settings: RunSettings, method: str) -> dict[str, Any]:

@@ -143,9 +143,7 @@ def _alone(folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> Iter
     lock = FolderLock(folder.path)
 
     def take() -> None:
-        resume = bool(config.resume_from_checkpoint)
-        steps = config.max_steps if config.max_steps > 0 else sys.maxsize
-        folder.check(_written(settings, config), overwrite=settings.overwrite, resume=resume, steps=steps)
+        check_folder(folder, settings, config, overwrite=settings.overwrite)
         lock.take()
 
     with leaving_no_folder(folder.path) if config.process_index == 0 else nullcontext():
@@ -162,12 +160,14 @@ def _alone(folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> Iter
                 lock.release()
 
 
-def _written(settings: RunSettings, config: DOPDConfig) -> list[str]:
-    """Names of files that a run writes, at the top of its folder."""
+def check_folder(folder: RunFolder, settings: RunSettings, config: DOPDConfig, *, overwrite: bool = True) -> None:
+    """Raise `ConfigError` unless a run of these settings may write into a folder."""
     of_settings = {TRACE_FILE: config.trace_steps, RESULT_FILE: settings.final_eval_prompts}
     of_model = ("adapter_config.json", "adapter_model.safetensors") if settings.use_peft else _MODEL_FILES
     ours = (CONFIG_FILE, TABLE_FILE, METRICS_FILE, CARD_FILE, CURVES_FILE, REPORT_FILE, NON_FINITE_FILE)
-    return [*ours, *(name for name, value in of_settings.items() if value is not None), *of_model, *_READER_FILES]
+    names = [*ours, *(name for name, value in of_settings.items() if value is not None), *of_model, *_READER_FILES]
+    steps = config.max_steps if config.max_steps > 0 else sys.maxsize
+    folder.check(names, overwrite=overwrite, resume=bool(config.resume_from_checkpoint), steps=steps)
 
 
 def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig, label: str | None) -> None:

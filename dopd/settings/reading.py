@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from dopd.errors import ConfigError
+from dopd.files import check_plain
 
 MAX_BYTES = 2**20
 MAX_VALUES = 50_000  # with every alias written out
@@ -71,6 +72,7 @@ def read_yaml_file(path: Path, what: str = "config") -> dict[str, Any]:
         ConfigError: it cannot be read, is not UTF-8, is not YAML, or is no mapping.
     """
     name = f"{what} {str(path)!r}"
+    check_plain(what, path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

@@ -21,6 +21,7 @@ from torch import nn
 
 from dopd.checkout import lab_module
 from dopd.errors import ConfigError, ModelError
+from dopd.files import make_folder
 from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.sight import SightSpec, build_processor, build_sight_model
@@ -80,7 +81,7 @@ def complete_folder(final: Path, fill: Callable[[Path], Any], *, anew: bool = Fa
     """
     if (final / CARD_NAME).is_file() and not anew:
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     # On the same file system as the final place, since a rename is atomic only there.
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:

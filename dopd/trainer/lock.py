@@ -68,11 +68,10 @@ class FolderLock:
         make_folder(self._folder)
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            status, owner = os.fstat(descriptor), _read(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or (status.st_size and not owner):
                 os.close(descriptor)
                 raise ConfigError(f"{str(self._path)!r} is no lock of ours: move it away, or choose another output_dir")
-            owner = _read(descriptor)
             if not _lock(descriptor, owner):
                 os.close(descriptor)
                 raise ConfigError(

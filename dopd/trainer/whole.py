@@ -14,7 +14,7 @@ from typing import Any
 
 from dopd.errors import ConfigError
 from dopd.files import checksum, is_unchanged, make_folder, read_plain, replace_file
-from dopd.trainer.owned import KEPT, check_free, own, read_marker
+from dopd.trainer.owned import KEPT, MARKER_FILE, check_free, own, read_marker
 
 logger = logging.getLogger(__name__)
 
@@ -183,13 +183,15 @@ def check_places(run: Path, steps: int | None) -> None:
     Raises:
         ConfigError: it names the first of them.
     """
-    places = [place for place in (ABANDONED, KEPT) if os.path.lexists(run / place) and not _is_folder(run / place)]
+    places = [
+        place for place in (ABANDONED, KEPT, UNFINISHED) if os.path.lexists(run / place) and not _is_folder(run / place)
+    ]
     if places:
         raise ConfigError(
             f"output_dir (={str(run)!r}) has a {places[0]} that is no folder of its own: move it away, or choose "
             "another output_dir"
         )
-    there = [UNFINISHED]
+    there = [UNFINISHED, *([] if read_marker(run) else [MARKER_FILE])]
     if steps is not None and run.is_dir():
         named = [(_NAME.fullmatch(path.name), path) for path in run.iterdir()]
         there += [

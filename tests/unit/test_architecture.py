@@ -15,9 +15,9 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
     ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout"],
-    ["shown", "registry"],
+    ["shown", "registry", "files"],
     ["settings"],
-    ["vision", "lengths", "files"],
+    ["vision", "lengths"],
     ["routing", "sources", "kinds"],
     ["divergences"],
     ["signals"],

@@ -16,7 +16,7 @@ import yaml
 from resume_kit import in_a_process, kill_me, resumable, status_of
 
 from dopd.cli.main import main
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, FileError
 from dopd.report.page import write_report
 from dopd.runs import folder as folders
 from dopd.runs.folder import PREVIOUS, RunFolder
@@ -118,6 +118,9 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
     (run / MARKER_FILE).write_text(json.dumps({"format": 2, "files": {"../models": None, "thesis.pyc": None}}))
     assert train("--overwrite") == 2
     assert "has a config.yaml that is not the run's" in capsys.readouterr().err
+    (run / MARKER_FILE).write_text("mine")
+    with pytest.raises(ConfigError, match=r"has a dopd_run\.json that is not the run's"):
+        RunFolder(run).check(overwrite=True, resume=False, steps=2)
     (run / MARKER_FILE).unlink()
     names = ["config.yaml"]
     RunFolder(tmp_path).check(names, overwrite=False, resume=True, steps=2)  # nothing in it has that name
@@ -264,9 +267,9 @@ def test_where_the_system_has_no_locks_the_process_is_looked_for(
         ({"pid": int(ended.stdout), "host": host}, False),
         ({"pid": os.getppid(), "host": host}, True),
         ({"pid": 1, "host": "another"}, True),
-        ("torn", False),
+        (None, False),
     ):
-        path.write_text(json.dumps(owner))
+        path.write_text("" if owner is None else json.dumps(owner))  # empty: it was killed while it took the lock
         if refused:
             with pytest.raises(ConfigError, match="is in use by process"):
                 FolderLock(tmp_path).take()
@@ -296,18 +299,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     RunFolder(tmp_path / "link").check(overwrite=False, resume=False, steps=2)
 
 
-def test_a_report_does_not_write_through_a_link(tmp_path: Path) -> None:
+def test_a_report_writes_over_its_own_pages_alone(tmp_path: Path) -> None:
     run, target = tmp_path / "run", tmp_path / "mine.html"
     run.mkdir()
     (run / "config.yaml").write_text("task: dag\n")
     target.write_text("mine")
     (run / "report.html").symlink_to(target)
-    write_report([run])
-    assert target.read_text() == "mine" and "<html" in (run / "report.html").read_text()
-    asked = tmp_path / "asked.html"
-    asked.symlink_to(target)
-    write_report([run], asked)  # a place that was asked for is written as it is
-    assert "<html" in target.read_text()
+    for place in (None, run / "report.html", target):  # a link, and what is no page of ours
+        with pytest.raises(FileError, match=r"is no page that dopd has written.*--output"):
+            write_report([run], place)
+    assert target.read_text() == "mine" and (run / "report.html").is_symlink()
+    for _ in range(2):  # a page of ours is made anew
+        assert "<html" in write_report([run], tmp_path / "new" / "page.html").read_text()
 
 
 def test_a_resumed_run_describes_itself_once_its_checkpoint_was_read(
@@ -431,3 +434,87 @@ def test_from_python_a_users_files_beside_a_run_are_kept(tmp_path: Path, caplog:
     resumed = resumable(tmp_path, steps=2)
     resumed.train(resume_from_checkpoint=True)
     assert steps_of(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-9"]
+
+
+@pytest.mark.parametrize("name", ["_unfinished", "_abandoned", "_kept"])
+def test_places_of_a_run_are_not_looked_for_behind_links(name: str, tmp_path: Path, train: Any) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    assert train() == 0
+    elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere)
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 2
+    assert files_of(elsewhere) == {} and list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", MARKER_FILE, LOCK_FILE, "checkpoint-2/dopd_checkpoint.json"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path, train: Any) -> None:
+    run = tmp_path / "run"
+    assert train() == 0
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    status = train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps")
+    assert status == (0 if name.startswith("checkpoint") else 2)  # an earlier checkpoint is gone on from
+
+
+@pytest.mark.parametrize("name", [LOCK_FILE, MARKER_FILE, "_unfinished/thesis.txt"])
+def test_a_users_file_is_not_taken_for_what_a_run_keeps_for_itself(name: str, tmp_path: Path, train: Any) -> None:
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    assert train() == 2 and files_of(tmp_path / "run") == {name: b"mine"}
+
+
+def test_commands_that_are_refused_say_which_flag_and_leave_nothing(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, pipe, mine = tmp_path / "run", tmp_path / "pipe", tmp_path / "mine.html"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: dag\n")
+    os.mkfifo(pipe)
+    mine.write_text("mine")
+    (tmp_path / "q" / "vanilla-seed0").mkdir(parents=True)
+    (tmp_path / "q" / "vanilla-seed0" / "thesis.txt").write_text("mine")
+    (tmp_path / "x" / "figure3").mkdir(parents=True)
+    (tmp_path / "x" / "figure3" / "README.md").write_text("mine")
+    (tmp_path / "nul.yaml").write_text('{model_name_or_path: x, output_dir: "a\\0b"}\n')
+    before = files_of(tmp_path / "q") | files_of(tmp_path / "x")
+    inspect = ["inspect", "--student", "tiny:dag/student", "--teacher", "tiny:dag/teacher"]
+    quick = ["quickstart", "--seeds", "1", "--methods", "vanilla", "--output-dir"]
+    for arguments, words in (
+        (["report", str(run), "--output", "/proc/nowhere/page.html"], "choose another --output"),
+        (["report", str(run), "--output", "/proc/page.html"], "choose another --output"),
+        (["report", str(run), "--output", str(pipe)], "--output"),
+        ([*inspect, "--prompt", "x", "--html", str(mine)], "--html"),
+        ([*inspect, "--prompt", f"@{pipe}"], "--prompt (="),
+        ([*inspect, "--prompt", "x", "--privileged", "@/dev/zero"], "is a device"),
+        ([*quick, "q"], "vanilla-seed0') holds files that are not a run's"),
+        ([*quick, "/proc/nowhere"], "choose another --output-dir"),
+        (["experiment", "figure3", "--output-dir", "x"], "README.md' is not of experiment 'figure3'"),
+        (["experiment", "figure3", "--output-dir", "/proc/nowhere"], "choose another --output-dir"),
+        (["experiment", "figure3", "--scale", "full", "--output-dir", "/proc/nowhere"], "choose another --output-dir"),
+        (["train", "nul.yaml"], "must be text without NUL"),
+        (["train", "tiny-dag", "--output_dir", "/proc/nowhere"], "choose another output_dir"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error.splitlines()[-1] and "HF_HOME" not in error and "Traceback" not in error, error
+    assert files_of(tmp_path / "q") | files_of(tmp_path / "x") == before and mine.read_text() == "mine"
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "a\udce9"])
+    assert "is not UTF-8" in capsys.readouterr().err
+    assert train("--overwrite", "--resume_from_checkpoint", "false") == 2  # there is no such run
+    (run / "config.yaml").unlink()
+    assert train() == 0 and train("--overwrite", "--resume_from_checkpoint") == 2
+    assert "overwrite (=True) begins anew, and resume_from_checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_module_that_never_ends_is_stopped_while_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dopd import registry
+
+    monkeypatch.setattr(registry, "_SECONDS", 1)
+    (tmp_path / "endless.py").write_text("while True:\n    pass\n")
+    with pytest.raises(ConfigError, match=r"importing .*endless\.py took more than 1 seconds"):
+        registry.load_code("verifier", f"{tmp_path / 'endless.py'}:score")
