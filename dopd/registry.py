@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -150,6 +150,20 @@ def place_of(code: Any) -> str:
         return f"{name} ({inspect.getsourcefile(code)}, line {inspect.getsourcelines(code)[1]})"
     except (OSError, TypeError):
         return name
+
+
+def files_of(codes: Iterable[Any]) -> str:
+    """The files of users' functions and classes, each with a checksum; `"none"` where all are dopd's own."""
+    found = set()
+    for code in codes:
+        if str(getattr(code, "__module__", "")).partition(".")[0] == "dopd":
+            continue
+        try:
+            file = Path(str(inspect.getsourcefile(code)))
+            found.add(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}")
+        except (OSError, TypeError):  # typed in, and in no file
+            found.add(getattr(code, "__qualname__", type(code).__name__))
+    return ", ".join(sorted(found)) or "none"
 
 
 def _module_of_file(path: str) -> ModuleType:

@@ -1,6 +1,6 @@
 """Named routing tables. A method is rows and a source; nothing here runs."""
 
-from dopd.methods.registry import CARDS, METHODS, Card, register_method, table
+from dopd.methods.registry import CARDS, METHODS, Card, own_code, register_method, table
 
 # isort: split
 # In the order in which methods are listed.
@@ -19,6 +19,7 @@ __all__ = [
     "adaptive",
     "contrastive",
     "dual",
+    "own_code",
     "plain",
     "register_method",
     "rewarded",

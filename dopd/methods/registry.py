@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError, DopdError, first_line
-from dopd.registry import Registry, place_of
+from dopd.kinds import DIVERGENCES, POLICY_GRADIENT
+from dopd.registry import Registry, files_of, place_of
 from dopd.settings import SettingsError, check, settings_of_call
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
@@ -109,6 +110,19 @@ def table(name: str, /, **options: Any) -> RoutingTable:
         unverified=card.departures if card.confidence == "low" else built.unverified,
     )
     return built if anchor is None or anchor == built.anchor else _anchored(built, anchor)
+
+
+def own_code(name: str | None, table: RoutingTable) -> str:
+    """The files of users' code that a table is made of or reads, with checksums, or `"none"`.
+
+    Args:
+        name (`str`, *optional*): of the method; `None` for rows that are written down.
+        table (`RoutingTable`): the table.
+    """
+    codes = [] if name is None else [METHODS.code[METHODS.resolve(name)]]
+    kinds = {DIVERGENCES.resolve(rule.divergence) for rule in table.rules} - {POLICY_GRADIENT}
+    codes += [DIVERGENCES.code[kind] for kind in sorted(kinds)]
+    return files_of([*codes, *(use.signal.compute for rule in table.rules for use in rule.uses)])
 
 
 def _built(name: str, build: Build, options: Mapping[str, Any]) -> RoutingTable:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
+from dopd.methods import own_code
 from dopd.trainer.anchor import FrozenAnchor
 
 # Settings that decide the steps; what is only saved, shown or evaluated may differ.
@@ -80,6 +81,7 @@ def identity_of(trainer: Any) -> dict[str, Any]:
             () if teacher is None else teacher.named_parameters()
         ),
         "train_dataset": _rows_digest(trainer.train_dataset),
+        "own_code (files of the method)": own_code(None if args.rules is not None else args.method, trainer.table),
         "optimizer_state": "saved",
         "processes": trainer.accelerator.num_processes,
     }

@@ -122,6 +122,23 @@ def test_a_cap_leaves_the_tokens_above_it_without_a_gradient(kind: str) -> None:
     assert not ours.grads[0][capped].any() and ours.grads[0][(case.mask != 0) & ~capped].any()
 
 
+@pytest.mark.parametrize(
+    ("support", "outcomes"), [("full", 61), ("student_topk", TOP_K + 1), ("target_topk", TOP_K + 1)]
+)
+def test_it_is_never_asked_about_more_than_a_chunk_of_tokens(support: str, outcomes: int) -> None:
+    asked: list[torch.Size] = []
+
+    @dopd.register_divergence("asked")
+    def noted(log_s: Tensor, log_t: Tensor) -> Tensor:
+        asked.extend((log_s.shape, log_t.shape))
+        return jeffreys(log_s, log_t)
+
+    case, table = make_case(), one_rule("asked", support, "bucket", top_k=TOP_K)
+    asked.clear()  # the trial at the row
+    case.run(table, "chunked", chunk_tokens=2)
+    assert max(shape[0] for shape in asked) == 2 and {shape[1] for shape in asked} == {outcomes}
+
+
 def test_a_divergence_without_a_target_needs_no_source() -> None:
     @dopd.register_divergence("collision", reads_target=False)
     def collision(log_s: Tensor, log_t: Tensor) -> Tensor:

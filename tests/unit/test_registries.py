@@ -60,6 +60,15 @@ def test_the_how_to_runs_as_written_and_its_run_is_found_again(
     )
     steps = [json.loads(line)["step"] for line in (folder / "runs/surprised/metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 2
+    edited = code.replace('"top": share', '"bottom": share')
+    assert edited != code
+    (folder / "mine.py").write_text(edited)
+    longer = [*trained, *SHORT.replace("max_steps 1", "max_steps 3").split(), "--resume_from_checkpoint", "true"]
+    capsys.readouterr()
+    assert main(longer) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"own_code \(files of the method\) is mine\.py \w{12} there and mine\.py \w{12} here", said)
+    assert main([*longer, "--resume_with_changes", "own_code"]) == 0
     capsys.readouterr()
     assert main([*looked, "--greedy", "--max-new-tokens", "3", "--json"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[0])
