@@ -233,12 +233,12 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     except Exception as error:
         if isinstance(error, DopdError):
             raise
-        if isinstance(error, OSError | ImportError):
-            raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
         if config.push_to_hub and type(error).__module__.startswith(("httpx", "huggingface_hub", "requests")):
             raise ConfigError(
                 f"push_to_hub (=True): the hub cannot be reached or refuses: {first_line(error)}"
             ) from error
+        if isinstance(error, OSError | ImportError):
+            raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
         if isinstance(error, ValueError):  # what the host finds wrong with settings beside models and data
             raise ConfigError(first_line(error)) from error
         raise
@@ -252,6 +252,8 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
     """
     given: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
     options = dict(given or {})
+    if options.get("dtype", "") is None:
+        options["dtype"] = settings.dtype
     if config.trust_remote_code:
         options.setdefault("trust_remote_code", True)
     packed = quantization_config(vars(settings))

@@ -217,6 +217,21 @@ LOADING: dict[str, Any] = {
 }
 
 
+# What is no setting of a model: where it is, how it is read, and what comes back.
+_NOT_TO_SET = {
+    "self",
+    "cls",
+    "name",
+    "path",
+    "model",
+    "model_id",
+    "pretrained_model_name_or_path",
+    "config",
+    "state_dict",
+}
+_NOT_TO_SET |= {"output_loading_info", "ignore_mismatched_sizes", "return_unused_kwargs", "trainable", "merged"}
+
+
 def _precision_problems(args: Any) -> list[str]:
     # Where neither kind of half precision is chosen, TRL takes bfloat16.
     named = [
@@ -333,6 +348,9 @@ def _inside_what_is_known(args: Any, name: str, hints: Mapping[str, Any]) -> lis
     setattr(args, name, given)
     for key, value in given.items():
         if value is None:
+            continue
+        if key in _NOT_TO_SET or not str(key).isidentifier():
+            problems.append(f"{name}: {quoted(key)} cannot be set there: it is no field of a model, or dopd gives it")
             continue
         if isinstance(value, torch.dtype) and hints.get(key) is Dtype:
             value = str(value).removeprefix("torch.")  # as the host takes it from Python

@@ -1,6 +1,7 @@
 """What a run asks for that is not on this machine, found out before anything is loaded."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,11 @@ def missing_here(args: Any) -> Iterator[str]:
     for name, package in _PACKAGES:
         if getattr(args, name) and importlib.util.find_spec(package) is None:
             yield f"{name} (={quoted(getattr(args, name))}) needs the package {package}, which is not installed here"
+    if args.loss_backend == "triton" and not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
+        yield "loss_backend (='triton') needs a GPU, and there is none here: use 'chunked' or 'auto'"
+    offloads = (args.gradient_checkpointing_kwargs or {}).get("offload") and args.gradient_checkpointing
+    if offloads and not torch.cuda.is_available():
+        yield "gradient_checkpointing_kwargs: offload (=True) moves states off a GPU, and there is none here: remove it"
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:

@@ -36,6 +36,7 @@ from dopd.vision.tokens import placeholder_ids
 
 logger = logging.getLogger(__name__)
 
+_OF_LAYERS = ("every_n_layers", "offload")  # of checkpointing: what is transformers' own beside torch's arguments
 _TYPES = "types/"  # of a batch: token types, before their name
 _IMAGES = "images"
 
@@ -216,16 +217,21 @@ class ViewingTrainer(SavingTrainer):
     @contextmanager
     def generating_model(self) -> Iterator[Any]:
         """The student with whole parameters, ready for `generate`."""
+        given: dict[str, Any] = dict(self.args.gradient_checkpointing_kwargs or {})
+        of_layers = {name: given.pop(name) for name in _OF_LAYERS if name in given}
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                gradient_checkpointing_kwargs=given,
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             yield model
+        if of_layers and self.args.gradient_checkpointing:  # the host has switched it on for every layer
+            model.gradient_checkpointing_disable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **of_layers)
 
     # --- Hidden states
 

@@ -26,7 +26,7 @@ from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.runs.foreign import FOREIGN
 from dopd.runs.settings import all_settings, load_settings, parse_flags
-from dopd.runs.train import make_config
+from dopd.runs.train import _student_options, make_config
 from dopd.sampling import check_named_tokens
 from dopd.trainer import DOPDConfig
 
@@ -395,3 +395,34 @@ def test_what_the_host_would_give_twice_is_taken(tmp_path: Path) -> None:
     given = {"disable_compile": True, "renormalize_logits": True, "suppress_tokens": []}
     made = trainer(tmp_path, generation_kwargs=given)
     assert made.generation_config.to_dict() == trainer(tmp_path).generation_config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["trainable", "merged", "name", "path", "self", "output_loading_info", "", "a b"])
+def test_what_is_no_setting_of_a_model_is_refused_by_name(name: str) -> None:
+    for key in ("model_init_kwargs", "teacher_model_init_kwargs"):
+        refused(f"{key}: '{name}' cannot be set there", **{key: {name: 1}})
+
+
+def test_layers_that_are_left_out_of_checkpointing_stay_out_after_a_rollout(tmp_path: Path) -> None:
+    given = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}}
+    made = trainer(tmp_path, max_steps=2, **given)
+    made.train()
+    layers = made.unwrapped_student.model.layers
+    assert len(layers) > 1
+    assert [layer.gradient_checkpointing for layer in layers] == [index % 2 == 0 for index in range(len(layers))]
+
+
+def test_what_needs_a_gpu_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    offload = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"offload": True}}
+    for values, words in (({"loss_backend": "triton"}, "loss_backend"), (offload, "offload .*moves states off a GPU")):
+        with pytest.raises(ConfigError, match=words):
+            make_config(load_settings(None, **BASE | values))
+
+
+def test_a_dtype_of_none_is_that_of_the_run(tmp_path: Path) -> None:
+    where = tmp_path / "student"
+    student().save_pretrained(where)
+    made = load_settings(None, **BASE | {"model_name_or_path": str(where), "model_init_kwargs": {"dtype": None}})
+    assert _student_options(made, make_config(made))["dtype"] == "float32"
