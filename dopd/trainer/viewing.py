@@ -224,7 +224,7 @@ class ViewingTrainer(SavingTrainer):
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=given,
+                gradient_checkpointing_kwargs=given or None,  # without any, the host has its own
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
