@@ -52,9 +52,14 @@ def own(folder: Path, files: Mapping[str, Any] | Iterable[str], *, complete: boo
 
 
 def foreign(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of the names that are in a folder and that no run of ours wrote there."""
+    """Those of the names that are in a folder and that no run of ours wrote there, or that a link leads out of it."""
     listed = (read_marker(folder) or {"files": {}})["files"]
-    return sorted(name for name in names if name not in listed and os.path.lexists(folder / name))
+    return sorted(
+        name
+        for name in names
+        if (name not in listed and os.path.lexists(folder / name))
+        or any((folder / parent).is_symlink() for parent in list(Path(name).parents)[:-1])
+    )
 
 
 def users(folder: Path, names: Iterable[str]) -> list[str]:
@@ -111,15 +116,21 @@ def move_in(made: Path, folder: Path) -> None:
 def clear_way(folder: Path, names: Sequence[str]) -> None:
     """Have nothing of a user's, no link and no file of two names, where a run's files are about to be written."""
     linked = {name.split("/")[0] for name in names if "/" in name and (folder / name.split("/")[0]).is_symlink()}
-    for name in [*linked, *users(folder, names)]:
-        aside = _free_place(folder / KEPT / name)
-        make_folder(aside.parent)
-        os.replace(folder / name, aside)
-        logger.warning(f"{folder / name} was not the run's, or was edited since: moved to {aside}")
+    for name in linked:
+        _keep_aside(folder, name)
+    for name in users(folder, names):
+        _keep_aside(folder, name)
     own(folder, names)
     for path in (folder / name for name in names):
         if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
             path.unlink()
+
+
+def _keep_aside(folder: Path, name: str) -> None:
+    aside = _free_place(folder / KEPT / name)
+    make_folder(aside.parent)
+    os.replace(folder / name, aside)
+    logger.warning(f"{folder / name} was not the run's, or was edited since: moved to {aside}")
 
 
 def _free_place(path: Path) -> Path:

@@ -477,6 +477,8 @@ def test_commands_that_are_refused_say_which_flag_and_leave_nothing(
     (tmp_path / "x" / "figure3").mkdir(parents=True)
     (tmp_path / "x" / "figure3" / "README.md").write_text("mine")
     (tmp_path / "nul.yaml").write_text('{model_name_or_path: x, output_dir: "a\\0b"}\n')
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "logs").symlink_to(tmp_path / "x")
     before = files_of(tmp_path / "q") | files_of(tmp_path / "x")
     inspect = ["inspect", "--student", "tiny:dag/student", "--teacher", "tiny:dag/teacher"]
     quick = ["quickstart", "--seeds", "1", "--methods", "vanilla", "--output-dir"]
@@ -488,6 +490,7 @@ def test_commands_that_are_refused_say_which_flag_and_leave_nothing(
         ([*inspect, "--prompt", f"@{pipe}"], "--prompt (="),
         ([*inspect, "--prompt", "x", "--privileged", "@/dev/zero"], "is a device"),
         ([*quick, "q"], "vanilla-seed0') holds files that are not a run's"),
+        ([*quick, "linked"], "logs/start.json' was not written by dopd"),
         ([*quick, "/proc/nowhere"], "choose another --output-dir"),
         (["experiment", "figure3", "--output-dir", "x"], "README.md' is not of experiment 'figure3'"),
         (["experiment", "figure3", "--output-dir", "/proc/nowhere"], "choose another --output-dir"),
@@ -518,3 +521,31 @@ def test_a_module_that_never_ends_is_stopped_while_it_is_imported(
     (tmp_path / "endless.py").write_text("while True:\n    pass\n")
     with pytest.raises(ConfigError, match=r"importing .*endless\.py took more than 1 seconds"):
         registry.load_code("verifier", f"{tmp_path / 'endless.py'}:score")
+
+
+def test_a_run_that_has_no_room_for_its_first_checkpoint_says_how_to_begin_again(
+    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole, "seal", full)
+        assert train() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in error and error.endswith("overwrite=true begins again here")
+    assert train("--overwrite") == 0
+
+
+def test_a_linked_folder_in_the_way_of_a_model_is_moved_and_not_written_into(tmp_path: Path) -> None:
+    from dopd.trainer.owned import move_in
+
+    run, made, elsewhere = (tmp_path / name for name in ("run", "made", "elsewhere"))
+    for folder in (run, made / "adapter", elsewhere):
+        folder.mkdir(parents=True)
+    (made / "adapter" / "weights").write_text("new")
+    (elsewhere / "weights").write_text("mine")
+    (run / "adapter").symlink_to(elsewhere)
+    move_in(made, run)
+    assert files_of(elsewhere) == {"weights": b"mine"} and (run / "_kept" / "adapter").is_symlink()
+    assert (run / "adapter" / "weights").read_text() == "new"
