@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -12,18 +11,21 @@ from dopd.errors import ConfigError
 from dopd.report.terminal import print_table
 
 
-def main(command: str, argv: Sequence[str]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Run `dopd experiment` or `dopd tiny`.
 
+    Args:
+        arguments: with the `command`, and its own arguments in `rest`; they are added.
+
     Raises:
-        SystemExit: the arguments are not those of the command.
+        SystemExit: they are not those of the command.
         DopdError: what a user can mend.
     """
-    arguments = build_parser(command).parse_args(argv)
+    build_parser(arguments.command).parse_args(arguments.rest, arguments)
     from dopd.runs.progress import quiet_libraries
 
     quiet_libraries()
-    (_experiment if command == "experiment" else _tiny)(arguments)
+    (_experiment if arguments.command == "experiment" else _tiny)(arguments)
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:

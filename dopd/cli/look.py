@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dopd.cli.values import positive, seed
+from dopd.cli.values import add_asking, as_asked, positive, seed
 from dopd.errors import ConfigError
 from dopd.files import check_plain, replace_file
 from dopd.shown import visible
@@ -56,9 +56,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--rollouts", type=positive, default=1, help="answers to draw (default 1)")
     parser.add_argument("--greedy", action="store_true", help="the likeliest tokens in place of drawn ones")
     parser.add_argument("--max-new-tokens", type=positive, default=256)
-    parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
-    parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
-    parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
+    add_asking(parser)
     parser.add_argument("--temperature", type=float, help="of answers and scores (default: that of the run, or 1)")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
     parser.add_argument("--dtype", default="float32")
@@ -76,17 +74,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
     from dopd.runs.inspection import inspect_prompt
     from dopd.runs.progress import quiet_libraries
-    from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
     if arguments.html:
         check_page(Path(arguments.html), "html")
-    asked = {
-        "privileged_template": arguments.privileged_template,
-        "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
-        "prompt_format": arguments.prompt_format,
-        "temperature": arguments.temperature,
-    }
+    asked = {**as_asked(arguments), "temperature": arguments.temperature}
     _, said = circumstances(arguments.student, **asked, only=LOOKED_AT_FIELDS)
     if said:
         print(visible(said), file=sys.stderr)

@@ -14,7 +14,7 @@ import dopd
 from dopd.checkout import lab_module
 from dopd.cli import look
 from dopd.cli.output import USER_ERROR, with_any_output
-from dopd.cli.values import positive, prompt_count, seed
+from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seed
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
@@ -52,24 +52,21 @@ def _main(argv: Sequence[str] | None) -> int:
     except Stopped as stop:
         print(visible(stop.message), file=sys.stderr)
         return exit_status(stop.signal)
-    except DopdError as error:
-        if arguments.debug:
-            print(visible(traceback.format_exc()), file=sys.stderr)
-            return USER_ERROR
-        print(f"error: {visible(error)}", file=sys.stderr)
-        return USER_ERROR
     except BrokenPipeError:
         raise
-    except OSError as error:
-        # A file that cannot be written: a full disk, a folder that is not there or is not ours.
+    except (DopdError, OSError) as error:
         if arguments.debug:
             print(visible(traceback.format_exc()), file=sys.stderr)
             return USER_ERROR
-        if error.filename is None:
-            raise
-        choose = _place(arguments, str(error.filename))
-        line = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
-        print(f"error: {line} (--debug shows where)", file=sys.stderr)
+        line = str(error)
+        if not isinstance(error, DopdError):
+            # A file that cannot be written: a full disk, a folder that is not there or is not ours.
+            if error.filename is None:
+                raise
+            choose = _place(arguments, str(error.filename))
+            said = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
+            line = f"{said} (--debug shows where)"
+        print(f"error: {visible(line)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:  # outside of the main thread signals are Python's own
         print("interrupted", file=sys.stderr)
@@ -198,9 +195,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
     parser.add_argument("--prompts", type=prompt_count, default=512, help="problems (default 512)")
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
-    parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
-    parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
-    parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
+    add_asking(parser)
     parser.add_argument("--max-new-tokens", type=positive, help="of an answer (default: as trained, or 256)")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
@@ -222,9 +217,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         "task": arguments.task,
         "task_options": yaml_mapping("--task-options", arguments.task_options),
         "privileged_kind": arguments.privileged_kind,
-        "privileged_template": arguments.privileged_template,
-        "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
-        "prompt_format": arguments.prompt_format,
+        **as_asked(arguments),
         "max_new_tokens": arguments.max_new_tokens,
     }
     _, said = circumstances(arguments.model, **given)
@@ -337,7 +330,7 @@ def _in_lab(arguments: argparse.Namespace) -> None:
             f"dopd {arguments.command} needs a checkout of the repository, where the experiments, their runs and their "
             "models are: start it there, after pip install --editable ."
         )
-    lab.main(arguments.command, arguments.rest)
+    lab.main(arguments)
 
 
 if __name__ == "__main__":

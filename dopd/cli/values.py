@@ -1,6 +1,7 @@
-"""Values of flags."""
+"""Values of flags, and flags of several commands."""
 
 import argparse
+from typing import Any
 
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**32 - 1  # of numpy
@@ -28,3 +29,21 @@ def _between(text: str, lowest: int, highest: int) -> int:
         return number
     most = f" and at most {highest}" if text.isascii() and text.isdigit() and number != 0 else ""
     raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {lowest}{most}")
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a model is asked, where that is not as it was trained."""
+    parser.add_argument("--privileged-template", help="text with {prompt} and {privileged_context}")
+    parser.add_argument("--chat-template-kwargs", help="as in training, as YAML: '{enable_thinking: false}'")
+    parser.add_argument("--prompt-format", choices=["auto", "text"], help="what a text means, as in training")
+
+
+def as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of these flags, as fields of `dopd.runs.circumstances.Circumstances`."""
+    from dopd.runs.settings import yaml_mapping
+
+    return {
+        "privileged_template": arguments.privileged_template,
+        "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+        "prompt_format": arguments.prompt_format,
+    }

@@ -201,3 +201,8 @@ def test_experiments_are_listed_and_a_wrong_name_is_told(capsys: pytest.CaptureF
     assert main(["experiment", "table8", "--scale", "full", "--output-dir", str(tmp_path)]) == 0
     assert (tmp_path / "table8" / "full" / "launch.sh").is_file()
     assert main(["experiment", "table8", "--report", "--restart"]) == 2
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    assert main(["experiment", "table8", "--scale", "full", "--output-dir", str(tmp_path / "file" / "in")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "output_dir" in line.replace("-", "_")
