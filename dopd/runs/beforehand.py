@@ -1,11 +1,11 @@
 """What the keys of a run say beside one another, checked before a model, a row or a file is touched."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from dopd.checkpoints import TINY
+from dopd.errors import did_you_mean
 from dopd.runs.rows import check_splits
 from dopd.runs.settings import RunSettings, all_settings
 from dopd.runs.verifiers import VERIFIERS
@@ -124,10 +124,9 @@ def _metric_problems(config: DOPDConfig, *, evaluated: bool) -> Iterator[str]:
                 f"load_best_model_at_end with metric_for_best_model (={name!r}) needs eval_strategy, which measures it"
             )
         return
-    names = [*STUDENT_METRICS, *_HOST_METRICS]
-    close = difflib.get_close_matches(name.removeprefix("eval_"), names, n=1)
+    hint = did_you_mean(name.removeprefix("eval_"), [*STUDENT_METRICS, *_HOST_METRICS])
     yield (
-        f"metric_for_best_model (={name!r}) is not measured.{f' Did you mean {close[0]!r}?' if close else ''} Metrics "
+        f"metric_for_best_model (={name!r}) is not measured.{hint} Metrics "
         f"of the student (student_eval_steps): {', '.join(STUDENT_METRICS)}; of the host (eval_strategy): "
         f"{', '.join(_HOST_METRICS)}"
     )

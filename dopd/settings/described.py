@@ -5,7 +5,6 @@ transformers and TRL read past. pydantic decides what fits.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -22,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import DocInfo, Ge, Gt, Le, Lt, MinLen
 from pydantic import InstanceOf, Strict, TypeAdapter, ValidationError
 
+from dopd.errors import did_you_mean
 from dopd.secrets import is_secret
 from dopd.settings.problems import Problems
 from dopd.settings.quoting import quoted
@@ -181,8 +181,8 @@ class Setting:
         fits = isinstance(value, str) and (str in self.kinds or bool(self.choices))
         if not of_the_value or (self.choices and not fits and not isinstance(value, int | float)):
             said += f", got {type(value).__name__}"
-        close = difflib.get_close_matches(str(value)[:100], map(str, self.choices), n=1) if fits else []
-        said += f". Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(value, map(str, self.choices)) if fits else ""
+        said += f".{hint}" if hint else ""
         if str in self.kinds and isinstance(value, bool | int | float) and not of_the_value:
             said += ": in YAML, quotes make it text"
         return said + (f"; {self.fix}" if self.fix else "")
@@ -211,12 +211,11 @@ def check(
 def unknown_key(key: Any, known: Iterable[str], path: str = "") -> str:
     """What is said of a key that does not exist."""
     names = [*known]
-    close = difflib.get_close_matches(str(key)[:100], names, n=1)
+    hint = did_you_mean(key, names)
     if path:
-        hint = f". Did you mean {close[0]!r}?" if close else f"; its keys are {', '.join(names) or 'none'}"
-        return f"{path}: unknown key {quoted(key)}{hint}"
-    hint = f" Did you mean {close[0]!r}?" if close else " `dopd train --keys` names them all."
-    return f"unknown key {quoted(key)}.{hint}"
+        ending = f".{hint}" if hint else f"; its keys are {', '.join(names) or 'none'}"
+        return f"{path}: unknown key {quoted(key)}{ending}"
+    return f"unknown key {quoted(key)}.{hint or ' `dopd train --keys` names them all.'}"
 
 
 def check_attributes(owner: Any, settings: Mapping[str, Setting]) -> None:

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import FSDPOption
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from dopd.errors import first_line
+from dopd.errors import did_you_mean, first_line
 from dopd.settings import (
     Count,
     Natural,
@@ -268,8 +268,7 @@ def _tracker_problems(args: Any) -> list[str]:
     wrong = next((name for name in names if name not in (*known, "all", "none")), None)
     if wrong is None:
         return [f"{said}: none and all stand alone" if alone else f"{said}: write a list, [{', '.join(names)}]"]
-    close = difflib.get_close_matches(wrong, known, n=1)
-    return [f"{said}.{f' Did you mean {close[0]!r}?' if close else ''}"]
+    return [f"{said}.{did_you_mean(wrong, known)}"]
 
 
 def _machine_problems(args: Any) -> list[str]:
