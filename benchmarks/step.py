@@ -93,6 +93,17 @@ class Stopwatch(TrainerCallback):
         self.add("step", self._start)
 
 
+class Timed:
+    """An object of which one method is timed."""
+
+    def __init__(self, inner: Any, method: str, watch: Stopwatch, phase: str) -> None:
+        self._inner, self._method = inner, method
+        self._timed = watch.timed(phase, getattr(inner, method))
+
+    def __getattr__(self, name: str) -> Any:
+        return self._timed if name == self._method else getattr(self._inner, name)
+
+
 def make_trainer(name: str, options: argparse.Namespace, folder: str) -> tuple[DistillationTrainer, Stopwatch]:
     """A trainer with a stopwatch in it."""
     # Word-level: a prompt of n words has n tokens.
@@ -136,7 +147,11 @@ def make_trainer(name: str, options: argparse.Namespace, folder: str) -> tuple[D
     else:
         template = "{prompt} {privileged_context}"
         config = DOPDConfig(
-            **settings, num_generations=options.rollouts, privileged_template=template, **CONTESTANTS[name]
+            **settings,
+            num_generations=options.rollouts,
+            off_policy_rollouts=True,  # no answer ends before its last token
+            privileged_template=template,
+            **CONTESTANTS[name],
         )
         trainer = DOPDTrainer(args=config, train_dataset=Dataset.from_list(rows), **given)
     trainer.remove_callback(PrinterCallback)
@@ -152,13 +167,13 @@ def model_spec(hidden: int, layers: int) -> TinySpec:
 
 def attach(trainer: Any, watch: Stopwatch) -> None:
     """Time rollouts, scoring and the backbones' passes without gradient in scoring."""
-    trainer._generate = watch.timed("rollout", trainer._generate)
     if isinstance(trainer, DOPDTrainer):
-        hidden_states = watch.timed("forwards", trainer._scorer.hidden_states)
-        scorer = dataclasses.replace(trainer._scorer, hidden_states=hidden_states)
-        object.__setattr__(scorer, "score", watch.timed("scoring", scorer.score))
-        trainer._scorer = scorer
+        trainer.engine = Timed(trainer.engine, "generate", watch, "rollout")
+        forwards = Timed(trainer.models, "hidden_states", watch, "forwards")
+        scorer = dataclasses.replace(trainer.step.scorer, models=forwards)
+        trainer.step = Timed(dataclasses.replace(trainer.step, scorer=scorer), "score", watch, "scoring")
         return
+    trainer._generate = watch.timed("rollout", trainer._generate)
     redirect = trainer._forward_redirection
     teacher = watch.timed("scoring", watch.timed("forwards", redirect))
     # The host runs its teacher inside the loss.

@@ -4,7 +4,7 @@ Shapes: B sequences, T completion tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from dopd.routing import UNROUTED, Thresholds, classify, gap_thresholds, privile
 from dopd.rules import Rule, Select
 from dopd.signals import SignalBatch
 from dopd.tables import RoutingTable
-
-_REGIMES, _PROGRESS, _GAP = "regimes", "progress", "gap"
-_FACTOR, _ADVANTAGE = "factor/", "advantage/"
 
 
 @dataclass(frozen=True)
@@ -45,22 +42,15 @@ class Assignment:
         chosen_BT = self.regimes != UNROUTED if rule.regime is None else self.regimes == int(rule.regime)
         return chosen_BT & (self.factors[index] != 0) if index in self.factors else chosen_BT
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The decisions as tensors by name, each with a first dimension B (or none), as a batch carries them."""
-        named = {_REGIMES: self.regimes, _PROGRESS: torch.tensor(self.progress, dtype=torch.float64)}
-        if self.gap is not None:
-            named[_GAP] = self.gap
-        named |= {f"{_FACTOR}{index}": value for index, value in self.factors.items()}
-        return named | {f"{_ADVANTAGE}{index}": value for index, value in self.advantages.items()}
-
-    @classmethod
-    def of_tensors(cls, batch: Mapping[str, Tensor]) -> "Assignment":
-        """The decisions about a (part of a) batch that carries what `tensors` returned."""
-        factors, advantages = (
-            {int(name.removeprefix(prefix)): value for name, value in batch.items() if name.startswith(prefix)}
-            for prefix in (_FACTOR, _ADVANTAGE)
+    def at(self, rows: Tensor) -> "Assignment":
+        """The decisions about some sequences, in the order in which `rows` (LongTensor) names them."""
+        return replace(
+            self,
+            regimes=self.regimes[rows],
+            gap=None if self.gap is None else self.gap[rows],
+            factors={index: values[rows] for index, values in self.factors.items()},
+            advantages={index: values[rows] for index, values in self.advantages.items()},
         )
-        return cls(batch[_REGIMES], batch.get(_GAP), factors, advantages, float(batch[_PROGRESS]))
 
     def check(self, mask: Tensor, table: RoutingTable) -> None:
         """Raise `ConfigError` unless these decisions are about the tokens of `mask` and the rows of `table`."""

@@ -3,7 +3,7 @@
 import inspect
 import re
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Head:
     softcap: float | None = None
     temperature: float = 1.0
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 

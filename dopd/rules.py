@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -182,17 +183,14 @@ class Rule:
                 raise ConfigError(
                     f"source (={self.source!r}): divergence={self.divergence!r} reads no target; leave it out"
                 )
-            object.__setattr__(self, "_target", None)
             return
         if self.source is None:
             raise ConfigError(f"source is missing: divergence={self.divergence!r} compares the student with a target")
-        target = target_of(self.source)
-        if target.single == LIVE:
+        if target_of(self.source).single == LIVE:
             raise ConfigError(
                 "source='student' alone is the trained distribution itself: divergence and gradient would be 0. "
                 "Use it in a product, or source='privileged_student'"
             )
-        object.__setattr__(self, "_target", target)
 
     def _read_signals(self) -> None:
         for name in ("scale", "advantage"):
@@ -210,28 +208,27 @@ class Rule:
         """The label, also of a row whose regime is none."""
         return self.name or str(getattr(self.regime, "name", "all" if self.regime is None else self.regime))
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The row's name, its regime, or `all` for a row that takes every token."""
         return self.name or ("all" if self.regime is None else self.regime.name)
 
-    @property
+    @cached_property
     def target(self) -> Target | None:
         """What the row pulls towards; `None` without a target."""
-        target: Target | None = self._target  # type: ignore[attr-defined]
-        return target
+        return None if self.source is None else target_of(self.source)
 
-    @property
+    @cached_property
     def target_names(self) -> frozenset[str]:
         """Sources of the target that somebody has to provide (the trained student itself is there anyway)."""
         return frozenset() if self.target is None else self.target.names - {LIVE}
 
-    @property
+    @cached_property
     def variant(self) -> Variant:
         """The options of the divergence."""
         return Variant(self.beta, self.clamp, self.cap, self.clip)
 
-    @property
+    @cached_property
     def uses(self) -> list[SignalUse]:
         """The signals that the row reads."""
         picked = [] if self.select is None else [self.select.use]

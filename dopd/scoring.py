@@ -6,6 +6,7 @@ Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-p
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -64,7 +65,7 @@ class View:
         )
         return picked.rows(0, len(rows))
 
-    @property
+    @cached_property
     def prompt_lengths(self) -> Tensor:
         """Tokens of each prompt (B,)."""
         return self.prompt_mask.sum(1)
@@ -87,8 +88,8 @@ def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -
     return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
 
-def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """The tokens of each row that its mask keeps, with one wait for a device and not one for each row."""
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[Any]]:
+    """The tokens (or values) of each row that its mask keeps, with one wait for a device and not one for each row."""
     rows = zip(ids.tolist(), mask.tolist(), strict=True)
     return [[token for token, kept in zip(*row, strict=True) if kept] for row in rows]
 

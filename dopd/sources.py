@@ -6,6 +6,7 @@ A source is a name of `SOURCES`, or a product of several: exponents by name, for
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from dopd.errors import ConfigError
@@ -84,11 +85,11 @@ class Target:
 
     factors: tuple[tuple[str, Exponent], ...]
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.factors)
 
-    @property
+    @cached_property
     def single(self) -> str | None:
         """The source, where it is one and not a product."""
         if len(self.factors) == 1 and self.factors[0][1] == Exponent(1.0, 1.0):

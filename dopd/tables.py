@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from dopd.divergences import check_choice
@@ -102,12 +103,12 @@ class RoutingTable:
                 f"table {self.name!r}: every weight is 0, nothing would be learned; give one row a weight above 0"
             )
 
-    @property
+    @cached_property
     def routed(self) -> bool:
         """Whether tokens are told apart by regime, which takes log-probs of both privileged views."""
         return any(rule.regime is not None for rule in self.rules)
 
-    @property
+    @cached_property
     def layers(self) -> list[list[tuple[int, Rule]]]:
         """Groups of (index of the row, row) of which a token belongs to one row at most: the regimes' rows together,
         every other row alone. Layers add up.
@@ -116,53 +117,53 @@ class RoutingTable:
         routed = [row for row in rows if row[1].regime is not None]
         return ([routed] if routed else []) + [[row] for row in rows if row[1].regime is None]
 
-    @property
+    @cached_property
     def target_sources(self) -> frozenset[str]:
         """Sources whose distribution some row with a weight reads."""
         return frozenset().union(*(rule.target_names for rule in self.rules if rule.weight))
 
-    @property
+    @cached_property
     def routing_sources(self) -> frozenset[str]:
         """Sources whose log-probs of the sampled tokens decide the regime."""
         return ROUTING_SOURCES if self.routed else frozenset()
 
-    @property
+    @cached_property
     def measures(self) -> frozenset[str]:
         """Measures of whole distributions that some signal reads."""
         return frozenset().union(*(use.signal.measures for rule in self.rules for use in rule.uses))
 
-    @property
+    @cached_property
     def measured_sources(self) -> frozenset[str]:
         """Sources whose whole distribution some measure reads."""
         return frozenset().union(*(MEASURES[name].sources for name in self.measures))
 
-    @property
+    @cached_property
     def scored_sources(self) -> frozenset[str]:
         """Sources whose log-probs of the sampled tokens decide regimes or signals."""
         signals = (use.signal.sources for rule in self.rules for use in rule.uses)
         return self.routing_sources.union(*signals)
 
-    @property
+    @cached_property
     def sources(self) -> frozenset[str]:
         """Every source that one step must score; nothing else is scored."""
         return self.target_sources | self.scored_sources | self.measured_sources
 
-    @property
+    @cached_property
     def views(self) -> frozenset[str]:
         """The prompts that the sources read."""
         return frozenset(SOURCES[name].view for name in self.sources)
 
-    @property
+    @cached_property
     def needs_teacher(self) -> bool:
         return bool(self.sources & TEACHER_SOURCES)
 
-    @property
+    @cached_property
     def needs_privileged(self) -> bool:
         """Whether some source, or the student itself, reads the dataset's privileged context."""
         reads = PRIVILEGED in self.views and self.context == "column"
         return reads or self.student_view == "privileged"
 
-    @property
+    @cached_property
     def needs_rewards(self) -> bool:
         """Whether a verifier has to judge the rollouts before the loss."""
         siblings = "sibling" in (self.context, self.contrast) and self.views != {PLAIN}

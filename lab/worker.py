@@ -20,7 +20,8 @@ from dopd.runs.build import load_model, load_tokenizer
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import make_config, make_trainer
-from dopd.sampling import ends_of
+from dopd.sampling import Ending, ends_of
+from dopd.step import PromptEncoder
 from dopd.tasks import get_task
 from lab.families import get_family
 from lab.problems import evaluation_rows
@@ -205,11 +206,10 @@ def _evaluate(spec: RunSpec, own_family: str, model: Any, tokenizer_of: str) -> 
         evaluator = StudentEvaluator(
             rows=evaluation_rows(family, split, spec.problems, spec.privileged_kind),
             verifier=task.verify,
-            processing_class=tokenizer,
-            eos_token_ids=ends_of(model, tokenizer),
+            prompts=PromptEncoder(tokenizer, PrivilegedTemplate(TEMPLATE)),
+            ending=Ending(ends_of(model, tokenizer), tokenizer=tokenizer),
             max_new_tokens=problems.max_tokens + extra,
             batch_size=256,
-            template=PrivilegedTemplate(TEMPLATE),
             seed=spec.run_seed,
         )
         result = evaluator.evaluate(model).metrics()

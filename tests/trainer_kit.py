@@ -8,6 +8,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.evaluation import StudentEvaluator
+from dopd.sampling import Ending
+from dopd.scoring import View
+from dopd.sources import SOURCES
+from dopd.step import PromptEncoder, ScoredBatch, SourceScores
 from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
@@ -79,7 +85,16 @@ def config(folder: Path, method: str = "dopd", **options: Any) -> DOPDConfig:
 
 def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
     """A trainer of tiny models. Arguments of `DOPDTrainer` are taken by name, everything else goes to the config."""
-    names = ("model", "teacher_model", "train_dataset", "eval_dataset", "processing_class", "verifier", "peft_config")
+    names = (
+        "model",
+        "teacher_model",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "verifier",
+        "peft_config",
+        "rollout_engine",
+    )
     given = {name: options.pop(name) for name in (*names, "callbacks") if name in options}
     given.setdefault("model", student())
     given.setdefault("teacher_model", teacher())
@@ -118,29 +133,90 @@ def train_records(made: DOPDTrainer) -> list[dict[str, Any]]:
     return [record for record in made.state.log_history if "loss" in record]
 
 
-def rollout(made: DOPDTrainer, count: int | None = None) -> dict[str, torch.Tensor]:
+class Named(dict[str, Any]):
+    """The tensors of a scored batch under names of their own; `batch` is the batch itself."""
+
+    batch: ScoredBatch
+
+
+def named(batch: ScoredBatch) -> Named:
+    made = Named(
+        prompt_ids=batch.view.prompt_ids,
+        prompt_mask=batch.view.prompt_mask,
+        completion_ids=batch.completion_ids,
+        completion_mask=batch.mask,
+        regimes=batch.assignment.regimes,
+        num_sequences=torch.tensor(batch.num_sequences),
+    )
+    for source, scores in batch.sources.items():
+        made |= of_source(source, scores)
+    if batch.assignment.gap is not None:
+        made["gap"] = batch.assignment.gap
+    made |= {f"factor/{index}": value for index, value in batch.assignment.factors.items()}
+    made |= {f"advantage/{index}": value for index, value in batch.assignment.advantages.items()}
+    made.batch = batch
+    return made
+
+
+def of_source(source: str, scores: SourceScores) -> dict[str, torch.Tensor]:
+    parts = {"hidden": scores.hidden, **vars(scores.tokens)}
+    return {f"{name}/{source}": value for name, value in parts.items() if value is not None}
+
+
+def answered(made: DOPDTrainer, rows: list[dict[str, Any]]) -> Named:
+    """Rows answered and scored, as training or evaluation makes them."""
+    return named(made.scored_batch(rows))
+
+
+def rollout(made: DOPDTrainer, count: int | None = None) -> Named:
     """The scored batch of the first rows of the training data, as training makes it."""
     rows = [made.train_dataset[n] for n in range(count or len(made.train_dataset))]
     made.model.train()
-    return made._generate_and_score_completions(rows)
+    return answered(made, rows)
 
 
-def loss_of(made: DOPDTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def scored_again(made: DOPDTrainer, views: dict[str, View], batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The completions of a batch scored behind other prompts."""
+    again: dict[str, torch.Tensor] = {}
+    for source in made.table.sources:
+        view = views[SOURCES[source].view]
+        scores = made.step.scorer.score(source, view, batch["completion_ids"], batch["completion_mask"])
+        again |= of_source(source, scores)
+    return again
+
+
+def privileged_view(made: DOPDTrainer, rows: list[dict[str, Any]]) -> View:
+    return made.prompts.privileged_view(rows, made.accelerator.device)
+
+
+def view_of(made: DOPDTrainer, prompts: list[Any]) -> View:
+    return made.prompts.shared_view(prompts, made.accelerator.device)
+
+
+def evaluator(
+    rows: list[dict[str, Any]], verifier: Any, max_new_tokens: int, *, template: str | None = None, **options: Any
+) -> StudentEvaluator:
+    prompts = PromptEncoder(TOKENIZER, PrivilegedTemplate(template))
+    ending = Ending([TOKENIZER.eos_token_id], tokenizer=TOKENIZER)
+    return StudentEvaluator(rows, verifier, prompts, ending, max_new_tokens, **options)
+
+
+def loss_of(made: DOPDTrainer, batch: Named | ScoredBatch) -> torch.Tensor:
     """The trainer's own loss of a scored batch, with its graph."""
-    return made._compute_loss(made.model, batch, None)[0]
+    return made.micro_batch_loss(made.model, batch.batch if isinstance(batch, Named) else batch)[0]
 
 
-def scored(made: DOPDTrainer) -> list[dict[str, Any]]:
+def scored(made: DOPDTrainer) -> list[Named]:
     """Keeps the batches that the trainer scores, as they are before they are cut into micro-batches."""
-    seen: list[dict[str, Any]] = []
-    original = made._generate_and_score_completions
+    seen: list[Named] = []
+    original = made.scored_batch
 
-    def keep(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def keep(inputs: list[dict[str, Any]]) -> ScoredBatch:
         batch = original(inputs)
-        seen.append({name: value.clone() for name, value in batch.items()})
+        seen.append(named(batch))
         return batch
 
-    made._generate_and_score_completions = keep  # type: ignore[method-assign]
+    made.scored_batch = keep  # type: ignore[method-assign]
     return seen
 
 

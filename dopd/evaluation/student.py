@@ -9,28 +9,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from dopd.data.encode import encode_view, image_sources, tokenizer_of
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import asks_text
-from dopd.data.views import as_conversation, lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
-from dopd.evaluation.verifier import Verifier, judged
-from dopd.fused import fused_routed_loss, score_tokens
+from dopd.data.encode import image_sources
+from dopd.data.privileged import Prompt
+from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.generation import answers
-from dopd.heads import Head
 from dopd.methods import table
 from dopd.sampling import Ending, sampling_config
-from dopd.scoring import (
-    View,
-    evaluation_mode,
-    generation_inputs,
-    in_batches,
-    random_state_kept,
-    view_hidden_states,
-)
+from dopd.scoring import View, evaluation_mode, random_state_kept
+from dopd.sources import LIVE
 from dopd.statistics import wilson_interval
-from dopd.vision.media import FeatureCache
+from dopd.step import FixedModels, LocalScorer, PromptEncoder, Rollouts, Step
+from dopd.step.verifier import Verifier, judged
 from dopd.vision.tokens import placeholder_ids
 
 
@@ -98,40 +88,22 @@ class StudentEvaluator:
     Attributes:
         rows (`list[dict]`): dataset rows: `prompt`, `privileged_context` (optional), and what the verifier reads.
         verifier (`Verifier`): scores a completion.
-        processing_class: the tokenizer, or the processor of a vision-language model.
-        eos_token_ids (`list[int]`): every token that ends a completion.
+        prompts (`PromptEncoder`): reads rows, as in training.
+        ending (`Ending`): what ends an answer.
         max_new_tokens (`int`): most tokens of an answer.
         batch_size (`int`): prompts answered at a time.
-        template (`PrivilegedTemplate`): where privileged context goes.
-        chat_template_kwargs (`dict`): as in training.
         seed (`int`): of the sampled answers; sampling leaves the caller's random state as it was.
         blank_control (`bool`): whether prompts with images are also answered with grey images in their places.
-        teacher_processing_class (*optional*): of a teacher that encodes images otherwise.
-        stop_strings (`list[str]`): texts that end a completion as well.
-        prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
     """
 
     rows: Sequence[Mapping[str, Any]]
     verifier: Verifier
-    processing_class: Any
-    eos_token_ids: list[int]
+    prompts: PromptEncoder
+    ending: Ending
     max_new_tokens: int
     batch_size: int = 64
-    template: PrivilegedTemplate = field(default_factory=PrivilegedTemplate)
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     blank_control: bool = True
-    teacher_processing_class: Any = None
-    stop_strings: Sequence[str] = ()
-    prompt_format: str = "auto"
-
-    @property
-    def tokenizer(self) -> Any:
-        return tokenizer_of(self.processing_class)
-
-    @property
-    def ending(self) -> Ending:
-        return Ending(self.eos_token_ids, self.stop_strings, self.tokenizer)
 
     def evaluate(self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1)) -> EvaluationResult:
         """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they
@@ -146,89 +118,61 @@ class StudentEvaluator:
         return result
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:
-        plain: list[Prompt] = [plain_prompt(row) for row in self.asked(rows)]
-        hinted = [row for row in rows if not lacks_privileged(row)]
+        asked, device = self.prompts.asked(rows), model.device
+        plain = [plain_prompt(row) for row in asked]
+        hinted = [number for number, row in enumerate(rows) if not lacks_privileged(row)]
         # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
-        view, cache = self.view(plain, model.device), FeatureCache()
-        result = EvaluationResult(greedy=self._scores(self._generate(model, view, cache, sampled=False), rows))
+        models = FixedModels(model, teacher)
+        view = self.prompts.view(plain, device) if teacher is None else self.prompts.shared_view(plain, device)
+        result = EvaluationResult(greedy=self._scores(self._generate(models, view, sampled=False), rows))
         if hinted:
-            prompts = self.view([privileged_prompt(row, self.template) for row in self.asked(hinted)], model.device)
-            result.privileged = self._scores(self._generate(model, prompts, cache, sampled=False), hinted)
+            prompts = [privileged_prompt(asked[number], self.prompts.template) for number in hinted]
+            answers = self._generate(models, self.prompts.view(prompts, device), sampled=False)
+            result.privileged = self._scores(answers, [rows[number] for number in hinted])
         pictured = [(row, prompt) for row, prompt in zip(rows, plain, strict=True) if image_sources(prompt)]
         if pictured and self.blank_control:
-            blank = self.view([with_blank_images(prompt) for _, prompt in pictured], model.device)
-            answers = self._generate(model, blank, cache, sampled=False)
-            result.blank = self._scores(answers, [row for row, _ in pictured])
-        sampled = self._generate(model, view, cache, sampled=True)
+            blank = self.prompts.view([with_blank_images(prompt) for _, prompt in pictured], device)
+            result.blank = self._scores(self._generate(models, blank, sampled=False), [row for row, _ in pictured])
+        sampled = self._generate(models, view, sampled=True)
         result.sampled = self._scores(sampled, rows)
         result.lengths = [len(ids) for ids in sampled]
         result.ended = [float(self.ending.ended(ids)) for ids in sampled]
-        self._score_tokens(model, teacher, plain, view, cache, sampled, result)
+        self._score_tokens(models, Rollouts(asked, view, *self.prompts.padded(sampled, device)), result)
         return result
-
-    def asked(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The rows with prompts that are text as a user's turn, where they are asked so."""
-        turns = asks_text(self.processing_class, self.chat_template_kwargs, self.prompt_format)
-        return [as_conversation(dict(row)) if turns else dict(row) for row in rows]
 
     def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
-        return self._generate(model, self.view(prompts, model.device), None, sampled=sampled, temperature=temperature)
+        view = self.prompts.view(prompts, model.device)
+        return self._generate(FixedModels(model), view, sampled=sampled, temperature=temperature)
 
-    def _generate(
-        self, model: Any, view: View, cache: FeatureCache | None, *, sampled: bool, temperature: float = 1.0
-    ) -> list[list[int]]:
+    def _generate(self, models: FixedModels, view: View, *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
         config = sampling_config(
             self.ending,
             max_new_tokens=self.max_new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=self.prompts.tokenizer.pad_token_id,
             sampled=sampled,
             temperature=temperature,
-            suppressed=placeholder_ids(model.config),
+            suppressed=placeholder_ids(models.student.config),
         )
-        return answers(model, view, config, self.ending, inputs=partial(generation_inputs, model, cache=cache))
-
-    def text(self, ids: list[int]) -> str:
-        """A completion as text, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return answers(
+            models.student, view, config, self.ending, inputs=partial(models.generation_inputs, models.student)
+        )
 
     def _scores(self, answers: list[list[int]], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         # An answer that was cut at the length limit is not a finished answer, whatever its text says.
         return [
-            judged(self.verifier, self.text(ids), row) if self.ending.ended(ids) else 0.0
+            judged(self.verifier, self.prompts.text(ids), row) if self.ending.ended(ids) else 0.0
             for ids, row in zip(answers, rows, strict=True)
         ]
 
-    def view(self, prompts: list[Prompt], device: Any, *, teacher: bool = False) -> View:
-        """Prompts as the student reads them, or as the teacher does."""
-        processing_class = self.teacher_processing_class if teacher else None
-        return encode_view(processing_class or self.processing_class, prompts, self.chat_template_kwargs, device)
-
-    def _score_tokens(
-        self,
-        model: Any,
-        teacher: Any,
-        prompts: list[Prompt],
-        view: View,
-        cache: FeatureCache,
-        answers: list[list[int]],
-        result: EvaluationResult,
-    ) -> None:
-        longest = max(map(len, answers))
-        pad = self.tokenizer.pad_token_id
-        ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in answers], device=model.device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers], device=model.device)
-
-        def hidden(of: nn.Module, read: View) -> Tensor:
-            forward = partial(view_hidden_states, of, cache=cache)
-            return in_batches(forward, read, ids_BT, mask_BT, self.batch_size)
-
-        student_hidden, student_head = hidden(model, view), Head.of_model(model)
-        result.entropy = score_tokens(student_hidden, student_head, ids_BT, mask_BT).entropy.sum(1).tolist()
-        if teacher is not None:
-            own = view if self.teacher_processing_class is None else self.view(prompts, model.device, teacher=True)
-            targets = {"teacher": (hidden(teacher, own), Head.of_model(teacher))}
-            routed = fused_routed_loss(student_hidden, student_head, targets, ids_BT, mask_BT, table("vanilla"))
+    def _score_tokens(self, models: FixedModels, rollouts: Rollouts, result: EvaluationResult) -> None:
+        scorer = LocalScorer(models, self.batch_size)
+        live = scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
+        result.entropy = live.tokens.entropy.sum(1).tolist()
+        if models.teacher is not None and live.hidden is not None and live.head is not None:
+            step = Step(table("vanilla"), self.prompts, scorer, self.ending)
+            batch = step.score(rollouts)
+            routed = step.loss(batch, (live.hidden, live.head), step.targets(batch))
             result.divergence = routed.per_token.sum(1).tolist()
 
 

@@ -21,6 +21,8 @@ from dopd.inspection.schema import (
     prompt_text,
     token_texts,
 )
+from dopd.sources import LIVE
+from dopd.step import ScoredBatch, Step
 from dopd.tables import RoutingTable
 
 _CHUNK_LOGITS = 2**23  # logits that exist at a time: 32 MiB in float32
@@ -78,6 +80,59 @@ def token_details(hidden_NH: Tensor, head: Head, ids_N: Tensor) -> TokenDetails:
             logprobs_C = logp_CV.gather(1, ids_N[start : start + size].unsqueeze(1)).squeeze(1)
             parts.append((logprobs_C.cpu(), entropy_C.cpu(), top_CK.indices.cpu(), top_CK.values.cpu()))
     return TokenDetails(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+
+
+def completion_record(
+    completion: Completion,
+    step: Step,
+    batch: ScoredBatch,
+    place: int,
+    models: Mapping[str, tuple[Tensor, Head]],
+    per_token: Tensor,
+    thresholds: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """The record of one completion of a scored batch.
+
+    Args:
+        completion (`Completion`): what is known beside the tokens.
+        step (`Step`): scored the batch.
+        batch (`ScoredBatch`): the completions.
+        place (`int`): which of them.
+        models (`dict`): hidden states (B, T, H) and head, with whole tensors, of the plain student
+            (`dopd.sources.LIVE`) and of the sources that rows pull towards.
+        per_token (`Tensor` (B, T)): weighted divergences, nats.
+        thresholds (`dict`, *optional*): batch averages that routed the tokens.
+    """
+    kept = batch.mask[place].bool()
+    ids = batch.completion_ids[place][kept]
+    details = {
+        name: token_details(hidden[place][kept][:MAX_TOKENS], head, ids[:MAX_TOKENS])
+        for name, (hidden, head) in models.items()
+    }
+    logprobs = {name: scores.tokens.logprobs for name, scores in batch.sources.items()}
+    columns = {
+        "gap": batch.assignment.gap,
+        "logprob_teacher": logprobs.get("privileged_teacher", logprobs.get("teacher")),
+        "logprob_student": logprobs.get("privileged_student"),
+    }
+    return trace_record(
+        completion,
+        step.table,
+        step.prompts.tokenizer,
+        ids=ids.tolist(),
+        student=details.pop(LIVE),
+        targets=details,
+        columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
+        regimes=batch.assignment.regimes[place][kept].tolist() if step.table.routed else None,
+        losses=per_token[place][kept].detach().tolist(),
+        thresholds=thresholds,
+    )
+
+
+def thresholds_of(batch: ScoredBatch) -> dict[str, float] | None:
+    """The averages that routed a batch, as a record has them; `None` in an unrouted table."""
+    averages = batch.assignment.thresholds
+    return None if averages is None else {"gap": averages.gap, "confidence": averages.confidence}
 
 
 def trace_record(

@@ -33,13 +33,15 @@ def check_answering(
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
     _tell_unknown_words(evaluator, rows)
-    prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.processing_class) else []
+    prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.prompts.processing_class) else []
     if teacher is not None:
-        check_one_vocabulary(model, teacher, evaluator.processing_class)
+        check_one_vocabulary(model, teacher, evaluator.prompts.processing_class)
     for name, tried in (("model", model), ("teacher", teacher)):
         if tried is None:
             continue
-        view = evaluator.view(prompts, tried.device, teacher=name == "teacher") if prompts else None
+        view = evaluator.prompts.shared_view(prompts, tried.device) if prompts else None
+        if view is not None and name == "teacher":
+            view = view.for_teacher or view
         check_self_divergence(name, tried)
         check_passes(name, tried, view=view)
         if tried is model:
@@ -47,10 +49,11 @@ def check_answering(
 
 
 def _tell_unknown_words(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> None:
-    processors = (evaluator.processing_class, evaluator.teacher_processing_class)
-    unknown = UnknownWords(*processors, evaluator.chat_template_kwargs, evaluator.template)
-    for index, row in enumerate(evaluator.asked(rows) if unknown.may_be else []):
-        views = [(None, plain_prompt(row)), (row.get("privileged_context"), privileged_prompt(row, evaluator.template))]
+    prompts = evaluator.prompts
+    processors = (prompts.processing_class, prompts.teacher_processing_class)
+    unknown = UnknownWords(*processors, prompts.chat_template_kwargs, prompts.template)
+    for index, row in enumerate(prompts.asked(rows) if unknown.may_be else []):
+        views = [(None, plain_prompt(row)), (row.get("privileged_context"), privileged_prompt(row, prompts.template))]
         unknown.look(row, f"row {index}", views)
     for sentence in unknown.sentences(len(rows), "the prompts"):
         logger.warning(sentence)
@@ -62,8 +65,8 @@ def _with_pictures(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]
     Raises:
         DataError: the processor refuses a prompt without any.
     """
-    prompts = [plain_prompt(row) for row in evaluator.asked(rows[:_TRIAL_ROWS])]
+    prompts = [plain_prompt(row) for row in evaluator.prompts.asked(rows[:_TRIAL_ROWS])]
     found = [prompt for prompt in prompts if image_sources(prompt)][:_TRIAL_PROMPTS]
     if not found:
-        evaluator.view(prompts[:1], "cpu")  # some processors read no prompt without a picture
+        evaluator.prompts.view(prompts[:1], "cpu")  # some processors read no prompt without a picture
     return found

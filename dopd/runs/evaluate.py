@@ -11,7 +11,8 @@ from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import check_task, circumstances
-from dopd.sampling import declared_stop_strings, ends_of
+from dopd.sampling import Ending, declared_stop_strings, ends_of
+from dopd.step import PromptEncoder
 from dopd.tasks import get_source, made_rows
 
 
@@ -69,14 +70,15 @@ def evaluate_checkpoint(
     evaluator = StudentEvaluator(
         rows=rows,
         verifier=source.verify,
-        processing_class=processing_class,
-        eos_token_ids=ends_of(model, tokenizer),
-        stop_strings=asked.stop_strings or declared_stop_strings(model),
-        prompt_format=asked.prompt_format,
+        prompts=PromptEncoder(
+            processing_class,
+            PrivilegedTemplate(asked.privileged_template),
+            asked.chat_template_kwargs,
+            asked.prompt_format,
+        ),
+        ending=Ending(ends_of(model, tokenizer), asked.stop_strings or declared_stop_strings(model), tokenizer),
         max_new_tokens=asked.max_new_tokens,
         batch_size=batch_size,
-        template=PrivilegedTemplate(asked.privileged_template),
-        chat_template_kwargs=asked.chat_template_kwargs,
         seed=seed,
     )
     teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)

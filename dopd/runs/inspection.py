@@ -1,7 +1,6 @@
 """Look at one prompt without training: the student answers it, and every token is scored and routed."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,18 @@ from dopd.data.checks import check_control_tokens, check_row
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.rendering import Markup, template_of
 from dopd.data.unknown import Reader
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.evaluation.verifier import unjudged
 from dopd.inspection.inspector import Inspector
 from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
-from dopd.sampling import declared_stop_strings, ends_of
-from dopd.sources import TEACHER_SOURCES
+from dopd.sampling import Ending, declared_stop_strings, ends_of
+from dopd.step import FixedModels, LocalScorer, PromptEncoder, Step
+from dopd.step.verifier import unjudged
 from dopd.tables import RoutingTable
 
 
@@ -80,28 +78,26 @@ def inspect_prompt(
     tokenizer = tokenizer_of(processing_class)
     student = load_model(student_name, dtype=dtype).to(device).eval()
     teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
-    answering = StudentEvaluator(
-        rows=[],
-        verifier=unjudged,
-        processing_class=processing_class,
-        teacher_processing_class=_teachers_own(processing_class, teacher_name) if teacher is not None else None,
-        eos_token_ids=ends_of(student, tokenizer),
-        stop_strings=asked.stop_strings or declared_stop_strings(student),
-        prompt_format=asked.prompt_format,
-        max_new_tokens=max_new_tokens,
-        template=PrivilegedTemplate(asked.privileged_template),
-        chat_template_kwargs=asked.chat_template_kwargs,
-        seed=seed,
+    prompts = PromptEncoder(
+        processing_class,
+        PrivilegedTemplate(asked.privileged_template),
+        asked.chat_template_kwargs,
+        asked.prompt_format,
+        _teachers_own(processing_class, teacher_name) if teacher is not None else None,
     )
+    ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
+    answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
-    (row,) = answering.asked([{"prompt": prompt, "privileged_context": privileged_context}])
-    check_control_tokens(row, Markup.of(tokenizer, template_of(processing_class, asked.chat_template_kwargs)))
+    row = prompts.asked_row({"prompt": prompt, "privileged_context": privileged_context})
+    check_control_tokens(row, prompts.markup)
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [_completion_ids(tokenizer, completion)]
     rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count
     check_answering(answering, rows, student, teacher)
-    return Inspector(routing, answering, _either(student, teacher), temperature=asked.temperature).records(
+    models = FixedModels(student, teacher)
+    step = Step(routing, prompts, LocalScorer(models, answering.batch_size, asked.temperature), ending)
+    return Inspector(step, answering, models, asked.temperature).records(
         rows,
         answers=answers,
         greedy=greedy,
@@ -118,11 +114,6 @@ def _completion_ids(tokenizer: Any, completion: str) -> list[int]:
             "it, which is not what would be scored. Leave the word out"
         )
     return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-
-
-def _either(student: Any, teacher: Any) -> Callable[[str], AbstractContextManager[Any]]:
-    """Name of a source -> context with its model."""
-    return lambda name: nullcontext(teacher if name in TEACHER_SOURCES else student)
 
 
 def _check(

@@ -10,7 +10,6 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
 from dopd.errors import DataError, first_line
-from dopd.evaluation.verifier import Verifier
 from dopd.files import not_written
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
@@ -26,6 +25,7 @@ from dopd.runs.row_files import (
 )
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
+from dopd.step.verifier import Verifier
 from dopd.tasks import get_source, made_rows
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ from dopd.adapters import check_adapter_config
 from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
 from dopd.errors import ConfigError, DopdError, FileError, ModelError, first_line
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.evaluation.verifier import limited
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
@@ -39,6 +38,7 @@ from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.sampling import check_named_tokens
 from dopd.settings import Problems
+from dopd.step.verifier import limited
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
@@ -313,6 +313,6 @@ def evaluate_sharded(trainer: DOPDTrainer, evaluator: StudentEvaluator) -> Evalu
     from accelerate.utils import gather_object
 
     shard = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
-    with trainer.generating_model() as model:
+    with trainer.whole_student() as model:
         mine = evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
     return sum(gather_object([mine]), start=EvaluationResult())

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dopd.errors import DataError
-from dopd.evaluation.verifier import Verifier
 from dopd.registry import Registry
+from dopd.step.verifier import Verifier
 from dopd.tasks.gsm_symbolic import same_number_or_formula
 
 # Called with a completion and its row.

@@ -3,17 +3,14 @@
 Shapes: B sequences of this rank, T completion tokens, N scored tokens of every rank.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dopd.errors import ConfigError
-
-
-def _alone(values: Tensor) -> Tensor:
-    return values
+from dopd.ranks import Alone, Ranks
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class SignalBatch:
         num_generations (`int`): rollouts of each prompt, side by side.
         step (`int`): optimizer steps made before this batch.
         progress (`float`): share of the training that is over, in [0, 1].
-        gather (callable): values (N',) of this rank -> the values of every rank (N,), the same on each.
+        ranks (`Ranks`): the processes that share the batch.
     """
 
     mask: Tensor
@@ -44,7 +41,7 @@ class SignalBatch:
     num_generations: int = 1
     step: int = 0
     progress: float = 0.0
-    gather: Callable[[Tensor], Tensor] = _alone
+    ranks: Ranks = field(default_factory=Alone)
 
     @property
     def keep(self) -> Tensor:
@@ -53,7 +50,7 @@ class SignalBatch:
 
     def everywhere(self, values_BT: Tensor) -> Tensor:
         """Values of the scored tokens of every rank, float64 (N,), in an order that nothing may depend on."""
-        return self.gather(values_BT[self.keep].double())
+        return self.ranks.gathered(values_BT[self.keep].double())
 
     def per_token(self, values_B: Tensor) -> Tensor:
         """A number of every sequence, at each of its positions: (B,) -> (B, T)."""

@@ -14,7 +14,9 @@ from dopd.files import append_line
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
+from dopd.trainer.host import HostTrainer
 from dopd.trainer.owned import own
+from dopd.trainer.saving import SavingTrainer
 from dopd.trainer.trace import tell_torn
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ DRIFT_WARNING = 0.1  # a fall of accuracy WITH privileged context that is worth 
 class AnchorUpdate(TrainerCallback):
     """Moves the privileged student's weights after every optimizer step."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: SavingTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -59,7 +61,7 @@ class IdleSteps(TrainerCallback):
 class StudentEvaluation(TrainerCallback):
     """Evaluates the student without privileged context, before the first step, every N steps and after the last."""
 
-    def __init__(self, trainer: Any, evaluator: StudentEvaluator, every: int) -> None:
+    def __init__(self, trainer: HostTrainer, evaluator: StudentEvaluator, every: int) -> None:
         self._trainer = trainer
         self._evaluator = evaluator
         self._every = every
@@ -76,12 +78,11 @@ class StudentEvaluation(TrainerCallback):
     def _evaluate(self) -> None:
         trainer = self._trainer
         # Ranks that share sharded weights must make the same passes, so there each answers every prompt.
-        together = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        shard = (0, 1) if together else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        shard = (0, 1) if trainer.is_split else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
         # In the precision of training: what is below the model's own forward is not wrapped in it.
-        with trainer.generating_model() as model, trainer.accelerator.autocast():
+        with trainer.whole_student() as model, trainer.accelerator.autocast():
             mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
-        result = mine if together else sum(gather_object([mine]), start=EvaluationResult())
+        result = mine if trainer.is_split else sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
         self._warn_of_drift(metrics)
         self._choose_checkpoint(metrics)
@@ -105,7 +106,7 @@ class StudentEvaluation(TrainerCallback):
             )
         if trainer.state.global_step == 0:  # there is no checkpoint of the start
             return
-        best = trainer._determine_best_metric(metrics, None)
+        best = trainer.is_best(metrics)
         if trainer.args.save_strategy == SaveStrategy.BEST:
             trainer.control.should_save = best
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dopd.errors import ConfigError, ScoringError
-from dopd.scoring import View
+from dopd.errors import ConfigError
+from dopd.trainer.host import HostTrainer
 
 # Kinds of rotary scaling whose `max_position_embeddings` is already the longer context.
 _INCLUDED = ("default", "llama3", "longrope", "su", "proportional", "mrope")
@@ -65,39 +65,29 @@ def _rotary(text: Any) -> bool:
     return bool(getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None))
 
 
-def _context(trainer: Any) -> int:
-    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    return common_context(models, trainer.args.max_context)
-
-
-def check_fits(trainer: Any, name: str, view: View) -> None:
-    """Raise `ScoringError` where a view of a batch is longer than the models read: contexts that come from rollouts are
-    not there before.
-    """
-    longest = int(view.prompt_lengths.max()) + (trainer.max_completion_length or 0)
-    context = _context(trainer)
-    if longest > context:
-        raise ScoringError(
-            f"the {name} view has prompts of up to {int(view.prompt_lengths.max())} tokens (an answer of the student's "
-            f"is shown in them), which leaves no room for {trainer.max_completion_length} more in the models' context "
-            f"of {context} tokens: lower max_completion_length or max_prompt_length"
-        )
-
-
-def max_prompt_tokens(trainer: Any) -> int:
-    """Most tokens that any view of a prompt may have."""
-    context = _context(trainer)
-    room = context - (trainer.max_completion_length or 0)
+def room_for_prompts(host: HostTrainer) -> int:
+    """Most tokens of a prompt for which the models' context has room, in front of an answer."""
+    context = common_context(host.loaded_models, host.args.max_context)
+    room = context - (host.max_completion_length or 0)
     if room < 1:
         raise ConfigError(
-            f"max_completion_length (={trainer.max_completion_length}) leaves no room for a prompt in a context "
-            f"of {context} tokens: lower it. Where the models read more than their configurations say, set max_context"
+            f"max_completion_length (={host.max_completion_length}) leaves no room for a prompt in a context of "
+            f"{context} tokens: lower it. Where the models read more than their configurations say, set max_context"
         )
-    limit = trainer.args.max_prompt_length
+    return room
+
+
+def max_prompt_tokens(host: HostTrainer) -> int:
+    """Most tokens that any view of a prompt may have.
+
+    Raises:
+        ConfigError: prompts and answers of the run do not fit into the models' context together.
+    """
+    room, limit = room_for_prompts(host), host.args.max_prompt_length
     if limit is not None and limit > room:
         raise ConfigError(
-            f"max_prompt_length (={limit}) and max_completion_length (={trainer.max_completion_length}) do not "
-            f"fit together into the models' context of {context} tokens: lower one of them. Where the models read "
-            "more than their configurations say, set max_context"
+            f"max_prompt_length (={limit}) and max_completion_length (={host.max_completion_length}) do not "
+            f"fit together into the models' context of {room + (host.max_completion_length or 0)} tokens: lower one of "
+            "them. Where the models read more than their configurations say, set max_context"
         )
     return room if limit is None else limit

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dopd.errors import NotFiniteError
 from dopd.scoring import unpadded
+from dopd.step import Rollouts, ScoredBatch
 from dopd.trainer.owned import write_own
 
 NON_FINITE_FILE = "non_finite.json"
@@ -27,16 +26,20 @@ class Evidence:
         name = NON_FINITE_FILE if process == 0 else f"non_finite-{process}.json"
         self._file, self._tokenizer = run / name, tokenizer
         self._rows: Sequence[Mapping[str, Any]] = ()
-        self._tensors: dict[str, Tensor] = {}
+        self._answers: list[list[int]] = []
+        self._scores: dict[str, list[list[float]]] = {}
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """A step begins with these rows of the dataset."""
-        self._rows, self._tensors = rows, {}
+        self._rows, self._answers, self._scores = rows, [], {}
 
-    def add(self, batch: Mapping[str, Tensor]) -> None:
-        """Completions, or scores of their tokens; nothing that is large is kept."""
-        small = ("completion_ids", "completion_mask")
-        self._tensors |= {k: v for k, v in batch.items() if k in small or k.startswith("logprobs/")}
+    def add_answers(self, rollouts: Rollouts) -> None:
+        """The rows are answered."""
+        self._answers = rollouts.answers
+
+    def add_scores(self, batch: ScoredBatch) -> None:
+        """The answers are scored; nothing that is large is kept."""
+        self._scores = {name: unpadded(one.tokens.logprobs, batch.mask) for name, one in batch.sources.items()}
 
     def told(self, error: NotFiniteError, step: int) -> NotFiniteError:
         """The error, with the place of the file in which the step now stands."""
@@ -51,14 +54,11 @@ class Evidence:
 
     def _record(self, error: NotFiniteError, step: int) -> dict[str, Any]:
         rows: list[dict[str, Any]] = [{"row": dict(row)} for row in self._rows]
-        if "completion_mask" in self._tensors:
-            mask = self._tensors["completion_mask"]
-            for name, values in self._tensors.items():
-                if name != "completion_mask":
-                    for row, kept in zip(rows, unpadded(values, mask), strict=True):
-                        row[name] = kept
-            for row in rows:
-                row["completion"] = self._tokenizer.decode(row["completion_ids"])
+        for row, ids in zip(rows, self._answers, strict=bool(self._answers)):
+            row |= {"completion_ids": ids, "completion": self._tokenizer.decode(ids)}
+        for name, of_rows in self._scores.items():
+            for row, values in zip(rows, of_rows, strict=True):
+                row[f"logprobs/{name}"] = values
         for number, row in enumerate(rows):
             row["found_here"] = number in error.rows if error.rows else None
         return {"step": step, "source": error.source, "error": str(error), "answers": rows}

@@ -9,11 +9,12 @@ from torch import Tensor
 from dopd.adapters import without_adapters
 from dopd.errors import ConfigError, ScoringError
 from dopd.scoring import Balance, evaluation_mode, left_padded, view_hidden_states
+from dopd.trainer.host import HostTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def balance_coefficient(trainer: Any) -> float:
+def balance_coefficient(trainer: HostTrainer) -> float:
     """What the auxiliary loss is multiplied with; 0 where there is none.
 
     As transformers has it: a checkpoint asks for it with `output_router_logits`, and says `router_aux_loss_coef`. A
@@ -24,14 +25,13 @@ def balance_coefficient(trainer: Any) -> float:
     """
     model, given = trainer.unwrapped_student, trainer.args.router_aux_loss_coef
     # Weights that are split over processes cannot be tried here; the first step does.
-    split = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     config = model.config.get_text_config()
     asked = bool(getattr(config, "output_router_logits", False))
     declared = float(getattr(config, "router_aux_loss_coef", None) or 0.0) if asked else 0.0
     coefficient = declared if given is None else given
     if not coefficient:
         return 0.0
-    if not hasattr(config, "output_router_logits") or not (split or _computes_it(model)):
+    if not hasattr(config, "output_router_logits") or not (trainer.is_split or _computes_it(model)):
         name = type(without_adapters(model)).__name__
         if given is not None:
             raise ConfigError(
@@ -43,14 +43,14 @@ def balance_coefficient(trainer: Any) -> float:
     return coefficient
 
 
-def balanced(trainer: Any, loss: Tensor, balance: Balance) -> Tensor:
+def balanced(trainer: HostTrainer, loss: Tensor, balance: Balance) -> Tensor:
     """A micro-batch's share of a step's loss, with the load-balancing loss of its pass, which is logged (`aux_loss`).
 
     That one is a mean over the tokens of a pass, so over the passes of a step; `loss` is a sum over them.
     """
     if not balance.found:
         raise ScoringError("router_aux_loss_coef is set, but the student computed no load-balancing loss of experts")
-    trainer._record({"aux_loss": trainer.accelerator.gather(balance.loss.detach()).mean().item()})
+    trainer.record({"aux_loss": trainer.accelerator.gather(balance.loss.detach()).mean().item()})
     passes = trainer.current_gradient_accumulation_steps if trainer.model.training else 1
     return loss + trainer.balance_coefficient * balance.loss / passes
 

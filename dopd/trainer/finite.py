@@ -1,7 +1,8 @@
 """A model that is not finite takes no step, and is never saved as a success."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from dopd.errors import NotFiniteError
+from dopd.trainer.host import HostTrainer
 
 
 class FiniteGradients(TrainerCallback):
     """Stops before an optimizer step whose gradient holds NaN or infinity: it would make every weight so."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: HostTrainer) -> None:
         self._trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -64,6 +66,21 @@ def likely_cause(step: int, learning_rate: float) -> str:
         f"The student has probably diverged: lower learning_rate (={learning_rate:g}), set max_grad_norm, or go on "
         "from an earlier checkpoint with a lower rate"
     )
+
+
+@contextmanager
+def finite_rollouts(step: int, learning_rate: float) -> Iterator[None]:
+    """What diverged in the last update is first seen when a token is drawn; say so instead of torch's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise NotFiniteError(
+            f"the student's distribution is not finite (NaN or infinite logits) at step {step}. "
+            + likely_cause(step, learning_rate),
+            source="student",
+        ) from error
 
 
 @torch.no_grad()

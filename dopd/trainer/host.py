@@ -1,15 +1,40 @@
-"""Names of the host that the trainer stands on; a test fails by name when a release of TRL changes one."""
+"""TRL's `DistillationTrainer` behind public, typed names: the one module that reads the host's private ones.
 
-# Methods of TRL's DistillationTrainer that `DOPDTrainer` overrides or calls.
+A test fails by name when a release of TRL changes one of them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from trl import DistillationTrainer
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import repeat_iterable_dataset
+
+from dopd.sampling import Ending
+from dopd.step import PromptEncoder, ScoredBatch
+from dopd.step.verifier import Verifier
+from dopd.tables import RoutingTable
+from dopd.trainer.anchor import AbstractAnchor
+from dopd.trainer.config import DOPDConfig
+
+if TYPE_CHECKING:
+    from dopd.trainer.models import TrainedModels
+
+_OF_LAYERS = ("every_n_layers", "offload")  # of checkpointing: what is transformers' own beside torch's arguments
+# Methods of the host that this package overrides or calls.
 HOST_HOOKS = (
     "get_train_dataloader",
     "_get_train_sampler",
     "_get_dataloader",
     "_prepare_inputs",
-    "_generate_and_score_completions",
-    "_tokenize_prompts",
     "_generate_single_turn",
-    "_compute_loss",
     "compute_loss",
     "training_step",
     "train",
@@ -23,3 +48,196 @@ HOST_HOOKS = (
     "_push_from_checkpoint",
     "_get_output_dir",
 )
+
+
+def as_mapping(setting: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """A mapping of the host's configuration; its types allow the text that a command line gives, its check does not."""
+    return setting if isinstance(setting, dict) else None
+
+
+class HostTrainer(DistillationTrainer):
+    """The host, and what the parts of a run read of the trainer that is built on it.
+
+    Attributes:
+        table (`RoutingTable`): the method.
+        prompts (`PromptEncoder`): reads rows as views.
+        models (`TrainedModels`): student, teacher and the student's other weights.
+        ending (`Ending`): of the answers.
+        verifier (callable, *optional*): scores an answer.
+        teacher_candidate: the teacher's own processor, if it has other settings than the student's; it is used if it
+            encodes prompts otherwise.
+        balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
+        anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
+    """
+
+    # The host declares these more widely than they are here.
+    args: DOPDConfig
+    model: Any
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: Any
+    chat_template_kwargs: dict[str, Any]
+    eos_token_ids: list[int]
+
+    table: RoutingTable
+    prompts: PromptEncoder
+    models: "TrainedModels"
+    ending: Ending
+    verifier: Verifier | None
+    teacher_candidate: Any
+    balance_coefficient: float
+    anchor: AbstractAnchor
+    initial: AbstractAnchor
+
+    # --- What the host knows
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def unwrapped_student(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def unwrapped_teacher(self) -> Any:
+        """The teacher, or `None` where the table reads none."""
+        return None if self.teacher_model is None else self.accelerator.unwrap_model(self.teacher_model)
+
+    @property
+    def loaded_models(self) -> list[Any]:
+        """Student and teacher, unwrapped; the teacher if there is one."""
+        return [model for model in (self.unwrapped_student, self.unwrapped_teacher) if model is not None]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether weights may be split over processes, which then must run equally often."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether passes compute in half precision although weights may be wider."""
+        return self.accelerator.mixed_precision != "no"
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is over, in [0, 1]."""
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    @property
+    def micro_step(self) -> int:
+        """Micro-batches trained on so far."""
+        return self._step
+
+    # --- Models behind their wrappers
+
+    def through_wrapper(self, wrapped: nn.Module, method: Any, *arguments: Any) -> Any:
+        """`method(unwrapped model, *arguments)`, run as the forward pass of what distributes the model."""
+        unwrapped = self.accelerator.unwrap_model(wrapped)
+        return self._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
+
+    @contextmanager
+    def whole_student(self) -> Iterator[Any]:
+        """The student with whole parameters, ready for `generate`."""
+        given = dict(as_mapping(self.args.gradient_checkpointing_kwargs) or {})
+        of_layers = {name: given.pop(name) for name in _OF_LAYERS if name in given}
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=given or None,  # without any, the host has its own
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            yield model
+        if of_layers and self.args.gradient_checkpointing:  # the host has switched it on for every layer
+            model.gradient_checkpointing_disable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **of_layers)
+
+    def answers_of_vllm(self, prompt_ids: list[list[int]], pictures: list[Any] | None) -> list[list[int]]:
+        """Answers of the host's vLLM, whose weights are brought up to date first."""
+        return self._generate_single_turn(prompt_ids, pictures, {})
+
+    # --- What is logged
+
+    @property
+    def host_metrics(self) -> dict[str, list[float]]:
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Hand metrics to the host, which averages them until it logs."""
+        logged = self.host_metrics
+        for name, value in metrics.items():
+            logged[name].append(value)
+
+    def record_tokens(self, count: int) -> None:
+        """Add the tokens of a step, of all processes, to those that the run has seen."""
+        if self.model.training:
+            self.state.num_input_tokens_seen += count
+        self.host_metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+
+    def record_texts(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Hand over texts for the host's table of completions (`log_completions`)."""
+        self._logs["prompt"].extend(gather_object(list(prompts)))
+        self._logs["completion"].extend(gather_object(list(completions)))
+
+    def is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether metrics are the best so far, by `metric_for_best_model`; the host remembers them."""
+        return self._determine_best_metric(metrics, None)
+
+    # --- Hooks of the host, and what takes their place
+
+    @abstractmethod
+    def next_micro_batch(self, rows: list[dict[str, Any]]) -> ScoredBatch:
+        """The completions to learn from next; `rows` are those of a whole step, and are answered once."""
+
+    @abstractmethod
+    def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The share of a micro-batch in the loss of its step, and sums for its statistics; `student` is unwrapped."""
+
+    @abstractmethod
+    def record_loss(self, loss: float, sums: dict[str, Tensor]) -> None:
+        """Called after the pass of a micro-batch, outside of the wrapper's forward: processes may talk here."""
+
+    @abstractmethod
+    def prompt_sampler(self, dataset: Dataset) -> Sampler:
+        """The order of the prompts, each as often as it is answered."""
+
+    @abstractmethod
+    def repeats(self) -> dict[str, int]:
+        """How a step repeats its prompts, in the words of the host's samplers."""
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        return self.next_micro_batch(generation_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, sums = self.through_wrapper(model, self.micro_batch_loss, inputs)
+        self.record_loss(loss.item(), sums)
+        return (loss, None) if return_outputs else loss
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return self.prompt_sampler(self.train_dataset if dataset is None else dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            if self.shuffle_dataset:
+                dataset = dataset.shuffle(seed=self.args.seed)
+            dataset = repeat_iterable_dataset(dataset, **self.repeats())
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size * self.args.gradient_accumulation_steps,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )

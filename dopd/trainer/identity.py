@@ -16,6 +16,7 @@ from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
 from dopd.methods import own_code
 from dopd.trainer.anchor import FrozenAnchor
+from dopd.trainer.host import HostTrainer
 
 # Settings that decide the steps; what is only saved, shown or evaluated may differ.
 _SETTINGS = (
@@ -67,7 +68,7 @@ NOT_SAVED = {"optimizer_state": "not saved (save_only_model)"}
 _ROWS, _VALUES = 32, 64
 
 
-def identity_of(trainer: Any) -> dict[str, Any]:
+def identity_of(trainer: HostTrainer) -> dict[str, Any]:
     """What decides the steps of a run, by name: settings, models, data and processes, as JSON has them."""
     args = trainer.args
     known = {name: _plain(getattr(args, name)) for name in _SETTINGS if hasattr(args, name)}
@@ -138,7 +139,7 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _not_saved(trainer: Any, student: Any) -> list[tuple[str, Tensor]]:
+def _not_saved(trainer: HostTrainer, student: Any) -> list[tuple[str, Tensor]]:
     """Weights that a resumed run takes from the model it was given, and not from the checkpoint."""
     if has_adapters(student):
         return [(name, weight) for name, weight in student.named_parameters() if not weight.requires_grad]

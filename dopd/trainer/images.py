@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from PIL import Image as Picture
 from dopd.checkpoints import config_of, files_of, where_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, unread_columns
+from dopd.data.rendering import template_of
 from dopd.data.views import plain_prompt
-from dopd.errors import ConfigError, DataError, ModelError, first_line
+from dopd.errors import DataError, ModelError, first_line
 from dopd.generation import words
 from dopd.prefix import architecture
 from dopd.scoring import View, evaluation_mode, view_hidden_states
+from dopd.trainer.host import HostTrainer
 from dopd.vision.processors import is_vision_config, load_processor
-from dopd.vision.tokens import placeholder_ids
 
 logger = logging.getLogger(__name__)
 
@@ -141,19 +143,19 @@ def check_readable(row: dict[str, Any], processing_class: Any) -> None:
         )
 
 
-def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
+def teacher_candidate(host: HostTrainer, teacher_source: Any, given: Any) -> Any:
     """The teacher's own processor, if it has one with other settings than the student's; else `None`.
 
     Args:
         teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
         given: a processor passed for the teacher, if any.
     """
-    mine = trainer.processing_class
-    if trainer.teacher_model is None or not reads_images(mine):
+    mine = host.processing_class
+    if host.teacher_model is None or not reads_images(mine):
         return None
     processor = given
     if processor is None and isinstance(teacher_source, str):
-        path, where = files_of(teacher_source, **where_from(trainer.args, teacher=True))
+        path, where = files_of(teacher_source, **where_from(host.args, teacher=True))
         processor = load_processor(path, padding_side="left", **where)
     if processor is None or (
         processor.to_dict() == mine.to_dict()
@@ -164,12 +166,12 @@ def teacher_candidate(trainer: Any, teacher_source: Any, given: Any) -> Any:
     return processor
 
 
-def prompt_lengths(trainer: Any, vocab_size: int) -> Callable[[list[Any]], list[int]]:
+def prompt_lengths(host: HostTrainer, vocab_size: int) -> Callable[[list[Any]], list[int]]:
     """What counts the tokens of prompts: the most that student or teacher read, each through its own processor."""
-    mine = PromptLengths(trainer.processing_class, trainer.chat_template_kwargs, vocab_size)
-    if trainer.teacher_candidate is None:
+    mine = PromptLengths(host.processing_class, host.chat_template_kwargs, vocab_size)
+    if host.teacher_candidate is None:
         return mine
-    theirs = PromptLengths(trainer.teacher_candidate, trainer.chat_template_kwargs, vocab_size)
+    theirs = PromptLengths(host.teacher_candidate, host.chat_template_kwargs, vocab_size)
 
     def longer(prompts: list[Any]) -> list[int]:
         lengths = mine(prompts)
@@ -181,24 +183,43 @@ def prompt_lengths(trainer: Any, vocab_size: int) -> Callable[[list[Any]], list[
     return longer
 
 
-def teacher_processor(trainer: Any, trial: View) -> Any:
-    """The teacher's own processor if it encodes prompts or images otherwise than the student's; else `None`.
+@dataclass(frozen=True)
+class Trial:
+    """Three prompts with images to try models with, two of them equal.
 
-    Args:
-        trial (`View`): prompts with images, as the student's processor encodes them.
+    Attributes:
+        student, teacher (`View`): as each reads them.
+        teacher_processing_class: the teacher's own processor, where it encodes them otherwise than the student's.
     """
-    processor = trainer.teacher_candidate
-    if processor is None:
+
+    student: View
+    teacher: View
+    teacher_processing_class: Any = None
+
+    def of(self, host: HostTrainer, model: Any) -> View:
+        """The prompts as student or teacher reads them."""
+        return self.teacher if model is host.unwrapped_teacher else self.student
+
+
+def trial_of(host: HostTrainer) -> Trial | None:
+    """Prompts to try, as student and teacher read them; `None` where the models read text. Datasets are prepared
+    before.
+    """
+    # Without a template no prompt can hold an image.
+    if not reads_images(host.processing_class) or not template_of(host.processing_class, host.chat_template_kwargs):
         return None
-    prompts = trial_prompts(trainer)
-    own = encode_view(processor, prompts, trainer.chat_template_kwargs, trial.prompt_ids.device)
-    if same_encoding(trial, own):
-        return None
+    prompts, device = _trial_prompts(host), host.accelerator.device
+    view = host.prompts.view(prompts, device)
+    if host.teacher_candidate is None:
+        return Trial(view, view)
+    own = encode_view(host.teacher_candidate, prompts, host.chat_template_kwargs, device)
+    if same_encoding(view, own):
+        return Trial(view, view)
     logger.warning(
         "student and teacher encode prompts with images differently: each reads them through its own processor. Their "
         "completions are the same tokens"
     )
-    return processor
+    return Trial(view, own, host.teacher_candidate)
 
 
 def same_encoding(first: View, second: View) -> bool:
@@ -215,13 +236,14 @@ def same_encoding(first: View, second: View) -> bool:
     return True
 
 
-def trial_prompts(trainer: Any) -> list[Any]:
+def _trial_prompts(host: HostTrainer) -> list[Any]:
     """Three prompts with images, two of them equal: of the dataset if its first rows have images, else noise."""
     found: list[Any] = []
-    dataset = trainer.train_dataset
+    dataset = host.train_dataset
     if dataset is not None and not isinstance(dataset, IterableDataset):
-        prompts = (plain_prompt(trainer.asked(dataset[n])) for n in range(min(_TRIAL_ROWS, len(dataset))))
-        found = [prompt for prompt in prompts if image_sources(prompt)][:2]
+        rows = (dataset[n] for n in range(min(_TRIAL_ROWS, len(dataset))))
+        prompts = (plain_prompt(row) for row in map(host.prompts.asked_row, rows))
+        found = list(islice((prompt for prompt in prompts if image_sources(prompt)), 2))
     found = found or _noise_prompts(2)
     return [found[0], found[0], found[-1]]
 
@@ -262,36 +284,20 @@ def encodes_images_once(model: Any, view: View, *, half: bool) -> bool:
     return bool((plain - once).abs().max() <= limit * plain.abs().max())
 
 
-def architectures(trainer: Any) -> frozenset[type]:
+def encoding_once(host: HostTrainer, trial: Trial | None) -> frozenset[type]:
     """Model classes that take the features of each image, made once; where that is not exact it is logged."""
-    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if host.is_split:
         # No rank has whole weights to try it with outside of a step.
-        return frozenset(map(architecture, models))
+        return frozenset(map(architecture, host.loaded_models))
+    if trial is None:
+        return frozenset()
     able, unable = set[type](), set[type]()
-    for model in models:
-        trial = trainer.trial_view(teacher=model is trainer.unwrapped_teacher)
-        if trial is None:
-            continue
-        with trainer.accelerator.autocast():
-            exact = encodes_images_once(model, trial, half=trainer.accelerator.mixed_precision != "no")
+    for model in host.loaded_models:
+        with host.accelerator.autocast():
+            exact = encodes_images_once(model, trial.of(host, model), half=host.is_half)
         (able if exact else unable).add(architecture(model))
     for kind in unable:
         logger.warning(
             f"{kind.__name__} does not take the features of an image made beforehand: every rollout encodes its images"
         )
     return frozenset(able - unable)
-
-
-def forbid_placeholders(trainer: Any) -> None:
-    """Tokens that stand for images are not sampled, as they are not scored."""
-    ids = placeholder_ids(trainer.unwrapped_student.config)
-    if not ids:
-        return
-    config = trainer.generation_config
-    config.suppress_tokens = sorted({*(config.suppress_tokens or []), *ids})
-    if trainer.use_vllm:
-        options = trainer.vllm_generation.generation_kwargs
-        if "logit_bias" in options:
-            raise ConfigError("generation_kwargs: logit_bias is set by dopd for vision-language models; remove it")
-        trainer.vllm_generation.generation_kwargs = {**options, "logit_bias": dict.fromkeys(ids, -100.0)}

@@ -29,6 +29,7 @@ from dopd.errors import DataError
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
 from dopd.trainer import images
 from dopd.trainer.context import max_prompt_tokens
+from dopd.trainer.host import HostTrainer
 from dopd.trainer.setup import completions_per_step
 
 logger = logging.getLogger(__name__)
@@ -37,18 +38,18 @@ _HELD_OUT = "eval_dataset"
 _CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
 
 
-def prepare_datasets(trainer: Any) -> None:
+def prepare_datasets(host: HostTrainer) -> None:
     """Check the datasets row by row; report what is missing or dropped. Streams are checked as they are read."""
-    if trainer.train_dataset is not None:
-        trainer.train_dataset = _prepared(trainer, trainer.train_dataset)
-        _check_enough_prompts(trainer)
-    if trainer.eval_dataset is not None:
-        given = trainer.eval_dataset
+    if host.train_dataset is not None:
+        host.train_dataset = _prepared(host, host.train_dataset)
+        _check_enough_prompts(host)
+    if host.eval_dataset is not None:
+        given = host.eval_dataset
         parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
-        checked = {name: _prepared(trainer, part, name) for name, part in (parts or {_HELD_OUT: given}).items()}
-        trainer.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[_HELD_OUT]
+        checked = {name: _prepared(host, part, name) for name, part in (parts or {_HELD_OUT: given}).items()}
+        host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[_HELD_OUT]
         for name, part in checked.items():
-            _tell_overlap(trainer.train_dataset, part, name)
+            _tell_overlap(host.train_dataset, part, name)
 
 
 def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
@@ -63,37 +64,36 @@ def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
         )
 
 
-def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
+def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     """A dataset, checked; `held_out` is the name of one that is not trained on, which may do without p."""
-    needs_privileged = trainer.table.needs_privileged
+    needs_privileged = host.table.needs_privileged
     if held_out and needs_privileged and not {_CONTEXT, PRIVILEGED_COLUMN} & set(dataset.column_names or [_CONTEXT]):
         logger.warning(
             f"{held_out} has no column {_CONTEXT!r}: its privileged views read the plain prompt, and accuracy with p "
             "is not measured"
         )
         needs_privileged = False
-    allowed = max_prompt_tokens(trainer)
-    drop = trainer.args.overlong_prompts == "drop"
+    allowed = max_prompt_tokens(host)
+    drop = host.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
     _tell_unread_columns(dataset.column_names or [], dataset)
-    models = [model for model in (trainer.unwrapped_student, trainer.unwrapped_teacher) if model is not None]
-    vocab_size = min(model.config.get_text_config().vocab_size for model in models)
-    num_tokens = images.prompt_lengths(trainer, vocab_size)
-    markup = trainer.markup
+    vocab_size = min(model.config.get_text_config().vocab_size for model in host.loaded_models)
+    num_tokens = images.prompt_lengths(host, vocab_size)
+    markup = host.prompts.markup
     unknown = UnknownWords(
-        trainer.processing_class, trainer.teacher_candidate, trainer.chat_template_kwargs, trainer.template
+        host.processing_class, host.teacher_candidate, host.chat_template_kwargs, host.prompts.template
     )
 
     def look(row: dict[str, Any], index: int) -> list[str]:
-        return unknown.look(row, f"row {index}", _told(trainer, row, held_out)) if unknown.may_be else []
+        return unknown.look(row, f"row {index}", _told(host, row, held_out)) if unknown.may_be else []
 
     def views(row: dict[str, Any]) -> list[Prompt]:
-        row = trainer.asked(row)
-        images.check_readable(row, trainer.processing_class)
-        prompts = [prompt for _, prompt in _told(trainer, row, held_out)]
-        if reads_images(trainer.processing_class):
+        row = host.prompts.asked_row(row)
+        images.check_readable(row, host.processing_class)
+        prompts = [prompt for _, prompt in _told(host, row, held_out)]
+        if reads_images(host.processing_class):
             for prompt in prompts:
-                check_placeholders(trainer.processing_class, prompt)
+                check_placeholders(host.processing_class, prompt)
         check_control_tokens(row, markup)
         return prompts
 
@@ -105,22 +105,22 @@ def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
                 if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end to tell at
                     logger.warning(unknown.sentence(name, f"{count} rows of the stream so far"))
 
-        return _checked_stream(trainer, dataset, views, num_tokens, tell, allowed, needs_privileged=needs_privileged)
+        return _checked_stream(host, dataset, views, num_tokens, tell, allowed, needs_privileged=needs_privileged)
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
-        method=trainer.table.name,
+        method=host.table.name,
         views=views,
         num_tokens=num_tokens,
         max_prompt_tokens=allowed,
         drop_overlong=drop,
-        skip_broken_images=trainer.args.skip_broken_images,
+        skip_broken_images=host.args.skip_broken_images,
         look=look,
     )
     _tell(report, needs_privileged)
     for sentence in unknown.sentences(report.num_rows, held_out or "train_dataset"):
         logger.warning(sentence)
-    if trainer.asks_text and isinstance(dataset[0]["prompt"], str):
+    if host.prompts.asks_text and isinstance(dataset[0]["prompt"], str):
         logger.warning(
             "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
             "prompt_format='text' gives texts as they stand, for base models"
@@ -128,15 +128,15 @@ def _prepared(trainer: Any, dataset: Any, held_out: str = "") -> Any:
     return dataset
 
 
-def _told(trainer: Any, row: dict[str, Any], held_out: str) -> list[ToldPrompt]:
+def _told(host: HostTrainer, row: dict[str, Any], held_out: str) -> list[ToldPrompt]:
     """What every view of a row that is known before rollouts is told, and its prompt; the plain view first."""
-    row = trainer.asked(row)
-    rows = rows_known_before(trainer.table, row)
+    row = host.prompts.asked_row(row)
+    rows = rows_known_before(host.table, row)
     if held_out and not lacks_privileged(row):
         rows.append(row)  # the student is also evaluated with p
     return [
         (None, plain_prompt(row)),
-        *((one.get(_CONTEXT), privileged_prompt(one, trainer.template)) for one in rows),
+        *((one.get(_CONTEXT), privileged_prompt(one, host.prompts.template)) for one in rows),
     ]
 
 
@@ -151,14 +151,14 @@ def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
 
 
 def _checked_stream(
-    trainer: Any, stream: Any, views: Any, num_tokens: Any, look: Any, allowed: int, *, needs_privileged: bool
+    host: HostTrainer, stream: Any, views: Any, num_tokens: Any, look: Any, allowed: int, *, needs_privileged: bool
 ) -> Any:
     """The stream with every row checked as it passes; a row that cannot be used raises, or is left out with a
     warning.
     """
     dropped = broken = 0
     kinds: set[type] = set()
-    args, table = trainer.args, trainer.table
+    args, table = host.args, host.table
 
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped, broken
@@ -194,12 +194,12 @@ def _tell(report: DatasetReport, needs_privileged: bool) -> None:
         logger.warning("no prompt has privileged context: rows that target the privileged student teach nothing")
 
 
-def _check_enough_prompts(trainer: Any) -> None:
-    if isinstance(trainer.train_dataset, IterableDataset):
+def _check_enough_prompts(host: HostTrainer) -> None:
+    if isinstance(host.train_dataset, IterableDataset):
         return
-    needed = completions_per_step(trainer.args, trainer.accelerator.num_processes) // trainer.args.num_generations
-    if len(trainer.train_dataset) < needed:
+    needed = completions_per_step(host.args, host.accelerator.num_processes) // host.args.num_generations
+    if len(host.train_dataset) < needed:
         raise DataError(
-            f"train_dataset has {len(trainer.train_dataset)} prompts and one optimizer step takes {needed}: add "
+            f"train_dataset has {len(host.train_dataset)} prompts and one optimizer step takes {needed}: add "
             "prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )

@@ -1,58 +1,68 @@
 """Probes: the same few prompts answered again at every traced step, so that one can be followed through a run."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from datasets import IterableDataset
 
-from dopd.evaluation.verifier import unjudged
 from dopd.inspection.inspector import Inspector
+from dopd.ranks import Alone
 from dopd.sources import LIVE
+from dopd.step import LocalScorer, Step
+from dopd.step.verifier import unjudged
+from dopd.trainer.host import HostTrainer
+from dopd.trainer.models import TrainedModels
 from dopd.trainer.setup import answering
-from dopd.trainer.trace import TraceWriter
+from dopd.trainer.trace import Probe, TraceWriter
 
 logger = logging.getLogger(__name__)
 
 
-def make_trace(trainer: Any) -> TraceWriter | None:
+class _OfThisProcess(TrainedModels):
+    """The models of a run for one process alone: without the wrappers, whose passes all processes make together."""
+
+    def __init__(self, models: TrainedModels) -> None:
+        self.__dict__ = models.__dict__  # one cache of image features
+
+    @contextmanager
+    def source_model(self, source: str) -> Iterator[Any]:
+        whole: AbstractContextManager[Any] = self.whole_student() if source == LIVE else super().source_model(source)
+        with whole as model:
+            yield self.unwrapped(model)
+
+    def through_wrapper(self, model: Any, method: Any, *arguments: Any) -> Any:
+        return method(model, *arguments)
+
+
+def make_trace(host: HostTrainer, step: Step) -> TraceWriter | None:
     """The writer of traced completions, if the configuration asks for one."""
-    args = trainer.args
+    args = host.args
     if args.trace_steps is None:
         return None
     return TraceWriter(
-        args.output_dir,
-        trainer.table,
-        trainer._tokenizer,
+        host.run_folder,
+        step,
         every=args.trace_steps,
         examples=args.trace_examples,
         max_bytes=args.trace_max_bytes,
-        writes=trainer.accelerator.is_main_process,
-        probe=_make_probe(trainer) if args.trace_probes else None,
+        writes=host.accelerator.is_main_process,
+        probe=_make_probe(host, step) if args.trace_probes else None,
     )
 
 
-def _make_probe(trainer: Any) -> Callable[..., list[dict[str, Any]]] | None:
+def _make_probe(host: HostTrainer, step: Step) -> Probe | None:
     """What answers the first prompts of the training data; `None` where one process alone cannot."""
-    args, dataset = trainer.args, trainer.train_dataset
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or isinstance(dataset, IterableDataset):
+    args, dataset = host.args, host.train_dataset
+    if host.is_split or isinstance(dataset, IterableDataset):
         logger.warning(f"trace_probes (={args.trace_probes}) needs whole weights and a sized dataset: no probes")
         return None
-
-    @contextmanager
-    def models(name: str) -> Iterator[Any]:
-        if name == LIVE:
-            with trainer.generating_model() as model:
-                yield model
-        else:
-            with trainer.source_model(name) as model:
-                yield trainer.accelerator.unwrap_model(model)
-
-    evaluator = answering(trainer, [], trainer.verifier or unjudged)
-    inspector = Inspector(
-        trainer.table, evaluator, models, hidden_states=trainer.view_hidden_states, temperature=trainer.temperature
-    )
+    models = _OfThisProcess(host.models)
+    batch_size = args.student_eval_batch_size
+    scorer = LocalScorer(models, batch_size, host.temperature, step.chunk_tokens, step.merged_ids)
+    evaluator = answering(host, [], host.verifier or unjudged)
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
-    return partial(inspector.records, rows, kind="probe")
+    inspector = Inspector(replace(step, scorer=scorer, ranks=Alone()), evaluator, models, host.temperature)
+    return Probe(inspector, rows)

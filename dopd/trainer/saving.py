@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
-from trl import DistillationTrainer
 
 from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import not_written
@@ -20,10 +19,10 @@ from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.secrets import hidden_secrets
 from dopd.trainer import whole
-from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.best import student_metric
 from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
 from dopd.trainer.finite import check_weights
+from dopd.trainer.host import HostTrainer
 from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE, check_free, clear_way, move_in, write_own
@@ -36,20 +35,13 @@ logger = logging.getLogger(__name__)
 _STATE = (STATE_FILE, whole.MANIFEST_FILE, "optimizer", "scheduler", "rng_state", "scaler")
 
 
-class SavingTrainer(DistillationTrainer):
+class SavingTrainer(HostTrainer):
     """Saves checkpoints that are whole or not there, and goes on from them.
 
     The host writes into a folder of another name, which is sealed and renamed when all of it is on the disk; only then
     are older checkpoints deleted.
     """
 
-    args: Any
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    anchor: AbstractAnchor
-    initial: AbstractAnchor
-    unwrapped_student: Any
     evidence: Evidence
     trace: Any
 
@@ -72,7 +64,7 @@ class SavingTrainer(DistillationTrainer):
         """
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with self._alone(), noted() as self._requests:
-            folder = self.args.output_dir
+            folder = self.run_folder
             given = resume_from_checkpoint is not None  # the configuration has read its own whole
             checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder, checksums=given), folder)
             self._sealed_step = None
@@ -100,8 +92,8 @@ class SavingTrainer(DistillationTrainer):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Inside, no other process trains into this folder; all processes of this run fail together."""
-        lock = FolderLock(self.args.output_dir)
-        main_decides(lock.take, self.args.output_dir)
+        lock = FolderLock(self.run_folder)
+        main_decides(lock.take, self.run_folder)
         try:
             yield
         finally:
@@ -110,7 +102,7 @@ class SavingTrainer(DistillationTrainer):
 
     def _check_folder(self, *, fresh: bool) -> None:
         """Raise `ConfigError` where the run would write over what no run of ours has written."""
-        run = Path(self.args.output_dir)
+        run = self.run_folder
         steps = (self.args.max_steps if self.args.max_steps > 0 else sys.maxsize) if fresh else None
         whole.check_places(run, steps)
         check_free(run, [METRICS_FILE, NON_FINITE_FILE, *([] if self.trace is None else [TRACE_FILE])])
@@ -187,7 +179,7 @@ class SavingTrainer(DistillationTrainer):
     def stopped(self) -> Stopped:
         """What is raised once a checkpoint was saved for a signal."""
         step, number = self.state.global_step, self.requests_of_all()
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        folder = self.run_folder / f"checkpoint-{step}"
         return Stopped(
             number,
             f"stopped after step {step} of {self.state.max_steps}, saved as {folder}. To go on: the same again with "
@@ -264,7 +256,7 @@ class SavingTrainer(DistillationTrainer):
         else:
             if self.is_world_process_zero():  # the host copies the model from there into the run folder
                 names = [path.name for path in Path(checkpoint_folder).iterdir() if path.is_file()]
-                clear_way(Path(self.args.output_dir), [name for name in names if not name.startswith(_STATE)])
+                clear_way(self.run_folder, [name for name in names if not name.startswith(_STATE)])
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -292,7 +284,7 @@ class SavingTrainer(DistillationTrainer):
 
     def _not_written(self, error: Exception) -> Exception:
         """What to raise for an error of writing: one line, with the checkpoint that can be gone on from."""
-        run = Path(self.args.output_dir)
+        run = self.run_folder
         found = not_written(error, run, choose="another output_dir")
         if found is None:
             return error
@@ -343,7 +335,7 @@ class OneRun(TrainerCallback):
 class StopWhereAsked(TrainerCallback):
     """Saves and stops after the step in which a signal came; comes behind what decides whether to save."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: SavingTrainer) -> None:
         self._trainer = trainer
         self._asked = False
 

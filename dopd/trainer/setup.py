@@ -14,23 +14,25 @@ from dopd.adapters import without_adapters
 from dopd.checkpoints import config_of, files_of
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.evaluation.student import StudentEvaluator
-from dopd.evaluation.verifier import Verifier, try_verifier
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
+from dopd.step.verifier import Verifier, try_verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
+from dopd.trainer.config import DOPDConfig
+from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
 
 logger = logging.getLogger(__name__)
 
 
-def completions_per_step(args: Any, num_processes: int) -> int:
+def completions_per_step(args: DOPDConfig, num_processes: int) -> int:
     """Completions of one optimizer step, over all processes and micro-batches."""
     return args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
 
 
-def check_batch_sizes(args: Any) -> None:
+def check_batch_sizes(args: DOPDConfig) -> None:
     """Raise `ConfigError` unless a step holds whole groups of rollouts."""
     completions = completions_per_step(args, args.world_size)
     if completions % args.num_generations:
@@ -62,7 +64,7 @@ def try_on_rows(verifier: Verifier | None, train_dataset: Any, eval_dataset: Any
         try_verifier(verifier, [dataset for dataset in [train_dataset, *held_out] if dataset is not None])
 
 
-def check_trackers(args: Any) -> None:
+def check_trackers(args: DOPDConfig) -> None:
     """Raise `ConfigError` for a tracker of `report_to` that is not installed here."""
     here = get_available_reporting_integrations()
     for name in args.report_to or []:
@@ -72,7 +74,7 @@ def check_trackers(args: Any) -> None:
 
 
 def check_before_loading(
-    model: Any, teacher_model: Any, table: RoutingTable, args: Any, *, processing_class: Any, peft_config: Any
+    model: Any, teacher_model: Any, table: RoutingTable, args: DOPDConfig, *, processing_class: Any, peft_config: Any
 ) -> None:
     """Compare what can be compared, and say what can be said, without loading weights."""
     check_trackers(args)
@@ -109,30 +111,29 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
         raise ModelError(f"{name} (={source!r}) cannot be read: {first_line(error)}") from None
 
 
-def check_loaded(trainer: Any, teacher_source: Any, peft_config: Any = None) -> None:
+def check_loaded(host: HostTrainer, teacher_source: Any, peft_config: Any = None) -> None:
     """Guards that need the weights; what is odd but not wrong is logged."""
-    student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    student, teacher = host.unwrapped_student, host.unwrapped_teacher
     adapting.check_names(student, peft_config)
     for model in (student, teacher):
         if model is not None:
             compute_as_stored(model)
-    whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
-    half = trainer.accelerator.mixed_precision != "no"
-    with trainer.accelerator.autocast():
+    whole, half = not host.is_split, host.is_half
+    with host.accelerator.autocast():
         adapting.prepare(student, half=half, whole=whole)
-    guards.check_models(student, teacher, trainer.table)
-    trainer.eos_token_ids = ends_of(student, trainer._tokenizer)
-    _check_special_ids(student, trainer._tokenizer, trainer.eos_token_ids)
+    guards.check_models(student, teacher, host.table)
+    host.eos_token_ids = ends_of(student, host.tokenizer)
+    _check_special_ids(student, host.tokenizer, host.eos_token_ids)
     mended = mend_generation_config(without_adapters(student))
     notes = [mended] if mended else []
     if teacher is not None:
-        notes += guards.compare_generation(student, teacher, trainer.eos_token_ids)
+        notes += guards.compare_generation(student, teacher, host.eos_token_ids)
         if isinstance(teacher_source, str):
-            notes += guards.compare_tokenizers(trainer._tokenizer, _tokenizer(teacher_source, trainer.args))
-    notes += adapting.dropout_notes(student, disable=trainer.args.disable_dropout)
-    if trainer.args.neftune_noise_alpha:
+            notes += guards.compare_tokenizers(host.tokenizer, _tokenizer(teacher_source, host.args))
+    notes += adapting.dropout_notes(student, disable=host.args.disable_dropout)
+    if host.args.neftune_noise_alpha:
         notes.append(
-            f"neftune_noise_alpha (={trainer.args.neftune_noise_alpha:g}) shakes the embeddings "
+            f"neftune_noise_alpha (={host.args.neftune_noise_alpha:g}) shakes the embeddings "
             f"{adapting.WHERE_NOISE}, so gaps and targets differ by its noise"
         )
     for note in notes:
@@ -140,7 +141,7 @@ def check_loaded(trainer: Any, teacher_source: Any, peft_config: Any = None) -> 
     if whole:
         for name, model in (("model", student), ("teacher_model", teacher)):
             if model is not None:
-                with evaluation_mode(model), trainer.accelerator.autocast():
+                with evaluation_mode(model), host.accelerator.autocast():
                     passes.check_self_divergence(name, model, half=half)
 
 
@@ -157,7 +158,7 @@ def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int
             )
 
 
-def _tokenizer(path: str, args: Any) -> Any:
+def _tokenizer(path: str, args: DOPDConfig) -> Any:
     try:
         place, where = files_of(path, **images.where_from(args, teacher=True))
         return AutoTokenizer.from_pretrained(place, **where)
@@ -165,46 +166,41 @@ def _tokenizer(path: str, args: Any) -> Any:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {first_line(error)}") from None
 
 
-def is_zero3(trainer: Any) -> bool:
+def is_zero3(host: HostTrainer) -> bool:
     """Whether DeepSpeed splits the parameters themselves over ranks."""
-    plugin = trainer.accelerator.state.deepspeed_plugin
+    plugin = host.accelerator.state.deepspeed_plugin
     return plugin is not None and plugin.zero_stage == 3
 
 
-def make_evaluator(trainer: Any, num_prompts: int | None = None) -> StudentEvaluator:
+def make_evaluator(host: HostTrainer, num_prompts: int | None = None) -> StudentEvaluator:
     """The evaluation without privileged context, of `num_prompts` held-out prompts or as many as the config says.
 
     Raises:
         ConfigError: it lacks a verifier or held-out prompts.
     """
-    args, dataset = trainer.args, trainer.eval_dataset
+    args, dataset = host.args, host.eval_dataset
     if isinstance(dataset, dict):
         raise ConfigError(
             f"eval_dataset is a dict ({', '.join(map(str, dataset))}), and the evaluation of the student answers one "
             "dataset: pass that one, or join them (datasets.concatenate_datasets)"
         )
-    if trainer.verifier is None or dataset is None or isinstance(dataset, IterableDataset):
+    if host.verifier is None or dataset is None or isinstance(dataset, IterableDataset):
         raise ConfigError(
             "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
             "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"
         )
     rows = [dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))]
-    return answering(trainer, rows, trainer.verifier)
+    return answering(host, rows, host.verifier)
 
 
-def answering(trainer: Any, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:
+def answering(host: HostTrainer, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:
     """An evaluator that answers rows with the run's own tokenizer or processor, template and lengths."""
     return StudentEvaluator(
-        rows=rows,
-        verifier=verifier,
-        processing_class=trainer.processing_class,
-        teacher_processing_class=trainer.teacher_processor,
-        eos_token_ids=trainer.eos_token_ids,
-        stop_strings=trainer.ending.strings,
-        max_new_tokens=trainer.max_completion_length,
-        batch_size=trainer.args.student_eval_batch_size,
-        template=trainer.template,
-        chat_template_kwargs=trainer.chat_template_kwargs,
-        prompt_format=trainer.args.prompt_format,
-        seed=trainer.args.seed,
+        rows,
+        verifier,
+        host.prompts,
+        host.ending,
+        int(host.max_completion_length or 0),
+        batch_size=host.args.student_eval_batch_size,
+        seed=host.args.seed,
     )

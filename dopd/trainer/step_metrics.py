@@ -5,12 +5,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dopd.loss import stats_of
+from dopd.ranks import Ranks
 from dopd.routing import Regime
 from dopd.tables import RoutingTable
 
@@ -43,12 +43,12 @@ class StepSums:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
 
-    def reduce(self, accelerator: Any) -> dict[str, float]:
+    def reduce(self, ranks: Ranks) -> dict[str, float]:
         """The statistics of `RoutedLoss.stats` for the whole optimizer batch; nothing collected gives nothing."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
-        total = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
+        total = ranks.total(torch.stack([self._sums[name] for name in names]))
         self._sums = {}
         sums = dict(zip(names, total.tolist(), strict=True))
         gradients = {name: sums.pop(name) for name in names if name.startswith("gradient/")}

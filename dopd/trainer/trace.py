@@ -5,33 +5,54 @@ probable tokens are made for the trace alone, from hidden states of the traced c
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dopd.files import append_line
 from dopd.heads import Head
-from dopd.inspection.details import Completion, token_details, trace_record
+from dopd.inspection.details import Completion, completion_record, thresholds_of
+from dopd.inspection.inspector import Inspector
 from dopd.inspection.pictures import row_key
-from dopd.inspection.schema import (
-    MAX_TOKENS,
-    TRACE_FILE,
-    mend_lines,
-    read_trace,
-    to_line,
-)
+from dopd.inspection.schema import TRACE_FILE, mend_lines, read_trace, to_line
 from dopd.loss import RoutedLoss
-from dopd.tables import RoutingTable
+from dopd.sources import LIVE
+from dopd.step import Moment, Rollouts, ScoredBatch, Step
 from dopd.trainer.owned import own
 
 __all__ = ["TRACE_FILE", "TraceWriter", "read_trace"]
 
 logger = logging.getLogger(__name__)
 
-TRACED = "trace_row"  # of a batch: the place of a traced completion among its step's, -1 where it is not traced
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed prompts that are answered again at every traced step.
+
+    Attributes:
+        inspector (`Inspector`): answers them.
+        rows (`list[dict]`): of the training data.
+    """
+
+    inspector: Inspector
+    rows: Sequence[Mapping[str, Any]]
+
+    def records(
+        self, moment: Moment, *, thresholds: Mapping[str, float] | None, first_number: int
+    ) -> list[dict[str, Any]]:
+        """One record of each row, routed by the averages of a batch."""
+        # Methods that compare rollouts need as many of them as training makes; the others read each for itself.
+        count = moment.num_generations if self.inspector.step.table.needs_rewards else 1
+        return self.inspector.records(
+            [row for row in self.rows for _ in range(count)],
+            thresholds=thresholds,
+            kind="probe",
+            moment=replace(moment, num_generations=count),
+            first_number=first_number,
+        )
 
 
 class TraceWriter:
@@ -39,35 +60,34 @@ class TraceWriter:
 
     Args:
         folder (`str` or `Path`): the run folder.
-        table (`RoutingTable`): the method.
-        tokenizer: turns ids into text.
+        step (`Step`): scores what is traced.
         every (`int`): steps from one traced step to the next.
         examples (`int`): completions of a traced step.
         max_bytes (`int`): the file never grows beyond this; records that would not fit are counted in `dropped`.
-        probe (callable, *optional*): makes records of fixed prompts (`Inspector.records`).
+        probe (`Probe`, *optional*): fixed prompts.
         writes (`bool`): whether this process writes; the others take part where weights are sharded.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        table: RoutingTable,
-        tokenizer: Any,
+        step: Step,
         *,
         every: int,
         examples: int,
         max_bytes: int = 2**26,
-        probe: Callable[..., list[dict[str, Any]]] | None = None,
+        probe: Probe | None = None,
         writes: bool = True,
     ) -> None:
         self.dropped = 0
         self._path = Path(folder) / TRACE_FILE
-        self._table, self._tokenizer = table, tokenizer
+        self._step = step
         self._every, self._examples, self._max_bytes = every, examples, max_bytes
         self._probe, self._writes = probe, writes
         self._pending: dict[int, Completion] = {}
         self._records: dict[int, dict[str, Any]] = {}
         self._thresholds: dict[str, float] | None = None
+        self._traces = False  # the batch that is trained on now
 
     def wants(self, step: int, last_step: int) -> bool:
         """Whether the batch of the step that is about to be made (counted from 0) is traced."""
@@ -89,43 +109,37 @@ class TraceWriter:
             own(self._path.parent, [TRACE_FILE])
             tell_torn(self._path, mend_lines(self._path, keep))
 
-    def begin(
-        self,
-        step: int,
-        rows: Sequence[Mapping[str, Any]],
-        scores: Sequence[float] | None,
-        batch: dict[str, Tensor],
-        metrics: Mapping[str, float],
-    ) -> None:
-        """Choose what to trace of a scored batch, and mark it in the batch for `observe`.
+    def follow(self, rollouts: Rollouts, batch: ScoredBatch, moment: Moment, last_step: int, *, first: bool) -> None:
+        """Choose what to trace of a scored batch, for `observe`.
 
         Args:
-            step (`int`): optimizer steps made so far.
-            rows (`list[dict]`): dataset rows, one for each completion.
-            scores (`list[float]`, *optional*): the verifier's.
-            batch (`dict[str, Tensor]`): the batch after scoring; it gains `trace_row`.
-            metrics (`dict[str, float]`): of the batch; the thresholds are among them in a routed table.
+            rollouts (`Rollouts`), batch (`ScoredBatch`): of this rank.
+            moment (`Moment`): where in the run they stand.
+            last_step (`int`): steps of the run.
+            first (`bool`): whether this is the first batch since the run began or was resumed.
         """
-        count = min(self._examples, len(rows)) if self._writes else 0
+        if first or moment.step == 0:
+            self.start(moment.step)
         self._records, self._pending = {}, {}
+        self._traces = self.wants(moment.step, last_step)
+        if not self._traces or not self._writes:
+            return
+        count = min(self._examples, len(rollouts.rows))
         seen: dict[str, int] = {}
-        for number in range(count):
-            key = row_key(rows[number])
-            score = None if scores is None else scores[number]
+        for number, row in enumerate(rollouts.rows[:count]):
+            key = row_key(row)
             rollout = seen.get(key, 0)
-            self._pending[number] = Completion(rows[number], step, number, rollout, "batch", score)
+            score = None if rollouts.rewards is None else rollouts.rewards[number]
+            self._pending[number] = Completion(row, moment.step, number, rollout, "batch", score)
             seen[key] = rollout + 1
-        self._thresholds = thresholds_of(metrics)
-        if self._writes and self._probe is not None:
-            made = self._probe(thresholds=self._thresholds, step=step, first_number=count)
+        self._thresholds = thresholds_of(batch)
+        if self._probe is not None:
+            made = self._probe.records(moment, thresholds=self._thresholds, first_number=count)
             self._records = {record["row"]: record for record in made}
-        marks = torch.full((len(rows),), -1, dtype=torch.long)
-        marks[:count] = torch.arange(count)
-        batch[TRACED] = marks.to(batch["completion_ids"].device)
 
     def observe(
         self,
-        inputs: Mapping[str, Tensor],
+        batch: ScoredBatch,
         student: tuple[Tensor, Head],
         targets: Mapping[str, tuple[Tensor, Head]],
         routed: RoutedLoss,
@@ -133,43 +147,22 @@ class TraceWriter:
         """Keep what the loss of a micro-batch says of the traced completions in it.
 
         Args:
-            inputs (`dict[str, Tensor]`): the micro-batch; without `trace_row`, nothing is traced.
+            batch (`ScoredBatch`): the micro-batch.
             student (`tuple[Tensor, Head]`): hidden states (B, T, H) and head of the plain student.
             targets (`dict[str, tuple[Tensor, Head]]`): the same of the sources.
             routed (`RoutedLoss`): the loss of the micro-batch.
         """
-        if TRACED not in inputs:
+        if not self._traces:
             return
         # Every rank takes part in this: a sharded head is collected by all.
-        models = {name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in targets.items()}
-        models[""] = (student[0], student[1].gathered(student[0].dtype))
-        for place, number in enumerate(inputs[TRACED].tolist()):
-            if number < 0 or number not in self._pending:
-                continue
-            kept = inputs["completion_mask"][place].bool()
-            ids = inputs["completion_ids"][place][kept]
-            details = {
-                name: token_details(hidden[place][kept][:MAX_TOKENS], head, ids[:MAX_TOKENS])
-                for name, (hidden, head) in models.items()
-            }
-            teacher = inputs.get("logprobs/privileged_teacher", inputs.get("logprobs/teacher"))
-            columns = {
-                "gap": inputs.get("gap"),
-                "logprob_teacher": teacher,
-                "logprob_student": inputs.get("logprobs/privileged_student"),
-            }
-            self._records[number] = trace_record(
-                self._pending[number],
-                self._table,
-                self._tokenizer,
-                ids=ids.tolist(),
-                student=details.pop(""),
-                targets=details,
-                columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
-                regimes=inputs["regimes"][place][kept].tolist() if self._table.routed else None,
-                losses=routed.per_token[place][kept].detach().tolist(),
-                thresholds=self._thresholds,
-            )
+        models = {
+            name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in {LIVE: student, **targets}.items()
+        }
+        for place, number in enumerate(batch.numbers.tolist()):
+            if number in self._pending:
+                self._records[number] = completion_record(
+                    self._pending[number], self._step, batch, place, models, routed.per_token, self._thresholds
+                )
 
     def finish(self) -> None:
         """Append the completions of the step, each as one whole line."""
@@ -190,13 +183,6 @@ class TraceWriter:
                 "completions that do not fit are counted and left out"
             )
         self.dropped += 1
-
-
-def thresholds_of(metrics: Mapping[str, float]) -> dict[str, float] | None:
-    """The averages that routed a batch, from its metrics; `None` in an unrouted table."""
-    if "threshold/gap" not in metrics:
-        return None
-    return {"gap": metrics["threshold/gap"], "confidence": metrics["threshold/confidence"]}
 
 
 def tell_torn(path: Path, count: int) -> None:

@@ -1,50 +1,47 @@
 """`DOPDTrainer`: rollouts from the plain student, scores from every view that the table reads, one routed loss.
 
-The host, TRL's `DistillationTrainer`, does what is not the method: models, rollouts, distribution, saving. This class
-overrides the hooks listed in `dopd.trainer.host`; a test fails clearly when a TRL release changes one of them.
+The host, TRL's `DistillationTrainer`, does what is not the method: loading, distribution, the loop, saving. The path
+of a step is `dopd.step`; this class connects the two.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel
-from trl.trainer.utils import repeat_iterable_dataset, split_tensor_dict
 
-from dopd.assignment import Assignment
 from dopd.data.given import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError
-from dopd.evaluation.verifier import Verifier, limited
-from dopd.fused import fused_routed_loss
 from dopd.heads import Head
-from dopd.loss import RoutedLoss
+from dopd.ranks import AcceleratorRanks
 from dopd.scoring import Balance, skipping_padding
-from dopd.sources import SOURCES
+from dopd.step import Engine, LocalScorer, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
+from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
+from dopd.step.scorer import check_scorer
+from dopd.step.verifier import Verifier, limited
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, preflight, setup, trials
-from dopd.trainer.anchor import CurrentAnchor, anchors_of
-from dopd.trainer.batch_scorer import make_scorer, scores_of
+from dopd.trainer.anchor import anchors_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.context import room_for_prompts
+from dopd.trainer.engines import check_rollouts, ending_of, make_engine
 from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
-from dopd.trainer.finite import FiniteGradients, check_loss
+from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
+from dopd.trainer.models import TrainedModels
 from dopd.trainer.probes import make_trace
-from dopd.trainer.rollouts import answers_of_at_most, finite_rollouts, grouped_by_length, rollout_metrics, verify
 from dopd.trainer.sampler import EpochRepeatSampler
-from dopd.trainer.saving import OneRun, StopWhereAsked
+from dopd.trainer.saving import OneRun, SavingTrainer, StopWhereAsked
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
-from dopd.trainer.viewing import ViewingTrainer
-from dopd.trainer.views import as_the_student_reads, batch_views
 
 
-class DOPDTrainer(ViewingTrainer):
+class DOPDTrainer(SavingTrainer):
     """Distil a teacher into a student on the student's own answers, routing each token by a table.
 
     A TRL user changes the import and adds one column:
@@ -72,18 +69,14 @@ class DOPDTrainer(ViewingTrainer):
         verifier (callable, *optional*): (completion text, row) -> score in [0, 1]. With it, accuracies are logged.
         teacher_processing_class (*optional*): processor of a teacher that encodes images otherwise than the student;
             read from `teacher_model` if that is a name or a folder.
+        rollout_engine ([`~dopd.step.Engine`], *optional*): draws the answers, in place of transformers' `generate` or
+            vLLM.
         host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
 
     Raises:
         ConfigError, DataError, ModelError: before anything is trained, naming what cannot work and the fix.
         ScoringError: while training, when numbers cannot be right (a NaN loss, a dead teacher).
     """
-
-    # The host declares these more widely than they are here.
-    args: DOPDConfig
-    model: Any
-    train_dataset: Any
-    _buffered_inputs: Any
 
     _tag_names = ["trl", "distillation", "dopd"]  # noqa: RUF012 - the host declares it so
     _name = "DOPD"
@@ -103,6 +96,7 @@ class DOPDTrainer(ViewingTrainer):
         processing_class: Any = None,
         verifier: Verifier | None = None,
         teacher_processing_class: Any = None,
+        rollout_engine: Engine | None = None,
         **host_options: Any,
     ) -> None:
         if args is None:
@@ -111,7 +105,6 @@ class DOPDTrainer(ViewingTrainer):
         if teacher_model is None:
             teacher_model = args.teacher_model_name_or_path
         self.table: RoutingTable = args.routing_table()
-        self.template = PrivilegedTemplate(args.privileged_template)
         self.verifier = None if verifier is None else limited(verifier, args.verifier_timeout)
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
@@ -140,50 +133,74 @@ class DOPDTrainer(ViewingTrainer):
         if self.teacher_model is not None:
             self.teacher_model.eval()
         setup.check_loaded(self, teacher_source, peft_config)
-        self._prepare_sampling()
+        self.ending = ending_of(self)
+        trial = self._prepare_models(teacher_source, teacher_processing_class)
+        self.step = self._make_step()
+        self.engine = rollout_engine or make_engine(self, self.models, trial)
+        self._parts: list[ScoredBatch] = []
+        self._sums, self._clock = StepSums(), StepClock()
+        self.evidence = Evidence(self.run_folder, self.tokenizer, self.accelerator.process_index)
+        self.trace = make_trace(self, self.step)
+        self._add_callbacks()
+
+    def _prepare_models(self, teacher_source: Any, teacher_processing_class: Any) -> images.Trial | None:
+        """Settle how prompts are read, check the datasets, and try the passes of the models; with what is returned."""
         sharded = self.is_fsdp_enabled or setup.is_zero3(self)
-        self.anchor, self.initial = anchors_of(self.table, args, self.unwrapped_student, sharded=sharded)
+        self.anchor, self.initial = anchors_of(self.table, self.args, self.unwrapped_student, sharded=sharded)
+        self.prompts = PromptEncoder(
+            self.processing_class,
+            PrivilegedTemplate(self.args.privileged_template),
+            self.chat_template_kwargs,
+            self.args.prompt_format,
+            pad_to_multiple_of=None if self.pad_to_multiple_of is None else int(self.pad_to_multiple_of),
+        )
         self.teacher_candidate = images.teacher_candidate(self, teacher_source, teacher_processing_class)
         preflight.prepare_datasets(self)
-        self._prepare_viewing()
-        trials.check_passes(self)
-        self.sharing_architectures = trials.sharing_architectures(self)
+        trial = images.trial_of(self)
+        if trial is not None:
+            self.prompts = replace(self.prompts, teacher_processing_class=trial.teacher_processing_class)
+        encoding_once = images.encoding_once(self, trial)
+        trials.check_passes(self, trial, encoding_once)
+        sharing = trials.sharing(self, trial)
+        self.models = TrainedModels(self, self.anchor, self.initial, sharing=sharing, encoding_once=encoding_once)
         self.balance_coefficient = balance_coefficient(self)
-        self._scorer = make_scorer(self)
-        self._sums, self._clock = StepSums(), StepClock()
-        self.evidence = Evidence(Path(str(args.output_dir)), self._tokenizer, self.accelerator.process_index)
-        self._routed: RoutedLoss | None = None
+        return trial
+
+    def _make_step(self) -> Step:
+        args = self.args
+        # All tokens that end an answer, if the table scores them as one outcome.
+        merged_ids = sorted(self.eos_token_ids) if self.table.merge_ends else ()
+        batch_size = args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size
+        scorer = LocalScorer(self.models, batch_size, self.temperature, args.loss_chunk_tokens, merged_ids)
+        check_scorer(self.table, scorer)
+        return Step(
+            self.table,
+            self.prompts,
+            scorer,
+            self.ending,
+            self.verifier,
+            ranks=AcceleratorRanks(self.accelerator),
+            max_prompt_tokens=room_for_prompts(self),
+            backend=args.loss_backend,
+            chunk_tokens=args.loss_chunk_tokens,
+            merged_ids=merged_ids,
+        )
+
+    def _add_callbacks(self) -> None:
+        args = self.args
         self.add_callback(OneRun())
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
         self.add_callback(IdleSteps(self.table.needs_rewards))
-        self.add_callback(MetricsFile(str(args.output_dir)))
-        self.trace = make_trace(self)
+        self.add_callback(MetricsFile(self.run_folder))
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
         self.add_callback(StopWhereAsked(self))
 
-    # --- Models
-
-    @contextmanager
-    def source_model(self, source: str) -> Iterator[nn.Module]:
-        """The (wrapped) model of a source."""
-        origin = SOURCES[source].model
-        if origin == "teacher":
-            yield self.teacher_model
-        elif origin == "student":
-            yield self.model_wrapped
-        else:
-            anchor = self.initial if origin == "initial" else self.anchor
-            apart = nullcontext() if isinstance(anchor, CurrentAnchor) else self.other_weights()
-            with apart, anchor.scoring_model(self.model_wrapped) as model:
-                yield model
-
     # --- Batches: num_generations rollouts of each prompt
 
-    def _repeats(self) -> dict[str, int]:
-        """How a step repeats its prompts, in the words of the host's samplers."""
+    def repeats(self) -> dict[str, int]:
         completions = setup.completions_per_step(self.args, self.accelerator.num_processes)
         return {
             "mini_repeat_count": self.args.num_generations,
@@ -191,164 +208,119 @@ class DOPDTrainer(ViewingTrainer):
             "repeat_count": self.args.gradient_accumulation_steps,
         }
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+    def prompt_sampler(self, dataset: Dataset) -> Sampler:
         return EpochRepeatSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            **self._repeats(),
+            data_source=dataset,
+            **self.repeats(),
             shuffle=bool(self.shuffle_dataset),
             seed=self.args.seed,
             epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset):
-            if self.shuffle_dataset:
-                dataset = dataset.shuffle(seed=self.args.seed)
-            dataset = repeat_iterable_dataset(dataset, **self._repeats())
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size * self.args.gradient_accumulation_steps,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def next_micro_batch(self, rows: list[dict[str, Any]]) -> ScoredBatch:
         # The host shuffles a step's completions before it cuts micro-batches; here rollouts of one prompt stay
         # together, to share it, and groups of like length, to need little padding. The step's loss is the same: its
         # denominators are the whole step's.
         if not self.model.training:
-            return self._generate_and_score_completions(generation_batch)
+            return self.scored_batch(rows)
         accumulation = self.args.gradient_accumulation_steps
-        if self._step % accumulation == 0 or self._buffered_inputs is None:
-            batch = self._generate_and_score_completions(generation_batch)
-            batch = grouped_by_length(batch, self.args.num_generations)
-            self._buffered_inputs = split_tensor_dict(batch, accumulation)
-        return self._buffered_inputs[self._step % accumulation]
+        if self.micro_step % accumulation == 0 or not self._parts:
+            batch = self.scored_batch(rows)
+            self._parts = batch.grouped_by_length(self.args.num_generations).split(accumulation)
+        return self._parts[self.micro_step % accumulation]
 
-    # --- Rollout and scoring
+    # --- The step: rollouts, scores, loss
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        problems = inputs  # as the verifier knows them
+    def scored_batch(self, problems: list[dict[str, Any]]) -> ScoredBatch:
+        """Rows of the dataset answered and scored, with what each token receives."""
         self.evidence.begin(problems)
-        inputs = as_the_student_reads([self.asked(row) for row in problems], self.table, self.template)
-        limit = self.table.rollout_limit(self.state.global_step)
-        with (
-            self._clock.phase("rollout"),
-            finite_rollouts(self.state.global_step, self.args.learning_rate),
-            answers_of_at_most(limit, self),
-        ):
-            batch = super()._generate_and_score_completions(inputs)
-        self.evidence.add(batch)
+        self.models.forget_features()  # the weights may have changed since
+        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step, self.args.learning_rate):
+            rollouts = self.rollouts(problems)
+        self.evidence.add_answers(rollouts)
+        generations = self.args.num_generations if self.model.training else 1
+        moment = Moment(self.state.global_step, self.progress, generations)
         with self._clock.phase("scoring"):
-            scores = verify(self.verifier, problems, batch, self._tokenizer, self.ending)
-            views, known = batch_views(self, inputs, batch, scores)
-            scored, metrics = self._scorer.score(views, batch["completion_ids"], batch["completion_mask"], known)
-            batch |= scored
-        self.evidence.add(scored)
-        metrics |= rollout_metrics(
-            inputs,
-            batch,
-            scores,
-            ending=self.ending,
-            needs_privileged=self.table.needs_privileged,
-            accelerator=self.accelerator,
-        )
-        # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
-        self._host_metrics["completions/clipped_ratio"].pop()
-        self._record(metrics)
+            rollouts = self.step.judged(rollouts, problems)
+            batch = self.step.score(rollouts, moment)
+        self.evidence.add_scores(batch)
+        self._record_batch(rollouts, batch)
         if self.trace is not None and self.model.training:
-            if self.state.global_step == 0 or self._step == 0:
-                self.trace.start(self.state.global_step)
-            if self.trace.wants(self.state.global_step, self.state.max_steps):
-                with self._clock.phase("tracing"):
-                    self.trace.begin(self.state.global_step, inputs, scores, batch, metrics)
-        self.features.clear()
+            with self._clock.phase("tracing"):
+                self.trace.follow(rollouts, batch, moment, self.state.max_steps, first=self.micro_step == 0)
+        self.models.forget_features()
         return batch
 
-    # --- Loss
+    def rollouts(self, problems: list[dict[str, Any]]) -> Rollouts:
+        """The student's answers to rows of the dataset."""
+        rows = self.prompts.read_by_student(problems, self.table)
+        prompts = [plain_prompt(row) for row in rows]
+        view = self.prompts.shared_view(prompts, self.accelerator.device)
+        step, most = self.state.global_step, int(self.max_completion_length or 0)
+        limit = min(most, self.table.rollout_limit(step) or most)
+        answers = self.engine.generate(Request(view, prompts, limit, step))
+        rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))
+        check_rollouts(rollouts, self.unwrapped_student, limit, off_policy=self.args.off_policy_rollouts)
+        return rollouts
 
-    def _compute_loss(
-        self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # The host's denominator counts tokens; Eq. 11 takes the mean over a sequence first, then over sequences.
-        completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        view = self.plain_view(inputs)
+    def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
         balance = Balance() if self.balance_coefficient else None
-        forward = partial(self.view_hidden_states, unwrapped_student, balance=balance)
-        hidden = skipping_padding(forward, view, completion_ids, mask)
-        targets = {}
-        for source in self._scorer.kept_sources:
-            with self.source_model(source) as model:
-                head = Head.of_model(self.accelerator.unwrap_model(model), self.temperature)
-            targets[source] = (inputs[f"hidden/{source}"], head)
-        head = Head.of_model(unwrapped_student, self.temperature)
-        self._routed = fused_routed_loss(
-            hidden,
-            head,
-            targets,
-            completion_ids,
-            mask,
-            self.table,
-            backend=self.args.loss_backend,
-            chunk_tokens=self.args.loss_chunk_tokens,
-            assignment=Assignment.of_tensors(inputs),
-            # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
-            num_sequences=inputs["num_sequences"] / self.accelerator.num_processes,
-            scores={source: scores_of(inputs, source) for source in self._scorer.kept_sources},
-            merged_ids=self._scorer.merged_ids,
-        )
-        if self.table.routed and hidden.requires_grad:
-            self._sums.add_gradients(hidden, self._routed.regimes, self.table)
-        if self.trace is not None:
-            self.trace.observe(inputs, (hidden, head), targets, self._routed)
-        loss = self._routed.loss if balance is None else balanced(self, self._routed.loss, balance)
-        return loss, self._routed.sums["entropy"], self._routed.sums["tokens"]
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, routed = (result[0] if return_outputs else result), self._routed
-        assert routed is not None
-        self._routed = None
-        # The host's entropy is a mean over this micro-batch: the mean of such means would depend on how a step is cut.
-        self._host_metrics["entropy"].pop()
-        check_loss(loss.item(), step=self.state.global_step, learning_rate=self.args.learning_rate)
-        sums = self._sums if self.model.training else StepSums()
-        sums.add(routed.sums)
-        if not self.model.training:
-            stats = sums.reduce(self.accelerator)
-            self._record(stats | {f"seconds/{name}": value for name, value in self._clock.read().items()})
-        return result
+        def forward(view: Any, completion_ids: Tensor, mask: Tensor) -> Tensor:
+            return self.models.hidden_states(student, view, completion_ids, mask, balance)
+
+        hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
+        head = Head.of_model(student, self.temperature)
+        targets = self.step.targets(batch)
+        routed = self.step.loss(batch, (hidden, head), targets)
+        if self.table.routed and hidden.requires_grad:
+            self._sums.add_gradients(hidden, routed.regimes, self.table)
+        if self.trace is not None:
+            self.trace.observe(batch, (hidden, head), targets, routed)
+        loss = routed.loss if balance is None else balanced(self, routed.loss, balance)
+        return loss, routed.sums
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._clock.phase("step"):
             loss = super().training_step(*args, **kwargs)
-        if self._step % self.current_gradient_accumulation_steps == 0:
+        if self.micro_step % self.current_gradient_accumulation_steps == 0:
             self._record_step()
         return loss
 
     # --- What is logged
 
-    @property
-    def _host_metrics(self) -> dict[str, list[float]]:
-        return self._metrics["train" if self.model.training else "eval"]
+    def _record_batch(self, rollouts: Rollouts, batch: ScoredBatch) -> None:
+        ranks = self.step.ranks
+        self.record_tokens(num_tokens(rollouts, ranks))
+        needed = self.table.needs_privileged
+        self.record(rollout_metrics(rollouts, self.ending, ranks, needs_privileged=needed))
+        self.record(routing_metrics(batch, ranks))
+        if self.log_completions:
+            answers = [self.prompts.text(ids) for ids in rollouts.answers]
+            self.record_texts(self.tokenizer.batch_decode(rollouts.view.prompt_ids, skip_special_tokens=True), answers)
 
-    def _record(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to the host, which averages them until it logs."""
-        for name, value in metrics.items():
-            self._host_metrics[name].append(value)
+    def record_loss(self, loss: float, sums: dict[str, Tensor]) -> None:
+        check_loss(loss, step=self.state.global_step, learning_rate=self.args.learning_rate)
+        if self.model.training:
+            self._sums.add(sums)
+        else:
+            alone = StepSums()
+            alone.add(sums)
+            self.record(alone.reduce(self.step.ranks) | self._seconds())
 
     def _record_step(self) -> None:
-        stats = self._sums.reduce(self.accelerator)
+        stats = self._sums.reduce(self.step.ranks)
         if self.accelerator.is_main_process:
             warn_of_collapse(stats, self.table, self.state.global_step)
-        seconds = self._clock.read()
-        training = seconds.pop("step", 0.0) - sum(seconds.values())
-        self._record(stats | {f"seconds/{name}": value for name, value in {**seconds, "training": training}.items()})
+        self.record(stats | self._seconds())
         if self.trace is not None:
             self.trace.finish()
             if self.trace.dropped:
-                self._record({"trace/dropped": float(self.trace.dropped)})
+                self.record({"trace/dropped": float(self.trace.dropped)})
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds of every phase since they were last read; what a step did beside its other phases is training."""
+        seconds = self._clock.read()
+        if "step" in seconds:
+            seconds["training"] = seconds.pop("step") - sum(seconds.values())
+        return {f"seconds/{name}": value for name, value in seconds.items()}

@@ -33,14 +33,14 @@ def one_step(folder: Path, name: str, size: int) -> dict[str, Any]:
     )
     before = {key: value.detach().clone() for key, value in made.model.named_parameters()}
     with_images: list[int] = []
-    original = made._generate_and_score_completions
+    original = made.scored_batch
 
     def scored(inputs: Any) -> Any:
         batch = original(inputs)
-        with_images.append(sum(images is not None for images in batch["images"]))
+        with_images.append(sum(images is not None for images in batch.view.images))
         return batch
 
-    made._generate_and_score_completions = scored  # type: ignore[method-assign]
+    made.scored_batch = scored  # type: ignore[method-assign]
     made.train()
     update = {key: value.detach() - before[key] for key, value in made.unwrapped_student.named_parameters()}
     record = next(record for record in made.state.log_history if "loss" in record)

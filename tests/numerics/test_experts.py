@@ -29,7 +29,7 @@ def trainer(folder: Path, student: Any, **options: Any) -> Any:
 
 def own_balance(model: Any, made: Any, batch: dict[str, Any]) -> torch.Tensor:
     """The model's own `aux_loss` of whole sequences, padded on the right."""
-    prompts = made.encode([plain_prompt(row) for row in ROWS])
+    prompts = made.prompts.encode([plain_prompt(row) for row in ROWS])
     kept = [
         ids[mask.bool()].tolist() for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
     ]

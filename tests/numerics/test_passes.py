@@ -24,7 +24,6 @@ from dopd.runs.evaluate import evaluate_checkpoint
 from dopd.runs.inspection import inspect_prompt
 from dopd.scoring import left_padded, view_hidden_states
 from dopd.trainer import passes, trials
-from dopd.trainer.batch_scorer import make_scorer
 
 SMALL = {"vocab_size": 63, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 NOT_CAUSAL = {
@@ -187,12 +186,10 @@ def without_positions(original: Any) -> Any:
 def test_a_split_model_is_tried_with_its_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are whole there only. Once for each source, by the trainer's own route."""
     made = kit.trainer(tmp_path)
-    monkeypatch.setattr(made, "is_fsdp_enabled", True)
-    made._scorer = make_scorer(made)
-    monkeypatch.setattr(made, "is_fsdp_enabled", False)
+    monkeypatch.setattr(type(made), "is_split", True)
     seen: list[tuple[str, bool]] = []
     monkeypatch.setattr(
-        "dopd.trainer.batch_scorer.check_causal",
+        "dopd.trainer.models.check_causal",
         lambda name, model, view, **options: seen.append((name, options["gradients"])),
     )
     kit.rollout(made)

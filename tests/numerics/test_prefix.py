@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from dopd.assignment import Assignment
+from dopd.fused import TokenScores
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
 from dopd.scoring import View, random_state_kept, skipping_padding, view_hidden_states
-from dopd.trainer.rollouts import grouped_by_length
+from dopd.step import ScoredBatch, SourceScores
 
 VOCAB = 40
 
@@ -133,8 +135,18 @@ def test_random_states_of_the_devices_that_hold_the_model_are_kept(
 def test_groups_are_ordered_by_length_and_stay_together() -> None:
     lengths = torch.tensor([5, 1, 2, 2, 3, 9, 1, 1])
     completion_mask = (torch.arange(9) < lengths.unsqueeze(1)).long()
-    rows = {"prompt_mask": torch.ones(8, 2), "completion_mask": completion_mask, "row": torch.arange(8)}
-    ordered = grouped_by_length({**rows, "num_sequences": torch.tensor(8)}, 2)
-    assert ordered["row"].tolist() == [6, 7, 2, 3, 0, 1, 4, 5]
-    assert torch.equal(ordered["completion_mask"].sum(1), lengths[ordered["row"]])
-    assert grouped_by_length(rows, 3)["row"].tolist() == lengths.argsort(stable=True).tolist()
+    view = View(torch.ones(8, 2, dtype=torch.long), torch.ones(8, 2, dtype=torch.long))
+    decided = Assignment(completion_mask - 1, factors={0: lengths.unsqueeze(1) * completion_mask})
+    scores = SourceScores(TokenScores(lengths.unsqueeze(1) * 1.0, lengths.unsqueeze(1) * 2.0))
+    numbers = torch.arange(8)
+    rows = ScoredBatch(view, completion_mask * 3, completion_mask, {"teacher": scores}, decided, 8.0, numbers)
+    ordered = rows.grouped_by_length(2)
+    assert ordered.numbers.tolist() == [6, 7, 2, 3, 0, 1, 4, 5]
+    assert torch.equal(ordered.mask.sum(1), lengths[ordered.numbers])
+    assert rows.grouped_by_length(3).numbers.tolist() == lengths.argsort(stable=True).tolist()
+    for part in ordered.split(4):
+        mine = lengths[part.numbers]
+        assert torch.equal(part.completion_ids.sum(1), 3 * mine) and torch.equal(part.assignment.regimes + 1, part.mask)
+        assert torch.equal(part.assignment.factors[0].amax(1), mine) and part.num_sequences == 8.0
+        tokens = part.sources["teacher"].tokens
+        assert torch.equal(tokens.logprobs[:, 0], mine * 1.0) and torch.equal(tokens.entropy[:, 0], mine * 2.0)

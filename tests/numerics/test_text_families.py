@@ -2,7 +2,6 @@
 its gradient, with shared prompts, in rollouts, in evaluation and in inspection.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dopd.inspection.inspector import Inspector
 from dopd.methods import table
 from dopd.prefix import hidden_states_sharing_prompts
 from dopd.scoring import View, left_padded, view_hidden_states
+from dopd.step import FixedModels, LocalScorer, Step
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-5}  # nats; log-probs of these models are down to -30
 ROWS = kit.uneven_rows(8)[1::2]
@@ -89,7 +89,7 @@ def test_trainer_scores_and_learns_what_the_model_says(family: str, tmp_path: Pa
         off_policy_rollouts=True,  # answers may cross the switch of a family that has one
     )
     kind = type(model)
-    assert (kind in made.sharing_architectures) == (family not in RECURRENT), family
+    assert (kind in made.models.sharing) == (family not in RECURRENT), family
     batch = kit.rollout(made)
     scored: dict[str, Any] = {
         "privileged_teacher": (teacher, privileged_prompt),
@@ -136,7 +136,7 @@ def test_loss_and_gradient_are_those_of_the_model(family: str, tmp_path: Path) -
 
 def sequences_of(made: Any, batch: dict[str, Any], prompt_of: Any) -> list[tuple[list[int], list[int]]]:
     """Token ids of every rollout behind the prompts that `prompt_of` makes of its row."""
-    prompts = made.encode([prompt_of(row, made.template) for row in ROWS])
+    prompts = made.prompts.encode([prompt_of(row, made.prompts.template) for row in ROWS])
     rows = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
     return [(prompt, ids[mask.bool()].tolist()) for prompt, (ids, mask) in zip(prompts, rows, strict=True)]
 
@@ -144,8 +144,8 @@ def sequences_of(made: Any, batch: dict[str, Any], prompt_of: Any) -> list[tuple
 class Recording(StudentEvaluator):
     """Keeps the token ids of every answer."""
 
-    def _generate(self, model: Any, view: View, cache: Any, *, sampled: bool) -> list[list[int]]:
-        answers = super()._generate(model, view, cache, sampled=sampled)
+    def _generate(self, models: Any, view: View, *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
+        answers = super()._generate(models, view, sampled=sampled, temperature=temperature)
         SEEN.append(answers)
         return answers
 
@@ -154,15 +154,8 @@ SEEN: list[list[list[int]]] = []
 
 
 def evaluator(**options: Any) -> Recording:
-    return Recording(
-        rows=ROWS,
-        verifier=lambda completion, row: 1.0,
-        processing_class=kit.TOKENIZER,
-        eos_token_ids=[kit.TOKENIZER.eos_token_id],
-        max_new_tokens=5,
-        template=PrivilegedTemplate("{prompt} {privileged_context}"),
-        **options,
-    )
+    made = kit.evaluator(ROWS, lambda completion, row: 1.0, 5, template="{prompt} {privileged_context}", **options)
+    return Recording(**vars(made))
 
 
 def test_evaluation_answers_and_scores_each_prompt_as_alone(family: str) -> None:
@@ -205,8 +198,8 @@ def test_prompts_are_answered_apart_only_where_they_must(family: str) -> None:
 
 def test_inspection_shows_what_the_models_say(family: str) -> None:
     model, teacher = text_kit.build(family), text_kit.build(family, seed=1)
-    models = {"student": model, "privileged_student": model, "privileged_teacher": teacher}
-    inspector = Inspector(table("dopd"), evaluator(), lambda name: nullcontext(models[name]))
+    models, asked = FixedModels(model, teacher), evaluator()
+    inspector = Inspector(Step(table("dopd"), asked.prompts, LocalScorer(models, 8), asked.ending), asked, models)
     answers = [[5 + row, 9, 12, 7][: 1 + row % 4] for row in range(len(ROWS))]
     records = inspector.records(ROWS, answers=answers)
     template = PrivilegedTemplate("{prompt} {privileged_context}")

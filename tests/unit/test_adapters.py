@@ -290,10 +290,10 @@ def test_dropout_that_an_adapter_asks_for_acts_in_the_trained_view_alone(
     losses = {trainer_kit.loss_of(made, batch).item() for _ in range(3)}
     assert len(losses) == 3, "the trained view has dropout"
     views = {
-        "privileged": made._privileged_view([made.train_dataset[n] for n in range(8)]),
-        "plain": made.rollout_view(batch),
+        "privileged": trainer_kit.privileged_view(made, [made.train_dataset[n] for n in range(8)]),
+        "plain": batch.batch.view,
     }
-    again, _ = made._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+    again = trainer_kit.scored_again(made, views, batch)
     for source in made.table.sources:
         assert torch.equal(again[f"logprobs/{source}"], batch[f"logprobs/{source}"]), "no scored view has"
     tried("adapter", "lora_dropout", "acts in the trained view alone; said once")

@@ -14,7 +14,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout"],
+    ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout", "ranks"],
     ["shown", "registry", "files"],
     ["settings"],
     ["vision", "lengths"],
@@ -32,6 +32,7 @@ LAYERS = [
     ["tasks", "scoring"],
     ["data", "prefix", "sampling"],
     ["generation"],
+    ["step"],  # one path of training, evaluation, inspection and traces
     ["tiny"],
     ["checkpoints"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer

@@ -112,9 +112,9 @@ def test_a_tiny_model_of_several_tasks_brings_the_options_of_each() -> None:
 class Recorder:
     """What a `StudentEvaluator` was made with."""
 
-    def __init__(self, **values: Any) -> None:
-        self.values = values
-        raise Stop(values)
+    def __init__(self, rows: Any, verifier: Any, prompts: Any, ending: Any, max_new_tokens: int, **more: Any) -> None:
+        texts = {"prompt_format": prompts.prompt_format, "chat_template_kwargs": prompts.chat_template_kwargs}
+        raise Stop({"rows": rows, "max_new_tokens": max_new_tokens, "stop_strings": ending.strings, **texts})
 
 
 class Stop(Exception):

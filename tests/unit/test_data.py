@@ -94,10 +94,10 @@ def test_rendering_is_the_hosts_for_conversations_blocks_and_text(tmp_path: Path
     tokenizer.chat_template = THINKING_TEMPLATE
     made = kit.trainer(tmp_path, processing_class=tokenizer, chat_template_kwargs={"enable_thinking": False})
     for prompts in ([user("1 2 3"), user("4")], ["1 2 3", "4 5"]):
-        assert made.encode(prompts) == host_ids(made, prompts)
+        assert made.prompts.encode(prompts) == host_ids(made, prompts)
     blocks = [[{"role": "user", "content": [{"type": "text", "text": "1 2"}]}]]
     plain = kit.trainer(tmp_path)
-    assert plain.encode(blocks) == host_ids(plain, blocks) == plain.encode([user("1 2")])
+    assert plain.prompts.encode(blocks) == host_ids(plain, blocks) == plain.prompts.encode([user("1 2")])
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -108,7 +108,7 @@ def test_generation_prompt_and_thinking_flag_are_the_same_in_every_view(tmp_path
     made = kit.trainer(tmp_path, processing_class=tokenizer, chat_template_kwargs={"enable_thinking": thinking})
     rows = [made.train_dataset[n] for n in range(4)]
     suffix = [kit.TOKENIZER.convert_tokens_to_ids(word) for word in ([":"] if thinking else [":", "0", "0"])]
-    view = made._privileged_view(rows)
+    view = kit.privileged_view(made, rows)
     plain = host_ids(made, [row["prompt"] for row in rows])
     for n, row in enumerate(rows):
         privileged = view.prompt_ids[n][view.prompt_mask[n].bool()].tolist()
@@ -122,7 +122,7 @@ def test_text_prompts_get_what_the_tokenizer_adds_once_in_every_view(tmp_path: P
     rows = [{"prompt": "1 2 3 ?", "privileged_context": "4 5"} for _ in range(4)]
     options = {"privileged_template": None, "prompt_format": "text"}
     made = kit.trainer(tmp_path, train_dataset=Dataset.from_list(rows), **options)
-    view = made._privileged_view([made.train_dataset[0]])
+    view = kit.privileged_view(made, [made.train_dataset[0]])
     assert view.prompt_ids[0].tolist() == kit.TOKENIZER("4 5 1 2 3 ?")["input_ids"]
     made.train()
     assert kit.records(made, "loss")[0] > 0
@@ -144,8 +144,8 @@ def test_the_completion_ids_are_the_same_objects_in_every_view(tmp_path: Path) -
     batch = kit.rollout(made)
     for model in (made.model, made.teacher_model):
         model.model.register_forward_pre_hook(keep, with_kwargs=True)
-    views = {"privileged": made._privileged_view([made.train_dataset[n] for n in range(8)])}
-    made._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+    views = {"privileged": kit.privileged_view(made, [made.train_dataset[n] for n in range(8)])}
+    kit.scored_again(made, views, batch)
     kit.loss_of(made, batch)
     answers = [
         ids[mask.bool()].tolist() for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
@@ -163,9 +163,9 @@ def test_an_empty_p_gives_exactly_the_plain_view_and_its_log_probs(tmp_path: Pat
     made = kit.trainer(tmp_path, train_dataset=Dataset.from_list(rows), teacher_model=kit.teacher())
     batch = kit.rollout(made)
     vanilla = kit.trainer(tmp_path, "vanilla", train_dataset=Dataset.from_list(rows), teacher_model=kit.teacher())
-    views = {"plain": made._privileged_view(rows)}
-    again, _ = vanilla._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
-    view = made._privileged_view(rows[1:])
+    views = {"plain": kit.privileged_view(made, rows)}
+    again = kit.scored_again(vanilla, views, batch)
+    view = kit.privileged_view(made, rows[1:])
     plain = host_ids(made, [row["prompt"] for row in rows[1:]])
     assert [ids[mask.bool()].tolist() for ids, mask in zip(view.prompt_ids, view.prompt_mask, strict=True)] == plain
     assert torch.equal(again["logprobs/teacher"][1:], batch["logprobs/privileged_teacher"][1:])

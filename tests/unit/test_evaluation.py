@@ -10,12 +10,12 @@ import torch
 import trainer_kit as kit
 from datasets import Dataset
 
-from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation import EvaluationResult, StudentEvaluator, mean_interval, wilson_interval
+from dopd.sampling import Ending
 from dopd.scoring import evaluation_mode
 
 EOS = kit.TOKENIZER.eos_token_id
-TEMPLATE = PrivilegedTemplate("{prompt} {privileged_context}")
+TEMPLATE = "{prompt} {privileged_context}"
 
 
 class Scripted:
@@ -34,14 +34,8 @@ class Scripted:
 
 
 def evaluator(rows: list[dict[str, Any]], **options: Any) -> StudentEvaluator:
-    return StudentEvaluator(
-        rows=rows,
-        verifier=lambda text, row: float(text == row["answer"]),
-        processing_class=kit.TOKENIZER,
-        eos_token_ids=[EOS],
-        max_new_tokens=3,
-        **({"template": TEMPLATE, "batch_size": 3} | options),
-    )
+    options = {"template": TEMPLATE, "batch_size": 3} | options
+    return kit.evaluator(rows, lambda text, row: float(text == row["answer"]), 3, **options)
 
 
 def rows(count: int = 5) -> list[dict[str, Any]]:
@@ -70,10 +64,7 @@ def test_greedy_and_sampled_answers_see_no_hint_and_the_privileged_ones_do() -> 
 def test_a_truncated_answer_is_wrong_whatever_its_text_says() -> None:
     model: Any = kit.student()
     model.generate = lambda input_ids, **kwargs: torch.cat([input_ids, torch.full((len(input_ids), 1), 9)], dim=1)
-    result = StudentEvaluator(
-        rows=rows(2), verifier=lambda text, row: 1.0, processing_class=kit.TOKENIZER, eos_token_ids=[EOS],
-        max_new_tokens=1,
-    ).evaluate(model)  # fmt: skip
+    result = kit.evaluator(rows(2), lambda text, row: 1.0, 1).evaluate(model)
     assert result.greedy == result.sampled == result.privileged == [0.0, 0.0]
 
 
@@ -239,7 +230,9 @@ def test_shards_draw_answers_of_their_own() -> None:
 
     # Many tokens end an answer: an untrained model's are judged only where they ended.
     ends = list(range(0, len(kit.TOKENIZER), 3))
-    made = replace(evaluator(rows(9)[1:]), max_new_tokens=12, verifier=heard, eos_token_ids=ends)
+    made = replace(
+        evaluator(rows(9)[1:]), max_new_tokens=12, verifier=heard, ending=Ending(ends, tokenizer=kit.TOKENIZER)
+    )
     for shard in ((0, 2), (1, 2), (0, 2)):
         said.append([])
         made.evaluate(kit.student(), shard=shard)

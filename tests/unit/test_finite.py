@@ -99,7 +99,7 @@ def test_a_step_whose_gradient_is_not_finite_is_saved_to_be_looked_at(tmp_path: 
 
 def test_rows_at_which_a_teacher_is_not_finite_are_named(tmp_path: Path) -> None:
     made = kit.trainer(tmp_path, max_steps=1)
-    score, bad = made._scorer.hidden_states, {2, 5}
+    score, bad = made.models.hidden_states, {2, 5}
 
     def spoiled(model: Any, *args: Any, **options: Any) -> Any:
         hidden = score(model, *args, **options)
@@ -108,7 +108,7 @@ def test_rows_at_which_a_teacher_is_not_finite_are_named(tmp_path: Path) -> None
             hidden[sorted(bad)] = float("nan")
         return hidden
 
-    object.__setattr__(made._scorer, "hidden_states", spoiled)
+    made.models.hidden_states = spoiled
     with pytest.raises(ScoringError, match=r"distributions are not finite.*answers 2, 5 of the step") as caught:
         made.train()
     record = saved_step(tmp_path, caught.value, 0)

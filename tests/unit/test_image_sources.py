@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import trainer_kit
 import vision_kit as kit
 from compatibility import tried
 from datasets import Dataset, List, Value
@@ -340,7 +341,7 @@ def test_a_picture_that_goes_while_a_run_goes_on_is_named_with_its_place(tmp_pat
     rows = [made.train_dataset[n] for n in range(2)]
     path.unlink()
     with pytest.raises(DataError, match=r"prompt 1 of a batch of 2: .*picture\.png' cannot be read as an image"):
-        made._generate_and_score_completions(rows)
+        trainer_kit.answered(made, rows)
 
 
 def test_what_is_no_picture_is_neither_waited_for_nor_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trainer_kit
 import vision_kit as kit
 from compatibility import tried
 from datasets import Dataset
@@ -299,7 +300,7 @@ def test_a_vision_language_model_with_its_tokenizer_draws_no_placeholders(tmp_pa
     options = {"train_dataset": rows, "max_completion_length": 20}
     sides = {"model": models[0], "teacher_model": models[1], "processing_class": processor.tokenizer}
     made = kit.trainer("llava", tmp_path, **sides, **options)
-    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)] * 4)
+    batch = trainer_kit.answered(made, [made.train_dataset[n] for n in range(4)] * 4)
     assert not bool((batch["completion_ids"] == models[0].config.image_token_id).any())
 
 

@@ -104,11 +104,11 @@ def check_views(made: Any, tok: Any, plain: list[str], privileged: list[str]) ->
     """The trained prompts, and the privileged ones, are these texts; expected ids come from the tokenizer alone."""
     rows = [made.train_dataset[n] for n in range(len(plain))]
     made.model.train()
-    batch = made._generate_and_score_completions(rows)
-    rows = [as_conversation(row) for row in rows] if made.asks_text else rows
+    batch = kit.answered(made, rows)
+    rows = [as_conversation(row) for row in rows] if made.prompts.asks_text else rows
     read = {
         "plain": (batch["prompt_ids"], batch["prompt_mask"], plain),
-        "privileged": (*(lambda v: (v.prompt_ids, v.prompt_mask))(made._privileged_view(rows)), privileged),
+        "privileged": (*(lambda v: (v.prompt_ids, v.prompt_mask))(kit.privileged_view(made, rows)), privileged),
     }
     for name, (ids, mask, texts) in read.items():
         expected = [tok(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -497,7 +497,7 @@ def test_scores_behind_a_nulled_column_are_the_models_own(tmp_path: Path) -> Non
         for n in range(4)
     ]
     made = trained(tmp_path, rows, tok)
-    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
+    batch = kit.answered(made, [made.train_dataset[n] for n in range(4)])
     sources = {
         "privileged_teacher": made.unwrapped_teacher,
         "privileged_student": made.unwrapped_student,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import trainer_kit as kit
 import trl
 from compatibility import tried
 from peft import LoraConfig
@@ -93,16 +94,14 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
         )
     exec(code, names)
     made, tokenizer = names["trainer"], qwen_tokenizer()
-    seen: list[dict[str, Any]] = []
-    original = made._generate_and_score_completions
-    monkeypatch.setattr(
-        made, "_generate_and_score_completions", lambda inputs: seen.append(original(inputs)) or seen[-1]
-    )
+    seen = kit.scored(made)
     made.train()
     asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     plain = tokenizer.decode(seen[0]["prompt_ids"][0][seen[0]["prompt_mask"][0].bool()])
     assert plain == asked.format(QUESTION)
-    hinted = made._privileged_view([{"prompt": [{"role": "user", "content": QUESTION}], "privileged_context": HINT}])
+    hinted = kit.privileged_view(
+        made, [{"prompt": [{"role": "user", "content": QUESTION}], "privileged_context": HINT}]
+    )
     text = tokenizer.decode(hinted.prompt_ids[0])
     assert text.startswith(f"<|im_start|>user\n{QUESTION}\n") and f"\n{HINT}\n" in text and text.endswith(asked[-20:])
     if "4-bit" in what:

@@ -12,7 +12,6 @@ from compatibility import tried
 from transformers import GenerationConfig
 
 from dopd.errors import ConfigError, ModelError, ScoringError
-from dopd.evaluation.student import StudentEvaluator
 from dopd.runs.inspection import inspect_prompt
 from dopd.sampling import Ending, drawn, ends_of, sampling_config
 
@@ -60,7 +59,7 @@ def by_hand(model: Any, prompts: list[list[int]], count: int, seed: int | None) 
 def test_nothing_that_a_checkpoint_declares_reaches_an_answer(name: str, seed: int | None) -> None:
     model = declaring(kit.student().eval(), DECLARED[name])
     rows = kit.task_rows(6)
-    evaluator = StudentEvaluator(rows, lambda text, row: 0.0, kit.TOKENIZER, [EOS], max_new_tokens=12, seed=0)
+    evaluator = kit.evaluator(rows, lambda text, row: 0.0, 12, seed=0)
     prompts = [kit.TOKENIZER.apply_chat_template(r["prompt"], add_generation_prompt=True)["input_ids"] for r in rows]
     torch.manual_seed(3)
     answers = evaluator.answers(model, [row["prompt"] for row in rows], sampled=seed is not None)
@@ -205,7 +204,7 @@ def test_a_tokenizer_without_an_end_takes_that_of_the_model(tmp_path: Path) -> N
     tokenizer.eos_token = tokenizer.pad_token = None
     model = declaring(kit.student(), {})
     made = kit.trainer(tmp_path, model=model, processing_class=copy.deepcopy(tokenizer))
-    assert made.ending.token_ids == [EOS] and made._tokenizer.pad_token_id == EOS
+    assert made.ending.token_ids == [EOS] and made.tokenizer.pad_token_id == EOS
     kit.rollout(made)
     model.generation_config.eos_token_id = None
     with pytest.raises(ModelError, match=r"no token ends an answer.*tokenizer\.eos_token"):

@@ -73,7 +73,7 @@ def test_numbers_are_those_of_full_logits(run: Any) -> None:
             for name, expected in (("top_student", plain), ("top_target", target)):
                 values = expected[n].exp().topk(schema.NUM_TOP)
                 assert [p for _, p in token[name]] == pytest.approx(values.values.tolist(), abs=2e-5)
-                assert token[name][0][0] == made._tokenizer.decode([int(values.indices[0])])
+                assert token[name][0][0] == made.tokenizer.decode([int(values.indices[0])])
             assert token["weight"] == record["rules"][token["regime"]]["weight"]
             high = token["regime"] in ("HT", "HS")
             assert (token["gap"] >= record["thresholds"]["gap"] - 1e-5) if high else True
@@ -83,8 +83,8 @@ def test_numbers_are_those_of_full_logits(run: Any) -> None:
 def logits(made: Any, model: Any, record: dict[str, Any], ids: list[int], *, privileged: bool) -> torch.Tensor:
     prompt: Any = [{"role": "user", "content": record["prompt"]}]
     if privileged:
-        prompt = made.template.apply(prompt, record["privileged_context"])
-    (prefix,) = made.encode([prompt])
+        prompt = made.prompts.template.apply(prompt, record["privileged_context"])
+    (prefix,) = made.prompts.encode([prompt])
     inputs = torch.tensor([prefix + ids])
     with torch.no_grad():
         return torch.log_softmax(model(input_ids=inputs).logits[0, len(prefix) - 1 : -1].double(), dim=-1)
@@ -131,7 +131,7 @@ def test_a_resumed_trace_keeps_earlier_steps_once(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     lines = [{"step": 0, "row": 0}, {"step": 0, "row": 0}, {"step": 2, "row": 0}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half')
-    writer = TraceWriter(tmp_path, kit.config(tmp_path).routing_table(), kit.TOKENIZER, every=1, examples=1)
+    writer = TraceWriter(tmp_path, kit.trainer(tmp_path / "a").step, every=1, examples=1)
     writer.start(2)
     assert read_trace(path) == [{"step": 0, "row": 0}]
 
@@ -195,10 +195,10 @@ def test_a_probe_says_what_the_trace_of_a_batch_says(tmp_path: Path) -> None:
     """Two routes to the same numbers: the training batch, and the inspector."""
     made, records = traced(tmp_path, trace_examples=8, trace_probes=1, learning_rate=0.0)
     record = records[0]
-    inspect = made.trace._probe.func
     rows = [{**record, "prompt": [{"role": "user", "content": record["prompt"]}]}]
     ids = [token["id"] for token in record["tokens"]]
-    (again,) = inspect(rows, answers=[ids], thresholds=record["thresholds"], kind="batch")
+    inspector = made.trace._probe.inspector
+    (again,) = inspector.records(rows, answers=[ids], thresholds=record["thresholds"], kind="batch")
     for token, other in zip(record["tokens"], again["tokens"], strict=True):
         assert token["regime"] == other["regime"] and token["text"] == other["text"]
         for name in ("gap", "logprob_teacher", "logprob_student", "logprob_plain", "entropy", "loss"):

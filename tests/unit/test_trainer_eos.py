@@ -18,7 +18,7 @@ TURN_END = 14
 def scripted(made: DOPDTrainer, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The scored batch when generation returns these tokens, padded as `generate` pads."""
     longest = max(map(len, answers))
-    pad = made._tokenizer.pad_token_id
+    pad = made.tokenizer.pad_token_id
     output = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
 
     def generate(self: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_a_pad_token_that_is_the_end_of_sequence_keeps_the_end_scored(
     tokenizer = build_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     made = kit.trainer(tmp_path, "vanilla", processing_class=tokenizer)
-    assert made._tokenizer.pad_token_id == EOS
+    assert made.tokenizer.pad_token_id == EOS
     batch = scripted(made, [[A, EOS], [A, B, C, EOS], [A, B, C, B]], monkeypatch)
     assert masked(batch) == [[A, EOS], [A, B, C, EOS], [A, B, C, B]]
     assert made._metrics["train"]["completions/eos_ratio"] == [pytest.approx(2 / 3)]
@@ -96,7 +96,7 @@ def test_a_truncated_completion_is_scored_to_its_last_token_and_counts_as_wrong(
 
 def test_a_padding_token_at_the_length_limit_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = kit.trainer(tmp_path, verifier=always_right)
-    scripted(made, [[A, B, made._tokenizer.pad_token_id], [A, B, EOS]], monkeypatch)
+    scripted(made, [[A, B, made.tokenizer.pad_token_id], [A, B, EOS]], monkeypatch)
     assert made._metrics["train"]["completions/clipped_ratio"] == [0.5]
     assert made._metrics["train"]["rollout/accuracy"] == [0.5]
 

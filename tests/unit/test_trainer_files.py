@@ -45,7 +45,10 @@ def test_a_resumed_run_is_the_unbroken_run_to_the_bit(tmp_path: Path, options: d
     expected = kit.parameters(unbroken.model)
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.named_parameters())
     if options.get("privileged_student"):
-        with unbroken.source_model("privileged_student") as a, resumed.source_model("privileged_student") as b:
+        with (
+            unbroken.models.source_model("privileged_student") as a,
+            resumed.models.source_model("privileged_student") as b,
+        ):
             for value, other in zip(a.parameters(), b.parameters(), strict=True):
                 assert torch.equal(value, other)
     assert comparable(tmp_path / "broken") == comparable(tmp_path / "unbroken")

@@ -14,11 +14,11 @@ from trl import TrlParser
 
 from dopd import assignment
 from dopd.errors import ConfigError, DataError, ModelError, ScoringError
+from dopd.step.liveness import check_alive
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
 from dopd.trainer import DOPDConfig, guards
 from dopd.trainer.context import max_prompt_tokens
-from dopd.trainer.liveness import check_alive
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
 

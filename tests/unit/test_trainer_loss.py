@@ -1,6 +1,7 @@
 """One optimizer step of the trainer: the same whatever the cut, equal to the reference, no pass too many."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,10 @@ def test_no_pass_is_made_that_the_table_does_not_need(
 ) -> None:
     made = kit.trainer(tmp_path, method, share_prompts=False, **options)  # one pass for each view, to count
     rows = [made.train_dataset[n] for n in range(8)]
-    host = super(DOPDTrainer, made)._generate_and_score_completions(rows)
+    rollouts = made.rollouts(rows)
     passes = Passes(student=made.model, **({} if made.teacher_model is None else {"teacher": made.teacher_model}))
-    # Rollouts run the backbone too, so the host's part is replaced by what it returned.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DOPDTrainer.__mro__[1], "_generate_and_score_completions", lambda self, inputs: dict(host))
-        batch = made._generate_and_score_completions(rows)
+    made.rollouts = lambda problems: rollouts  # they run the backbone too
+    batch = kit.answered(made, rows)
     kit.loss_of(made, batch).backward()
     assert dict(passes.counts) == expected
     stored = {name.removeprefix("hidden/") for name in batch if name.startswith("hidden/")}
@@ -172,8 +171,8 @@ def test_a_row_of_weight_zero_is_routed_but_its_target_is_neither_kept_nor_learn
     made = kit.trainer(tmp_path, "zero", rules=RULES_WITH_A_ZERO)
     batch = kit.rollout(made)
     assert "hidden/privileged_student" not in batch and "logprobs/privileged_student" in batch
-    batch["regimes"] = torch.where(batch["completion_mask"].bool(), int(dopd.Regime.LL), -1)
-    loss = kit.loss_of(made, batch)
+    regimes = torch.where(batch["completion_mask"].bool(), int(dopd.Regime.LL), -1)
+    loss = kit.loss_of(made, replace(batch.batch, assignment=replace(batch.batch.assignment, regimes=regimes)))
     assert loss.item() == 0.0
     gradients = torch.autograd.grad(loss, list(made.model.parameters()), allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
@@ -221,7 +220,7 @@ def test_scoring_leaves_every_submodule_in_the_mode_it_was_in(tmp_path: Path) ->
     made.model.model.layers[1].mlp.eval()  # a module that a user froze
     before = modes(made.model)
     rows = [made.train_dataset[n] for n in range(4)]
-    made._generate_and_score_completions(rows)
+    kit.answered(made, rows)
     assert modes(made.model) == before
     assert not any(modes(made.teacher_model).values())
 
@@ -233,9 +232,8 @@ def test_dropout_of_the_student_does_not_reach_the_privileged_scores(tmp_path: P
     )
     batch = kit.rollout(made)
     rows = [made.train_dataset[n] for n in range(8)]
-    views = {"privileged": made._privileged_view(rows)}
-    completion = (batch["completion_ids"], batch["completion_mask"])
-    again, _ = made._scorer.score(views, *completion)
+    views = {"privileged": kit.privileged_view(made, rows)}
+    again = kit.scored_again(made, views, batch)
     assert torch.equal(again["logprobs/privileged_student"], batch["logprobs/privileged_student"])
     assert kit.loss_of(made, batch).item() != kit.loss_of(made, batch).item(), "dropout is on in the trained view"
 
@@ -243,7 +241,7 @@ def test_dropout_of_the_student_does_not_reach_the_privileged_scores(tmp_path: P
 def test_temperature_is_applied_to_rollouts_and_to_both_sides_of_the_loss(tmp_path: Path) -> None:
     rows = kit.uneven_rows()
     made = kit.trainer(tmp_path, "vanilla", train_dataset=Dataset.from_list(rows), temperature=1.7)
-    assert made.generation_config.temperature == 1.7
+    assert made.engine.config.temperature == 1.7
     batch = kit.rollout(made)
     student, teacher = [], []
     for row, ids, mask in zip(rows, batch["completion_ids"], batch["completion_mask"], strict=True):
@@ -270,10 +268,10 @@ def test_chunked_loss_and_reference_backend_agree_inside_the_trainer(tmp_path: P
 def test_rollouts_come_from_the_distribution_that_is_scored(tmp_path: Path) -> None:
     """Cached generation and the training forward must agree by far more than the signal that they are compared for."""
     made = kit.trainer(tmp_path, generation_kwargs=kit.GREEDY)
-    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(8)])
+    batch = kit.answered(made, [made.train_dataset[n] for n in range(8)])
     view = View(batch["prompt_ids"], batch["prompt_mask"])
     ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
     with torch.no_grad():
-        hidden = made.view_hidden_states(made.model, view, ids, mask)
+        hidden = made.models.hidden_states(made.model, view, ids, mask)
         best = Head.of_model(made.model).logits(hidden).argmax(-1)
     assert torch.equal(best[mask], ids[mask])

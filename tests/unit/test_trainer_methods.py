@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 import trainer_kit as kit
-from transformers import GenerationConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 import dopd
 from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DopdError
 from dopd.methods import METHODS
+from dopd.step import Request
 from dopd.trainer.anchor import AverageAnchor, SnapshotAnchor
-from dopd.trainer.rollouts import answers_of_at_most
+from dopd.trainer.engines import VLLMEngine
 
 
 def half_right(completion: str, row: dict[str, Any]) -> float:
@@ -108,11 +108,11 @@ def test_without_privilege_both_policies_read_the_plain_prompt(tmp_path: Path) -
     made = kit.trainer(tmp_path, "dopd_no_privilege")
     made.model.train()
     rows = [made.train_dataset[n] for n in range(8)]
-    batch = made._generate_and_score_completions(rows)
+    batch = kit.answered(made, rows)
     assert not made.table.needs_privileged
     plain = kit.trainer(tmp_path / "plain", "vanilla")
-    views = {"plain": made.plain_view(batch)}
-    again, _ = plain._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+    views = {"plain": batch.batch.view}
+    again = kit.scored_again(plain, views, batch)
     torch.testing.assert_close(batch["logprobs/privileged_teacher"], again["logprobs/teacher"])
 
 
@@ -120,30 +120,69 @@ def test_student_of_privileged_both_answers_the_privileged_prompt(tmp_path: Path
     made = kit.trainer(tmp_path, "privileged_both")
     made.model.train()
     rows = [made.train_dataset[n] for n in range(8)]
-    batch = made._generate_and_score_completions(rows)
-    told = made._privileged_view(rows)
+    batch = kit.answered(made, rows)
+    told = kit.privileged_view(made, rows)
     assert torch.equal(batch["prompt_ids"], told.prompt_ids) and torch.equal(batch["prompt_mask"], told.prompt_mask)
 
 
 def test_rollouts_grow_with_the_steps(tmp_path: Path) -> None:
     made = kit.trainer(tmp_path, "fast_opd", method_options={"start": 2, "growth": 3}, max_steps=4)
-    whole = made.generation_config.max_new_tokens
     made.train()
     lengths = [entry["completions/max_length"] for entry in made.state.log_history if "completions/max_length" in entry]
-    assert lengths == [2, 5, 8, 8] and made.generation_config.max_new_tokens == whole == 8
+    assert lengths == [2, 5, 8, 8]
 
 
-def test_the_engine_obeys_the_limit_that_grows() -> None:
-    class Engine:  # as vLLM's: it asks its own attribute
-        max_completion_length = 8
+def test_vllm_obeys_the_limit_of_a_request_and_is_asked_for_the_prompts_of_the_view(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path)
+    asked: list[Any] = []
 
-    class Holder:
-        use_vllm, vllm_generation, generation_config = True, Engine(), GenerationConfig(max_new_tokens=8)
+    class Engine:  # as TRL's: it asks its own attribute
+        max_completion_length, generation_kwargs = 8, None
 
-    with answers_of_at_most(5, Holder()):
-        assert Holder.vllm_generation.max_completion_length == Holder.generation_config.max_new_tokens == 5
-    assert Holder.vllm_generation.max_completion_length == Holder.generation_config.max_new_tokens == 8
+    made.vllm_generation = Engine()
+    eos = kit.TOKENIZER.eos_token_id
+
+    def answers(prompt_ids: list[list[int]], pictures: Any) -> list[list[int]]:
+        asked.append((prompt_ids, pictures, made.vllm_generation.max_completion_length))
+        return [[7, eos, 9, 9] for _ in prompt_ids]
+
+    made.answers_of_vllm = answers  # type: ignore[method-assign]
+    prompts = [row["prompt"] for row in kit.uneven_rows(3)]
+    request = Request(kit.view_of(made, prompts), prompts, 5, 0)
+    assert VLLMEngine(made).generate(request) == [[7, eos]] * 3
+    assert asked == [(made.prompts.encode(prompts), None, 5)]
+    assert made.vllm_generation.max_completion_length == 8
     assert "self.max_completion_length" in inspect.getsource(VLLMGeneration.generate)
+
+
+def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    requests: list[Request] = []
+
+    class Fixed:
+        def __init__(self) -> None:
+            self.answer = [11, 12, kit.TOKENIZER.eos_token_id]
+
+        def generate(self, request: Request) -> list[list[int]]:
+            requests.append(request)
+            return [list(self.answer) for _ in request.prompts]
+
+    engine = Fixed()
+    made = kit.trainer(
+        tmp_path, "fast_opd", method_options={"start": 3, "growth": 2}, max_steps=2, rollout_engine=engine
+    )
+    batches = kit.scored(made)
+    made.train()
+    assert [(request.step, request.max_new_tokens) for request in requests] == [(0, 3), (1, 5)]
+    for batch in batches:
+        assert batch["completion_ids"].tolist() == [engine.answer] * 8
+    for answer, words in (
+        ([11] * 9, "gave an answer of 9 tokens, and was asked for 1 to 8"),
+        ([], "gave an answer of 0 tokens"),
+        ([kit.TOKENIZER.vocab_size + 5], "is outside of the vocabulary"),
+    ):
+        engine.answer = answer
+        with pytest.raises(DopdError, match=words):
+            kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
 
 
 def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:

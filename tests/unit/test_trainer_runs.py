@@ -12,8 +12,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from dopd.trainer.batch_scorer import make_scorer
-
 
 def merged(model: Any) -> dict[str, torch.Tensor]:
     """What PEFT itself merges, by the names of a model without adapters."""
@@ -60,7 +58,7 @@ def test_adapters_train_and_the_base_and_the_initial_weights_stay(tmp_path: Path
     changed = {name for name, delta in kit.update(before, made.model).items() if bool(delta.any())}
     assert changed and all("lora_" in name for name in changed)
     now = merged(made.model)
-    with made.source_model("privileged_student") as model:
+    with made.models.source_model("privileged_student") as model:
         kept = scored_weights(model)
         assert anchor == "current" or not any(value.requires_grad for value in model.parameters())
     assert merged(made.model).keys() == kept.keys()
@@ -79,8 +77,7 @@ def test_a_frozen_anchor_is_what_is_scored_after_the_student_has_moved(tmp_path:
     before = kit.rollout(made)
     made.train()
     rows = [made.train_dataset[n] for n in range(8)]
-    completion = (before["completion_ids"], before["completion_mask"])
-    again, _ = made._scorer.score({"privileged": made._privileged_view(rows)}, *completion)
+    again = kit.scored_again(made, {"privileged": kit.privileged_view(made, rows)}, before)
     assert torch.equal(again["logprobs/privileged_student"], before["logprobs/privileged_student"])
 
 
@@ -96,7 +93,7 @@ def test_the_moving_average_of_an_adapter_is_of_the_product_and_not_of_its_facto
     for weights, parameters in callback.kept:
         average = {name: 0.7 * average[name] + 0.3 * weights[name] for name in average}
         factors = {name: 0.7 * factors[name] + 0.3 * parameters[name] for name in factors}
-    with made.source_model("privileged_student") as model:
+    with made.models.source_model("privileged_student") as model:
         kept = scored_weights(model)
     for name, value in average.items():
         torch.testing.assert_close(kept[name], value, rtol=1e-5, atol=1e-6)
@@ -117,7 +114,7 @@ def test_the_moving_average_of_a_whole_model_is_kept_per_optimizer_step(tmp_path
     assert len(callback.kept) == 2
     for weights in callback.kept:
         average = {name: 0.6 * average[name] + 0.4 * weights[name] for name in average}
-    with made.source_model("privileged_student") as model:
+    with made.models.source_model("privileged_student") as model:
         for name, value in model.named_parameters():
             torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-6)
 
@@ -161,7 +158,7 @@ def test_prompts_run_once_change_neither_loss_nor_update(tmp_path: Path, method:
             max_steps=2,
             generation_kwargs=kit.GREEDY,
         )
-        assert bool(made.sharing_architectures) == sharing
+        assert bool(made.models.sharing) == sharing
         made.train()
         runs.append((kit.records(made, "loss"), kit.parameters(made.model)))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
@@ -178,7 +175,7 @@ def test_a_model_that_gives_other_numbers_from_a_cache_falls_back_with_a_message
     monkeypatch.setattr(prefix, "hidden_states_sharing_prompts", lambda *given: original(*given) + 0.1)
     with caplog.at_level("WARNING", logger="dopd"):
         made = kit.trainer(tmp_path)
-    assert not made.sharing_architectures
+    assert not made.models.sharing
     assert "share_prompts is off for Qwen3ForCausalLM" in caplog.text
 
 
@@ -194,15 +191,14 @@ def test_bf16_computes_every_view_in_bf16(tmp_path: Path, method: str) -> None:
     """One view in another precision would put rounding into the gap."""
     made = kit.trainer(tmp_path, method, bf16=True, train_dataset=Dataset.from_list(kit.uneven_rows()))
     seen: dict[str, Any] = {}
-    original = made.view_hidden_states
+    original = made.models.hidden_states
 
     def hidden_states(model: Any, *arguments: Any, **options: Any) -> torch.Tensor:
         hidden = original(model, *arguments, **options)
         seen["+grad" if torch.is_grad_enabled() else type(model).__name__] = hidden.dtype
         return hidden
 
-    made.view_hidden_states = hidden_states  # type: ignore[method-assign]
-    made._scorer = make_scorer(made)
+    made.models.hidden_states = hidden_states  # type: ignore[method-assign]
     batches = kit.scored(made)
     made.train()
     (batch,) = batches
@@ -213,17 +209,17 @@ def test_bf16_computes_every_view_in_bf16(tmp_path: Path, method: str) -> None:
 
 
 def test_bf16_evaluates_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dopd.evaluation import student
+    from dopd.step import scorer
 
     seen = set()
-    scored = student.view_hidden_states
+    scored = scorer.view_hidden_states
 
     def looked_at(*arguments: Any, **options: Any) -> torch.Tensor:
         hidden = scored(*arguments, **options)
         seen.add((hidden.dtype, torch.is_autocast_enabled("cpu")))
         return hidden
 
-    monkeypatch.setattr(student, "view_hidden_states", looked_at)
+    monkeypatch.setattr(scorer, "view_hidden_states", looked_at)
     rows = Dataset.from_list(kit.task_rows(4, split="test"))
     options = {"student_eval_steps": 1, "eval_dataset": rows, "verifier": lambda text, row: 0.0}
     for bf16 in (True, False):
@@ -237,8 +233,8 @@ def test_bf16_scores_are_those_of_float32_to_its_rounding(tmp_path: Path) -> Non
         kit.trainer(tmp_path, bf16=bf16, train_dataset=Dataset.from_list(kit.uneven_rows())) for bf16 in (True, False)
     )
     batch = kit.rollout(half)
-    views = {"privileged": single._privileged_view([single.train_dataset[n] for n in range(8)])}
-    expected, _ = single._scorer.score(views, batch["completion_ids"], batch["completion_mask"])
+    views = {"privileged": kit.privileged_view(single, [single.train_dataset[n] for n in range(8)])}
+    expected = kit.scored_again(single, views, batch)
     for source in half.table.sources:
         name = f"logprobs/{source}"
         torch.testing.assert_close(batch[name], expected[name], rtol=0.05, atol=0.05)

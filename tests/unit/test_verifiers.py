@@ -15,8 +15,8 @@ from datasets import Dataset
 from trainer_kit import task_rows, trainer
 
 from dopd.errors import ConfigError, DataError, ScoringError
-from dopd.evaluation.verifier import Verifier, judged, limited
 from dopd.runs.verifiers import load_verifier
+from dopd.step.verifier import Verifier, judged, limited
 
 ROW = {"prompt": "q", "answer": "1"}
 

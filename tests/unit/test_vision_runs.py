@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import trainer_kit
 import vision_kit as kit
 from compatibility import tried
 from datasets import Dataset
@@ -55,8 +56,8 @@ def test_loss_and_gradient_are_the_reference_on_logits_of_single_sequences(name:
     if not kit.family(name).needs_image:
         kept[2]["images"] = []
     rows = [kept[n // 2] for n in range(6)]
-    batch = made._generate_and_score_completions(rows)
-    loss, _, _ = made._compute_loss(made.unwrapped_student, batch, None)
+    batch = trainer_kit.answered(made, rows)
+    loss = trainer_kit.loss_of(made, batch)
     loss.backward()
     gradients = {key: value.grad.clone() for key, value in made.model.named_parameters() if value.grad is not None}
     made.model.zero_grad()
@@ -66,7 +67,7 @@ def test_loss_and_gradient_are_the_reference_on_logits_of_single_sequences(name:
     def logits(model: Any, privileged: bool) -> Tensor:
         sequences = []
         for row, completion, kept_tokens in zip(rows, ids, mask, strict=True):
-            prompt = privileged_prompt(row, made.template) if privileged else plain_prompt(row)
+            prompt = privileged_prompt(row, made.prompts.template) if privileged else plain_prompt(row)
             sequences.append(
                 logits_of_one_sequence(name, model, made.processing_class, prompt, completion[kept_tokens.bool()])
             )
@@ -142,8 +143,8 @@ def test_two_steps_of_training(name: str, method: str, tmp_path: Path) -> None:
 def test_every_parameter_gets_a_gradient_through_the_loss(name: str, tmp_path: Path) -> None:
     made = kit.trainer(name, tmp_path)
     made.model.train()
-    batch = made._prepare_inputs([made.train_dataset[n // 2] for n in range(4)])
-    made._compute_loss(made.unwrapped_student, batch, None)[0].backward()
+    batch = made.next_micro_batch([made.train_dataset[n // 2] for n in range(4)])
+    trainer_kit.loss_of(made, batch).backward()
     lacking = [
         key
         for key, value in made.model.named_parameters()
@@ -159,14 +160,14 @@ def test_images_are_encoded_once_for_all_rollouts_and_once_for_both_views_of_the
     name: str, tmp_path: Path
 ) -> None:
     made = kit.trainer(name, tmp_path)
-    assert made.sharing_architectures and made.image_architectures
+    assert made.models.sharing and made.models.encoding_once
     made.model.train()
     rows = [made.train_dataset[n // 2] for n in range(4)]  # two prompts, two rollouts each
     with counted_images(made.model) as student, counted_images(made.teacher_model) as teacher:
-        batch = made._prepare_inputs(rows)
+        batch = made.next_micro_batch(rows)
         # Rollouts and the privileged student read the same images with the same weights.
         assert (student, teacher) == ([2], [2])
-        made._compute_loss(made.unwrapped_student, batch, None)
+        trainer_kit.loss_of(made, batch)
     assert student == [2, 2]  # the pass with gradient
 
 
@@ -196,7 +197,7 @@ def test_placeholders_are_sampled_neither_in_rollouts_nor_in_evaluation(name: st
     assert bool(torch.isin(free[:, -1], torch.tensor(forbidden)).all())
     prompts = [plain_prompt(row) for row in kit.rows()]
     answers = evaluator.answers(model, prompts, sampled=False) + evaluator.answers(model, prompts, sampled=True)
-    batch = made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
+    batch = trainer_kit.answered(made, [made.train_dataset[n] for n in range(4)])
     said = {token for answer in answers for token in answer} | set(batch["completion_ids"].flatten().tolist())
     assert said and not said & set(forbidden)
 
@@ -230,8 +231,8 @@ def test_a_model_that_takes_no_features_draws_from_the_pixels_that_it_is_scored_
 
     student.generate = watched
     made = kit.trainer("llava", tmp_path, model=student, teacher_model=teacher, processing_class=processor)
-    assert not made.image_architectures
-    made._generate_and_score_completions([made.train_dataset[n] for n in range(4)])
+    assert not made.models.encoding_once
+    trainer_kit.answered(made, [made.train_dataset[n] for n in range(4)])
     assert [names for names in read if names] == [{"pixel_values"}] * 4  # three prompts of the trial, and the batch
 
 
@@ -269,12 +270,15 @@ def test_images_keep_to_their_rows_where_a_batch_is_put_in_order_and_cut(tmp_pat
     rows = [{**row, "prompt": kit.user("red " * (4 - n) + "?")} for n, row in enumerate(kit.rows())]
     for row in rows:
         row["prompt"][0]["content"].insert(0, {"type": "image"})
-    expected = {tuple(made.encode([plain_prompt(row)])[0]): made.view_of([plain_prompt(row)]).images[0] for row in rows}
+    expected = {
+        tuple(made.prompts.encode([plain_prompt(row)])[0]): trainer_kit.view_of(made, [plain_prompt(row)]).images[0]
+        for row in rows
+    }
     inputs = [rows[n // 2] for n in range(8)]  # from long to short: every group changes its place
     lengths = []
     for step in range(4):
         made._step = step
-        view = made.plain_view(made._prepare_inputs(inputs))
+        view = made.next_micro_batch(inputs).view
         for ids, mask, images in zip(view.prompt_ids, view.prompt_mask, view.images, strict=True):
             prompt = tuple(ids[mask.bool()].tolist())
             lengths.append(len(prompt))
@@ -317,7 +321,7 @@ def test_the_blank_control_is_reported_beside_the_accuracy_of_prompts_with_image
     rows = [*kit.rows(3), {**kit.rows(4)[3], "images": []}]
     made = kit.trainer("qwen3_vl", tmp_path, "vanilla")
     evaluator = answering(made, rows, lambda completion, row: 1.0)
-    evaluator = replace(evaluator, eos_token_ids=list(range(len(made._tokenizer))))  # the first token ends an answer
+    evaluator = replace(evaluator, eos_token_ids=list(range(len(made.tokenizer))))  # the first token ends an answer
     result = evaluator.evaluate(made.model)
     assert (len(result.greedy), len(result.blank)) == (4, 3)
     assert result.metrics()["accuracy_blank"] == 1.0 and "accuracy_blank" in result.to_json()["intervals"]
@@ -345,15 +349,18 @@ def test_privileged_images_are_seen_by_the_privileged_views_alone(name: str, tmp
     rows = [{**row, "privileged_images": [kit.picture(40 + n)]} for n, row in enumerate(kit.rows())]
     made = kit.trainer(name, tmp_path, train_dataset=Dataset.from_list(rows))
     given = [made.train_dataset[n] for n in range(2)]
-    plain, privileged = made.view_of([plain_prompt(row) for row in given]), made._privileged_view(given)
+    plain, privileged = (
+        trainer_kit.view_of(made, [plain_prompt(row) for row in given]),
+        trainer_kit.privileged_view(made, given),
+    )
     image = made.model.config.image_token_id
     per_image = int((plain.prompt_ids[0] == image).sum())
     assert int((privileged.prompt_ids[0] == image).sum()) == 2 * per_image > 0
-    without = made._privileged_view([{**row, "privileged_images": None} for row in given])
+    without = trainer_kit.privileged_view(made, [{**row, "privileged_images": None} for row in given])
     ids = torch.full((2, 3), made.processing_class.tokenizer.convert_tokens_to_ids("red"))
     with torch.no_grad():
         states = [
-            made.view_hidden_states(made.model, view, ids, torch.ones_like(ids)) for view in (privileged, without)
+            made.models.hidden_states(made.model, view, ids, torch.ones_like(ids)) for view in (privileged, without)
         ]
     assert (states[0] - states[1]).abs().max() > 1e-2
     made.train()
@@ -367,7 +374,7 @@ def test_a_teacher_that_encodes_images_otherwise_reads_them_through_its_own_proc
     finer.save_pretrained(folder)
     kit.model("qwen3_vl", finer, hidden=36, seed=1).save_pretrained(folder)
     made = kit.trainer("qwen3_vl", tmp_path / "run", teacher_model=str(folder))
-    view = made.view_of([plain_prompt(made.train_dataset[0])])
+    view = trainer_kit.view_of(made, [plain_prompt(made.train_dataset[0])])
     image = made.model.config.image_token_id
     tokens = [int((one.prompt_ids == image).sum()) for one in (view, view.for_teacher)]
     assert tokens[0] == 4 < tokens[1]
@@ -380,4 +387,4 @@ def test_a_teacher_that_encodes_images_otherwise_reads_them_through_its_own_proc
         vanilla.train()
     assert set(tokens_read) == {tokens[1]}
     same = kit.trainer("qwen3_vl", tmp_path / "same", teacher_processing_class=kit.processor("qwen3_vl"))
-    assert same.teacher_processor is None
+    assert same.prompts.teacher_processing_class is None

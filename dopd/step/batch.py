@@ -1,0 +1,120 @@
+"""What a step knows of its completions, as typed data.
+
+Shapes: B completions of this rank, T completion tokens, H hidden size of a source.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.assignment import Assignment
+from dopd.fused import TokenScores
+from dopd.heads import Head
+from dopd.scoring import View, unpadded
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts and the student's answers to them.
+
+    Attributes:
+        rows (`list[dict]`): rows of the dataset, with the prompt as the student read it; the rollouts of a prompt side
+            by side.
+        view (`View`): these prompts, as everyone who reads the plain view reads them.
+        completion_ids (`LongTensor` (B, T)): right-padded; the same in every view.
+        mask (`Tensor` (B, T)): non-zero where a token is scored.
+        rewards (`list[float]`, *optional*): a verifier's scores, in [0, 1].
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    view: View
+    completion_ids: Tensor
+    mask: Tensor
+    rewards: list[float] | None = None
+
+    @cached_property
+    def answers(self) -> list[list[int]]:
+        """Token ids of each answer, without padding."""
+        return unpadded(self.completion_ids, self.mask)
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """What one source says about the sampled tokens of a batch.
+
+    Attributes:
+        tokens (`TokenScores`): of the sampled tokens (B, T).
+        hidden (`Tensor` (B, T, H), *optional*): the states that predict them, where the loss reads whole distributions.
+        head (`Head`, *optional*): of the same weights, as long as these are in their place.
+        vocab_size (`int`, *optional*): outcomes of its distributions, where that is known.
+    """
+
+    tokens: TokenScores
+    hidden: Tensor | None = None
+    head: Head | None = None
+    vocab_size: int | None = None
+
+    def at(self, rows: Tensor) -> "SourceScores":
+        """Some rows; the head belongs to all of them."""
+        logsumexp = self.tokens.logsumexp
+        tokens = TokenScores(
+            self.tokens.logprobs[rows], self.tokens.entropy[rows], None if logsumexp is None else logsumexp[rows]
+        )
+        return replace(self, tokens=tokens, hidden=None if self.hidden is None else self.hidden[rows])
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Completions with everything that their loss reads; a (micro-)batch.
+
+    Attributes:
+        view (`View`): the prompts that the student answered.
+        completion_ids (`LongTensor` (B, T)), mask (`Tensor` (B, T)): as in `Rollouts`.
+        sources (`dict[str, SourceScores]`): by name, every source that the table reads.
+        assignment (`Assignment`): decided for all ranks at once.
+        num_sequences (`float`): sequences with a scored token in the whole step, on all ranks: the denominator of the
+            mean over sequences.
+        numbers (`LongTensor` (B,)): the place of each completion among those of this rank's step.
+    """
+
+    view: View
+    completion_ids: Tensor
+    mask: Tensor
+    sources: Mapping[str, SourceScores]
+    assignment: Assignment
+    num_sequences: float
+    numbers: Tensor
+
+    def at(self, rows: Tensor) -> "ScoredBatch":
+        """Some completions, in the order in which `rows` (LongTensor) names them."""
+        return replace(
+            self,
+            view=self.view.at(rows.tolist()),
+            completion_ids=self.completion_ids[rows],
+            mask=self.mask[rows],
+            sources={name: scores.at(rows) for name, scores in self.sources.items()},
+            assignment=self.assignment.at(rows),
+            numbers=self.numbers[rows],
+        )
+
+    def grouped_by_length(self, num_generations: int) -> "ScoredBatch":
+        """The batch with its groups of rollouts in the order of their longest sequence, so that micro-batches need
+        little padding.
+
+        Args:
+            num_generations (`int`): rollouts of each prompt, which stand side by side. Where a rank holds parts of
+                groups, every completion counts as a group of its own.
+        """
+        lengths_B = self.view.prompt_lengths + self.mask.sum(1)
+        size = num_generations if len(lengths_B) % num_generations == 0 else 1
+        order_G = lengths_B.view(-1, size).amax(1).argsort(stable=True)
+        return self.at((order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten())
+
+    def split(self, count: int) -> "list[ScoredBatch]":
+        """`count` micro-batches of equal numbers of completions, in order."""
+        rows = torch.arange(len(self.mask), device=self.mask.device)
+        return [self.at(part) for part in rows.view(count, -1)]

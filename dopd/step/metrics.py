@@ -1,0 +1,71 @@
+"""What is logged of a step before it is learned from, over all processes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dopd.data.views import lacks_privileged
+from dopd.ranks import Ranks
+from dopd.sampling import Ending
+from dopd.step.batch import Rollouts, ScoredBatch
+
+# Upper edges of the bins of the gap histogram, nats; the last bin has none. Fixed, so that steps and runs compare.
+GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
+
+
+def num_tokens(rollouts: Rollouts, ranks: Ranks) -> int:
+    """Tokens of prompts and answers."""
+    return int(ranks.total(rollouts.view.prompt_mask.sum() + rollouts.mask.sum()))
+
+
+def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_privileged: bool) -> dict[str, float]:
+    """Lengths of the answers in tokens, and the shares of those that ended by themselves, were right, or lacked p.
+
+    Args:
+        needs_privileged (`bool`): whether the method reads privileged context.
+    """
+    device = rollouts.mask.device
+
+    def everywhere(values: list[float]) -> Tensor:
+        return ranks.gathered(torch.tensor(values, dtype=torch.float64, device=device))
+
+    lengths_N = everywhere([float(len(ids)) for ids in rollouts.answers])
+    ended_N = everywhere([float(ending.ended(ids)) for ids in rollouts.answers])
+    terminated_N = lengths_N[ended_N > 0] if bool(ended_N.any()) else lengths_N.new_zeros(1)
+    metrics: dict[str, float] = {}
+    for name, values_N in (("length", lengths_N), ("terminated_length", terminated_N)):
+        metrics |= {f"completions/mean_{name}": values_N.mean().item()}
+        metrics |= {f"completions/min_{name}": values_N.min().item()}
+        metrics |= {f"completions/max_{name}": values_N.max().item()}
+    metrics["completions/eos_ratio"] = ended_N.mean().item()
+    # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
+    metrics["completions/clipped_ratio"] = 1.0 - metrics["completions/eos_ratio"]
+    if needs_privileged:
+        missing_N = everywhere([float(lacks_privileged(row)) for row in rollouts.rows])
+        metrics["privileged/missing_ratio"] = missing_N.mean().item()
+    if rollouts.rewards is not None:
+        metrics["rollout/accuracy"] = everywhere(rollouts.rewards).mean().item()
+    return metrics
+
+
+def routing_metrics(batch: ScoredBatch, ranks: Ranks) -> dict[str, float]:
+    """The averages that routed a batch, and how its gaps are spread; nothing in an unrouted table."""
+    thresholds, gap_BT = batch.assignment.thresholds, batch.assignment.gap
+    if thresholds is None or gap_BT is None:
+        return {}
+    return {
+        "threshold/gap": thresholds.gap,
+        "threshold/confidence": thresholds.confidence,
+        "prob/privileged_teacher": thresholds.teacher_prob,
+        "prob/privileged_student": thresholds.student_prob,
+    } | _gap_histogram(gap_BT, batch.mask, ranks)
+
+
+def _gap_histogram(gap_BT: Tensor, mask: Tensor, ranks: Ranks) -> dict[str, float]:
+    """`gap_bin/EDGE`: share of the tokens whose gap is below EDGE and not below the edge before."""
+    edges = torch.tensor(GAP_EDGES, dtype=gap_BT.dtype, device=gap_BT.device)
+    bins_N = torch.bucketize(gap_BT[mask != 0], edges, right=True)
+    counts = ranks.total(torch.bincount(bins_N, minlength=len(GAP_EDGES) + 1))
+    shares = (counts / counts.sum().clamp(min=1)).tolist()
+    return {f"gap_bin/{edge:g}": share for edge, share in zip((*GAP_EDGES, math.inf), shares, strict=True)}

@@ -1,0 +1,109 @@
+"""Rows of a dataset as prompts, and prompts as the token ids and images that models read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
+from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.rendering import Markup, asks_text, template_of
+from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
+from dopd.scoring import View
+from dopd.sources import PLAIN
+from dopd.tables import RoutingTable
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """How a run writes and reads prompts; the same object encodes for rollouts, scores, evaluation and inspection.
+
+    Attributes:
+        processing_class: a tokenizer, or the processor of a vision-language model.
+        template (`PrivilegedTemplate`): where privileged context goes.
+        chat_template_kwargs (`dict`): arguments of `apply_chat_template`, for example `{"enable_thinking": False}`.
+        prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`: `"auto"` or `"text"`.
+        teacher_processing_class (*optional*): of a teacher that encodes prompts or images otherwise.
+        pad_to_multiple_of (`int`, *optional*): the number of completion tokens is rounded up to a multiple of it.
+    """
+
+    processing_class: Any
+    template: PrivilegedTemplate = field(default_factory=PrivilegedTemplate)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    prompt_format: str = "auto"
+    teacher_processing_class: Any = None
+    pad_to_multiple_of: int | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return tokenizer_of(self.processing_class)
+
+    @property
+    def asks_text(self) -> bool:
+        """Whether a prompt that is text is asked as a user's turn."""
+        return asks_text(self.processing_class, self.chat_template_kwargs, self.prompt_format)
+
+    @property
+    def markup(self) -> Markup:
+        """What would act as markup in the texts of a row."""
+        return Markup.of(self.tokenizer, template_of(self.processing_class, self.chat_template_kwargs))
+
+    def asked(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """The rows with prompts that are text as a user's turn, where they are asked so."""
+        return list(map(self.asked_row, rows))
+
+    def asked_row(self, row: Row) -> dict[str, Any]:
+        """One row, asked."""
+        return as_conversation(dict(row)) if self.asks_text else dict(row)
+
+    def read_by_student(self, rows: Sequence[Row], table: RoutingTable) -> list[dict[str, Any]]:
+        """The rows, asked, with the prompt that the student answers and is trained on."""
+        asked = self.asked(rows)
+        if table.student_view == PLAIN:
+            return asked
+        # The prompt has the row's images in it then.
+        without_images = dict.fromkeys((*COLUMNS, PRIVILEGED_COLUMN))
+        return [row | without_images | {"prompt": privileged_prompt(row, self.template)} for row in asked]
+
+    def encode(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Token ids of prompts."""
+        return encode_prompts(self.processing_class, prompts, self.chat_template_kwargs)
+
+    def view(self, prompts: list[Prompt], device: Any) -> View:
+        """Prompts as the student's processor encodes them, padded, with images beside them."""
+        return encode_view(self.processing_class, prompts, self.chat_template_kwargs, device)
+
+    def shared_view(self, prompts: list[Prompt], device: Any) -> View:
+        """Prompts for student and teacher: `for_teacher` is what a teacher with a processor of its own reads."""
+        view = self.view(prompts, device)
+        if self.teacher_processing_class is None:
+            return view
+        own = encode_view(self.teacher_processing_class, prompts, self.chat_template_kwargs, device)
+        return replace(view, for_teacher=own)
+
+    def plain_view(self, rows: Sequence[Row], device: Any) -> View:
+        """Rows that are asked, as everyone reads their plain prompts."""
+        return self.shared_view([plain_prompt(row) for row in rows], device)
+
+    def privileged_view(self, rows: Sequence[Row], device: Any) -> View:
+        """Rows that are asked, as everyone reads their prompts with privileged context."""
+        return self.shared_view([privileged_prompt(row, self.template) for row in rows], device)
+
+    def padded(self, answers: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+        """Answers as ids (B, T), padded on the right, and their mask (B, T)."""
+        longest = max(1, *map(len, answers))
+        multiple = self.pad_to_multiple_of or 1
+        longest = -(-longest // multiple) * multiple
+        pad = self.tokenizer.pad_token_id
+        ids = [[*answer, *[pad] * (longest - len(answer))] for answer in answers]
+        mask = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers]
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A completion as text, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)

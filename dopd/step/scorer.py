@@ -1,0 +1,153 @@
+"""Scorers: what a source of the table says about completions, from models in this process or from elsewhere.
+
+Shapes: B completions, T completion tokens, H hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from dopd.divergences import Support
+from dopd.errors import ConfigError
+from dopd.fused import TokenScores, score_tokens
+from dopd.heads import Head
+from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
+from dopd.sources import LIVE, TEACHER_SOURCES
+from dopd.step.batch import SourceScores
+from dopd.tables import RoutingTable
+from dopd.vision.media import FeatureCache
+
+ALL_SUPPORTS = frozenset(get_args(Support))
+
+
+class Scorer(Protocol):
+    """Scores completions behind the prompts of a view.
+
+    Attributes:
+        supports (`frozenset[str]`): over which outcomes it can give a target: `"full"` takes whole distributions,
+            `"sampled"` the log-probs of the sampled tokens alone.
+    """
+
+    @property
+    def supports(self) -> frozenset[str]: ...
+
+    def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
+        """What a source says about completions (B, T), without gradient."""
+
+    def head(self, source: str) -> Head:
+        """The output head of a source whose hidden states a loss reads."""
+
+
+def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
+    """Raise `ConfigError` where a row of the table takes its target over outcomes that the scorer cannot give."""
+    for rule in table.rules:
+        if rule.target_names - {LIVE} and rule.support not in scorer.supports:
+            raise ConfigError(
+                f"method {table.name!r}: row {rule.label!r} takes its target over support={rule.support!r}, and the "
+                f"scorer gives {', '.join(sorted(scorer.supports))}: choose another method or support, or a scorer "
+                "with the models in this process"
+            )
+
+
+class Models(Protocol):
+    """The models behind the sources of a table."""
+
+    def source_model(self, source: str) -> AbstractContextManager[Any]:
+        """The (wrapped) model of a source, with its weights in place."""
+
+    def unwrapped(self, model: Any) -> Any:
+        """A model without the wrapper that distributes it."""
+
+    def through_wrapper(self, model: Any, method: Any, *arguments: Any) -> Any:
+        """`method(unwrapped model, *arguments)`, run as the forward pass of the wrapper."""
+
+    def hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (B, T, H) that predict the completions, of an unwrapped model."""
+
+    def before_scoring(self, source: str, model: Any, view: View) -> None:
+        """Called with the unwrapped model and its whole weights, in front of every pass."""
+
+
+@dataclass(frozen=True)
+class FixedModels:
+    """A student and a teacher that nothing trains or distributes; implements `Models` and `WholeStudent`.
+
+    Attributes:
+        student, teacher: transformers models; sources of the student's anchor are the student itself.
+        cache (`FeatureCache`): of image features of the student; the teacher's are its own.
+    """
+
+    student: Any
+    teacher: Any = None
+    cache: FeatureCache = field(default_factory=FeatureCache)
+
+    def source_model(self, source: str) -> AbstractContextManager[Any]:
+        return nullcontext(self.teacher if source in TEACHER_SOURCES else self.student)
+
+    def unwrapped(self, model: Any) -> Any:
+        return model
+
+    def through_wrapper(self, model: Any, method: Any, *arguments: Any) -> Any:
+        return method(model, *arguments)
+
+    def hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        if model is self.teacher and view.for_teacher is not None:
+            view = view.for_teacher
+        return view_hidden_states(model, view, completion_ids, mask, cache=self.cache)
+
+    def before_scoring(self, source: str, model: Any, view: View) -> None:
+        pass
+
+    def whole_student(self) -> AbstractContextManager[Any]:
+        return nullcontext(self.student)
+
+    def generation_inputs(self, model: Any, view: View) -> Mapping[str, Any]:
+        return generation_inputs(model, view, cache=self.cache)
+
+
+@dataclass(frozen=True)
+class LocalScorer:
+    """Scores with models of this process: hidden states of whole views, and one chunk of logits at a time.
+
+    Attributes:
+        models (`Models`): behind the sources.
+        batch_size (`int`): sequences of a forward pass.
+        temperature (`float`): of the scored distributions.
+        chunk_tokens (`int`, *optional*): tokens whose logits exist at a time.
+        merged_ids (`list[int]`): tokens that count as one outcome where one of them was sampled.
+    """
+
+    models: Models
+    batch_size: int
+    temperature: float = 1.0
+    chunk_tokens: int | None = None
+    merged_ids: Sequence[int] = ()
+    supports: frozenset[str] = ALL_SUPPORTS
+
+    def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
+        with self.models.source_model(source) as model, evaluation_mode(model), torch.no_grad():
+            hidden, tokens, vocab_size = self.models.through_wrapper(
+                model, self._passes, source, view, completion_ids, mask
+            )
+            head = Head.of_model(self.models.unwrapped(model), self.temperature)
+        return SourceScores(tokens, hidden, head, vocab_size)
+
+    def head(self, source: str) -> Head:
+        with self.models.source_model(source) as model:
+            return Head.of_model(self.models.unwrapped(model), self.temperature)
+
+    def _passes(
+        self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor
+    ) -> tuple[Tensor, TokenScores, int]:
+        # Backbone passes and the head run inside one forward of the wrapper, so a sharded head is collected once.
+        self.models.before_scoring(source, model, view)
+        forward = partial(self.models.hidden_states, model)
+        hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
+        head = Head.of_model(model, self.temperature)
+        options = {"chunk_tokens": self.chunk_tokens, "merged_ids": self.merged_ids}
+        return hidden, score_tokens(hidden, head, completion_ids, mask, **options), head.vocab_size

@@ -1,0 +1,219 @@
+"""The path of a step: judge the rollouts, read the views of the table, score every source, assign, and take the loss.
+
+Shapes: B completions of this rank, T completion tokens, H hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.assignment import assign
+from dopd.data.contexts import rows_for_view
+from dopd.data.views import lacks_privileged
+from dopd.errors import NotFiniteError, ScoringError
+from dopd.fused import fused_routed_loss, measures
+from dopd.fused.api import Backend
+from dopd.heads import Head
+from dopd.loss import RoutedLoss
+from dopd.ranks import Alone, Ranks
+from dopd.routing import Thresholds
+from dopd.sampling import Ending
+from dopd.scoring import View
+from dopd.signals import SignalBatch
+from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SOURCES
+from dopd.step.batch import Rollouts, ScoredBatch, SourceScores
+from dopd.step.liveness import check_alive
+from dopd.step.prompts import PromptEncoder
+from dopd.step.scorer import Scorer
+from dopd.step.verifier import Verifier, judged
+from dopd.tables import RoutingTable
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run a step stands.
+
+    Attributes:
+        step (`int`): optimizer steps made before.
+        progress (`float`): share of the training that is over, in [0, 1].
+        num_generations (`int`): rollouts of each prompt, which stand side by side.
+    """
+
+    step: int = 0
+    progress: float = 0.0
+    num_generations: int = 1
+
+
+START = Moment()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What training, evaluation, inspection and traces do with completions: one definition of their scores and loss.
+
+    Attributes:
+        table (`RoutingTable`): the method.
+        prompts (`PromptEncoder`): reads rows as views.
+        scorer (`Scorer`): of the sources.
+        ending (`Ending`): of the answers.
+        verifier (callable, *optional*): (completion text, row) -> score in [0, 1].
+        ranks (`Ranks`): the processes that share the step.
+        max_prompt_tokens (`int`, *optional*): most tokens of a prompt for which the models' context has room; views
+            that show an answer of the student's are not known before.
+        backend, chunk_tokens, merged_ids: see `dopd.fused_routed_loss`.
+    """
+
+    table: RoutingTable
+    prompts: PromptEncoder
+    scorer: Scorer
+    ending: Ending
+    verifier: Verifier | None = None
+    ranks: Ranks = field(default_factory=Alone)
+    max_prompt_tokens: int | None = None
+    backend: Backend = "auto"
+    chunk_tokens: int | None = None
+    merged_ids: Sequence[int] = ()
+
+    def judged(self, rollouts: Rollouts, problems: Sequence[Mapping[str, Any]]) -> Rollouts:
+        """The rollouts with the verifier's scores; the same without a verifier.
+
+        Args:
+            problems (`list[dict]`): the rows as they were brought, which is how the verifier knows them.
+        """
+        if self.verifier is None:
+            return rollouts
+        rewards = []
+        for number, (row, ids) in enumerate(zip(problems, rollouts.answers, strict=True)):
+            try:
+                # A completion cut at the length limit is not a finished answer.
+                ended = self.ending.ended(ids)
+                rewards.append(judged(self.verifier, self.prompts.text(ids), row) if ended else 0.0)
+            except NotFiniteError as error:
+                error.rows = (number,)
+                raise
+        return replace(rollouts, rewards=rewards)
+
+    def views(self, rollouts: Rollouts, num_generations: int = 1) -> tuple[dict[str, View], dict[str, Tensor]]:
+        """The views that the table reads, by name, and which rows have the context of a view (B,), by name.
+
+        Raises:
+            ScoringError: a view that shows an answer leaves no room for another one.
+        """
+        views, present = {PLAIN: rollouts.view}, dict[str, Tensor]()
+        device = rollouts.completion_ids.device
+        completions = self._shown(rollouts) if self.table.needs_rewards else []
+        for name in sorted(self.table.views - {PLAIN}):
+            told = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.rewards, num_generations)
+            views[name] = self.prompts.privileged_view(told, device)
+            self._check_room(name, views[name])
+            present[name] = torch.tensor([not lacks_privileged(row) for row in told], device=device)
+        return views, present
+
+    def _shown(self, rollouts: Rollouts) -> list[str]:
+        """The answers as texts; one that wrote out a control token would act as markup where it is shown."""
+        markup, texts = self.prompts.markup, [self.prompts.text(ids) for ids in rollouts.answers]
+        return ["" if markup.first_in([text]) else text for text in texts]
+
+    def _check_room(self, name: str, view: View) -> None:
+        longest = int(view.prompt_lengths.max())
+        if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
+            raise ScoringError(
+                f"the {name} view has prompts of up to {longest} tokens (an answer of the student's is shown in them), "
+                f"and the models' context has room for {self.max_prompt_tokens} in front of an answer: lower "
+                "max_completion_length or max_prompt_length"
+            )
+
+    def score(self, rollouts: Rollouts, moment: Moment = START, *, thresholds: Thresholds | None = None) -> ScoredBatch:
+        """Score completions from every source that the table reads, and decide what each token receives.
+
+        Args:
+            rollouts (`Rollouts`): of this rank; all ranks call this together.
+            moment (`Moment`): where in the run they stand.
+            thresholds (`Thresholds`, *optional*): averages that route the tokens; those of all ranks' completions if
+                left out.
+
+        Raises:
+            ScoringError, NotFiniteError: scores that cannot come from a working model.
+        """
+        views, present = self.views(rollouts, moment.num_generations)
+        ids, mask = rollouts.completion_ids, rollouts.mask
+        sources = {}
+        for source in sorted(self.table.sources):
+            scores = self.scorer.score(source, views[SOURCES[source].view], ids, mask)
+            moved = SOURCES[source].model != "teacher" and moment.step > 0
+            _check_alive(source, scores, ids, mask, trained=moved)
+            sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
+        rewards = rollouts.rewards
+        signals = SignalBatch(
+            mask,
+            {name: scores.tokens.logprobs for name, scores in sources.items()},
+            {name: scores.tokens.entropy for name, scores in sources.items()},
+            measures(self.table.measures, _with_states(sources), mask, chunk_tokens=self.chunk_tokens),
+            rewards=None if rewards is None else torch.tensor(rewards, dtype=torch.float64, device=mask.device),
+            has_privileged=present.get(PRIVILEGED),
+            has_contrast=present.get(CONTRAST),
+            num_generations=moment.num_generations,
+            step=moment.step,
+            progress=moment.progress,
+            ranks=self.ranks,
+        )
+        assignment = assign(self.table, signals, thresholds=thresholds)
+        kept = {name: self._kept(name, scores) for name, scores in sources.items()}
+        num_sequences = float(self.ranks.total((mask != 0).any(1).sum()))
+        numbers = torch.arange(len(mask), device=mask.device)
+        return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers)
+
+    def _kept(self, source: str, scores: SourceScores) -> SourceScores:
+        """What the loss reads of a source. Its head is asked for again then: weights may be elsewhere meanwhile."""
+        hidden = scores.hidden if source in self.table.target_sources else None
+        return SourceScores(scores.tokens, hidden)
+
+    def targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
+        """Hidden states and heads of the sources whose whole distributions the loss reads."""
+        states = {name: scores.hidden for name, scores in batch.sources.items() if scores.hidden is not None}
+        return {name: (hidden, self.scorer.head(name)) for name, hidden in states.items()}
+
+    def loss(
+        self, batch: ScoredBatch, student: tuple[Tensor, Head], targets: Mapping[str, tuple[Tensor, Head]]
+    ) -> RoutedLoss:
+        """The loss of a (micro-)batch; the losses of a step's micro-batches, averaged over ranks, add up to the step's.
+
+        Args:
+            batch (`ScoredBatch`): the completions.
+            student (`tuple[Tensor, Head]`): hidden states (B, T, H) of the plain student, which carry the gradient, and
+                its head.
+            targets: of `targets(batch)`.
+        """
+        return fused_routed_loss(
+            *student,
+            targets,
+            batch.completion_ids,
+            batch.mask,
+            self.table,
+            backend=self.backend,
+            chunk_tokens=self.chunk_tokens,
+            assignment=batch.assignment,
+            # Data parallelism averages gradients over ranks; the mean over sequences is over all of them.
+            num_sequences=max(batch.num_sequences, 1.0) / self.ranks.count,
+            scores={name: scores.tokens for name, scores in batch.sources.items()},
+            merged_ids=self.merged_ids,
+        )
+
+
+def _check_alive(source: str, scores: SourceScores, ids: Tensor, mask: Tensor, *, trained: bool) -> None:
+    """Refuse scores that no working model gives; where the size of the vocabulary is not known there is no telling."""
+    if scores.vocab_size is not None:
+        logprobs, entropy = scores.tokens.logprobs, scores.tokens.entropy
+        seen = {"ids": ids, "hidden": scores.hidden}
+        check_alive(source, logprobs, entropy, mask, scores.vocab_size, **seen, trained=trained)
+
+
+def _with_states(sources: Mapping[str, SourceScores]) -> dict[str, tuple[Tensor, Head]]:
+    return {
+        name: (scores.hidden, scores.head)
+        for name, scores in sources.items()
+        if scores.hidden is not None and scores.head is not None
+    }

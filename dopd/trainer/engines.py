@@ -1,0 +1,185 @@
+"""The rollout engines of a run, and what answers are drawn from."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from dopd.data.encode import image_sources
+from dopd.data.images import open_image
+from dopd.errors import ConfigError, DopdError, ScoringError, first_line
+from dopd.generation import words
+from dopd.lengths import crossing, shortest_switch
+from dopd.sampling import (
+    Ending,
+    asking,
+    cache_implementation,
+    check_ids,
+    check_named_tokens,
+    declared_stop_strings,
+    off_policy_settings,
+    rollout_settings,
+    sampling_config,
+)
+from dopd.scoring import View, left_padded, unpadded
+from dopd.settings import quoted
+from dopd.step import Engine, Request, Rollouts, TransformersEngine
+from dopd.step.engine import WholeStudent
+from dopd.trainer.host import HostTrainer, as_mapping
+from dopd.trainer.images import Trial
+from dopd.vision.tokens import placeholder_ids
+
+logger = logging.getLogger(__name__)
+
+_FEW = 2  # tokens of a prompt, and of an answer, that settings of rollouts are tried with
+
+
+def ending_of(host: HostTrainer) -> Ending:
+    """What ends an answer of the student; texts that do are logged."""
+    strings = declared_stop_strings(host.unwrapped_student, as_mapping(host.args.generation_kwargs))
+    if strings:
+        logger.warning(f"answers end at {', '.join(map(repr, strings))} as well as at end-of-sequence tokens")
+    return Ending(host.eos_token_ids, strings, host.tokenizer)
+
+
+def rollout_config(host: HostTrainer) -> GenerationConfig:
+    """A complete configuration of the answers that are trained on: of the checkpoint's it has nothing but the ends.
+
+    Raises:
+        ConfigError: as `rollout_settings`.
+    """
+    settings = rollout_settings(host.args)
+    off = off_policy_settings(host.args)
+    if off:
+        named = ", ".join(f"{name}={value!r}" for name, value in off.items())
+        logger.warning(
+            f"off_policy_rollouts: answers are drawn with {named}, and scored by the student's whole distribution "
+            f"at temperature {host.temperature:g}"
+        )
+    given = settings.pop("suppress_tokens", None) or []
+    return sampling_config(
+        host.ending,
+        max_new_tokens=int(host.max_completion_length or 0),  # the config has checked it
+        pad_token_id=host.tokenizer.pad_token_id,
+        sampled=True,
+        temperature=host.temperature,
+        # Tokens that stand for images are not sampled, as they are not scored.
+        suppressed=sorted({*given, *placeholder_ids(host.unwrapped_student.config)}),
+        **settings,
+    )
+
+
+class VLLMEngine:
+    """TRL's vLLM, in this process or as a server.
+
+    Args:
+        host (`HostTrainer`): owns the engine.
+
+    Raises:
+        ConfigError: `generation_kwargs` that this engine sets itself.
+    """
+
+    def __init__(self, host: HostTrainer) -> None:
+        self._host = host
+        engine = host.vllm_generation
+        options = dict(engine.generation_kwargs or {})
+        forbidden = placeholder_ids(host.unwrapped_student.config)
+        if host.ending.strings:
+            options |= {"stop": list(host.ending.strings), "include_stop_str_in_output": True}
+        if forbidden:
+            if "logit_bias" in options:
+                raise ConfigError("generation_kwargs: logit_bias is set by dopd for vision-language models; remove it")
+            options["logit_bias"] = dict.fromkeys(forbidden, -100.0)
+        engine.generation_kwargs = options
+
+    def generate(self, request: Request) -> list[list[int]]:
+        pictures = [[open_image(source) for source in image_sources(prompt)] or None for prompt in request.prompts]
+        ids = unpadded(request.view.prompt_ids, request.view.prompt_mask)
+        engine = self._host.vllm_generation
+        usual, engine.max_completion_length = engine.max_completion_length, request.max_new_tokens
+        try:
+            drawn = self._host.answers_of_vllm(ids, pictures if any(pictures) else None)
+        finally:
+            engine.max_completion_length = usual
+        return [self._host.ending.cut(answer) for answer in drawn]
+
+
+def make_engine(host: HostTrainer, student: WholeStudent, trial: Trial | None) -> Engine:
+    """The engine that the run's configuration names.
+
+    Raises:
+        ConfigError: no token can be drawn with its settings.
+    """
+    config = rollout_config(host)
+    if host.use_vllm:
+        return VLLMEngine(host)
+    engine = TransformersEngine(student, config, host.ending, alone=host.is_split)
+    if not host.is_split:
+        _try_settings(host, engine, None if trial is None else trial.student)
+    return engine
+
+
+def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | None) -> None:
+    """Draw two tokens with the run's own settings, if it has any.
+
+    Raises:
+        ConfigError: transformers cannot draw with them, or a token is named that is not there.
+    """
+    student = host.unwrapped_student
+    given = asking(as_mapping(host.args.generation_kwargs))
+    if cache_implementation(host.args) is not None:
+        given["cache_implementation"] = cache_implementation(host.args)
+    if not given:
+        return
+    check_named_tokens(given, student.config.get_text_config().vocab_size)
+    view = view or left_padded([words(student, _FEW)], host.tokenizer.pad_token_id, student.device)
+    try:
+        with torch.random.fork_rng():
+            engine.generate(Request(view, [], _FEW, 0))
+    except DopdError:
+        raise
+    except Exception as error:  # each setting fails in its own way
+        raise ConfigError(
+            f"generation_kwargs (={quoted(given)}): no token can be drawn: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off_policy: bool) -> None:
+    """Raise `ScoringError` for answers that are not scored as they were drawn.
+
+    Args:
+        rollouts (`Rollouts`): of an engine.
+        student: the unwrapped student.
+        max_new_tokens (`int`): most tokens of an answer, as the engine was asked.
+        off_policy (`bool`): whether answers may come from another distribution.
+    """
+    check_ids(rollouts.completion_ids, student)
+    forbidden = set(placeholder_ids(student.config))
+    for ids in rollouts.answers:
+        if not ids or len(ids) > max_new_tokens:
+            raise ScoringError(
+                f"the rollout engine gave an answer of {len(ids)} tokens, and was asked for 1 to {max_new_tokens}"
+            )
+        if forbidden & set(ids):
+            raise ScoringError(
+                "a completion holds a token that stands for an image, which cannot be scored: the engine that sampled "
+                "it ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
+            )
+    if not off_policy:
+        _check_frequencies(rollouts, student)
+
+
+def _check_frequencies(rollouts: Rollouts, student: Any) -> None:
+    # The first tokens of an answer that crossed the length at which the student changes its rotation frequencies were
+    # drawn with other frequencies than the sequence has as a whole, which is how it is scored.
+    starts = rollouts.view.prompt_lengths.tolist()
+    ends = [start + len(ids) for start, ids in zip(starts, rollouts.answers, strict=True)]
+    crossed = crossing(student.config, starts, ends)
+    if crossed:
+        raise ScoringError(
+            f"{crossed} of {len(starts)} answers grew across {shortest_switch(student.config)} tokens, where "
+            f"{type(student).__name__} changes its rotation frequencies (rope type longrope or dynamic): they were "
+            "drawn from another distribution than is scored. Lower max_completion_length or max_prompt_length, or "
+            "allow it with off_policy_rollouts=True"
+        )
