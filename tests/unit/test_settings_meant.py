@@ -178,7 +178,7 @@ def context() -> Any:
         {"generation_kwargs": {"sequence_bias": {(1, 2): 1.0}}, "off_policy_rollouts": True},
         {"model_init_kwargs": {"max_memory": {0: "1GB", "cpu": "2GB"}}},
     ],
-    ids=str,
+    ids=lambda given: next(iter(given)),
 )
 def test_what_the_host_takes_is_taken(given: dict[str, Any], tmp_path: Path) -> None:
     made = config(tmp_path, **given)
