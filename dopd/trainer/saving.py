@@ -200,7 +200,7 @@ class SavingTrainer(HostTrainer):
             super().save_model(output_dir, _internal_call)
             return
         self._check_weights()
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.run_folder)
         try:
             with self._written_beside(folder) as made:
                 super().save_model(str(made), _internal_call=True)
@@ -229,14 +229,14 @@ class SavingTrainer(HostTrainer):
         """As the host's; a card that a user has written, or edited, is kept."""
         if not self.is_world_process_zero():
             return
-        run = self.args.output_dir
+        given, run = self.args.output_dir, self.run_folder
         with tempfile.TemporaryDirectory() as made:
             self.args.output_dir = made
             try:
                 super().create_model_card(*args, **kwargs)
             finally:
-                self.args.output_dir = run
-            write_own(Path(run), CARD_FILE, (Path(made) / CARD_FILE).read_bytes())
+                self.args.output_dir = given
+            write_own(run, CARD_FILE, (Path(made) / CARD_FILE).read_bytes())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with hidden_secrets(self.args):  # the host pickles them beside the weights
