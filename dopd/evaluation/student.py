@@ -169,10 +169,10 @@ class StudentEvaluator:
         scorer = LocalScorer(models, self.batch_size)
         live = scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
         result.entropy = live.tokens.entropy.sum(1).tolist()
-        if models.teacher is not None and live.hidden is not None and live.head is not None:
+        if models.teacher is not None and live.hidden is not None:
             step = Step(table("vanilla"), self.prompts, scorer, self.ending)
             batch = step.score(rollouts)
-            routed = step.loss(batch, (live.hidden, live.head), step.targets(batch))
+            routed = step.loss(batch, (live.hidden, scorer.head(LIVE)), step.targets(batch))
             result.divergence = routed.per_token.sum(1).tolist()
 
 

@@ -71,16 +71,13 @@ class Inspector:
         with torch.no_grad():
             batch = step.score(rollouts, moment, thresholds=averages)
             live = step.scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
-            if live.hidden is None or live.head is None:
-                raise ScoringError(
-                    "a completion is looked at through the student's hidden states, which the scorer lacks"
-                )
+            if live.hidden is None:
+                raise ScoringError("the scorer gives no hidden states of the student, which a look at its tokens needs")
+            student = (live.hidden, step.scorer.head(LIVE))
             targets = step.targets(batch)
-            routed = step.loss(batch, (live.hidden, live.head), targets)
-        models = {
-            name: (hidden, head.gathered(hidden.dtype))
-            for name, (hidden, head) in {LIVE: (live.hidden, live.head), **targets}.items()
-        }
+            routed = step.loss(batch, student, targets)
+        states = {LIVE: student, **targets}
+        models = {name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in states.items()}
         seen: dict[str, int] = {}
         made = []
         for place in range(0, len(rows), moment.num_generations):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dopd.assignment import Assignment
 from dopd.fused import TokenScores
-from dopd.heads import Head
 from dopd.scoring import View, unpadded
 
 
@@ -49,17 +48,14 @@ class SourceScores:
     Attributes:
         tokens (`TokenScores`): of the sampled tokens (B, T).
         hidden (`Tensor` (B, T, H), *optional*): the states that predict them, where the loss reads whole distributions.
-        head (`Head`, *optional*): of the same weights, as long as these are in their place.
         vocab_size (`int`, *optional*): outcomes of its distributions, where that is known.
     """
 
     tokens: TokenScores
     hidden: Tensor | None = None
-    head: Head | None = None
     vocab_size: int | None = None
 
     def at(self, rows: Tensor) -> "SourceScores":
-        """Some rows; the head belongs to all of them."""
         logsumexp = self.tokens.logsumexp
         tokens = TokenScores(
             self.tokens.logprobs[rows], self.tokens.entropy[rows], None if logsumexp is None else logsumexp[rows]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,11 +40,11 @@ class PromptEncoder:
     teacher_processing_class: Any = None
     pad_to_multiple_of: int | None = None
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
         return tokenizer_of(self.processing_class)
 
-    @property
+    @cached_property
     def asks_text(self) -> bool:
         """Whether a prompt that is text is asked as a user's turn."""
         return asks_text(self.processing_class, self.chat_template_kwargs, self.prompt_format)

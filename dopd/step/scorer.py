@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dopd.divergences import Support
 from dopd.errors import ConfigError
-from dopd.fused import TokenScores, score_tokens
+from dopd.fused import score_tokens
 from dopd.heads import Head
 from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
 from dopd.sources import LIVE, TEACHER_SOURCES
@@ -131,23 +131,18 @@ class LocalScorer:
 
     def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         with self.models.source_model(source) as model, evaluation_mode(model), torch.no_grad():
-            hidden, tokens, vocab_size = self.models.through_wrapper(
-                model, self._passes, source, view, completion_ids, mask
-            )
-            head = Head.of_model(self.models.unwrapped(model), self.temperature)
-        return SourceScores(tokens, hidden, head, vocab_size)
+            return self.models.through_wrapper(model, self._passes, source, view, completion_ids, mask)
 
     def head(self, source: str) -> Head:
         with self.models.source_model(source) as model:
             return Head.of_model(self.models.unwrapped(model), self.temperature)
 
-    def _passes(
-        self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor
-    ) -> tuple[Tensor, TokenScores, int]:
+    def _passes(self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         # Backbone passes and the head run inside one forward of the wrapper, so a sharded head is collected once.
         self.models.before_scoring(source, model, view)
         forward = partial(self.models.hidden_states, model)
         hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
         head = Head.of_model(model, self.temperature)
         options = {"chunk_tokens": self.chunk_tokens, "merged_ids": self.merged_ids}
-        return hidden, score_tokens(hidden, head, completion_ids, mask, **options), head.vocab_size
+        tokens = score_tokens(hidden, head, completion_ids, mask, **options)
+        return SourceScores(tokens, hidden, head.vocab_size)

@@ -146,12 +146,13 @@ class Step:
             moved = SOURCES[source].model != "teacher" and moment.step > 0
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
+        measured = self._states({name: sources[name] for name in self.table.measured_sources})
         rewards = rollouts.rewards
         signals = SignalBatch(
             mask,
             {name: scores.tokens.logprobs for name, scores in sources.items()},
             {name: scores.tokens.entropy for name, scores in sources.items()},
-            measures(self.table.measures, _with_states(sources), mask, chunk_tokens=self.chunk_tokens),
+            measures(self.table.measures, measured, mask, chunk_tokens=self.chunk_tokens),
             rewards=None if rewards is None else torch.tensor(rewards, dtype=torch.float64, device=mask.device),
             has_privileged=present.get(PRIVILEGED),
             has_contrast=present.get(CONTRAST),
@@ -167,13 +168,16 @@ class Step:
         return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers)
 
     def _kept(self, source: str, scores: SourceScores) -> SourceScores:
-        """What the loss reads of a source. Its head is asked for again then: weights may be elsewhere meanwhile."""
-        hidden = scores.hidden if source in self.table.target_sources else None
-        return SourceScores(scores.tokens, hidden)
+        """What the loss reads of a source."""
+        return scores if source in self.table.target_sources else replace(scores, hidden=None)
 
     def targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
         """Hidden states and heads of the sources whose whole distributions the loss reads."""
-        states = {name: scores.hidden for name, scores in batch.sources.items() if scores.hidden is not None}
+        return self._states(batch.sources)
+
+    def _states(self, sources: Mapping[str, SourceScores]) -> dict[str, tuple[Tensor, Head]]:
+        states = {name: scores.hidden for name, scores in sources.items() if scores.hidden is not None}
+        # Asked for when it is read: where weights are split, or others take their place, a head does not last.
         return {name: (hidden, self.scorer.head(name)) for name, hidden in states.items()}
 
     def loss(
@@ -209,11 +213,3 @@ def _check_alive(source: str, scores: SourceScores, ids: Tensor, mask: Tensor, *
         logprobs, entropy = scores.tokens.logprobs, scores.tokens.entropy
         seen = {"ids": ids, "hidden": scores.hidden}
         check_alive(source, logprobs, entropy, mask, scores.vocab_size, **seen, trained=trained)
-
-
-def _with_states(sources: Mapping[str, SourceScores]) -> dict[str, tuple[Tensor, Head]]:
-    return {
-        name: (scores.hidden, scores.head)
-        for name, scores in sources.items()
-        if scores.hidden is not None and scores.head is not None
-    }
