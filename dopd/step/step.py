@@ -122,8 +122,8 @@ class Step:
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise ScoringError(
                 f"the {name} view has prompts of up to {longest} tokens (an answer of the student's is shown in them), "
-                f"and the models' context has room for {self.max_prompt_tokens} in front of an answer: lower "
-                "max_completion_length or max_prompt_length"
+                f"which leaves no room for an answer in the models' context: {self.max_prompt_tokens} tokens in front "
+                "of one are allowed. Lower max_completion_length or max_prompt_length"
             )
 
     def score(self, rollouts: Rollouts, moment: Moment = START, *, thresholds: Thresholds | None = None) -> ScoredBatch:

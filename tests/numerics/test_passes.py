@@ -154,9 +154,9 @@ def test_split_models_of_several_frequencies_are_refused(tmp_path: Path, monkeyp
     made = kit.trainer(tmp_path, model=student, teacher_model=teacher)
     monkeypatch.setattr(made, "is_fsdp_enabled", True)
     with pytest.raises(ModelError, match=r"model: Phi3ForCausalLM changes its rotation frequencies behind 24 tokens"):
-        trials.check_passes(made)
+        trials.check_passes(made, None, frozenset())
     made.args.max_prompt_length = text_kit.SWITCH - made.max_completion_length
-    trials.check_passes(made)
+    trials.check_passes(made, None, frozenset())
 
 
 # --- Rollouts

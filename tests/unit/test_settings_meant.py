@@ -142,8 +142,8 @@ def test_what_needs_this_machine_is_refused_here_and_not_in_a_dry_run(monkeypatc
 def test_neutral_values_of_generation_are_taken_and_change_nothing(tmp_path: Path) -> None:
     neutral = {"top_k": 0, "typical_p": 1.0, "num_beams": 1, "top_p": 1, "min_new_tokens": 0, "eos_token_id": None}
     plain, made = trainer(tmp_path), trainer(tmp_path, generation_kwargs=neutral)
-    assert made.generation_config.to_dict() == plain.generation_config.to_dict()
-    assert made.generation_config.top_k == 0 and made.generation_config.num_beams == 1
+    assert made.engine.config.to_dict() == plain.engine.config.to_dict()
+    assert made.engine.config.top_k == 0 and made.engine.config.num_beams == 1
     tried("setting", "generation_kwargs: neutral values (top_k 0, one beam, None)", "taken")
 
 
@@ -394,7 +394,7 @@ def test_what_a_run_would_end_with_is_refused_before(values: dict[str, Any], wor
 def test_what_the_host_would_give_twice_is_taken(tmp_path: Path) -> None:
     given = {"disable_compile": True, "renormalize_logits": True, "suppress_tokens": []}
     made = trainer(tmp_path, generation_kwargs=given)
-    assert made.generation_config.to_dict() == trainer(tmp_path).generation_config.to_dict()
+    assert made.engine.config.to_dict() == trainer(tmp_path).engine.config.to_dict()
 
 
 @pytest.mark.parametrize("name", ["trainable", "merged", "name", "path", "self", "output_loading_info", "", "a b"])

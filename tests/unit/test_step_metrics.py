@@ -5,19 +5,13 @@ from typing import Any
 import pytest
 import torch
 import trainer_kit as kit
-from torch import Tensor
 
 from dopd.methods import table
+from dopd.ranks import Alone
 from dopd.routing import UNROUTED, Regime
 from dopd.signals.batch import SignalBatch
 from dopd.signals.tokens import _unit_interval
 from dopd.trainer.step_metrics import StepSums
-
-
-class OneRank:
-    @staticmethod
-    def reduce(values: Tensor, reduction: str) -> Tensor:
-        return values
 
 
 def test_shares_of_the_gradient_are_those_of_the_tokens_own_regimes() -> None:
@@ -31,7 +25,7 @@ def test_shares_of_the_gradient_are_those_of_the_tokens_own_regimes() -> None:
     sums.add_gradients(read, regimes, table("dopd"))
     # The gradient of every token is (3, 4) / 5 of its norm.
     (read * norms.unsqueeze(-1) * torch.tensor([0.6, 0.8])).sum().backward()
-    shares = sums.reduce(OneRank())
+    shares = sums.reduce(Alone())
     expected = {"LH": 1.0, "LL": 2.0, "HT": 7.0, "HS": 10.0}
     assert {name: shares[f"gradient/{name}"] for name in expected} == pytest.approx(
         {name: norm / 20.0 for name, norm in expected.items()}
@@ -43,7 +37,7 @@ def test_exponents_move_with_the_share_of_the_training_that_is_over(tmp_path: An
     made = kit.trainer(tmp_path, "mine", rules=[{"source": moving}], max_steps=4)
     batches = kit.scored(made)
     made.train()
-    assert [float(batch["progress"]) for batch in batches] == [0.0, 0.25, 0.5, 0.75]
+    assert [batch.batch.assignment.progress for batch in batches] == [0.0, 0.25, 0.5, 0.75]
 
 
 @pytest.mark.parametrize("count", [2, 7, 21, 40])

@@ -203,7 +203,7 @@ def test_a_nan_loss_stops_the_run_and_is_not_averaged_away(tmp_path: Path) -> No
     batch = kit.rollout(made)
     batch["hidden/teacher"].fill_(float("nan"))
     with pytest.raises(ScoringError, match="loss is nan"):
-        made.compute_loss(made.model, batch)
+        made.compute_loss(made.model, batch.batch)
 
 
 def test_an_unknown_step_after_the_head_is_caught_by_the_self_divergence(tmp_path: Path) -> None:

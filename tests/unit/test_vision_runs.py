@@ -19,6 +19,7 @@ from dopd.data.encode import as_blocks
 from dopd.data.views import plain_prompt, privileged_prompt, with_blank_images
 from dopd.errors import ModelError
 from dopd.loss import routed_loss
+from dopd.sampling import Ending
 from dopd.scoring import backbone_of, generation_inputs
 from dopd.trainer.setup import answering
 from dopd.vision import load_processor
@@ -193,7 +194,9 @@ def test_placeholders_are_sampled_neither_in_rollouts_nor_in_evaluation(name: st
     )
     evaluator = next(c for c in made.callback_handler.callbacks if hasattr(c, "_evaluator"))._evaluator
     with torch.no_grad():
-        free = model.generate(**generation_inputs(model, evaluator.view([kit.user("?")], "cpu")), max_new_tokens=3)
+        free = model.generate(
+            **generation_inputs(model, evaluator.prompts.view([kit.user("?")], "cpu")), max_new_tokens=3
+        )
     assert bool(torch.isin(free[:, -1], torch.tensor(forbidden)).all())
     prompts = [plain_prompt(row) for row in kit.rows()]
     answers = evaluator.answers(model, prompts, sampled=False) + evaluator.answers(model, prompts, sampled=True)
@@ -321,12 +324,13 @@ def test_the_blank_control_is_reported_beside_the_accuracy_of_prompts_with_image
     rows = [*kit.rows(3), {**kit.rows(4)[3], "images": []}]
     made = kit.trainer("qwen3_vl", tmp_path, "vanilla")
     evaluator = answering(made, rows, lambda completion, row: 1.0)
-    evaluator = replace(evaluator, eos_token_ids=list(range(len(made.tokenizer))))  # the first token ends an answer
+    every = Ending(list(range(len(made.tokenizer))))  # the first token ends an answer
+    evaluator = replace(evaluator, ending=every)
     result = evaluator.evaluate(made.model)
     assert (len(result.greedy), len(result.blank)) == (4, 3)
     assert result.metrics()["accuracy_blank"] == 1.0 and "accuracy_blank" in result.to_json()["intervals"]
     assert replace(evaluator, blank_control=False).evaluate(made.model).blank == []
-    grey = evaluator.view([with_blank_images(plain_prompt(row)) for row in rows[:3]], "cpu")
+    grey = evaluator.prompts.view([with_blank_images(plain_prompt(row)) for row in rows[:3]], "cpu")
     pixels = grey.images[0].fields["pixel_values"]
     assert float(pixels.std()) == 0.0
 
