@@ -23,6 +23,7 @@ from dopd.runs.train import make_config, make_trainer
 from dopd.sampling import Ending, ends_of
 from dopd.step import PromptEncoder
 from dopd.tasks import get_task
+from dopd.trainer import DOPDTrainer
 from lab.families import get_family
 from lab.problems import evaluation_rows
 from lab.sft import train_supervised
@@ -164,7 +165,7 @@ class _Budget(TrainerCallback):
 class _Curve(TrainerCallback):
     """Evaluates every so many steps, into the record."""
 
-    def __init__(self, spec: RunSpec, trainer: Any, record: dict[str, Any]) -> None:
+    def __init__(self, spec: RunSpec, trainer: DOPDTrainer, record: dict[str, Any]) -> None:
         self._spec, self._trainer, self._record = spec, trainer, record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

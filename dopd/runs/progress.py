@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dopd.shown import visible
+from dopd.trainer.host import HostTrainer
 
 _SHOWN = {
     "eval_accuracy_greedy": "greedy",
@@ -113,7 +114,7 @@ class Speed:
         return shown
 
 
-def replace_host_progress(trainer: Any, label: str) -> None:
+def replace_host_progress(trainer: HostTrainer, label: str) -> None:
     """Put `RunProgress` in the place of the host's bar and of its printed dictionaries."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)

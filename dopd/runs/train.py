@@ -30,13 +30,13 @@ from dopd.interrupts import Stopped
 from dopd.report.curves import CURVES_FILE
 from dopd.report.page import REPORT_FILE
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
+from dopd.rollout_settings import check_named_tokens
 from dopd.runs.beforehand import run_problems, unread
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.folder import KeptRun, RunFolder
 from dopd.runs.progress import quiet_libraries, replace_host_progress
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
-from dopd.sampling import check_named_tokens
 from dopd.settings import Problems
 from dopd.step.verifier import limited
 from dopd.trainer import DOPDConfig, DOPDTrainer

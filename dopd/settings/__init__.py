@@ -20,7 +20,7 @@ from dopd.settings.described import (
 )
 from dopd.settings.problems import Problems, SettingsError
 from dopd.settings.quoting import quoted
-from dopd.settings.reading import dump_yaml, read_yaml, read_yaml_file
+from dopd.settings.reading import as_mapping, dump_yaml, read_yaml, read_yaml_file
 
 __all__ = [
     "REQUIRED",
@@ -36,6 +36,7 @@ __all__ = [
     "SettingsError",
     "Share",
     "Text",
+    "as_mapping",
     "check",
     "check_attributes",
     "dump_yaml",

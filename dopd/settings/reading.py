@@ -39,6 +39,13 @@ for _tag, _pattern in _NUMBERS.items():
         _class.add_implicit_resolver(_tag, re.compile(_pattern), _STARTS)
 
 
+def as_mapping(setting: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """A mapping of the host's configuration, empty where there is none: its types allow the text of a command line too,
+    which its check does not.
+    """
+    return dict(setting) if isinstance(setting, Mapping) else {}
+
+
 def read_yaml(text: str) -> Any:
     """The one value of a YAML text.
 

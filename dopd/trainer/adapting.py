@@ -18,8 +18,11 @@ from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load
 from dopd.errors import ConfigError, DopdError, ModelError, did_you_mean, first_line
 from dopd.quantized import is_quantized
 from dopd.remote_code import only_if_asked
-from dopd.sampling import asking, declared_ends
+from dopd.rollout_settings import asking
+from dopd.sampling import declared_ends
 from dopd.scoring import evaluation_mode
+from dopd.settings import as_mapping
+from dopd.trainer.config import DOPDConfig
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
 from dopd.weights import REPORTING, whole
@@ -28,7 +31,7 @@ _NOISE = 0.01
 WHERE_NOISE = "in the trained view alone: rollouts, and every view that is scored, run without it"
 
 
-def check_configs(model: Any, peft_config: Any, args: Any) -> None:
+def check_configs(model: Any, peft_config: Any, args: DOPDConfig) -> None:
     """Refuse adapters that cannot be trained here, before anything is loaded.
 
     Args:
@@ -53,11 +56,11 @@ def check_configs(model: Any, peft_config: Any, args: Any) -> None:
         )
 
 
-def _named(model: Any, args: Any) -> Any:
+def _named(model: Any, args: DOPDConfig) -> Any:
     """The configuration of an adapter that is named by its folder; `None` for anything else."""
     if not isinstance(model, str):
         return None
-    place = adapter_place(model, **where_of({**_where(args), **(args.model_init_kwargs or {})}))
+    place = adapter_place(model, **where_of({**_where(args), **as_mapping(args.model_init_kwargs)}))
     if place is None:
         return None
     from peft import PeftConfig
@@ -86,7 +89,7 @@ def on_revision(peft_config: Any, model: Any, options: Mapping[str, Any]) -> Any
 def read(
     model: Any,
     teacher_model: Any,
-    args: Any,
+    args: DOPDConfig,
     *,
     processing_class: Any,
     peft_config: Any,
@@ -100,7 +103,7 @@ def read(
     args = copy.copy(args)
     args.generation_kwargs = asking(args.generation_kwargs)  # the host would give some of the others twice
     if isinstance(model, str):
-        options = {**_where(args), **(args.model_init_kwargs or {})}
+        options = {**_where(args), **as_mapping(args.model_init_kwargs)}
         adapter = origin_of(model, **where_of(options)) is not None
         if processing_class is None:
             processing_class = _processing_class(model, options)
@@ -114,7 +117,7 @@ def read(
                 model = _checked(model, args, options)
             args.model_init_kwargs = None
     if isinstance(teacher_model, str):
-        options = {**_where(args), **(args.teacher_model_init_kwargs or {})}
+        options = {**_where(args), **as_mapping(args.teacher_model_init_kwargs)}
         if args.teacher_model_revision is not None:
             options.setdefault("revision", args.teacher_model_revision)
         with _readable("teacher_model", teacher_model):
@@ -143,7 +146,7 @@ def _readable(name: str, path: str) -> Iterator[None]:
         ) from error
 
 
-def _checked(path: str, args: Any, options: dict[str, Any]) -> Any:
+def _checked(path: str, args: DOPDConfig, options: dict[str, Any]) -> Any:
     """A whole model as the host would load it, and every weight of it the checkpoint's."""
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None
@@ -214,7 +217,7 @@ def check_names(student: Any, peft_config: Any) -> None:
             raise ConfigError(f"peft_config: {field} names {name!r}, and nothing in the student is called so.{hint}")
 
 
-def _where(args: Any) -> dict[str, Any]:
+def _where(args: DOPDConfig) -> dict[str, Any]:
     return {"trust_remote_code": True} if args.trust_remote_code else {}
 
 

@@ -20,6 +20,7 @@ from dopd.adapters import (
 from dopd.errors import ConfigError, ModelError
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
+from dopd.trainer.config import DOPDConfig
 
 ANCHOR_FILE = "privileged_student.pt"
 _WIDE = (torch.float32, torch.float64)
@@ -375,7 +376,7 @@ def make_anchor(
 
 
 def anchors_of(
-    table: RoutingTable, args: Any, student: nn.Module, *, sharded: bool
+    table: RoutingTable, args: DOPDConfig, student: nn.Module, *, sharded: bool
 ) -> tuple[AbstractAnchor, AbstractAnchor]:
     """The privileged student of a table, and the student's initial weights where the table reads them.
 

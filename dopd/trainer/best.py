@@ -1,11 +1,14 @@
 """Which checkpoint is the best, by the evaluation of the student: `metric_for_best_model` in the host's words."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import SchedulerType
 
 from dopd.errors import ConfigError, did_you_mean
 from dopd.trainer.host_optimizer import BY_A_METRIC
+
+if TYPE_CHECKING:
+    from dopd.trainer.config import DOPDConfig
 
 # Metrics of `EvaluationResult`, and whether more is better; `None` where neither side is.
 STUDENT_METRICS: dict[str, bool | None] = {
@@ -21,13 +24,13 @@ STUDENT_METRICS: dict[str, bool | None] = {
 _DIVERGENCE = "divergence_to_teacher"
 
 
-def student_metric(args: Any) -> str | None:
+def student_metric(args: "DOPDConfig") -> str | None:
     """`metric_for_best_model` without `eval_`, if it is one that the student's evaluation measures."""
     name = (args.metric_for_best_model or "").removeprefix("eval_")
     return name if name in STUDENT_METRICS else None
 
 
-def check_choice_of_checkpoint(args: Any) -> None:
+def check_choice_of_checkpoint(args: "DOPDConfig") -> None:
     """Give `greater_is_better` its default for one of our metrics.
 
     Raises:
@@ -52,7 +55,7 @@ def check_choice_of_checkpoint(args: Any) -> None:
         _check_saving(args, said)
 
 
-def _check_evaluations(args: Any) -> None:
+def _check_evaluations(args: "DOPDConfig") -> None:
     """Refuse steps of evaluation that nothing is evaluated at, and a best checkpoint that is never looked for."""
     said = f"eval_steps (={args.eval_steps or 0:g})"
     host_evaluates = _value(args.eval_strategy) != "no"
@@ -74,7 +77,7 @@ def _check_evaluations(args: Any) -> None:
         )
 
 
-def _check_scheduler(args: Any) -> None:
+def _check_scheduler(args: "DOPDConfig") -> None:
     """Refuse a scheduler that waits for a metric which the host's own evaluation does not measure."""
     if SchedulerType(args.lr_scheduler_type) not in BY_A_METRIC:
         return
@@ -92,7 +95,7 @@ def _value(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy))
 
 
-def _check_saving(args: Any, said: str) -> None:
+def _check_saving(args: "DOPDConfig", said: str) -> None:
     strategy = _value(args.save_strategy)
     if strategy == "best":
         return
@@ -101,7 +104,7 @@ def _check_saving(args: Any, said: str) -> None:
             f"load_best_model_at_end with {said} needs save_strategy (={strategy!r}) to be 'steps' or 'best': the "
             "student is evaluated every student_eval_steps"
         )
-    if args.save_steps < 1 or args.save_steps % args.student_eval_steps:
+    if args.save_steps < 1 or args.save_steps % (args.student_eval_steps or 1):
         raise ConfigError(
             f"load_best_model_at_end with {said}: save_steps (={args.save_steps:g}) must be a multiple of "
             f"student_eval_steps (={args.student_eval_steps}), or a saved step may not have been evaluated"

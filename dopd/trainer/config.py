@@ -11,7 +11,7 @@ from dopd.data.views import RESERVED_OPTIONS
 from dopd.errors import ConfigError, DopdError, first_line
 from dopd.fused.api import Backend
 from dopd.methods import table
-from dopd.sampling import rollout_settings
+from dopd.rollout_settings import rollout_settings
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable

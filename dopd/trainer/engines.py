@@ -11,22 +11,19 @@ from dopd.data.images import open_image
 from dopd.errors import ConfigError, DopdError, ScoringError, first_line
 from dopd.generation import words
 from dopd.lengths import crossing, shortest_switch
-from dopd.sampling import (
-    Ending,
+from dopd.rollout_settings import (
     asking,
     cache_implementation,
-    check_ids,
     check_named_tokens,
-    declared_stop_strings,
     off_policy_settings,
     rollout_settings,
-    sampling_config,
 )
+from dopd.sampling import Ending, check_ids, declared_stop_strings, sampling_config
 from dopd.scoring import View, left_padded, unpadded
-from dopd.settings import quoted
+from dopd.settings import as_mapping, quoted
 from dopd.step import Engine, Request, Rollouts, TransformersEngine
 from dopd.step.engine import WholeStudent
-from dopd.trainer.host import HostTrainer, as_mapping
+from dopd.trainer.host import HostTrainer
 from dopd.trainer.images import Trial
 from dopd.vision.tokens import placeholder_ids
 
@@ -127,7 +124,7 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         ConfigError: transformers cannot draw with them, or a token is named that is not there.
     """
     student = host.unwrapped_student
-    given = asking(as_mapping(host.args.generation_kwargs))
+    given = asking(host.args.generation_kwargs)
     if cache_implementation(host.args) is not None:
         given["cache_implementation"] = cache_implementation(host.args)
     if not given:

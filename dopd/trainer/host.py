@@ -18,6 +18,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset
 
 from dopd.sampling import Ending
+from dopd.settings import as_mapping
 from dopd.step import PromptEncoder, ScoredBatch
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
@@ -48,11 +49,6 @@ HOST_HOOKS = (
     "_push_from_checkpoint",
     "_get_output_dir",
 )
-
-
-def as_mapping(setting: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """A mapping of the host's configuration; its types allow the text that a command line gives, its check does not."""
-    return setting if isinstance(setting, dict) else None
 
 
 class HostTrainer(DistillationTrainer):
@@ -146,7 +142,7 @@ class HostTrainer(DistillationTrainer):
     @contextmanager
     def whole_student(self) -> Iterator[Any]:
         """The student with whole parameters, ready for `generate`."""
-        given = dict(as_mapping(self.args.gradient_checkpointing_kwargs) or {})
+        given = as_mapping(self.args.gradient_checkpointing_kwargs)
         of_layers = {name: given.pop(name) for name in _OF_LAYERS if name in given}
         with (
             unwrap_model_for_generation(

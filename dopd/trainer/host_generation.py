@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt, MaxLen, MinLen
 from transformers import GenerationConfig, SequenceBiasLogitsProcessor
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
+from trl import DistillationConfig
 
 from dopd.errors import first_line
-from dopd.sampling import asking
+from dopd.rollout_settings import asking
 from dopd.settings import Count, Natural, Positive, Probability, Setting, Share, Text, check, quoted
 
 _BelowOne = Annotated[float, Ge(0), Lt(1)]
@@ -48,7 +49,7 @@ GENERATION: dict[str, Any] = {
 }
 
 
-def generation_problems(args: Any) -> list[str]:
+def generation_problems(args: DistillationConfig) -> list[str]:
     """What is wrong inside `generation_kwargs`.
 
     Args:

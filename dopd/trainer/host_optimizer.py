@@ -8,9 +8,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import SchedulerType, Trainer
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, get_scheduler
 from transformers.training_args import OptimizerNames
+from trl import DistillationConfig
 
 from dopd.errors import first_line
-from dopd.settings import check, quoted, settings_of_call
+from dopd.settings import as_mapping, check, quoted, settings_of_call
 
 BY_A_METRIC = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
 _FEW = 8  # steps of a scheduler
@@ -19,7 +20,7 @@ _NO_VALUE = "0.0123"  # which no option of an optimizer has
 _LOW_RANK = ("galore", "apollo")
 
 
-def optimizer_problems(args: Any) -> list[str]:
+def optimizer_problems(args: DistillationConfig) -> list[str]:
     """What is wrong with the settings of optimizer and scheduler.
 
     Args:
@@ -54,7 +55,7 @@ def optimizer_problems(args: Any) -> list[str]:
     return problems
 
 
-def _reads(args: Any, name: str, without: Any) -> bool:
+def _reads(args: DistillationConfig, name: str, without: Any) -> bool:
     """Whether the optimizer is another one, or fails, with another value of an option."""
     try:
         return bool(_optimizer(args, f"{name}={_NO_VALUE}") != without)
@@ -62,19 +63,19 @@ def _reads(args: Any, name: str, without: Any) -> bool:
         return True
 
 
-def _optimizer(args: Any, optim_args: str | None) -> Any:
+def _optimizer(args: DistillationConfig, optim_args: str | None) -> Any:
     args = copy.copy(args)
     args.optim, args.optim_args = OptimizerNames(args.optim), optim_args
     return Trainer.get_optimizer_cls_and_kwargs(args)
 
 
-def _scheduler_problems(args: Any) -> list[str]:
+def _scheduler_problems(args: DistillationConfig) -> list[str]:
     """What is wrong with `lr_scheduler_kwargs`, by making the scheduler and letting it go some steps."""
     kind = SchedulerType(args.lr_scheduler_type)
     made = vars(BY_A_METRIC[kind])["__init__"] if kind in BY_A_METRIC else TYPE_TO_SCHEDULER_FUNCTION[kind]
     of_the_host = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
     known = {name: one for name, one in settings_of_call(made).items() if name not in of_the_host}
-    options, problems = check(args.lr_scheduler_kwargs or {}, known, "lr_scheduler_kwargs")
+    options, problems = check(as_mapping(args.lr_scheduler_kwargs), known, "lr_scheduler_kwargs")
     if problems:
         return problems
     rate = highest = args.learning_rate

@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import FSDPOption
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+from trl import DistillationConfig
 
 from dopd.errors import did_you_mean, first_line
 from dopd.settings import (
@@ -154,7 +155,7 @@ def trainer_settings(cls: type) -> dict[str, Setting]:
     }
 
 
-def check_mappings(args: Any) -> list[str]:
+def check_mappings(args: DistillationConfig) -> list[str]:
     """What is wrong inside the mappings that the host passes on to others.
 
     Args:
@@ -163,7 +164,7 @@ def check_mappings(args: Any) -> list[str]:
     if args.report_to is None:
         args.report_to = "none"  # as the host has it in lists of arguments
     if isinstance(args.fsdp, str) and args.fsdp.lower() in ("true", "false"):  # of a parser that knows text alone
-        args.fsdp = args.fsdp.lower() == "true"
+        args.fsdp = args.fsdp.lower() == "true"  # type: ignore[assignment]
     problems = [
         *_precision_problems(args),
         *_worker_problems(args),
@@ -232,7 +233,7 @@ _NOT_TO_SET = {
 _NOT_TO_SET |= {"output_loading_info", "ignore_mismatched_sizes", "return_unused_kwargs", "trainable", "merged"}
 
 
-def _precision_problems(args: Any) -> list[str]:
+def _precision_problems(args: DistillationConfig) -> list[str]:
     # Where neither kind of half precision is chosen, TRL takes bfloat16.
     named = [
         name for name in ("bf16", "bf16_full_eval") if getattr(args, name) or (name == "bf16" and args.bf16 is None)
@@ -245,7 +246,7 @@ def _precision_problems(args: Any) -> list[str]:
     ]
 
 
-def _worker_problems(args: Any) -> list[str]:
+def _worker_problems(args: DistillationConfig) -> list[str]:
     """Settings of the processes that load data, where there are none."""
     names = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_persistent_workers")
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
@@ -257,7 +258,7 @@ def _worker_problems(args: Any) -> list[str]:
     ]
 
 
-def _tracker_problems(args: Any) -> list[str]:
+def _tracker_problems(args: DistillationConfig) -> list[str]:
     given = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
     known = sorted(INTEGRATION_TO_CALLBACK)
     alone = len(given) > 1 and set(given) & {"all", "none"}
@@ -271,7 +272,7 @@ def _tracker_problems(args: Any) -> list[str]:
     return [f"{said}.{did_you_mean(wrong, known)}"]
 
 
-def _machine_problems(args: Any) -> list[str]:
+def _machine_problems(args: DistillationConfig) -> list[str]:
     """What the host would raise while it makes its own configuration."""
     problems = []
     if args.tf32 and not is_torch_tf32_available():
@@ -296,7 +297,7 @@ def _machine_problems(args: Any) -> list[str]:
     return problems
 
 
-def _saving_problems(args: Any) -> list[str]:
+def _saving_problems(args: DistillationConfig) -> list[str]:
     if str(getattr(args.save_strategy, "value", args.save_strategy)) != "best" or args.metric_for_best_model:
         return []
     return ["save_strategy (='best') needs metric_for_best_model, for example accuracy_greedy with student_eval_steps"]
@@ -317,7 +318,7 @@ def _checkpointing_problems(name: str, given: Any) -> Iterator[str]:
         )
 
 
-def _file_problems(args: Any) -> list[str]:
+def _file_problems(args: DistillationConfig) -> list[str]:
     given = {name: getattr(args, name) for name in _FILES}
     return [
         f"{name} (={quoted(value)}) must be a mapping, or the path of a JSON file: there is no such file"
@@ -326,7 +327,7 @@ def _file_problems(args: Any) -> list[str]:
     ]
 
 
-def _inside(args: Any, name: str, known: Mapping[str, Setting]) -> list[str]:
+def _inside(args: DistillationConfig, name: str, known: Mapping[str, Setting]) -> list[str]:
     """What is wrong inside a mapping; a right one gets the values that are meant."""
     given = getattr(args, name)
     if not isinstance(given, dict):
@@ -337,7 +338,7 @@ def _inside(args: Any, name: str, known: Mapping[str, Setting]) -> list[str]:
     return problems
 
 
-def _inside_what_is_known(args: Any, name: str, hints: Mapping[str, Any]) -> list[str]:
+def _inside_what_is_known(args: DistillationConfig, name: str, hints: Mapping[str, Any]) -> list[str]:
     given, problems = getattr(args, name), []
     if not isinstance(given, dict):
         return []

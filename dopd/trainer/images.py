@@ -20,6 +20,8 @@ from dopd.errors import DataError, ModelError, first_line
 from dopd.generation import words
 from dopd.prefix import architecture
 from dopd.scoring import View, evaluation_mode, view_hidden_states
+from dopd.settings import as_mapping
+from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.vision.processors import is_vision_config, load_processor
 
@@ -33,9 +35,9 @@ _TRIAL_TOKENS = 3
 _TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
 
 
-def where_from(args: Any, *, teacher: bool = False) -> dict[str, Any]:
+def where_from(args: DOPDConfig, *, teacher: bool = False) -> dict[str, Any]:
     """Arguments of `from_pretrained` that say which files of the student's (or the teacher's) checkpoint are meant."""
-    given = (args.teacher_model_init_kwargs if teacher else args.model_init_kwargs) or {}
+    given = as_mapping(args.teacher_model_init_kwargs if teacher else args.model_init_kwargs)
     revision = args.teacher_model_revision if teacher else None
     meant = {"revision": revision, "trust_remote_code": args.trust_remote_code, **where_of(given)}
     return {name: value for name, value in meant.items() if value}

@@ -4,21 +4,21 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from transformers import Trainer
 
 from dopd.errors import first_line
-from dopd.sampling import cache_implementation
-from dopd.settings import quoted
+from dopd.rollout_settings import cache_implementation
+from dopd.settings import as_mapping, quoted
+from dopd.trainer.config import DOPDConfig
 
 _NEEDS_A_MODEL = re.compile("(?i)model")  # some optimizers are made for the parameters of one
 _PACKAGES = (("use_vllm", "vllm"), ("use_liger_kernel", "liger_kernel"))
 _CACHE_BACKENDS = {"quanto": "optimum.quanto", "hqq": "hqq"}
 
 
-def missing_here(args: Any) -> Iterator[str]:
+def missing_here(args: DOPDConfig) -> Iterator[str]:
     """What the host would find out when the models are loaded, at the first rollout or at the first step.
 
     Args:
@@ -29,7 +29,7 @@ def missing_here(args: Any) -> Iterator[str]:
             yield f"{name} (={quoted(getattr(args, name))}) needs the package {package}, which is not installed here"
     if args.loss_backend == "triton" and not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
         yield "loss_backend (='triton') needs a GPU, and there is none here: use 'chunked' or 'auto'"
-    offloads = (args.gradient_checkpointing_kwargs or {}).get("offload") and args.gradient_checkpointing
+    offloads = as_mapping(args.gradient_checkpointing_kwargs).get("offload") and args.gradient_checkpointing
     if offloads and not torch.cuda.is_available():
         yield "gradient_checkpointing_kwargs: offload (=True) moves states off a GPU, and there is none here: remove it"
     try:
@@ -40,7 +40,7 @@ def missing_here(args: Any) -> Iterator[str]:
     yield from _missing_of_the_cache(args)
 
 
-def _missing_of_the_cache(args: Any) -> Iterator[str]:
+def _missing_of_the_cache(args: DOPDConfig) -> Iterator[str]:
     kind = cache_implementation(args)
     if args.use_vllm or kind is None:
         return
@@ -49,7 +49,7 @@ def _missing_of_the_cache(args: Any) -> Iterator[str]:
             f"cache_implementation (={kind!r}) moves the cache off a GPU, and there is none here: use 'dynamic' or "
             "'static'"
         )
-    backend = ((args.generation_kwargs or {}).get("cache_config") or {}).get("backend", "quanto")
+    backend = (as_mapping(args.generation_kwargs).get("cache_config") or {}).get("backend", "quanto")
     package = _CACHE_BACKENDS.get(backend)
     if kind == "quantized" and package is not None and not _is_installed(package):
         yield (

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trl import DistillationConfig
+
 from dopd.errors import ConfigError
 from dopd.trainer.whole import checkpoints_of, damage, newest_whole
 
@@ -53,7 +55,7 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksum
     return found
 
 
-def is_complete(checkpoint: str, args: Any) -> bool:
+def is_complete(checkpoint: str, args: DistillationConfig) -> bool:
     """Whether a checkpoint is at the last step of a run: the host would make one more.
 
     Args:

@@ -30,7 +30,7 @@ LAYERS = [
     ["loss"],
     ["fused"],
     ["tasks", "scoring"],
-    ["data", "prefix", "sampling"],
+    ["data", "prefix", "sampling", "rollout_settings"],
     ["generation"],
     ["step"],  # one path of training, evaluation, inspection and traces
     ["tiny"],

@@ -24,10 +24,10 @@ from trl.experimental.server_distillation import ServerDistillationConfig
 from dopd.adapters import check_adapter_config
 from dopd.cli.main import main
 from dopd.errors import ConfigError
+from dopd.rollout_settings import check_named_tokens
 from dopd.runs.foreign import FOREIGN
 from dopd.runs.settings import all_settings, load_settings, parse_flags
 from dopd.runs.train import _student_options, make_config
-from dopd.sampling import check_named_tokens
 from dopd.trainer import DOPDConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -148,7 +148,7 @@ def test_neutral_values_of_generation_are_taken_and_change_nothing(tmp_path: Pat
 
 
 def test_what_is_neutral_is_what_generate_does_without() -> None:
-    from dopd.sampling import _ASK_NOTHING
+    from dopd.rollout_settings import _ASK_NOTHING
 
     model, ids = student(), torch.tensor([[5, 6, 7]])
     known = GenerationConfig().to_dict()
