@@ -99,7 +99,10 @@ def table(name: str, /, **options: Any) -> RoutingTable:
     anchor = None if "anchor" in allowed or registered.startswith("dopd_") else options.pop("anchor", None)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
-        raise ConfigError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+        raise ConfigError(
+            f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}. "
+            "Options of another method are left out by method_options={} (--method_options '{}')"
+        )
     options, problems = check(options, settings_of_call(build), f"method_options of {name}")
     if problems:
         raise SettingsError(problems)

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,25 @@ def test_a_method_that_cannot_be_is_one_line_and_status_2(
     assert main(["train", "tiny-dag", "--method", name, "--method_options", "{}", "--dry-run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(words, line) and (what == "a wrong table" or f"method (={name!r})" in line)
+
+
+def test_a_method_without_the_options_of_the_recipe_says_the_way_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_code.py").write_text(METHOD)
+    command = ["train", "tiny-dag", "--method", "my_code:plain", "--dry-run"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "has no option top_k; it has beta. Options of another method are left out by" in said
+    (way,) = re.findall(r"\((--.*)\)", said)
+    assert main([*command, *shlex.split(way)]) == 0
+
+
+def test_a_script_that_names_itself_is_not_run_again(folder: Path) -> None:
+    script = METHOD + "print('run')\nprint(dopd.table('./my_code.py:plain', beta=0.25).rules[0].beta)\n"
+    (folder / "my_code.py").write_text(script)
+    done = subprocess.run([sys.executable, "my_code.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["run", "0.25"]
 
 
 def test_a_function_without_a_decorator_is_a_method_with_options(folder: Path) -> None:
