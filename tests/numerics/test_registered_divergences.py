@@ -167,6 +167,7 @@ WRONG = {
     "an error": (lambda log_s, log_t: log_s @ log_t, "raises RuntimeError: mat1 and mat2"),
     "one argument": (lambda log_s: log_s.sum(-1), "raises TypeError: .* takes 1 positional argument"),
     "NaN": (lambda log_s, log_t: (log_s * float("nan")).sum(-1), "is not finite, or its gradient"),
+    "no end": (lambda log_s, log_t: log_s.sum(-1) + float("inf"), "is not finite, or its gradient"),
     "a slope without an end": (lambda log_s, log_t: (log_s - log_s).abs().sqrt().sum(-1), "is not finite, or its grad"),
 }
 

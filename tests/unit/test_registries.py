@@ -1,5 +1,6 @@
 """Users' own methods, signals, divergences and tasks: registered, named on the command line, found again, refused."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -18,7 +19,7 @@ import dopd
 from dopd.assignment import assign
 from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ScoringError
-from dopd.methods import METHODS
+from dopd.methods import METHODS, own_code
 from dopd.registry import is_reference
 from dopd.runs import quickstart as quickstart_module
 from dopd.runs.settings import load_settings
@@ -161,6 +162,16 @@ def test_a_function_without_a_decorator_is_a_method_with_options(folder: Path) -
     (folder / "parts/deep.py").write_text("from beside import made\n")
     (folder / "parts/beside.py").write_text(METHOD.replace("plain", "made"))
     assert dopd.table("parts/deep.py:made").name == "gkd"
+
+
+def test_a_file_is_run_once_and_named_with_its_checksum(folder: Path) -> None:
+    text = "import os\nos.mkdir('run')\n" + "\n".join(blocks("python"))
+    (folder / "my_code.py").write_text(text)
+    rows = [{"source": "teacher", "divergence": "./my_code.py:jeffreys", "scale": "./my_code.py:surprise"}]
+    made = dopd.RoutingTable.from_rows(rows)
+    named = f"my_code.py {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    assert own_code(None, made) == own_code("./my_code.py:surprised", dopd.table("vanilla")) == named
+    assert own_code("dopd", dopd.table("grpo")) == "none" and (folder / "run").is_dir()
 
 
 def test_rows_name_own_code_too(folder: Path) -> None:
