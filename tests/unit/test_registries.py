@@ -19,7 +19,7 @@ import dopd
 from dopd.assignment import assign
 from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ScoringError
-from dopd.methods import METHODS, own_code
+from dopd.methods import CARDS, METHODS, own_code
 from dopd.registry import is_reference
 from dopd.runs import quickstart as quickstart_module
 from dopd.runs.settings import load_settings
@@ -226,6 +226,20 @@ def test_other_code_under_a_known_name_is_refused_and_leaves_the_first() -> None
 def test_what_is_said_of_a_method_fits(confidence: Any) -> None:
     with pytest.raises(ConfigError, match=rf"confidence \(='{confidence}'\) (must be one of 'high'|needs departures)"):
         dopd.register_method("mine", confidence=confidence)(lambda: dopd.table("vanilla"))
+
+
+def test_a_table_carries_what_is_said_of_its_method() -> None:
+    @dopd.register_method("said", source="a report", confidence="low", departures="its weights")
+    def said() -> dopd.RoutingTable:
+        """Teaches.
+
+        At length.
+        """
+        return dopd.RoutingTable(name="said", rules=(dopd.Rule(source="teacher"),))
+
+    made = dopd.table("said")
+    assert (made.source_note, made.unverified) == ("a report; DEPARTURE: its weights", "its weights")
+    assert CARDS["said"].about == "Teaches."
 
 
 def batch(**more: Any) -> SignalBatch:
