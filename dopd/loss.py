@@ -169,8 +169,8 @@ def product_logits(factors: Sequence[tuple[float, Tensor]]) -> Tensor:
     """
     if len(factors) == 1 and factors[0][0] == 1.0:
         return factors[0][1]
-    wide = torch.promote_types(factors[0][1].dtype, torch.float32)
-    positive = [(power, logits.to(wide)) for power, logits in factors if power > 0]
+    widened = torch.promote_types(factors[0][1].dtype, torch.float32)
+    positive = [(power, logits.to(widened)) for power, logits in factors if power > 0]
     ruled_out = torch.stack([torch.isneginf(logits) for _, logits in positive]).any(0)
     total = torch.zeros_like(positive[0][1])
     for power, logits in factors:

@@ -109,9 +109,9 @@ class RoutingTable:
         return any(rule.regime is not None for rule in self.rules)
 
     @cached_property
-    def layers(self) -> list[list[tuple[int, Rule]]]:
+    def rule_groups(self) -> list[list[tuple[int, Rule]]]:
         """Groups of (index of the row, row) of which a token belongs to one row at most: the regimes' rows together,
-        every other row alone. Layers add up.
+        every other row alone. Groups add up.
         """
         rows = list(enumerate(self.rules))
         routed = [row for row in rows if row[1].regime is not None]

@@ -15,8 +15,8 @@ from dopd.assignment import Assignment
 from dopd.divergences import check_choice
 from dopd.errors import ConfigError
 from dopd.fused.chunked import chunked_routed_loss
-from dopd.fused.rows import TorchRows
 from dopd.fused.scores import TokenScores, score
+from dopd.fused.tiles import TileOperations
 from dopd.heads import Head
 from dopd.loss import RoutedLoss, check_ids, routed_loss
 from dopd.tables import RoutingTable
@@ -56,7 +56,7 @@ def score_tokens(
         head,
         completion_ids,
         mask,
-        rows=_row_operations(backend),
+        operations=_tile_operations(backend),
         chunk_tokens=chunk_tokens,
         merged_ids=merged_ids,
     )
@@ -81,8 +81,8 @@ def fused_routed_loss(
     """`routed_loss` from hidden states and heads. Gradients reach the student's hidden states and its head.
 
     Without an `assignment`, what the table decides by is computed here: one dense projection for each source that it
-    scores and is not in `scores`. A table costs one projection of the student for each of its layers (rows that add
-    up).
+    scores and is not in `scores`. A table costs one projection of the student for each of its rule groups, which add
+    up.
 
     Args:
         student_hidden (`Tensor` (B, T, H)): last hidden states of the plain student at the positions that predict the
@@ -136,7 +136,7 @@ def fused_routed_loss(
             completion_ids,
             mask,
             table,
-            rows=_row_operations(backend),
+            operations=_tile_operations(backend),
             chunk_tokens=chunk_tokens,
             assignment=assignment,
             num_sequences=num_sequences,
@@ -163,12 +163,12 @@ def _resolve(backend: Backend, chunk_tokens: int | None, hidden: Tensor) -> Back
     return backend
 
 
-def _row_operations(backend: Backend) -> TorchRows:
+def _tile_operations(backend: Backend) -> TileOperations:
     if backend != "triton":
-        return TorchRows()
-    from dopd.fused.triton import TritonRows  # triton is an optional package
+        return TileOperations()
+    from dopd.fused.triton import TritonTileOperations  # triton is an optional package
 
-    return TritonRows()
+    return TritonTileOperations()
 
 
 def _named(sources: Mapping[str, tuple[Tensor, Head]]) -> dict[str, tuple[Tensor, Head]]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dopd.assignment import Assignment, assign
-from dopd.fused.products import wide, working_dtype, working_head
-from dopd.fused.rows import TorchRows
+from dopd.fused.chunk_pass import ChunkPass, Target
+from dopd.fused.products import widened, working_dtype, working_head
 from dopd.fused.scores import TokenScores, measures, score
-from dopd.fused.sweep import Sweep, Target
+from dopd.fused.tiles import TileOperations
 from dopd.heads import Head
 from dopd.loss import RoutedLoss, routing_sums, sequence_mean
 from dopd.routing import UNROUTED
@@ -24,7 +24,7 @@ from dopd.signals import SignalBatch
 from dopd.sources import LIVE
 from dopd.tables import RoutingTable
 
-_SILENT = -2  # a token whose entropy is told and that no row of a layer teaches
+_SILENT = -2  # a token whose entropy is told and that no row of a group teaches
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,24 @@ class _Batch:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Runs a sweep; the backward hands out the gradients that it took, times what arrives from above."""
+    """Runs a chunk pass; the backward hands out the gradients that it took, times what arrives from above."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_BTH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, sweep: Sweep, batch: _Batch
+        ctx: Any, hidden_BTH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, chunk_pass: ChunkPass, batch: _Batch
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        sweep.wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        sweep.run()
+        chunk_pass.wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        chunk_pass.run()
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden_BTH, weight_VH, bias_V)]
-        # In the dtype of what they are gradients of: the wide sums are freed here, not kept until the backward.
+        # In the dtype of what they are gradients of: the widened sums are freed here, not kept until the backward.
         ctx.save_for_backward(
-            _as(sweep.grad_hidden_PH, hidden_BTH), _as(sweep.grad_weight_VH, weight_VH), _as(sweep.grad_bias_V, bias_V)
+            _in_dtype_of(chunk_pass.grad_hidden_PH, hidden_BTH),
+            _in_dtype_of(chunk_pass.grad_weight_VH, weight_VH),
+            _in_dtype_of(chunk_pass.grad_bias_V, bias_V),
         )
-        sweep.grad_hidden_PH = sweep.grad_weight_VH = sweep.grad_bias_V = None
-        return _loss(sweep, batch)
+        chunk_pass.grad_hidden_PH = chunk_pass.grad_weight_VH = chunk_pass.grad_bias_V = None
+        return _loss(chunk_pass, batch)
 
     @staticmethod
     @once_differentiable
@@ -79,25 +81,29 @@ def chunked_routed_loss(
     mask: Tensor,
     table: RoutingTable,
     *,
-    rows: TorchRows,
+    operations: TileOperations,
     chunk_tokens: int | None,
     assignment: Assignment | None,
     num_sequences: float | None,
     scores: Mapping[str, TokenScores],
     merged_ids: Sequence[int] = (),
 ) -> RoutedLoss:
-    """`dopd.fused.fused_routed_loss`, from arguments that have been checked; `rows` does the row operations."""
+    """`dopd.fused.fused_routed_loss`, from arguments that have been checked.
+
+    Args:
+        operations (`TileOperations`): what is done to a tile of logits.
+    """
     batch = _Batch(targets, completion_ids, mask, table, num_sequences)
     weight, bias, heads = _working_heads(student_hidden, student_head, batch)
     if assignment is None:
-        known = _deciding_scores(batch, student_hidden, heads, scores, rows, chunk_tokens, merged_ids)
+        known = _deciding_scores(batch, student_hidden, heads, scores, operations, chunk_tokens, merged_ids)
         assignment = assign(table, _signals(batch, student_hidden, heads, known, chunk_tokens))
     else:
         known = dict(scores)
     assignment.check(mask, table)
 
     dtype = heads["student"].weight.dtype
-    scale_BT = _loss_scale(mask, num_sequences, wide(dtype), student_hidden.device)
+    scale_BT = _loss_scale(mask, num_sequences, widened(dtype), student_hidden.device)
     sources = {
         name: Target(targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1), heads[name], known.get(name))
         for name in table.target_sources
@@ -105,12 +111,12 @@ def chunked_routed_loss(
     losses: list[Tensor] = []
     per_row: dict[int, Tensor] = {}
     entropy_BT: Tensor | None = None
-    for position, layer in enumerate(table.layers):
-        numbers_BT = _numbers(layer, assignment, everyone=position == 0)
-        advantage_BT = assignment.advantages.get(layer[0][0])
-        factors = _factors(layer, assignment, scale_BT)
+    for position, group in enumerate(table.rule_groups):
+        numbers_BT = _numbers(group, assignment, everyone=position == 0)
+        advantage_BT = assignment.advantages.get(group[0][0])
+        factors = _factors(group, assignment, scale_BT)
         with torch.autocast(student_hidden.device.type, enabled=False):
-            sweep = Sweep(
+            chunk_pass = ChunkPass(
                 hidden_PH=student_hidden.detach().to(dtype).flatten(0, 1),
                 head=heads["student"],
                 targets=sources,
@@ -118,44 +124,44 @@ def chunked_routed_loss(
                     mask != 0, completion_ids, 0
                 ).flatten(),  # a padding id may lie outside the vocabulary
                 numbers_P=numbers_BT.flatten(),
-                rules=dict(layer) | {_SILENT: Rule(divergence="entropy", weight=0.0)},
+                rules=dict(group) | {_SILENT: Rule(divergence="entropy", weight=0.0)},
                 scale_P=scale_BT.flatten(),
                 factor_P=None if factors is None else factors.flatten(),
                 advantage_P=None if advantage_BT is None else advantage_BT.flatten(),
                 progress=assignment.progress,
                 merged_ids=tuple(merged_ids),
-                rows=rows,
+                operations=operations,
                 chunk_tokens=chunk_tokens,
             )
             if torch.is_grad_enabled():
-                losses.append(_ChunkedLoss.apply(student_hidden, weight, bias, sweep, batch))
+                losses.append(_ChunkedLoss.apply(student_hidden, weight, bias, chunk_pass, batch))
             else:
-                sweep.run()
-                losses.append(_loss(sweep, batch))
-        values_BT = sweep.value_P.view(mask.shape)
-        entropy_BT = sweep.entropy_P.view(mask.shape) if entropy_BT is None else entropy_BT
-        per_row |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in layer}
+                chunk_pass.run()
+                losses.append(_loss(chunk_pass, batch))
+        values_BT = chunk_pass.value_P.view(mask.shape)
+        entropy_BT = chunk_pass.entropy_P.view(mask.shape) if entropy_BT is None else entropy_BT
+        per_row |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in group}
     assert entropy_BT is not None
     ordered = [per_row[index] for index in sorted(per_row)]
     sums = routing_sums(table, assignment, ordered, entropy_BT)
     return RoutedLoss(sum(losses[1:], losses[0]), torch.stack(ordered).sum(0), assignment.regimes, sums)
 
 
-def _numbers(layer: list[tuple[int, Rule]], assignment: Assignment, *, everyone: bool) -> Tensor:
-    """Index of the row of a layer that teaches each token (B, T). A token that none teaches is left out (-1), but for
-    the layer that sees everyone, because the student's entropy is told of all tokens."""
+def _numbers(group: list[tuple[int, Rule]], assignment: Assignment, *, everyone: bool) -> Tensor:
+    """Index of the row of a group that teaches each token (B, T). A token that none teaches is left out (-1), but for
+    the group that sees everyone, because the student's entropy is told of all tokens."""
     silent_BT = torch.where(assignment.regimes == UNROUTED, UNROUTED, _SILENT if everyone else UNROUTED)
-    for index, rule in layer:
+    for index, rule in group:
         silent_BT = torch.where(assignment.chosen(index, rule), index, silent_BT)
     return silent_BT
 
 
-def _factors(layer: list[tuple[int, Rule]], assignment: Assignment, like_BT: Tensor) -> Tensor | None:
-    """Factors on the weights of a layer's rows (B, T); `None` where all are 1."""
-    if not any(index in assignment.factors for index, _ in layer):
+def _factors(group: list[tuple[int, Rule]], assignment: Assignment, like_BT: Tensor) -> Tensor | None:
+    """Factors on the weights of a group's rows (B, T); `None` where all are 1."""
+    if not any(index in assignment.factors for index, _ in group):
         return None
     factors_BT = torch.ones_like(like_BT)
-    for index, rule in layer:
+    for index, rule in group:
         if index in assignment.factors:
             chosen_BT = assignment.chosen(index, rule)
             factors_BT = torch.where(chosen_BT, assignment.factors[index].to(like_BT.dtype), factors_BT)
@@ -183,7 +189,7 @@ def _deciding_scores(
     student_hidden: Tensor,
     heads: Mapping[str, Head],
     scores: Mapping[str, TokenScores],
-    rows: TorchRows,
+    operations: TileOperations,
     chunk_tokens: int | None,
     merged_ids: Sequence[int],
 ) -> dict[str, TokenScores]:
@@ -196,7 +202,7 @@ def _deciding_scores(
             heads[source],
             batch.completion_ids,
             batch.mask,
-            rows=rows,
+            operations=operations,
             chunk_tokens=chunk_tokens,
             merged_ids=merged_ids,
         )
@@ -231,11 +237,11 @@ def _loss_scale(mask: Tensor, num_sequences: float | None, dtype: torch.dtype, d
     return scale_BT
 
 
-def _loss(sweep: Sweep, batch: _Batch) -> Tensor:
-    return sequence_mean(sweep.value_P.view(batch.mask.shape), batch.mask, batch.num_sequences)
+def _loss(chunk_pass: ChunkPass, batch: _Batch) -> Tensor:
+    return sequence_mean(chunk_pass.value_P.view(batch.mask.shape), batch.mask, batch.num_sequences)
 
 
-def _as(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
+def _in_dtype_of(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if grad is None or like is None:
         return None
     # A loss scale arrives from above in the backward: without it, a float16 gradient would underflow here.

@@ -39,7 +39,7 @@ def sparse_is_cheaper(device: torch.device, num_columns: int, vocab_size: int) -
     return num_columns * ratio <= vocab_size
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def widened(dtype: torch.dtype) -> torch.dtype:
     """The dtype of logits and of accumulated gradients: float32, or float64 if that is what came in."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -51,10 +51,10 @@ def working_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def working_head(head: Head, dtype: torch.dtype) -> Head:
-    """The head as data for the products: whole, without gradient, the weight in `dtype`, the bias wide."""
+    """The head as data for the products: whole, without gradient, the weight in `dtype`, the bias widened."""
     head = head.gathered()
     # A bias of -inf forbids a token. As a large finite number it does so without making 0 * inf on the way.
-    bias = None if head.bias is None else head.bias.detach().to(wide(dtype)).clamp(min=LOG_ZERO)
+    bias = None if head.bias is None else head.bias.detach().to(widened(dtype)).clamp(min=LOG_ZERO)
     return replace(head, weight=head.weight.detach().to(dtype), bias=bias)
 
 
@@ -92,7 +92,7 @@ def dense_logits(hidden_CH: Tensor, head: Head, out_CV: Tensor) -> Tensor:
     return finish_(raw_logits(hidden_CH, head, out_CV), head, head.bias)
 
 
-def slope(head: Head, logits: Tensor) -> Tensor | float:
+def logit_gradient(head: Head, logits: Tensor) -> Tensor | float:
     """d logits / d (hidden @ weight.T), from the finished logits."""
     scale = head.logit_scale / head.temperature
     if head.softcap is None:
@@ -103,7 +103,7 @@ def slope(head: Head, logits: Tensor) -> Tensor | float:
 
 def column_logits(hidden_CH: Tensor, head: Head, ids_CK: Tensor) -> Tensor:
     """Logits of K tokens of the vocabulary at every position: (C, H), (C, K) -> (C, K)."""
-    dtype = wide(hidden_CH.dtype)
+    dtype = widened(hidden_CH.dtype)
     out_CK = torch.empty(ids_CK.shape, dtype=dtype, device=hidden_CH.device)
     for part in _gather_slices(hidden_CH, ids_CK):
         rows_CKH = _rows(head.weight, ids_CK[part], dtype)
@@ -112,7 +112,7 @@ def column_logits(hidden_CH: Tensor, head: Head, ids_CK: Tensor) -> Tensor:
 
 
 def dense_hidden_grad(grad_CV: Tensor, head: Head) -> Tensor:
-    """grad @ weight: (C, V) -> (C, H), wide."""
+    """grad @ weight: (C, V) -> (C, H), widened."""
     if head.weight.dtype == grad_CV.dtype:
         return torch.mm(grad_CV, head.weight)
     if grad_CV.is_cuda:
@@ -124,7 +124,7 @@ def dense_hidden_grad(grad_CV: Tensor, head: Head) -> Tensor:
 
 
 def dense_weight_grad(grad_CV: Tensor, hidden_CH: Tensor) -> Tensor:
-    """grad.T @ hidden, wide: the first of a sum, without writing zeros before it."""
+    """grad.T @ hidden, widened: the first of a sum, without writing zeros before it."""
     if grad_CV.is_cuda and hidden_CH.dtype != grad_CV.dtype:
         return torch.mm(grad_CV.to(hidden_CH.dtype).t(), hidden_CH, out_dtype=grad_CV.dtype)
     return torch.mm(grad_CV.t(), hidden_CH.to(grad_CV.dtype))
@@ -159,7 +159,7 @@ def _rows(weight: Tensor, ids_CK: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gather_slices(hidden_CH: Tensor, ids_CK: Tensor) -> list[slice]:
-    per_token = ids_CK.shape[1] * hidden_CH.shape[1] * wide(hidden_CH.dtype).itemsize
+    per_token = ids_CK.shape[1] * hidden_CH.shape[1] * widened(hidden_CH.dtype).itemsize
     step = max(1, GATHER_BYTES // max(per_token, 1))
     return [slice(start, start + step) for start in range(0, hidden_CH.shape[0], step)]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.fused.products import chunk_size, dense_logits, wide, working_dtype, working_head
-from dopd.fused.rows import TorchRows, score_rows
+from dopd.fused.products import chunk_size, dense_logits, widened, working_dtype, working_head
+from dopd.fused.tiles import TileOperations, score_tile
 from dopd.heads import Head
 from dopd.signals import MEASURES, take_measure
 
@@ -38,18 +38,18 @@ def score(
     completion_ids: Tensor,
     mask: Tensor,
     *,
-    rows: TorchRows,
+    operations: TileOperations,
     chunk_tokens: int | None,
     merged_ids: Sequence[int] = (),
 ) -> TokenScores:
-    """See `dopd.fused.score_tokens`; `rows` does the row operations."""
+    """See `dopd.fused.score_tokens`; `operations` does what is done to a tile of logits."""
     keep_BT = mask != 0
     dtype = working_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         head = working_head(head, dtype)
         hidden_NH, ids_N = hidden.detach()[keep_BT].to(dtype), completion_ids[keep_BT]
         num_tokens = hidden_NH.shape[0]
-        wide_dtype = wide(dtype)
+        wide_dtype = widened(dtype)
         size = chunk_tokens or chunk_size(hidden.device, head.vocab_size, wide_dtype.itemsize, tiles=1)
         size = min(size, max(num_tokens, 1))
         tile_CV = torch.empty(size, head.vocab_size, dtype=wide_dtype, device=hidden.device)
@@ -57,7 +57,7 @@ def score(
         for start in range(0, num_tokens, size):
             chunk = slice(start, min(start + size, num_tokens))
             z_CV = dense_logits(hidden_NH[chunk], head, tile_CV[: chunk.stop - start])
-            logprobs_C, stats = score_rows(rows, z_CV, ids_N[chunk], merged_ids)
+            logprobs_C, stats = score_tile(operations, z_CV, ids_N[chunk], merged_ids)
             scored_3N[:, chunk] = torch.stack([logprobs_C, -stats.neg_entropy_C, stats.logsumexp_C])
     spread_3BT = torch.zeros(3, *mask.shape, dtype=wide_dtype, device=hidden.device)
     spread_3BT[:, keep_BT] = scored_3N
@@ -91,7 +91,7 @@ def measures(
             source: hidden.detach()[mask != 0].to(heads[source].weight.dtype) for source, (hidden, _) in pairs.items()
         }
         first = next(iter(states.values()))
-        dtype, vocab_size = wide(first.dtype), next(iter(heads.values())).vocab_size
+        dtype, vocab_size = widened(first.dtype), next(iter(heads.values())).vocab_size
         # Log-probs and what a measure makes of them stand beside the logits.
         size = chunk_tokens or chunk_size(first.device, vocab_size, dtype.itemsize, tiles=3 * len(pairs))
         values_N = torch.empty(len(first), dtype=dtype, device=first.device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.fused.rows import blocks, outcome_grad
+from dopd.fused.tiles import blocks, outcome_grad
 
 # Vocabulary entries in one block of the two-step selection.
 TOPK_BLOCK = 64

@@ -2,7 +2,7 @@
 
 The dense products stay with cuBLAS; what comes between them is limited by memory traffic, and these kernels read each
 logit two or three times where a chain of elementwise operations reads and writes it a dozen times. A divergence that
-has no kernel, and float64, take the path of `TorchRows`.
+has no kernel, and float64, take the path of `TileOperations`.
 Shapes: C tokens of a chunk, V vocabulary.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dopd.divergences import Divergence, forward_kl, js, reverse_kl
-from dopd.fused.rows import Stats, TorchRows
+from dopd.fused.tiles import Stats, TileOperations
 from dopd.heads import Head
 
 MAX_BLOCK = 4096
@@ -155,7 +155,7 @@ def _full_kernel(
         tl.store(s_row + offsets, grad * grad_scale * _slope(zs, scale, inverse_cap, HAS_CAP), mask=mask)
 
 
-class TritonRows(TorchRows):
+class TritonTileOperations(TileOperations):
     """Row operations on float32 tiles of a CUDA device."""
 
     def softmax_(self, logits_CV: Tensor, head: Head | None) -> Stats:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dopd import divergences
 from dopd.fused import fused_routed_loss, score_tokens
-from dopd.fused.rows import TorchRows
+from dopd.fused.tiles import TileOperations
 from dopd.heads import Head
 from dopd.methods import table as method
 
@@ -34,8 +34,8 @@ def tiles(shape: tuple[int, int], head: Head, device: str) -> tuple[Tensor, Tens
     return student, target, torch.rand(shape[0], device=device) - 0.5
 
 
-def check_row_operations(device: str) -> None:
-    from dopd.fused.triton import TritonRows
+def check_tile_operations(device: str) -> None:
+    from dopd.fused.triton import TritonTileOperations
 
     for shape in SHAPES:
         for options in HEADS:
@@ -43,7 +43,7 @@ def check_row_operations(device: str) -> None:
             student, target, scale = tiles(shape, head, device)
             for write in (None, head):
                 ours, theirs = student.clone(), student.clone()
-                a, b = TritonRows().softmax_(ours, write), TorchRows().softmax_(theirs, write)
+                a, b = TritonTileOperations().softmax_(ours, write), TileOperations().softmax_(theirs, write)
                 torch.testing.assert_close(a.logsumexp_C, b.logsumexp_C, rtol=1e-6, atol=1e-5)
                 torch.testing.assert_close(a.neg_entropy_C, b.neg_entropy_C, rtol=1e-5, atol=1e-5)
                 if write is not None:
@@ -52,7 +52,7 @@ def check_row_operations(device: str) -> None:
                 ours, theirs = student.clone(), student.clone()
                 a, b = (
                     rows.full_(function, tile, target.clone(), scale, head)
-                    for rows, tile in ((TritonRows(), ours), (TorchRows(), theirs))
+                    for rows, tile in ((TritonTileOperations(), ours), (TileOperations(), theirs))
                 )
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
                 torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
@@ -133,7 +133,7 @@ def compile_kernels() -> None:
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
-    check_row_operations("cuda")
+    check_tile_operations("cuda")
     check_loss("cuda")
 
 
@@ -142,5 +142,5 @@ if __name__ == "__main__":
         compile_kernels()
         sys.exit()
     torch.set_num_threads(1)
-    check_row_operations("cpu")
+    check_tile_operations("cpu")
     check_loss("cpu")

@@ -184,14 +184,14 @@ def test_row_of_weight_zero_needs_no_target_but_routing_still_reads_both_views()
 
 def test_every_regime_has_exactly_one_row() -> None:
     table = dopd.table("dopd")
-    assert [[rule.label for _, rule in layer] for layer in table.layers] == [["LH", "LL", "HT", "HS"]]
+    assert [[rule.label for _, rule in layer] for layer in table.rule_groups] == [["LH", "LL", "HT", "HS"]]
     assert not dopd.table("vanilla").routed and table.routed
 
 
 def test_rows_without_a_regime_add_up_beside_the_regimes() -> None:
     extra = {"name": "reward", "divergence": "policy_gradient", "support": "sampled", "advantage": "group_advantage"}
     table = dopd.RoutingTable.from_rows([extra, *four_rows(), TEACHER | {"name": "all of it"}])
-    labels = [[(index, rule.label) for index, rule in layer] for layer in table.layers]
+    labels = [[(index, rule.label) for index, rule in layer] for layer in table.rule_groups]
     assert labels == [[(1, "LH"), (2, "LL"), (3, "HT"), (4, "HS")], [(0, "reward")], [(5, "all of it")]]
     assert table.routed and table.needs_rewards and not dopd.table("dopd").needs_rewards
 

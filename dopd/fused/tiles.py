@@ -1,7 +1,9 @@
 """What is done to logits once they are there, row by row: statistics, divergences, and the gradient in their place.
 
 A tile is walked in blocks of rows that stay in cache, so that the many elementwise steps cost one pass over memory and
-their intermediate tensors are as small as a block. `TorchRows` is the definition; other backends override its methods.
+their intermediate tensors are as small as a block. `TileOperations` is the definition; other backends override
+its methods.
+
 Shapes: C tokens of a chunk, R rows of a block, V vocabulary.
 """
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dopd.divergences import Divergence, forward_kl, js, pick, reverse_kl
-from dopd.fused.products import slope
+from dopd.fused.products import logit_gradient
 from dopd.heads import Head
 
 # One row of 151,936 float32 logits is 0.6 MB: a block and its intermediates fit a second-level cache.
@@ -28,8 +30,8 @@ class Stats:
     neg_entropy_C: Tensor
 
 
-class TorchRows:
-    """Row operations in plain torch, for any device and dtype."""
+class TileOperations:
+    """Operations on a tile of logits in plain torch, for any device and dtype."""
 
     def stats(self, logits_CV: Tensor) -> Stats:
         """Statistics of every row; the tile is used up."""
@@ -40,14 +42,14 @@ class TorchRows:
         stats = Stats(*(logits_CV.new_empty(logits_CV.shape[0]) for _ in range(2)))
         for rows in blocks(logits_CV):
             z_RV = logits_CV[rows]
-            slope_RV = None if head is None else slope(head, z_RV)
+            logit_gradient_RV = None if head is None else logit_gradient(head, z_RV)
             top_R, sum_R, e_RV = _shift_(z_RV)
             log_sum_R = sum_R.log()
             stats.logsumexp_C[rows] = top_R + log_sum_R
             stats.neg_entropy_C[rows] = torch.linalg.vecdot(e_RV, z_RV) / sum_R - log_sum_R
-            if slope_RV is not None:
+            if logit_gradient_RV is not None:
                 torch.div(e_RV, sum_R.unsqueeze(-1), out=z_RV)
-                _scale_(z_RV, slope_RV)
+                _scale_(z_RV, logit_gradient_RV)
         return stats
 
     def full_(
@@ -67,22 +69,22 @@ class TorchRows:
         step = ANALYTIC.get(function)
         for rows in blocks(student_CV):
             z_RV = student_CV[rows]
-            slope_RV = slope(head, z_RV)
+            logit_gradient_RV = logit_gradient(head, z_RV)
             if step is not None:
                 value_C[rows], entropy_C[rows] = step(z_RV, target_CV[rows])
             else:
                 value_C[rows], entropy_C[rows] = _by_autograd(function, z_RV, target_CV[rows])
             z_RV.mul_(scale_C[rows].unsqueeze(-1))
-            _scale_(z_RV, slope_RV)
+            _scale_(z_RV, logit_gradient_RV)
         return value_C, entropy_C
 
 
-def score_rows(
-    rows: TorchRows, logits_CV: Tensor, ids_C: Tensor, merged_ids: Sequence[int] = ()
+def score_tile(
+    operations: TileOperations, logits_CV: Tensor, ids_C: Tensor, merged_ids: Sequence[int] = ()
 ) -> tuple[Tensor, Stats]:
     """Log-probs of `ids` (nats; of all merged ones together) and statistics of every row; the tile is used up."""
     picked_C = pick(logits_CV, ids_C, merged_ids)
-    stats = rows.stats(logits_CV)
+    stats = operations.stats(logits_CV)
     return picked_C - stats.logsumexp_C, stats
 
 

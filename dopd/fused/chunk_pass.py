@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dopd.divergences import divergence_function, pick, sampled_terms
 from dopd.fused import products
-from dopd.fused.rows import TorchRows, score_rows
 from dopd.fused.scores import TokenScores
 from dopd.fused.supports import Outcomes, SupportGrad, mass_outside, support_grad, topk_ids
+from dopd.fused.tiles import TileOperations, score_tile
 from dopd.heads import Head
 from dopd.rules import Rule
 from dopd.sources import LIVE
@@ -44,21 +44,21 @@ class Target:
 
 
 @dataclass
-class Sweep:
+class ChunkPass:
     """One pass over the scored tokens; it fills `value_P`, `entropy_P` and the gradients that are wanted."""
 
     hidden_PH: Tensor
     head: Head
     targets: Mapping[str, Target]
     ids_P: Tensor
-    numbers_P: Tensor  # of the row of each token; -1 where the sweep leaves it out
+    numbers_P: Tensor  # of the row of each token; -1 where this pass leaves it out
     rules: Mapping[int, Rule]
     scale_P: Tensor  # d loss / d (weight * factor * divergence)
     factor_P: Tensor | None  # on the row's weight
     advantage_P: Tensor | None  # of policy-gradient rows
     progress: float
     merged_ids: tuple[int, ...]
-    rows: TorchRows
+    operations: TileOperations
     chunk_tokens: int | None
     wants: tuple[bool, bool, bool] = (False, False, False)  # gradients of hidden states, weight, bias
     value_P: Tensor = field(init=False)
@@ -172,7 +172,7 @@ class Sweep:
     ) -> tuple[Tensor, Tensor, Tensor | bool]:
         """Entropies and unweighted divergences of a row's tokens (nats), and where z_CV now holds a dense gradient."""
         if rule.weight == 0:
-            entropy_C = -self.rows.stats(z_CV).neg_entropy_C
+            entropy_C = -self.operations.stats(z_CV).neg_entropy_C
             return entropy_C, torch.zeros_like(entropy_C), False
         if rule.support == "sampled":
             return self._sampled(rule, index_C, z_CV)
@@ -180,7 +180,7 @@ class Sweep:
             return self._topk(rule, index_C, hidden_CH, z_CV)
         target_CV = self._target_logits(rule, index_C, z_CV)
         function = divergence_function(rule.divergence, rule.variant)
-        value_C, entropy_C = self.rows.full_(function, z_CV, target_CV, self._scale(rule, index_C), self.head)
+        value_C, entropy_C = self.operations.full_(function, z_CV, target_CV, self._scale(rule, index_C), self.head)
         return entropy_C, value_C, True
 
     def _weight(self, rule: Rule, index_C: Tensor) -> Tensor | float:
@@ -223,13 +223,13 @@ class Sweep:
         if scores is not None:
             return scores.logprobs.flatten()[index_C].to(live_C.dtype)
         logits_CV = self._source_logits(name, index_C, self._tile(1, len(index_C)))
-        return score_rows(self.rows, logits_CV, self.ids_P[index_C], self.merged_ids)[0]
+        return score_tile(self.operations, logits_CV, self.ids_P[index_C], self.merged_ids)[0]
 
     def _sampled(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, bool]:
         ids_C = self.ids_P[index_C]
         picked_C = pick(z_CV, ids_C, self.merged_ids)
         columns_CK, shares_CK = self._sampled_columns(z_CV, ids_C)
-        stats = self.rows.softmax_(z_CV, self.head)
+        stats = self.operations.softmax_(z_CV, self.head)
         live_C = picked_C - stats.logsumexp_C
         if rule.target is None:
             assert self.advantage_P is not None
@@ -252,13 +252,13 @@ class Sweep:
         K is 1, unless sampled tokens may stand for a group of merged ones.
         """
         columns_C1 = ids_C.unsqueeze(-1)
-        shares_C1 = torch.ones_like(z_CV[:, :1]) * products.slope(self.head, z_CV.gather(1, columns_C1))
+        shares_C1 = torch.ones_like(z_CV[:, :1]) * products.logit_gradient(self.head, z_CV.gather(1, columns_C1))
         if not self.merged_ids:
             return columns_C1, shares_C1
         merged_E = torch.tensor(self.merged_ids, device=ids_C.device)
         is_merged_C1 = torch.isin(ids_C, merged_E).unsqueeze(-1)
         inside_CE = z_CV[:, merged_E]
-        shares_CE = inside_CE.softmax(-1) * products.slope(self.head, inside_CE)
+        shares_CE = inside_CE.softmax(-1) * products.logit_gradient(self.head, inside_CE)
         columns_CK = torch.cat([columns_C1, merged_E.expand(len(ids_C), -1)], dim=1)
         return columns_CK, torch.cat([shares_C1 * ~is_merged_C1, shares_CE * is_merged_C1], dim=1)
 
@@ -271,16 +271,16 @@ class Sweep:
             assert target_CV is not None
             ids_CK = topk_ids(target_CV, rule.top_k)
         inside_CK = z_CV.gather(1, ids_CK)
-        slope_CK = products.slope(self.head, inside_CK)
+        logit_gradient_CK = products.logit_gradient(self.head, inside_CK)
         # With the support taken out, the tile becomes the distribution of the rest.
         z_CV.scatter_(1, ids_CK, products.LOG_ZERO)
-        rest = self.rows.softmax_(z_CV, self.head if bucket else None)
+        rest = self.operations.softmax_(z_CV, self.head if bucket else None)
         student = Outcomes(inside_CK, rest.logsumexp_C if bucket else None)
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
         target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
         result = support_grad(function, student, target)
         scale_C = self._scale(rule, index_C).unsqueeze(-1)
-        columns_CK = result.columns_CK * scale_C * slope_CK
+        columns_CK = result.columns_CK * scale_C * logit_gradient_CK
         rest_C = None if result.rest_C is None else result.rest_C * scale_C.squeeze(-1)
         dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
         return _entropy(inside_CK, rest.logsumexp_C, rest.neg_entropy_C), result.value_C, dense_C
@@ -310,7 +310,7 @@ class Sweep:
 
     def _rest(self, logits_CV: Tensor, ids_CK: Tensor) -> Tensor:
         """Log of the summed exponentials outside `ids`; the tile is used up."""
-        return self.rows.stats(logits_CV.scatter_(1, ids_CK, products.LOG_ZERO)).logsumexp_C
+        return self.operations.stats(logits_CV.scatter_(1, ids_CK, products.LOG_ZERO)).logsumexp_C
 
     def _spread(
         self,
