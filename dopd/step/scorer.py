@@ -16,6 +16,7 @@ from dopd.divergences import Support
 from dopd.errors import ConfigError
 from dopd.fused import score_tokens
 from dopd.heads import Head
+from dopd.sampling import check_ids
 from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
 from dopd.sources import LIVE, TEACHER_SOURCES
 from dopd.step.batch import SourceScores
@@ -139,6 +140,7 @@ class LocalScorer:
 
     def _passes(self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         # Backbone passes and the head run inside one forward of the wrapper, so a sharded head is collected once.
+        check_ids(view.prompt_ids, model)  # an answer of the student's may be shown in it
         self.models.before_scoring(source, model, view)
         forward = partial(self.models.hidden_states, model)
         hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
