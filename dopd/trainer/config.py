@@ -1,5 +1,6 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -207,6 +208,8 @@ class DOPDConfig(DistillationConfig):
         except (ValueError, TypeError, ImportError, OSError) as error:  # with which the host checks its own fields
             raise error if isinstance(error, DopdError) else ConfigError(first_line(error)) from error
         self.load_best_model_at_end = load_best
+        if self.process_index:  # of several processes the main one warns
+            logging.getLogger("dopd").setLevel(logging.ERROR)
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
 
     def _check_together(self) -> None:

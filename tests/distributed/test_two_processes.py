@@ -40,6 +40,11 @@ def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, A
             assert result["record"][key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
+def test_the_main_process_alone_warns(two: dict[str, Any], folder: Path) -> None:
+    outputs = [(folder / f"output{rank}.txt").read_text() for rank in range(2)]
+    assert [output.count("what a process warns of") for output in outputs] == [1, 0]
+
+
 def test_every_prompt_of_an_epoch_is_met_once_and_a_resumed_second_epoch_goes_on_in_its_own_order(
     two: dict[str, Any],
 ) -> None:

@@ -1,5 +1,6 @@
 """What each of two gloo processes runs for test_two_processes.py; the main process writes what it saw as a file."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def stream(folder: Path) -> dict[str, object]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    kit.config(folder)
+    logging.getLogger("dopd.trainer").warning("what a process warns of")
     results = {
         "dopd": equivalence(folder / "dopd", "dopd", 4, 1),
         "dopd_cut": equivalence(folder / "dopd_cut", "dopd", 2, 2),
