@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 _WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential")
@@ -44,14 +43,3 @@ def without_tokens(text: str) -> str:
         if len(value) >= _SHORTEST and is_secret(name) and value in text:
             text = text.replace(value, f"<{name}>")
     return _IN_ADDRESS.sub("<user>@", text)
-
-
-@contextmanager
-def hidden_secrets(args: Any) -> Iterator[None]:
-    """Inside, the attributes of an object are those of `without_secrets`: it can be pickled into a file."""
-    known = dict(vars(args))
-    vars(args).update(without_secrets(known))
-    try:
-        yield
-    finally:
-        vars(args).update(known)

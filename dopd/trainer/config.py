@@ -1,5 +1,6 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from dopd.errors import ConfigError, DopdError, first_line
 from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.rollout_settings import rollout_settings
+from dopd.secrets import without_secrets
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
@@ -211,6 +213,20 @@ class DOPDConfig(DistillationConfig):
         if self.process_index:  # of several processes the main one warns
             logging.getLogger("dopd").setLevel(logging.ERROR)
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, without secrets: the host writes settings beside weights, and sends them to hubs."""
+        return without_secrets(vars(self))
+
+    def __copy__(self) -> "DOPDConfig":
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DOPDConfig":
+        made = object.__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
     def _check_together(self) -> None:
         """Check what types do not say: the insides of mappings, and settings beside one another."""

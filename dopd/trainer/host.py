@@ -41,7 +41,6 @@ HOST_HOOKS = (
     "train",
     "_determine_best_metric",
     "save_model",
-    "_save",
     "_save_checkpoint",
     "_load_from_checkpoint",
     "_load_best_model",

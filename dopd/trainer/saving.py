@@ -17,7 +17,6 @@ from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
-from dopd.secrets import hidden_secrets
 from dopd.trainer import whole
 from dopd.trainer.best import student_metric
 from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
@@ -237,10 +236,6 @@ class SavingTrainer(HostTrainer):
             finally:
                 self.args.output_dir = given
             write_own(run, CARD_FILE, (Path(made) / CARD_FILE).read_bytes())
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with hidden_secrets(self.args):  # the host pickles them beside the weights
-            super()._save(output_dir, state_dict)
 
     def _check_weights(self) -> None:
         step = self.state.global_step

@@ -1,8 +1,11 @@
 """What is secret by name is used, and reaches no file, no screen and no log."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
+import trainer_kit as kit
 
 from dopd.cli.main import main
 from dopd.runs.settings import all_settings
@@ -67,6 +70,16 @@ def test_a_planted_token_is_in_no_file_of_a_run_and_on_no_screen(
     assert PLANTED not in shown
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 8 and [path.name for path in files if PLANTED.encode() in path.read_bytes()] == []
+
+
+def test_settings_are_pickled_without_secrets_and_copied_with_them(tmp_path: Path) -> None:
+    """The host pickles them beside weights, and again where it sends checkpoints to a hub."""
+    args = kit.config(tmp_path, hub_token=PLANTED, run_name="named", push_to_hub=False)
+    assert PLANTED.encode() not in pickle.dumps(args)
+    again = pickle.loads(pickle.dumps(args))
+    assert again.hub_token is None and again.run_name == "named" and again.method_options == args.method_options
+    for copied in (copy.copy(args), copy.deepcopy(args)):
+        assert copied.hub_token == PLANTED and copied is not args and vars(copied).keys() == vars(args).keys()
 
 
 def test_a_token_of_the_environment_is_in_no_setting_and_no_message(

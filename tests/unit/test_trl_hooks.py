@@ -34,7 +34,6 @@ METHODS = {
     "train": ("self", "resume_from_checkpoint=", "trial=", "ignore_keys_for_eval="),
     "_determine_best_metric": ("self", "metrics", "trial"),
     "save_model": ("self", "output_dir=", "_internal_call="),
-    "_save": ("self", "output_dir=", "state_dict="),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model="),
     "_load_best_model": ("self",),
