@@ -4,6 +4,7 @@ loaded.
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,20 @@ from dopd.tasks import get_source, resolve_kind
 
 PromptCount = Annotated[int, Ge(1), Le(10_000_000)]  # they are held in memory
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+# Keys that may name a file or a folder of this machine.
+_PLACES = (
+    "dataset_eval_name",
+    "dataset_name",
+    "deepspeed",
+    "logging_dir",
+    "method",
+    "model_name_or_path",
+    "output_dir",
+    "resume_from_checkpoint",
+    "task",
+    "teacher_model_name_or_path",
+    "verifier",
+)
 _SWITCHED = ("true", "false", "yes", "no", "on", "off", "null", "~")
 
 
@@ -198,6 +213,7 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
             of them at once.
     """
     values = {**(read_yaml_file(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
+    values |= {key: _at_home(values[key]) for key in _PLACES if key in values}
     problems = Problems()
     nothing = [key for key, value in values.items() if value is None or (isinstance(value, str) and not value)]
     if "model_name_or_path" not in values or "model_name_or_path" in nothing:
@@ -217,6 +233,13 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
         )
     problems.tell()
     raise AssertionError("unreachable: there was a problem")
+
+
+def _at_home(place: Any) -> Any:
+    """A place with the user's folder for a `~` in front, which no shell has seen in a file."""
+    if isinstance(place, list):
+        return [_at_home(one) for one in place]
+    return os.path.expanduser(place) if isinstance(place, str) and place.startswith("~") else place
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -168,6 +168,16 @@ def test_flags_stand_before_the_config_or_behind_it(words: str, config: str | No
     assert split_arguments(words.split()) == (config, flags.split())
 
 
+def test_a_place_below_the_users_folder_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "c.yaml"
+    path.write_text("model_name_or_path: ~/student\ndataset_name: [~/a.jsonl, ~/b.jsonl]\noutput_dir: ~/run\n")
+    made = load_settings(path, ["--teacher_model_name_or_path", "~/teacher", "--run_name", "~/run"])
+    assert made.output_dir == tmp_path / "run" and made.model_name_or_path == f"{tmp_path}/student"
+    assert made.dataset_name == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]
+    assert made.trainer["teacher_model_name_or_path"] == f"{tmp_path}/teacher" and made.trainer["run_name"] == "~/run"
+
+
 def test_two_configs_are_told() -> None:
     with pytest.raises(ConfigError, match=r"one config is read, got 'a\.yaml' and 'b'"):
         split_arguments(["a.yaml", "--seed", "1", "b"])
