@@ -7,14 +7,14 @@ one extra outcome for the remaining mass. Shapes: `...` any leading dimensions, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import DocInfo
 from torch import Tensor
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, check_choice
 from dopd.kinds import DIVERGENCES, POLICY_GRADIENT, Divergence, check_divergence, register_divergence
 
 Support = Literal["full", "student_topk", "target_topk", "sampled"]
@@ -312,13 +312,6 @@ def on_support(log_p: Tensor, support_ids: Tensor, tail: Tail) -> Tensor:
     empty = torch.isneginf(outside).all(-1, keepdim=True)
     rest = torch.where(empty, -math.inf, outside.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
     return torch.cat([inside, rest], dim=-1)
-
-
-def check_choice(field: str, value: object, choices: object) -> None:
-    """Raise `ConfigError` unless `value` is one of the strings of a `Literal`."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ConfigError(f"{field} (={value!r}) must be one of {', '.join(map(repr, allowed))}")
 
 
 def check_support(kind: str, support: str, top_k: int, tail: str) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import get_args
 
 
 class DopdError(Exception):
@@ -59,3 +60,10 @@ def did_you_mean(wrong: object, known: Iterable[str], most: int = 1) -> str:
     """` Did you mean 'a' or 'b'?` with at most so many of the known names that are close, or `""`."""
     close = sorted(difflib.get_close_matches(str(wrong)[:100], [*known], n=most))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def check_choice(field: str, value: object, choices: object) -> None:
+    """Raise `ConfigError` unless `value` is one of the strings of a `Literal`."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ConfigError(f"{field} (={value!r}) must be one of {', '.join(map(repr, allowed))}")

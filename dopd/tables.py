@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
-from dopd.divergences import check_choice
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, check_choice
 from dopd.routing import Regime
 from dopd.rules import Rule
 from dopd.signals import MEASURES

@@ -9,20 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from dopd.evaluation.student import EvaluationResult
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
 from dopd.shown import visible
 from dopd.sources import CONTRAST, SOURCES
 
 if TYPE_CHECKING:
+    from dopd.evaluation.student import EvaluationResult
     from dopd.tables import RoutingTable
 
 
 _LABELS = {"accuracy_privileged": "accuracy_greedy WITH p", "accuracy_blank": "accuracy_greedy, grey images"}
 
 
-def print_evaluation(name: str, result: EvaluationResult, *, as_json: bool) -> None:
+def print_evaluation(name: str, result: "EvaluationResult", *, as_json: bool) -> None:
     """An evaluation as a small table, or as JSON."""
     record = result.to_json()
     if as_json:

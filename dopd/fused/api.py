@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dopd.assignment import Assignment
-from dopd.divergences import check_choice
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, check_choice
 from dopd.fused.chunked import chunked_routed_loss
 from dopd.fused.scores import TokenScores, score
 from dopd.fused.tiles import TileOperations

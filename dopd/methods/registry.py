@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from dopd.divergences import check_choice
-from dopd.errors import ConfigError, DopdError, first_line
+from dopd.errors import ConfigError, DopdError, check_choice, first_line
 from dopd.kinds import DIVERGENCES, POLICY_GRADIENT
 from dopd.registry import Registry, files_of, place_of
 from dopd.settings import SettingsError, check, settings_of_call

@@ -3,14 +3,14 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any, Literal
 
 from dopd.data.privileged import is_blank
-from dopd.divergences import check_choice
-from dopd.errors import ConfigError, DataError
+from dopd.errors import ConfigError, DataError, check_choice
 from dopd.settings import quoted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NoiseKind = Literal["shuffled", "wrong", "noisy", "dropped"]
 _FIELDS = ("kind", "share", "seed", "strength")
@@ -63,7 +63,7 @@ class PrivilegedNoise:
         return cls(**given)
 
 
-def corrupt(rows: Dataset, noise: PrivilegedNoise) -> tuple[Dataset, int]:
+def corrupt(rows: "Dataset", noise: PrivilegedNoise) -> tuple["Dataset", int]:
     """The rows with the p of a share of them corrupted, and how many rows that are. Rows without p stay as they are.
 
     Raises:

@@ -93,8 +93,19 @@ def test_trainer_and_config_extend_those_of_the_host() -> None:
     assert list(parameters)[:3] == ["model", "teacher_model", "args"]
 
 
-@pytest.mark.parametrize("statement", ["import dopd", "import dopd.tasks", "import dopd, dopd.tasks; dir(dopd)"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dopd",
+        "import dopd.tasks",
+        "import dopd, dopd.tasks; dir(dopd)",
+        "import contextlib, io; from dopd.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['tasks'])\n",
+        "import contextlib, io; from dopd.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['train', '--help'])\n",
+    ],
+)
 def test_import_does_not_load_torch(statement: str) -> None:
-    code = f"import sys; {statement}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    code = f"import sys\n{statement}\nprint([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
