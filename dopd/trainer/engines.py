@@ -18,7 +18,7 @@ from dopd.rollout_settings import (
     off_policy_settings,
     rollout_settings,
 )
-from dopd.sampling import Ending, check_ids, declared_stop_strings, sampling_config
+from dopd.sampling import Ending, declared_stop_strings, sampling_config
 from dopd.scoring import View, left_padded, unpadded
 from dopd.settings import as_mapping, quoted
 from dopd.step import Engine, Request, Rollouts, TransformersEngine
@@ -142,6 +142,30 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         ) from error
 
 
+def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending) -> list[list[int]]:
+    """One answer of an engine to each prompt; nothing stands behind what ends one.
+
+    Args:
+        student: the unwrapped student.
+
+    Raises:
+        ScoringError: what the engine gave is no answer of the student's to each prompt.
+    """
+    found = engine.generate(request)
+    asked, size = len(request.prompts), student.config.get_text_config().vocab_size
+    expected = f"and was asked for a list of {asked} lists of token ids below {size}"
+    if not isinstance(found, list | tuple) or len(found) != asked:
+        count = f" of {len(found)}" if isinstance(found, list | tuple) else ""
+        raise ScoringError(f"the rollout engine gave a {type(found).__name__}{count}, {expected}")
+    answers = []
+    for place, given in enumerate(found):
+        ids = given.tolist() if isinstance(given, torch.Tensor) else given
+        if not isinstance(ids, list | tuple) or not all(type(one) is int and 0 <= one < size for one in ids):
+            raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
+        answers.append(ending.cut(list(ids)))
+    return answers
+
+
 def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off_policy: bool) -> None:
     """Raise `ScoringError` for answers that are not scored as they were drawn.
 
@@ -151,7 +175,6 @@ def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off
         max_new_tokens (`int`): most tokens of an answer, as the engine was asked.
         off_policy (`bool`): whether answers may come from another distribution.
     """
-    check_ids(rollouts.completion_ids, student)
     forbidden = set(placeholder_ids(student.config))
     for ids in rollouts.answers:
         if not ids or len(ids) > max_new_tokens:

@@ -37,6 +37,7 @@ HOST_HOOKS = (
     "_prepare_inputs",
     "_generate_single_turn",
     "compute_loss",
+    "log",
     "training_step",
     "train",
     "_determine_best_metric",
@@ -183,6 +184,14 @@ class HostTrainer(DistillationTrainer):
         """Hand over texts for the host's table of completions (`log_completions`)."""
         self._logs["prompt"].extend(gather_object(list(prompts)))
         self._logs["completion"].extend(gather_object(list(completions)))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # The host writes its table of completions at every log, also where there are none yet.
+        asked, self.log_completions = self.log_completions, self.log_completions and bool(self._logs["prompt"])
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.log_completions = asked
 
     def is_best(self, metrics: dict[str, float]) -> bool:
         """Whether metrics are the best so far, by `metric_for_best_model`; the host remembers them."""

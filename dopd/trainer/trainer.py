@@ -30,7 +30,7 @@ from dopd.trainer.anchor import anchors_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
-from dopd.trainer.engines import check_rollouts, ending_of, make_engine
+from dopd.trainer.engines import check_rollouts, drawn_answers, ending_of, make_engine
 from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
@@ -258,7 +258,8 @@ class DOPDTrainer(SavingTrainer):
         view = self.prompts.shared_view(prompts, self.accelerator.device)
         step, most = self.state.global_step, int(self.max_completion_length or 0)
         limit = min(most, self.table.rollout_limit(step) or most)
-        answers = self.engine.generate(Request(view, prompts, limit, step))
+        request = Request(view, prompts, limit, step)
+        answers = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
         rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))
         check_rollouts(rollouts, self.unwrapped_student, limit, off_policy=self.args.off_policy_rollouts)
         return rollouts

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 import trainer_kit as kit
@@ -208,6 +209,13 @@ def test_a_fall_of_the_accuracy_with_p_is_told_as_drift(tmp_path: Path, caplog: 
     assert "drifting" not in caplog.text
     callback._warn_of_drift({"eval_accuracy_privileged": 0.7})
     assert "fell from 0.90 to 0.70" in caplog.text
+
+
+def test_a_table_of_completions_is_written_where_there_are_any(tmp_path: Path) -> None:
+    options = {"eval_dataset": kit.Dataset.from_list(kit.task_rows(4, split="test")), "verifier": kit.TASK.verify}
+    kit.trainer(tmp_path, log_completions=True, student_eval_steps=1, **options).train()
+    tables = [pandas.read_parquet(path) for path in sorted((tmp_path / "completions").iterdir())]
+    assert tables and all(len(table) for table in tables) and sum(map(len, tables)) >= 8
 
 
 def test_the_hosts_evaluation_loop_works_and_leaves_the_clock_of_training_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import trainer_kit as kit
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser, PhimoeConfig, PhimoeForCausalLM
 from trl import TrlParser
 
 from dopd import assignment
@@ -261,6 +261,17 @@ def test_dropout_of_attention_weights_is_switched_off_too(tmp_path: Path, caplog
     assert not messages(caplog)
     batch = kit.rollout(made)
     assert kit.loss_of(made, batch).item() == kit.loss_of(made, batch).item()
+
+
+def test_noise_that_touches_a_few_tokens_alone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its experts are drawn in training mode, where two are nearly as likely."""
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        options = {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.3}
+        models.append(PhimoeForCausalLM(PhimoeConfig(**text_kit._GROUPED, **options)))
+    kit.trainer(tmp_path, model=models[0], teacher_model=models[1])
+    assert "in training mode PhimoeForCausalLM gives other states than in evaluation mode" in messages(caplog)
 
 
 def test_noise_of_a_model_that_is_no_dropout_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

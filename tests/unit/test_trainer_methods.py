@@ -11,7 +11,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import dopd
 from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
-from dopd.errors import ConfigError, DopdError
+from dopd.errors import ConfigError, ScoringError
 from dopd.methods import METHODS
 from dopd.step import Request
 from dopd.trainer.anchor import AverageAnchor, SnapshotAnchor
@@ -160,11 +160,12 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
 
     class Fixed:
         def __init__(self) -> None:
-            self.answer = [11, 12, kit.TOKENIZER.eos_token_id]
+            self.answer: Any = [11, 12, kit.TOKENIZER.eos_token_id, 13]
+            self.left_out = 0
 
         def generate(self, request: Request) -> list[list[int]]:
             requests.append(request)
-            return [list(self.answer) for _ in request.prompts]
+            return [self.answer for _ in request.prompts[self.left_out :]]
 
     engine = Fixed()
     made = kit.trainer(
@@ -174,15 +175,22 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
     made.train()
     assert [(request.step, request.max_new_tokens) for request in requests] == [(0, 3), (1, 5)]
     for batch in batches:
-        assert batch["completion_ids"].tolist() == [engine.answer] * 8
+        assert batch["completion_ids"].tolist() == [engine.answer[:3]] * 8, "nothing stands behind the end"
     for answer, words in (
         ([11] * 9, "gave an answer of 9 tokens, and was asked for 1 to 8"),
         ([], "gave an answer of 0 tokens"),
-        ([kit.TOKENIZER.vocab_size + 5], "is outside of the vocabulary"),
+        ([11, -1], r"gave \[11, -1\] as answer 0, and was asked for a list of 8 lists of token ids below \d+"),
+        ([11.0], "as answer 0, and was asked"),
+        ("eleven", "as answer 0, and was asked"),
+        (None, "as answer 0, and was asked"),
+        ([kit.TOKENIZER.vocab_size + 5], "as answer 0, and was asked"),
     ):
         engine.answer = answer
-        with pytest.raises(DopdError, match=words):
+        with pytest.raises(ScoringError, match=words):
             kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
+    engine.left_out = 1
+    with pytest.raises(ScoringError, match="gave a list of 7, and was asked for a list of 8 lists"):
+        kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
 
 
 def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ METHODS = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "has_tool_images="),
     "compute_loss": ("self", "model", "inputs", "return_outputs=", "num_items_in_batch="),
+    "log": ("self", "logs", "start_time="),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "train": ("self", "resume_from_checkpoint=", "trial=", "ignore_keys_for_eval="),
     "_determine_best_metric": ("self", "metrics", "trial"),
