@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
 from dopd.data.privileged import Prompt, is_blank
-from dopd.data.rendering import Markup, texts_of
-from dopd.data.views import lacks_privileged, row_options
+from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 
 # Columns of text that go into a privileged view.
@@ -172,56 +171,6 @@ def _check_turn(turn: Mapping[str, Any], where: str) -> None:
         )
     if empty and role == "user":
         raise DataError(f"{where}: the user's turn is empty")
-
-
-def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:
-    """Raise `DataError` where the text of a row would act as markup: close a turn, or open one.
-
-    A text prompt may hold such tokens (it is given as it stands), but then p has no place in it.
-    """
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        inside = markup.first_in([prompt])
-        if inside and not lacks_privileged(row):
-            raise DataError(
-                f"column 'prompt': the text holds {inside!r}, as if a chat template had rendered it, so that "
-                "privileged_context would stand outside of its turn. Give the conversation instead of its rendering"
-            )
-    for turn in prompt if isinstance(prompt, list) else []:
-        found = markup.first_in(_written_of(turn), of_assistant=turn["role"] == "assistant")
-        if found:
-            raise DataError(
-                f"column 'prompt': the {turn['role']}'s text holds {found!r}, which the tokenizer reads as markup. "
-                "Remove it; a prompt that a chat template has rendered is to be given as the conversation that it "
-                "was, or with prompt_format='text'"
-            )
-    found = markup.first_in(_strings_in(row_options(row).get("tools")))
-    if found:
-        raise DataError(f"column 'tools': a text in it holds {found!r}, which the tokenizer reads as markup. Remove it")
-    for column in TEXT_COLUMNS:
-        text = row.get(column)
-        found = markup.first_in([text]) if isinstance(text, str) else None
-        if found:
-            raise DataError(
-                f"column {column!r}: the text holds {found!r}, which the tokenizer reads as markup and which could "
-                "end the user's turn. Remove it from the text"
-            )
-
-
-def _written_of(turn: Mapping[str, Any]) -> Iterator[str]:
-    """Texts of a turn that a chat template may write: all but what its blocks hold beside text (pictures)."""
-    yield from texts_of(turn)
-    for name, value in turn.items():
-        if name not in ("role", "content"):
-            yield from _strings_in(value)
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings_in(inner)
 
 
 def check_kind(row: dict[str, Any], index: int, kinds: set[type]) -> None:

@@ -29,9 +29,11 @@ def check_answering(
         model, teacher: transformers models; the teacher is optional.
 
     Raises:
+        ConfigError: settings of prompts that would act as markup.
         DataError: a row none of whose words is known.
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
+    evaluator.prompts.check_settings()
     _tell_unknown_words(evaluator, rows)
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.prompts.processing_class) else []
     if teacher is not None:

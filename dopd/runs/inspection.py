@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from dopd.data.checks import check_control_tokens, check_row
+from dopd.data.checks import check_row
+from dopd.data.control import check_control_tokens
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopd.data.control import check_control_tokens_of_settings
 from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate, Prompt
@@ -53,6 +54,10 @@ class PromptEncoder:
     def markup(self) -> Markup:
         """What would act as markup in the texts of a row."""
         return Markup.of(self.tokenizer, template_of(self.processing_class, self.chat_template_kwargs))
+
+    def check_settings(self) -> None:
+        """Raise `ConfigError` where the settings of prompts would act as markup."""
+        check_control_tokens_of_settings(self.template, self.chat_template_kwargs, self.markup, chat=self.asks_text)
 
     def asked(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with prompts that are text as a user's turn, where they are asked so."""

@@ -10,7 +10,6 @@ from dopd.data.checks import (
     SKIP_ADVICE,
     DatasetReport,
     check_columns,
-    check_control_tokens,
     check_kind,
     check_prompts,
     check_row,
@@ -19,6 +18,7 @@ from dopd.data.checks import (
     unread_columns,
 )
 from dopd.data.contexts import rows_known_before
+from dopd.data.control import check_control_tokens
 from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.overlap import count_overlap
@@ -40,6 +40,7 @@ _CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
 
 def prepare_datasets(host: HostTrainer) -> None:
     """Check the datasets row by row; report what is missing or dropped. Streams are checked as they are read."""
+    host.prompts.check_settings()
     if host.train_dataset is not None:
         host.train_dataset = _prepared(host, host.train_dataset)
         _check_enough_prompts(host)

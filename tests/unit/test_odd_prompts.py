@@ -10,14 +10,14 @@ import pytest
 import trl
 from compatibility import tried
 from datasets import Dataset, IterableDataset
-from test_prompts import tokenizer, trained
+from test_prompts import CHATML, tokenizer, trained
 
 from dopd.data import rendering
-from dopd.data.checks import check_control_tokens
+from dopd.data.control import check_control_tokens
 from dopd.data.encode import encode_prompts
 from dopd.data.rendering import Markup
 from dopd.data.views import plain_prompt
-from dopd.errors import DataError
+from dopd.errors import ConfigError, DataError
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
 ADD = {"type": "function", "function": {"name": "add", "description": "w1", "parameters": PARAMETERS}}
@@ -100,22 +100,77 @@ def test_arguments_that_other_rows_have_are_no_part_of_a_call() -> None:
     tried("dataset", "calls of tools and blocks, filled with None by their schema", "exact: as each row was brought")
 
 
-MARKUP = [
-    ({"tools": [{**ADD, "function": {**ADD["function"], "description": "w1 <|im_end|>"}}]}, "column 'tools'"),
-    ({"prompt": conversation({"b": "w1 <|im_end|>"})}, "the assistant's text"),
-    ({"prompt": conversation(MAPPING, "w3<|im_end|>")}, "the assistant's text"),
-    ({"prompt": [{"role": "user", "name": "w3 <|im_start|>", "content": "w1"}]}, "the user's text"),
-]
+def turn(role: str = "user", content: Any = "w1", **more: Any) -> dict[str, Any]:
+    return {"prompt": [{"role": role, "content": content, **more}]}
 
 
-@pytest.mark.parametrize(("columns", "words"), MARKUP, ids=["tools", "arguments", "answer", "name"])
-def test_markup_is_refused_wherever_a_template_may_write_it(columns: dict[str, Any], words: str) -> None:
+def function(name: str = "add", **more: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name, **more}}]
+
+
+def told(**options: Any) -> dict[str, Any]:
+    return {"chat_template_kwargs": options}
+
+
+MARKUP: dict[str, tuple[dict[str, Any], str]] = {
+    "tools": ({"tools": function(description="w1 <|im_end|>")}, "column 'tools'"),
+    "the arguments of a call": ({"prompt": conversation({"b": "w1 <|im_end|>"})}, "the assistant's text"),
+    "an answer of the history": ({"prompt": conversation(MAPPING, "w3<|im_end|>")}, "the assistant's text"),
+    "the name of a user": (turn(name="w3 <|im_start|>"), "the user's text"),
+    "a field of a block": (turn(content=[{"type": "text", "text": "w1", "title": "<|im_end|>"}]), "the user's text"),
+    "the name of an argument": ({"prompt": conversation({"<|im_end|>": "w1"})}, "the assistant's text"),
+    "a role": (turn("user w5<|im_end|>"), "column 'prompt', turn 0: role"),
+    "the name of a parameter of a tool": (
+        {"tools": json.dumps(function(parameters={"properties": {"<|im_end|>": {"type": "string"}}}))},
+        "column 'tools'",
+    ),
+    "the tools of chat_template_kwargs": (told(tools=function("<|im_end|>")), "column 'chat_template_kwargs'"),
+    "the documents of chat_template_kwargs": (
+        told(documents=[{"title": "w1", "text": "w60 <|im_end|> <|im_start|> system w5"}]),
+        r"column 'chat_template_kwargs': a text \(or a name\) in 'documents'",
+    ),
+    "a name in chat_template_kwargs": (
+        {"chat_template_kwargs": json.dumps({"x": {"y": [{"<|im_start|>": 1}]}})},
+        "column 'chat_template_kwargs'",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", MARKUP)
+def test_markup_is_refused_wherever_a_template_may_write_it(place: str) -> None:
+    columns, words = MARKUP[place]
     row = {"prompt": [{"role": "user", "content": "w1"}], "privileged_context": "w2", **columns}
     with pytest.raises(DataError, match=rf"{words}.*holds '<\|im_"):
         check_control_tokens(row, Markup.of(tokenizer()))
-    tried(
-        "prompt", f"control token in {words.removeprefix('column ')} of a conversation", "refused: names column or turn"
-    )
+    tried("prompt", f"control token in {place}", "refused: names column or turn")
+
+
+PRINTS = CHATML.replace("CONTENT", "{{ m['content'] }} {{ x }} {{ bos_token }}")
+SETTINGS: list[Any] = [
+    ({"chat_template_kwargs": {"x": "w3<|im_end|>"}}, "chat_template_kwargs: .*'x' holds", ConfigError),
+    ({"chat_template_kwargs": {"x": [{"<|im_start|>": 1}]}}, "chat_template_kwargs: .*'x' holds", ConfigError),
+    ({"privileged_template": "{prompt} <|im_end|> {privileged_context}"}, "privileged_template .*holds", ConfigError),
+]
+
+
+@pytest.mark.parametrize(("options", "words", "error"), SETTINGS, ids=["text", "key", "privileged_template"])
+def test_markup_in_settings_is_refused(tmp_path: Path, options: dict[str, Any], words: str, error: type) -> None:
+    tok = tokenizer()
+    tok.chat_template = PRINTS
+    rows = [{"prompt": [{"role": "user", "content": "w1"}], "privileged_context": "w2"}] * 4
+    with pytest.raises(error, match=rf"{words} '<\|im_"):
+        trained(tmp_path, rows, tok, **options)
+    tried("setting", f"control token in {next(iter(options))}", "refused: names setting and token")
+
+
+def test_settings_may_name_special_tokens_and_write_the_turn_of_a_text(tmp_path: Path) -> None:
+    tok = tokenizer()
+    tok.chat_template = PRINTS
+    rows = [{"prompt": [{"role": "user", "content": "w1"}], "privileged_context": "w2"}] * 4
+    assert len(trained(tmp_path, rows, tok, chat_template_kwargs={"bos_token": "<bos>", "x": "w3"}).train_dataset) == 4
+    texts = [{"prompt": "w1", "privileged_context": "w2"}] * 4
+    turn = "<|im_start|>user {prompt} {privileged_context}<|im_end|>"
+    assert len(trained(tmp_path, texts, prompt_format="text", privileged_template=turn).train_dataset) == 4
 
 
 def test_an_answer_of_the_history_may_hold_markup_that_does_not_end_its_turn(tmp_path: Path) -> None:

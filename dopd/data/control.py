@@ -1,0 +1,111 @@
+"""Control tokens in what people bring: text that a tokenizer reads as markup, which would close a turn or open one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dopd.data.blocks import blocks_of, is_image
+from dopd.data.checks import TEXT_COLUMNS
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.rendering import Markup, texts_of
+from dopd.data.views import TEMPLATE_COLUMN, lacks_privileged, row_options
+from dopd.errors import ConfigError, DataError, cut
+
+
+def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:
+    """Raise `DataError` where the text of a row would act as markup: close a turn, or open one.
+
+    A text prompt may hold such tokens (it is given as it stands), but then p has no place in it.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        inside = markup.first_in([prompt])
+        if inside and not lacks_privileged(row):
+            raise DataError(
+                f"column 'prompt': the text holds {inside!r}, as if a chat template had rendered it, so that "
+                "privileged_context would stand outside of its turn. Give the conversation instead of its rendering"
+            )
+    for number, turn in enumerate(prompt if isinstance(prompt, list) else []):
+        found = markup.first_in([turn["role"]])
+        if found:
+            raise DataError(
+                f"column 'prompt', turn {number}: role (={cut(turn['role'])!r}) holds {found!r}, which the tokenizer "
+                "reads as markup. It must be 'user', 'assistant', 'system' or 'tool'"
+            )
+        found = markup.first_in(_written_of(turn), of_assistant=turn["role"] == "assistant")
+        if found:
+            raise DataError(
+                f"column 'prompt': the {turn['role']}'s text holds {found!r}, which the tokenizer reads as markup. "
+                "Remove it; a prompt that a chat template has rendered is to be given as the conversation that it "
+                "was, or with prompt_format='text'"
+            )
+    told = _told_markup(row_options(row), markup)
+    if told:
+        name, token = told
+        column = name if name in row else TEMPLATE_COLUMN
+        place = "it" if column == name else f"{name!r}"
+        raise DataError(
+            f"column {column!r}: a text (or a name) in {place} holds {token!r}, which the tokenizer reads as markup. "
+            "Remove it"
+        )
+    for column in TEXT_COLUMNS:
+        text = row.get(column)
+        found = markup.first_in([text]) if isinstance(text, str) else None
+        if found:
+            raise DataError(
+                f"column {column!r}: the text holds {found!r}, which the tokenizer reads as markup and which could "
+                "end the user's turn. Remove it from the text"
+            )
+
+
+def check_control_tokens_of_settings(
+    template: PrivilegedTemplate, options: Mapping[str, Any], markup: Markup, *, chat: bool
+) -> None:
+    """Raise `ConfigError` where settings would act as markup inside of a turn.
+
+    Args:
+        template (`PrivilegedTemplate`): where privileged context goes.
+        options (`dict`): arguments of the chat template. Special tokens may be set there under their own names.
+        markup (`Markup`): of tokenizer and chat template.
+        chat (`bool`): whether prompts are turns; around a text prompt a setting may write the turn itself.
+    """
+    token = markup.first_in([template.template]) if chat and template.template else None
+    if token:
+        raise ConfigError(
+            f"privileged_template (={cut(str(template.template))!r}) holds {token!r}, which the tokenizer reads as "
+            "markup: what follows would stand outside of the user's turn. Remove it; the chat template writes the turn"
+        )
+    named = {*markup.tokenizer.special_tokens_map}
+    found = _told_markup({name: value for name, value in options.items() if name not in named}, markup)
+    if found:
+        raise ConfigError(
+            f"chat_template_kwargs: a text (or a name) in {found[0]!r} holds {found[1]!r}, which the tokenizer reads "
+            "as markup. Remove it"
+        )
+
+
+def _told_markup(options: Mapping[str, Any], markup: Markup) -> tuple[str, str] | None:
+    """The first argument of a chat template that holds markup, and that markup; a template itself may hold any."""
+    for name, value in options.items():
+        token = None if name == "chat_template" else markup.first_in(_strings_in({name: value}))
+        if token:
+            return name, token
+    return None
+
+
+def _written_of(turn: Mapping[str, Any]) -> Iterator[str]:
+    """Texts and names of a turn that a chat template may write: all but its pictures."""
+    yield from texts_of(turn)
+    yield from _strings_in({name: value for name, value in turn.items() if name not in ("role", "content")})
+    yield from _strings_in([block for block in blocks_of(turn) if not is_image(block)])
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _strings_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings_in(inner)
