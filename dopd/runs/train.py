@@ -90,7 +90,7 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
 def _vocab_size(folder: str, options: dict[str, Any]) -> int | None:
     try:
         size: int = config_of(folder, **where_of(options)).get_text_config().vocab_size
-    except (OSError, ValueError, AttributeError):  # the loader says what is wrong with it
+    except Exception:  # the loader says what is wrong with it
         return None
     return size
 

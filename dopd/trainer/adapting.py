@@ -140,7 +140,7 @@ def _readable(name: str, path: str) -> Iterator[None]:
         yield
     except DopdError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise ModelError(
             f"{name} (={path!r}) cannot be read with {name.removesuffix('model')}model_init_kwargs: {reason_of(error)}"
         ) from error

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from dopd.adapters import without_adapters
-from dopd.checkpoints import config_of, files_of
-from dopd.errors import ConfigError, ModelError, first_line
+from dopd.checkpoints import config_of, files_of, reason_of
+from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
@@ -105,10 +105,10 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
         return source.config
     try:
         return config_of(source, **where)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{name} (={source!r}) cannot be read: {first_line(error)}") from None
+    except DopdError:
+        raise
+    except Exception as error:  # readers of checkpoints fail in many ways
+        raise ModelError(f"{name} (={source!r}) cannot be read: {reason_of(error)}") from error
 
 
 def check_loaded(host: HostTrainer, teacher_source: Any, peft_config: Any = None) -> None:
@@ -162,8 +162,8 @@ def _tokenizer(path: str, args: DOPDConfig) -> Any:
     try:
         place, where = files_of(path, **images.where_from(args, teacher=True))
         return AutoTokenizer.from_pretrained(place, **where)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {first_line(error)}") from None
+    except Exception as error:
+        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {reason_of(error)}") from error
 
 
 def is_zero3(host: HostTrainer) -> bool:

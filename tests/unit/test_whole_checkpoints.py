@@ -172,6 +172,21 @@ def test_adapters_that_are_one_another_s_base_are_refused(tmp_path: Path) -> Non
         load(str(folder))
 
 
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+@pytest.mark.parametrize(
+    ("what", "value"), [("num_hidden_layers", "3"), ("rms_norm_eps", "x"), ("head_dim", 7), ("weights", None)]
+)
+def test_a_damaged_checkpoint_is_one_line_that_names_the_role(tmp_path: Path, role: str, what: str, value: Any) -> None:
+    folder = saved(tmp_path / "model", kit.student())
+    if what == "weights":
+        path = tmp_path / "model" / "model.safetensors"
+        os.truncate(path, path.stat().st_size - 64)
+    else:
+        _change(tmp_path / "model" / "config.json", **{what: value})
+    with pytest.raises(ModelError, match=role):
+        kit.trainer(tmp_path / "run", **{role: folder})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, "2"]}'])
 def test_ends_of_a_checkpoint_that_cannot_be_read_are_not_left_out(tmp_path: Path, text: str) -> None:
     folder = saved(tmp_path / "model", kit.student())
