@@ -23,6 +23,7 @@ _HOPEFUL = (
     "messages",
     "conversations",
     "documents",
+    "functions",
     "hint",
     "hints",
     "privileged",

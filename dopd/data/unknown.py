@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dopd.data.encode import text_of, tokenizer_of
+from dopd.data.findings import Findings
 from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank
 from dopd.data.rendering import texts_of
 from dopd.errors import DataError, cut
@@ -103,7 +104,7 @@ class Reader:
 
 
 @dataclass
-class UnknownWords:
+class UnknownWords(Findings):
     """Looks for words that models cannot read, counts the rows that hold any, and refuses those that hold no other.
 
     Tokenizers of bytes (or with bytes to fall back on) know every text, and cost nothing here.
@@ -113,17 +114,13 @@ class UnknownWords:
         teacher_processing_class: of a teacher that reads its prompts through its own; else `None`.
         chat_template_kwargs (`dict`): as in training.
         template (`PrivilegedTemplate`): whose own words are looked at too.
-
-    Attributes:
-        counts (`dict[str, int]`): for each column (or setting), rows with words that are unknown.
     """
 
     processing_class: Any
     teacher_processing_class: Any
     chat_template_kwargs: Mapping[str, Any]
     template: PrivilegedTemplate
-    counts: dict[str, int] = field(init=False, default_factory=dict)
-    _first: dict[str, str] = field(init=False, default_factory=dict)
+    what: str = field(init=False, default="unknown words")
 
     def __post_init__(self) -> None:
         readers = [Reader("the tokenizer", self.processing_class)]
@@ -154,18 +151,11 @@ class UnknownWords:
                 text = text_of(reader.processing_class, prompt, self.chat_template_kwargs)
                 for name, word in _unread(reader, text, pieces, where).items():
                     found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
-        for name, first in found.items():
-            self.counts[name] = self.counts.get(name, 0) + 1
-            self._first.setdefault(name, first)
-        return list(found)
-
-    def sentences(self, num_rows: int, of: str) -> list[str]:
-        """What was found in so many rows of a dataset, one sentence for each column."""
-        return [self.sentence(name, f"{count} of {num_rows} rows of {of}") for name, count in self.counts.items()]
+        return self.add(found)
 
     def sentence(self, name: str, rows: str) -> str:
-        """What was found in a column, in rows as they are counted here."""
-        return f"{name}: unknown words in {rows}, the first {self._first[name]}. {_FIX}"
+        """What was found in a column, in rows as they are counted here, and the fix."""
+        return f"{super().sentence(name, rows)}. {_FIX}"
 
 
 def _pieces(row: Mapping[str, Any], told: str | None, prompt: Prompt, template: PrivilegedTemplate) -> list[_Piece]:

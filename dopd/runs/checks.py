@@ -29,11 +29,12 @@ def check_answering(
         model, teacher: transformers models; the teacher is optional.
 
     Raises:
-        ConfigError: settings of prompts that would act as markup.
+        ConfigError: settings of prompts that would act as markup, or that nothing reads but something close.
         DataError: a row none of whose words is known.
         ModelError, ScoringError: naming the model and what is wrong with it.
     """
-    evaluator.prompts.check_settings()
+    for sentence in evaluator.prompts.check_settings():
+        logger.warning(sentence)
     _tell_unknown_words(evaluator, rows)
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.prompts.processing_class) else []
     if teacher is not None:

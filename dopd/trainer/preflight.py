@@ -20,7 +20,9 @@ from dopd.data.checks import (
 from dopd.data.contexts import rows_known_before
 from dopd.data.control import check_control_tokens
 from dopd.data.encode import check_placeholders, reads_images
+from dopd.data.findings import Findings
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
+from dopd.data.options import UnreadOptions
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.unknown import ToldPrompt, UnknownWords
@@ -40,7 +42,8 @@ _CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
 
 def prepare_datasets(host: HostTrainer) -> None:
     """Check the datasets row by row; report what is missing or dropped. Streams are checked as they are read."""
-    host.prompts.check_settings()
+    for sentence in host.prompts.check_settings():
+        logger.warning(sentence)
     if host.train_dataset is not None:
         host.train_dataset = _prepared(host, host.train_dataset)
         _check_enough_prompts(host)
@@ -85,8 +88,12 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         host.processing_class, host.teacher_candidate, host.chat_template_kwargs, host.prompts.template
     )
 
-    def look(row: dict[str, Any], index: int) -> list[str]:
-        return unknown.look(row, f"row {index}", _told(host, row, held_out)) if unknown.may_be else []
+    unread = UnreadOptions(host.prompts.processing_classes, host.chat_template_kwargs)
+
+    def look(row: dict[str, Any], index: int) -> list[tuple[Findings, str]]:
+        where = f"row {index}"
+        words = unknown.look(row, where, _told(host, row, held_out)) if unknown.may_be else []
+        return [*((unknown, name) for name in words), *((unread, name) for name in unread.look(row, where))]
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = host.prompts.asked_row(row)
@@ -101,10 +108,10 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     if isinstance(dataset, IterableDataset):
 
         def tell(row: dict[str, Any], index: int) -> None:
-            for name in look(row, index):
-                count = unknown.counts[name]
+            for found, name in look(row, index):
+                count = found.counts[name]
                 if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end to tell at
-                    logger.warning(unknown.sentence(name, f"{count} rows of the stream so far"))
+                    logger.warning(found.sentence(name, f"{count} rows of the stream so far"))
 
         return _checked_stream(host, dataset, views, num_tokens, tell, allowed, needs_privileged=needs_privileged)
     dataset, report = check_prompts(
@@ -119,8 +126,9 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         look=look,
     )
     _tell(report, needs_privileged)
-    for sentence in unknown.sentences(report.num_rows, held_out or "train_dataset"):
-        logger.warning(sentence)
+    for found in (unknown, unread):
+        for sentence in found.sentences(report.num_rows, held_out or "train_dataset"):
+            logger.warning(sentence)
     if host.prompts.asks_text and isinstance(dataset[0]["prompt"], str):
         logger.warning(
             "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
@@ -146,7 +154,8 @@ def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
     if unread:
         logger.warning(
             f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier: turns belong into "
-            "'prompt', hints into 'privileged_context'"
+            "'prompt', hints into 'privileged_context', schemas of functions into 'tools', what else a chat template "
+            "reads (documents) into 'chat_template_kwargs'"
         )
     images.tell_unread_columns(columns, dataset)
 

@@ -1,0 +1,120 @@
+"""What chat templates are told, and whether they read it."""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError, meta
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import SandboxedEnvironment
+
+from dopd.data.encode import reads_images, tokenizer_of
+from dopd.data.findings import Findings
+from dopd.data.rendering import template_of
+from dopd.data.views import TEMPLATE_COLUMN, row_options
+from dopd.errors import ConfigError, cut, did_you_mean
+
+# What every template is given, and tools, without whose names a rendering is refused.
+_GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools"}
+_OF_TEMPLATES = {"documents", "kwargs"}  # arguments of `apply_chat_template` that a template alone reads
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # a tag of transformers' own
+
+
+def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+    """What a run tells chat templates and none of them reads, one sentence for each name.
+
+    Args:
+        processing_classes: tokenizers or processors, whose templates are told it.
+        options (`dict`): arguments of `apply_chat_template`.
+
+    Raises:
+        ConfigError: a name that is close to one that is read.
+    """
+    sentences = []
+    for name in _unread(processing_classes, options):
+        said = f"chat_template_kwargs: {cut(name)!r} is read by no chat template of this run"
+        hint = did_you_mean(name, _names(processing_classes, options))
+        if hint:
+            raise ConfigError(f"{said}.{hint}")
+        sentences.append(f"{said} and changes nothing. {_reads(processing_classes, options)}")
+    return sentences
+
+
+@dataclass
+class UnreadOptions(Findings):
+    """Counts rows that tell their chat template what it does not read.
+
+    Args:
+        processing_classes: as for `check_options`.
+        options (`dict`): what the run tells the templates.
+    """
+
+    processing_classes: Sequence[Any]
+    options: Mapping[str, Any]
+    what: str = field(init=False, default="not read by the chat template")
+
+    def look(self, row: Mapping[str, Any], where: str) -> list[str]:
+        """Names that a row tells and no template reads."""
+        own = row_options(row)
+        merged = {**self.options, **own}
+        found = {}
+        for name in _unread(self.processing_classes, merged) if own else ():
+            if name in own:
+                hint = did_you_mean(name, _names(self.processing_classes, merged))
+                advice = hint.strip() or _reads(self.processing_classes, merged)
+                found[f"column {TEMPLATE_COLUMN!r}, {cut(name)!r}"] = f"in {where}. {advice}"
+        return self.add(found)
+
+
+def _unread(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+    known = [_variables(owner, options) for owner in processing_classes]
+    return [
+        name
+        for name in options
+        if not any(
+            read is None or name in read or name in _GIVEN or _is_of_host(owner, name)
+            for owner, read in zip(processing_classes, known, strict=True)
+        )
+    ]
+
+
+def _is_of_host(processing_class: Any, name: str) -> bool:
+    """Whether transformers reads it itself, or hands it to a part of a processor that has a setting of this name."""
+    if name in set(inspect.signature(processing_class.apply_chat_template).parameters) - _OF_TEMPLATES:
+        return True
+    if not reads_images(processing_class):
+        return False
+    parts = [getattr(processing_class, part, None) for part in ("image_processor", "video_processor")]
+    return name.endswith("_kwargs") or any(hasattr(part, name) for part in parts if part is not None)
+
+
+def _names(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+    """What a run may tell its templates."""
+    read = {name for owner in processing_classes for name in _variables(owner, options) or ()}
+    special = {name for owner in processing_classes for name in tokenizer_of(owner).special_tokens_map}
+    return sorted(read - _GIVEN - special)
+
+
+def _reads(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> str:
+    names = _names(processing_classes, options)
+    return f"What may be told: {', '.join(names)}" if names else "It reads nothing that may be told: leave it out"
+
+
+def _variables(processing_class: Any, options: Mapping[str, Any]) -> frozenset[str] | None:
+    """Names of the values that the chat templates of a tokenizer read; `None` where that cannot be said."""
+    template = template_of(processing_class, options)
+    texts: Iterable[Any] = template.values() if isinstance(template, Mapping) else [template or ""]
+    found = [_variables_of(text) if isinstance(text, str) else None for text in texts]
+    return None if None in found else frozenset[str]().union(*filter(None, found))
+
+
+@lru_cache(maxsize=64)
+def _variables_of(template: str) -> frozenset[str] | None:
+    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", template))))
+    except TemplateError:  # what is wrong with it is said where a row is rendered
+        return None

@@ -1,0 +1,98 @@
+"""What a run or a row tells its chat template, and the template does not read: told, or refused where a name is close.
+
+Which names a template reads is seen by rendering it with and without each of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compatibility import tried
+from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
+from test_prompts import PUBLISHED, tokenizer, trained
+
+from dopd.data.options import UnreadOptions, check_options
+from dopd.errors import ConfigError
+
+CHAT = {"prompt": [{"role": "user", "content": "w1 w2"}], "privileged_context": "w3"}
+ROWS = [CHAT] * 4
+DOCUMENTS = {"documents": [{"title": "w4", "text": "w5 w6"}]}
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if "chat_template_kwargs" in one.getMessage()]
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("enable_thinkin", "enable_thinking"), ("thinking", "enable_thinking")])
+def test_a_name_close_to_one_that_the_template_reads_is_refused(tmp_path: Path, wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{wrong}' is read by no chat template.*Did you mean '{right}'"):
+        trained(tmp_path, ROWS, chat_template_kwargs={wrong: False})
+    tried("setting", "chat_template_kwargs with a name close to one that is read", "refused: names both")
+
+
+def test_a_name_that_nothing_reads_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held_out = Dataset.from_list([{"prompt": [{"role": "user", "content": "w9"}], "privileged_context": "w3"}])
+    trained(tmp_path, ROWS, chat_template_kwargs={"date": "w5", "enable_thinking": False}, eval_dataset=held_out)
+    assert told(caplog) == [
+        "chat_template_kwargs: 'date' is read by no chat template of this run and changes nothing. What may be told: "
+        "enable_thinking"
+    ]
+    tried("setting", "chat_template_kwargs with a name that nothing reads", "told; what may be told")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_that_tell_what_nothing_reads_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, streamed: bool
+) -> None:
+    rows = [CHAT | {"chat_template_kwargs": options} for options in (None, DOCUMENTS, None, DOCUMENTS)]
+    data = IterableDataset.from_generator(lambda: iter(rows)) if streamed else Dataset.from_list(rows)
+    list(trained(tmp_path, data).train_dataset)
+    start = "column 'chat_template_kwargs', 'documents': not read by the chat template in"
+    end = ", the first in row 1. What may be told: enable_thinking"
+    counted = [f"{n} rows of the stream so far" for n in (1, 2)] if streamed else ["2 of 4 rows of train_dataset"]
+    assert told(caplog) == [f"{start} {rows}{end}" for rows in counted]
+    tried("dataset", "chat_template_kwargs of rows that the template does not read", "told: name, rows and count")
+
+
+def test_what_the_template_reads_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tok = tokenizer()
+    tok.chat_template += "{% for d in documents or [] %}{{ d.text }}{% endfor %}"
+    read = {"enable_thinking": False} | DOCUMENTS
+    trained(tmp_path, [row | {"chat_template_kwargs": read} for row in ROWS], tok)
+    trained(tmp_path, ROWS, tok, chat_template_kwargs={**read, "return_assistant_tokens_mask": False})
+    trained(tmp_path, ROWS, chat_template_kwargs={"chat_template": tok.chat_template, **read})
+    assert not told(caplog)
+
+
+def test_columns_of_documents_and_functions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path, [row | DOCUMENTS | {"functions": ["w9"]} for row in ROWS])
+    assert any(line.startswith("column(s) 'documents', 'functions' are read by nothing") for line in told(caplog))
+
+
+NAMES = ["enable_thinking", "thinking", "documents", "date_string", "reasoning_effort", "keep_past_thinking", "x"]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_what_changes_a_published_rendering_is_read(path: Path) -> None:
+    tok = tokenizer()
+    tok.chat_template = path.read_text(encoding="utf-8")
+    content = [{"type": "text", "text": "w1"}] if path.stem in ("idefics3", "smolvlm", "llava_next") else "w1"
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+
+    def written(**options: Any) -> str:
+        try:
+            made = tok.apply_chat_template([*turns, turns[0]], tokenize=False, add_generation_prompt=True, **options)
+        except (TypeError, TemplateError):  # a value of a kind that the template does not expect
+            return "raises"
+        return str(made)
+
+    assert "w1" in written()
+
+    for name in NAMES:
+        values: list[Any] = DOCUMENTS["documents"] if name == "documents" else [True, False, "w7"]
+        changes = any(written(**{name: [value] if name == "documents" else value}) != written() for value in values)
+        unread = UnreadOptions([tok], {}).look(CHAT | {"chat_template_kwargs": {name: values}}, "row 0")
+        assert not (changes and unread), name
+        assert unread or name != "x", "no template reads that"
+    assert check_options([tok], {"tools": [], "chat_template": tok.chat_template}) == []
