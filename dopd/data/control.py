@@ -86,7 +86,7 @@ def check_control_tokens_of_settings(
 def _told_markup(options: Mapping[str, Any], markup: Markup) -> tuple[str, str] | None:
     """The first argument of a chat template that holds markup, and that markup; a template itself may hold any."""
     for name, value in options.items():
-        token = None if name == "chat_template" else markup.first_in(_strings_in({name: value}))
+        token = None if name == "chat_template" else markup.first_in(strings_in({name: value}))
         if token:
             return name, token
     return None
@@ -95,17 +95,18 @@ def _told_markup(options: Mapping[str, Any], markup: Markup) -> tuple[str, str] 
 def _written_of(turn: Mapping[str, Any]) -> Iterator[str]:
     """Texts and names of a turn that a chat template may write: all but its pictures."""
     yield from texts_of(turn)
-    yield from _strings_in({name: value for name, value in turn.items() if name not in ("role", "content")})
-    yield from _strings_in([block for block in blocks_of(turn) if not is_image(block)])
+    yield from strings_in({name: value for name, value in turn.items() if name not in ("role", "content")})
+    yield from strings_in([block for block in blocks_of(turn) if not is_image(block)])
 
 
-def _strings_in(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
+    """The texts in a value, and the names of its fields, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield str(name)
-            yield from _strings_in(inner)
+            yield from strings_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _strings_in(inner)
+            yield from strings_in(inner)

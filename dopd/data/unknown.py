@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dopd.data.control import strings_in
 from dopd.data.encode import text_of, tokenizer_of
 from dopd.data.findings import Findings
-from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank
+from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank, with_turns
 from dopd.data.rendering import texts_of
+from dopd.data.views import TEMPLATE_COLUMN, row_options
 from dopd.errors import DataError, cut
 
 # What a view is told (p, `None` for the plain one), and its prompt.
@@ -25,15 +27,19 @@ _ALL_BYTES = " ".join(
 )
 _TEMPLATE, _METHOD = "privileged_template", "what the method tells the teacher"
 _PROMPT = "column 'prompt'"
+_OTHER = "qanothertextq"  # in the place of a text, to see where that is
 _FIX = "Write it in words of the vocabulary, or take models with another tokenizer"
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A text of a row: what it is of, and whether a view without a word of it is of no use."""
+    """Texts of a row: what they are of, the turn that they stand in, and whether a view without a word of them is of
+    no use. Texts that a template is told stand in no turn, and may stand nowhere.
+    """
 
     field: str
-    text: str
+    texts: Sequence[str]
+    turn: int | None
     needed: bool = False
 
 
@@ -148,8 +154,7 @@ class UnknownWords(Findings):
         for told, prompt in views:
             pieces = _pieces(row, told, prompt, self.template)
             for reader in self._readers:
-                text = text_of(reader.processing_class, prompt, self.chat_template_kwargs)
-                for name, word in _unread(reader, text, pieces, where).items():
+                for name, word in _unread(reader, prompt, self.chat_template_kwargs, pieces, where).items():
                     found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
         return self.add(found)
 
@@ -161,54 +166,116 @@ class UnknownWords(Findings):
 def _pieces(row: Mapping[str, Any], told: str | None, prompt: Prompt, template: PrivilegedTemplate) -> list[_Piece]:
     """The texts of a view."""
     asked = row["prompt"]
-    if isinstance(asked, str):
-        pieces = [_Piece(_PROMPT, asked, needed=True)]
-    else:
-        last = max(number for number, turn in enumerate(asked) if turn["role"] == "user")
-        pieces = [_Piece(_PROMPT, "\n".join(texts_of(asked[last])), needed=True)]
-        pieces += [_Piece(_PROMPT, text) for turn in (*asked[:last], *asked[last + 1 :]) for text in texts_of(turn)]
+    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    last = max(number for number, turn in enumerate(turns) if turn["role"] == "user")
+    pieces = [_Piece(_PROMPT, texts_of(turn), n, needed=n == last) for n, turn in enumerate(turns)]
     if told is not None and not is_blank(told):
         column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == told), None)
-        pieces.append(_Piece(_METHOD if column is None else f"column {column!r}", told, needed=column is not None))
-        pieces += [_Piece(_TEMPLATE, text) for text in template.own_texts(prompt)]
-    return [piece for piece in pieces if piece.text.strip()]
+        name = _METHOD if column is None else f"column {column!r}"
+        pieces.append(_Piece(name, [told], last, needed=column is not None))
+        pieces += [_Piece(_TEMPLATE, [text], last) for text in template.own_texts(prompt)]
+    for name, value in row_options(row).items():
+        column = name if name in row else TEMPLATE_COLUMN
+        pieces.append(_Piece(f"column {column!r}", [*strings_in(value)] if name != "chat_template" else [], None))
+    return pieces
 
 
-def _unread(reader: Reader, text: str, pieces: Sequence[_Piece], where: str) -> dict[str, str]:
+def _unread(
+    reader: Reader, prompt: Prompt, options: Mapping[str, Any], pieces: Sequence[_Piece], where: str
+) -> dict[str, str]:
     """The first unknown word of each column that has any.
 
     A piece is looked for in the text of its view, where a word may hang together with what stands around it.
     """
-    spans, claimed, found = reader.spans(text), list[Span](), dict[str, str]()
-    for piece in sorted(pieces, key=lambda piece: len(piece.text), reverse=True):
-        place = _place(text, piece.text.strip(), claimed)
-        if place is None:  # the template writes it otherwise: trimmed inside, or as JSON
-            lost, within = reader.spans(piece.text), piece.text
-            place = (0, len(within))
-        else:
-            claimed.append(place)
-            lost, within = [span for span in spans if span[0] < place[1] and place[0] < span[1]], text
-        if not lost:
-            continue
-        if piece.needed and not any(map(_says, _outside(within, place, lost))):
+    text = text_of(reader.processing_class, prompt, options)
+    spans, found = reader.spans(text), dict[str, str]()
+    if not spans:
+        return found
+    turns = [[(0, len(text))]] if isinstance(prompt, str) else _places_of_turns(reader, prompt, options, text)
+    placed = _placed(text, turns, pieces)
+    for piece in sorted(pieces, key=lambda piece: sum(map(len, piece.texts)), reverse=True):
+        lost_words, said = list[str](), False
+        for words, place in zip(piece.texts, placed[id(piece)], strict=True):
+            if place is None and piece.turn is None:
+                continue
+            # A template may write it otherwise: trimmed inside, or as JSON.
+            within, (start, end) = (words, (0, len(words))) if place is None else (text, place)
+            lost = [
+                span for span in (reader.spans(words) if place is None else spans) if span[0] < end and start < span[1]
+            ]
+            said = said or any(map(_says, _outside(within, (start, end), lost)))
+            if lost:
+                together = lost[0][0] < start or end < lost[0][1]
+                beside = " (a template writes it with what stands beside it)" if together else ""
+                lost_words.append(f"{_word(within, (start, end), lost[0])!r}{beside}")
+        if lost_words and piece.needed and not said:
+            shown = cut("\n".join(piece.texts))
             raise DataError(
-                f"{where}, {piece.field} (={cut(piece.text)!r}): {reader.who} knows none of its words and reads "
+                f"{where}, {piece.field} (={shown!r}): {reader.who} knows none of its words and reads "
                 f"{reader.instead} for them. {_FIX}, or leave the row out"
             )
-        together = lost[0][0] < place[0] or place[1] < lost[0][1]
-        said = " (a template writes it with what stands beside it)" if together else ""
-        found.setdefault(piece.field, f"{_word(within, place, lost[0])!r}{said}")
+        if lost_words:
+            found.setdefault(piece.field, lost_words[0])
     return found
 
 
-def _place(text: str, words: str, claimed: Sequence[Span]) -> Span | None:
-    """The first place of words in a text that nothing longer has claimed."""
-    start = text.find(words)
-    while start >= 0:
-        end = start + len(words)
-        if not any(start < other_end and other < end for other, other_end in claimed):
-            return start, end
-        start = text.find(words, start + 1)
+def _placed(
+    text: str, turns: Sequence[Sequence[Span | None]], pieces: Sequence[_Piece]
+) -> dict[int, list[Span | None]]:
+    """The place of each text of each piece in the text of a view, or `None`; the longer ones first."""
+    placed: dict[int, list[Span | None]] = {id(piece): [None] * len(piece.texts) for piece in pieces}
+    everywhere, claimed = (0, len(text)), list[Span]()
+    inside = [(piece, n) for piece in pieces if piece.turn is not None for n in range(len(piece.texts))]
+    for piece, number in sorted(inside, key=lambda one: len(one[0].texts[one[1]]), reverse=True):
+        own = turns[piece.turn or 0]
+        # Texts of the prompt stand in their own places; those around p in the last text of their turn.
+        spot = own[number] if len(own) == len(piece.texts) else (own or [None])[-1]
+        place = _place(text, piece.texts[number].strip(), claimed, spot or everywhere)
+        placed[id(piece)][number] = place
+        claimed += [place] if place is not None else []
+    claimed += [spot for own in turns for spot in own if spot is not None]
+    for piece in pieces:
+        if piece.turn is None:
+            placed[id(piece)] = [_place(text, words.strip(), claimed, everywhere, alone=True) for words in piece.texts]
+    return placed
+
+
+def _places_of_turns(
+    reader: Reader, prompt: list[dict[str, Any]], options: Mapping[str, Any], text: str
+) -> list[list[Span | None]]:
+    """Where a chat template wrote each text of each turn: what changes when another text stands there."""
+    places = list[list[Span | None]]()
+    for number, turn in enumerate(prompt):
+        places.append([])
+        for at in range(len(texts_of(turn))):
+            changed = [*prompt[:number], _with_text(turn, at, _OTHER), *prompt[number + 1 :]]
+            try:
+                other = text_of(reader.processing_class, with_turns(prompt, changed), options)
+            except DataError:
+                other = ""
+            before, _, behind = other.partition(_OTHER)
+            end = len(text) - len(behind)
+            same = _OTHER in other and len(before) <= end and text.startswith(before) and text.endswith(behind)
+            places[-1].append((len(before), end) if same else None)
+    return places
+
+
+def _with_text(turn: Mapping[str, Any], at: int, text: str) -> dict[str, Any]:
+    """A turn with another one of its texts."""
+    if isinstance(turn["content"], str):
+        return {**turn, "content": text}
+    blocks = list(turn["content"])
+    place = [number for number, block in enumerate(blocks) if isinstance(block.get("text"), str)][at]
+    blocks[place] = {**blocks[place], "text": text}
+    return {**turn, "content": blocks}
+
+
+def _place(text: str, words: str, claimed: Sequence[Span], within: Span, *, alone: bool = False) -> Span | None:
+    """The first place of words in a part of a text that nothing longer has claimed; `alone`: as a word of their own."""
+    edge = (r"(?<!\w)", r"(?!\w)") if alone else ("", "")
+    for match in re.compile(f"{edge[0]}{re.escape(words)}{edge[1]}").finditer(text, *within) if words else ():
+        if not any(match.start() < end and start < match.end() for start, end in claimed):
+            return match.span()
     return None
 
 

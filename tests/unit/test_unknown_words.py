@@ -206,6 +206,51 @@ def test_what_stands_around_may_make_a_word_unknown(tmp_path: Path, caplog: pyte
         trained(tmp_path, [CHAT] * 4, privileged_template="{prompt}{privileged_context} hint")
 
 
+TOOL = {"type": "function", "function": {"name": "w9", "description": "w10", "parameters": {"w12": "w11"}}}
+WRITES_JSON = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+
+
+@pytest.mark.parametrize("prompt", ["w1", "w9", "w1 w2"])
+def test_words_that_stand_in_a_tool_too_are_looked_for_in_their_own_place(
+    tmp_path: Path, prompt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each word of the turn stands between spaces and is known; the tool is JSON, of which no word is."""
+    tok = tokenizer()
+    tok.chat_template = "".join(
+        (WRITES_JSON, CHATML.replace("CONTENT", CONTENTS["trimmed"]).partition("{%- endif %}")[2])
+    )
+    tools = {"tools": [TOOL]}
+    rows = [CHAT | {"prompt": [{"role": "user", "content": prompt}], "privileged_context": "w10"} | tools] * 4
+    trained(tmp_path, rows, tok)
+    told = [record.message for record in caplog.records if "unknown words" in record.message]
+    assert [line.partition(" in 4 of 4")[0] for line in told] == ["column 'tools': unknown words"]
+    rows[1] = rows[1] | {"prompt": [{"role": "user", "content": "zzz"}]}
+    with pytest.raises(DataError, match=r"row 1, column 'prompt' \(='zzz'\)"):
+        trained(tmp_path, rows, tok)
+    tried("dataset", "words of a prompt that stand in its tools, too", "exact: looked for in their own place")
+
+
+GLUES = "{% for b in m['content'] %}{% if b['type'] == 'text' %}{{ b['text'] }}{% endif %}{% endfor %}"
+
+
+def test_blocks_that_a_template_writes_together_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    glued = tokenizer(GLUES)
+    trained(tmp_path, [CHAT | {"prompt": user("w1 w2", "w3")}] * 4, glued)
+    told = [record.message for record in caplog.records if "unknown words" in record.message]
+    assert len(told) == 1 and told[0].startswith(
+        "column 'prompt': unknown words in 4 of 4 rows of train_dataset, the first 'w2w3' (a template writes it "
+        "with what"
+    )
+    with pytest.raises(DataError, match=r"row 0, column 'prompt' \(='w2\\nw3'\)"):
+        trained(tmp_path, [CHAT | {"prompt": user("w2", "w3")}] * 4, glued)
+    caplog.clear()
+    trained(tmp_path, [CHAT | {"prompt": user("w1 w2 ", "w3")}] * 4, glued)
+    assert not [record for record in caplog.records if "unknown words" in record.message]
+    tried(
+        "prompt", "text blocks that a template writes without a space between them", "told where it makes unknown words"
+    )
+
+
 def test_unknown_words_of_templates_refuse_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     strange = tokenizer()
     strange.chat_template = CHATML.replace("CONTENT", CONTENTS["trimmed"]).replace("{{ m['role'] }}", "Speaker says")
