@@ -138,6 +138,15 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"size": size} | ({"sha256": checksum(path)} if size <= _READ_WHOLE else {})
 
 
+def beginning(path: Path, size: int | None = None) -> dict[str, Any]:
+    """What a file that grows is known again by: `size` (bytes; all of them if not given) and their checksum, which
+    covers the first of a large file.
+    """
+    size = path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        return {"size": size, "sha256": hashlib.sha256(file.read(min(size, _READ_WHOLE))).hexdigest()}
+
+
 def is_unchanged(path: Path, written: Mapping[str, Any]) -> bool:
     """Whether a file is as it was written: of that size and, unless it is large, of that checksum; a link is not."""
     try:

@@ -182,16 +182,21 @@ def mend_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
     there = os.path.lexists(path)
     lines = read_plain(path).decode(errors="replace").split("\n") if there else []
     for line in lines:
-        try:
-            record = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            record = False
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if record := record_of(line):
             kept += [to_line(record)] if keep(record) else []
-        elif record is not None:
+        elif line.strip():
             torn += 1
     replace_file(path, b"".join(kept))
     return torn
+
+
+def record_of(line: str | bytes) -> dict[str, Any] | None:
+    """The record of a step that a line holds; `None` where it holds anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def read_trace(path: str | Path) -> list[dict[str, Any]]:

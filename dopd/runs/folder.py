@@ -1,7 +1,7 @@
 """The folder of a run: what in it is the run's own, and how one run takes the place of another.
 
 A run owns what its marker lists and what the manifests of its checkpoints list; nothing else is moved, overwritten or
-deleted, and no link is followed. A run that replaces another sets it aside until it has a whole checkpoint itself.
+deleted, and no link is followed. A run that replaces another sets it aside until it has ended itself.
 """
 
 import logging
@@ -13,12 +13,22 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dopd.errors import ConfigError
-from dopd.files import fingerprint, is_unchanged, make_folder
+from dopd.files import fingerprint, make_folder
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
 from dopd.trainer.evidence import NON_FINITE_FILE
 from dopd.trainer.lock import LOCK_FILE
-from dopd.trainer.owned import MARKER_FILE, check_free, foreign, own, read_marker, write_marker, write_own
+from dopd.trainer.owned import (
+    MARKER_FILE,
+    check_free,
+    foreign,
+    is_as_written,
+    keep_aside,
+    own,
+    read_marker,
+    write_marker,
+    write_own,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,33 +120,35 @@ class RunFolder:
         write_own(self.path, CONFIG_FILE, settings.encode())
         write_own(self.path, TABLE_FILE, table.encode())
 
-    def keep(self) -> None:
-        """The run has a whole checkpoint, or its model: the one that it replaces can go."""
-        if self._replaces:
-            self._replaces = False
-            _delete(self.path / PREVIOUS)
-            if (self.path / PREVIOUS).is_dir():
-                logger.warning(
-                    f"{self.path / PREVIOUS} has files that were not the replaced run's: they are left there"
-                )
-
     def give_back(self) -> None:
-        """The run has failed before it had anything to keep: the one that it was to replace returns."""
+        """The run has failed: the one that it was to replace returns, if this one has nothing to be gone on from."""
         if not self._replaces:
             return
-        if self._has_something():
-            self.keep()
-            return
         self._replaces = False
-        _delete(self.path, keep=(NON_FINITE_FILE,))  # what it failed at is there to be looked at
+        if self._has_something():
+            logger.warning(
+                f"the run that was to be replaced is still in {self.path / PREVIOUS}: it goes once this one has ended"
+            )
+            return
+        _delete(self.path, self.path, keep=(NON_FINITE_FILE,))  # what it failed at is there to be looked at
         _move(self.path / PREVIOUS, self.path)
         if (self.path / NON_FINITE_FILE).is_file():
             own(self.path, {NON_FINITE_FILE: fingerprint(self.path / NON_FINITE_FILE)})
         logger.warning(f"the run that was to be replaced is back in {self.path}")
 
     def complete(self) -> None:
-        """The run has ended."""
+        """The run has ended: the one that it replaces can go."""
         own(self.path, (), complete=True)
+        if read_marker(self.path / PREVIOUS) is not None:
+            self._drop_previous()
+
+    def _drop_previous(self) -> None:
+        """Delete the run that was set aside; what was a user's in it is moved to `_kept`."""
+        aside = self.path / PREVIOUS
+        _delete(aside, self.path)
+        for path in [path for path in aside.rglob("*") if path.is_symlink() or not path.is_dir()]:
+            keep_aside(self.path, path.relative_to(aside).as_posix(), aside)
+        whole.remove_empty(aside)
 
     def _set_aside(self) -> None:
         aside = self.path / PREVIOUS
@@ -145,10 +157,11 @@ class RunFolder:
             _move(aside, self.path)
         moving = (read_marker(self.path) or {}).get("moving")
         if aside.is_dir() and not moving:
-            if not self._has_something():
-                _delete(self.path)  # of a run that was to replace the one set aside, and ended before it could
+            ended = (read_marker(aside) or {}).get("complete") is True
+            if not self._has_something() or (ended and not self.is_complete):
+                _delete(self.path, self.path)  # of a run that was to replace the one set aside, and never ended
                 return
-            _delete(aside)
+            self._drop_previous()
         _move(self.path, aside)
 
     def _has_something(self) -> bool:
@@ -164,10 +177,6 @@ class KeptRun(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and state.global_step:  # a resumed run, whose checkpoint has been read
             self._folder.describe(self._settings, self._table)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._folder.keep()
 
 
 def claim(folder: Path, names: Sequence[str]) -> None:
@@ -220,15 +229,19 @@ def _move(source: Path, target: Path) -> None:
     _tidy(source, files)
 
 
-def _delete(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Delete what a run owns and nobody has edited."""
+def _delete(folder: Path, run: Path, keep: Sequence[str] = ()) -> None:
+    """Delete what a run owns, in its folder or where it is set aside; what was edited is moved to its `_kept`."""
     written = (read_marker(folder) or {"files": {}})["files"]
     files, checkpoints = _owned(folder)
     for path in checkpoints:
         whole.delete(path)
     for name in files:
-        if name not in keep and (written[name] is None or is_unchanged(folder / name, written[name])):
+        if name in keep:
+            continue
+        if is_as_written(folder / name, written[name]):
             (folder / name).unlink()
+        else:
+            keep_aside(run, name, folder)
     (folder / MARKER_FILE).unlink(missing_ok=True)
     _tidy(folder, files)
 

@@ -184,7 +184,6 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
     seconds = time.perf_counter() - start
     trainer.save_model()
     if main:
-        folder.keep()
         trainer.create_model_card(model_name=folder.path.name)
     if settings.final_eval_prompts is not None:
         _final_evaluation(trainer, settings, seconds)

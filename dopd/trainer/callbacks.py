@@ -10,12 +10,12 @@ from transformers.trainer_utils import SaveStrategy
 
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.files import append_line
+from dopd.files import append_line, fingerprint
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
 from dopd.trainer.host import HostTrainer
-from dopd.trainer.owned import own
+from dopd.trainer.owned import begin_growing, own, seal_growing
 from dopd.trainer.saving import SavingTrainer
 from dopd.trainer.trace import tell_torn
 
@@ -130,6 +130,7 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, folder: str | Path) -> None:
         self._path = Path(folder) / METRICS_FILE
+        self._ended = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -140,9 +141,22 @@ class MetricsFile(TrainerCallback):
             # The summary of a part of the run is not one of its steps; the next part writes its own.
             return bool(start) and record["step"] <= start and "train_runtime" not in record
 
-        own(self._path.parent, [METRICS_FILE], complete=False)
+        self._ended = False
+        own(self._path.parent, (), complete=False)
+        begin_growing(self._path.parent, METRICS_FILE)
         tell_torn(self._path, mend_lines(self._path, keep))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            seal_growing(self._path.parent, ended=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._ended = True
+            seal_growing(self._path.parent, ended=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             append_line(self._path, to_line({"step": state.global_step, **logs}))
+            if self._ended:  # an evaluation after training
+                own(self._path.parent, {METRICS_FILE: fingerprint(self._path)})

@@ -1,4 +1,4 @@
-"""What in a folder is a run's own: its marker lists it, with size and checksum where it is written once.
+"""What in a folder is a run's own: its marker lists it, with size and checksum; of a file that grows, of its beginning.
 
 What the marker does not list, or what is no longer as it was written, is the user's, and stays.
 """
@@ -6,13 +6,15 @@ What the marker does not list, or what is no longer as it was written, is the us
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dopd.errors import ConfigError
-from dopd.files import fingerprint, is_unchanged, make_folder, read_plain, replace_file
+from dopd.files import beginning, fingerprint, is_unchanged, make_folder, read_plain, replace_file
+from dopd.inspection.schema import record_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,48 @@ def own(folder: Path, files: Mapping[str, Any] | Iterable[str], *, complete: boo
     write_marker(folder, marker | {"complete": done, "files": dict(sorted((marker["files"] | new).items()))})
 
 
+def begin_growing(folder: Path, name: str) -> None:
+    """Have a file to which records are added; what a user has made of an earlier one is moved to `_kept`.
+
+    Its records stay: `mend_lines` says which of them are those of the run.
+    """
+    if (folder / name).is_file() and not (folder / name).is_symlink() and users(folder, [name]):
+        shutil.copyfile(keep_aside(folder, name), folder / name)
+    own(folder, {name: {"grows": True, "size": 0}})
+
+
+def seal_growing(folder: Path, *, ended: bool) -> None:
+    """Enter in the marker how far the files that grow have come.
+
+    Args:
+        ended (`bool`): nothing is added to them from here on, so that any change is a user's.
+    """
+    listed = (read_marker(folder) or {"files": {}})["files"]
+    paths = [folder / name for name, entry in listed.items() if entry and entry.get("grows")]
+    paths = [path for path in paths if path.is_file() and not path.is_symlink()]
+    state = fingerprint if ended else lambda path: beginning(path) | {"grows": True}
+    own(folder, {path.relative_to(folder).as_posix(): state(path) for path in paths})
+
+
+def is_as_written(path: Path, entry: Mapping[str, Any] | None) -> bool:
+    """Whether a file is as its entry in a marker says, or one that is about to be written.
+
+    What was added to a file that grows since its entry was made must be records.
+    """
+    if entry is None:
+        return True
+    if not entry.get("grows"):
+        return is_unchanged(path, entry)
+    size = entry["size"]
+    try:
+        content = read_plain(path)
+    except OSError:
+        return False
+    if len(content) < size or (size and beginning(path, size) != {"size": size, "sha256": entry.get("sha256")}):
+        return False
+    return all(record_of(line) for line in content[size:].split(b"\n") if line)
+
+
 def foreign(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the names that are in a folder and that no run of ours wrote there, or that a link leads out of it."""
     listed = (read_marker(folder) or {"files": {}})["files"]
@@ -66,9 +110,7 @@ def users(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the names that are in a folder and are a user's: no run's, or no longer as they were written."""
     listed = (read_marker(folder) or {"files": {}})["files"]
     edited = [
-        name
-        for name in names
-        if listed.get(name) and os.path.lexists(folder / name) and not is_unchanged(folder / name, listed[name])
+        name for name in names if os.path.lexists(folder / name) and not is_as_written(folder / name, listed.get(name))
     ]
     return sorted({*foreign(folder, names), *edited})
 
@@ -117,20 +159,31 @@ def clear_way(folder: Path, names: Sequence[str]) -> None:
     """Have nothing of a user's, no link and no file of two names, where a run's files are about to be written."""
     linked = {name.split("/")[0] for name in names if "/" in name and (folder / name.split("/")[0]).is_symlink()}
     for name in linked:
-        _keep_aside(folder, name)
+        keep_aside(folder, name)
     for name in users(folder, names):
-        _keep_aside(folder, name)
+        keep_aside(folder, name)
     own(folder, names)
     for path in (folder / name for name in names):
         if path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
             path.unlink()
 
 
-def _keep_aside(folder: Path, name: str) -> None:
+def keep_aside(folder: Path, name: str, source: Path | None = None) -> Path:
+    """Move a user's file to `_kept`, and say so.
+
+    Args:
+        folder (`Path`): of the run.
+        name (`str`): of the file, in the folder.
+        source (`Path`, *optional*): folder in which it is, if that is not the run's.
+
+    Returns:
+        Where it is now.
+    """
     aside = _free_place(folder / KEPT / name)
     make_folder(aside.parent)
-    os.replace(folder / name, aside)
+    os.replace((source or folder) / name, aside)
     logger.warning(f"{folder / name} was not the run's, or was edited since: moved to {aside}")
+    return aside
 
 
 def _free_place(path: Path) -> Path:

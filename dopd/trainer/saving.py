@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dopd.errors import ConfigError, FileError, NotFiniteError
-from dopd.files import not_written
+from dopd.files import fingerprint, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.trainer import whole
@@ -24,7 +24,7 @@ from dopd.trainer.finite import check_weights
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
-from dopd.trainer.owned import CARD_FILE, check_free, clear_way, move_in, write_own
+from dopd.trainer.owned import CARD_FILE, check_free, clear_way, move_in, own, write_own
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
 from dopd.weights import read_weights
 
@@ -251,8 +251,12 @@ class SavingTrainer(HostTrainer):
         else:
             if self.is_world_process_zero():  # the host copies the model from there into the run folder
                 names = [path.name for path in Path(checkpoint_folder).iterdir() if path.is_file()]
-                clear_way(self.run_folder, [name for name in names if not name.startswith(_STATE)])
+                copied = [name for name in names if not name.startswith(_STATE)]
+                clear_way(self.run_folder, copied)
             super()._push_from_checkpoint(checkpoint_folder)
+            if self.is_world_process_zero():
+                there = [name for name in copied if (self.run_folder / name).is_file()]
+                own(self.run_folder, {name: fingerprint(self.run_folder / name) for name in there})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step

@@ -21,7 +21,7 @@ from dopd.inspection.schema import TRACE_FILE, mend_lines, read_trace, to_line
 from dopd.loss import RoutedLoss
 from dopd.sources import LIVE
 from dopd.step import Moment, Rollouts, ScoredBatch, Step
-from dopd.trainer.owned import own
+from dopd.trainer.owned import begin_growing
 
 __all__ = ["TRACE_FILE", "TraceWriter", "read_trace"]
 
@@ -106,7 +106,7 @@ class TraceWriter:
                 seen.add(place)
                 return True
 
-            own(self._path.parent, [TRACE_FILE])
+            begin_growing(self._path.parent, TRACE_FILE)
             tell_torn(self._path, mend_lines(self._path, keep))
 
     def follow(self, rollouts: Rollouts, batch: ScoredBatch, moment: Moment, last_step: int, *, first: bool) -> None:

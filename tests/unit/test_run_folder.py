@@ -95,13 +95,13 @@ def test_overwrite_deletes_what_the_run_made_and_nothing_else(tmp_path: Path, tr
     (run / "linked").symlink_to(elsewhere)
     assert train("--overwrite", "--save_steps", "2", "--method", "vanilla") == 0
     left = files_of(run)
-    mine[f"{PREVIOUS}/checkpoint-2/notes.txt"] = mine.pop("checkpoint-2/notes.txt")
+    mine["_kept/checkpoint-2/notes.txt"] = mine.pop("checkpoint-2/notes.txt")
     assert {name: left.get(name) for name in mine} == mine
     assert files_of(elsewhere) == {"page.html": b"mine"} and (run / "linked").is_symlink()
     assert (run / "report.html").is_file() and not (run / "report.html").is_symlink()
     assert left["table.txt"].startswith(b"vanilla") and left["model.safetensors"] != first["model.safetensors"]
-    assert (run / PREVIOUS / "report.html").is_symlink()  # somebody has put it there
-    assert set(left) - set(mine) == {*first, f"{PREVIOUS}/report.html"}
+    assert (run / "_kept" / "report.html").is_symlink()  # somebody has put it there
+    assert set(left) - set(mine) == {*first, "_kept/report.html"}
 
 
 def test_files_that_are_not_a_runs_are_never_overwritten(
@@ -128,7 +128,7 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
         RunFolder(run).check(names, overwrite=False, resume=True, steps=2)
 
 
-@pytest.mark.parametrize("kind", ["link", "file", "folder", "left over"])
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
 def test_the_place_of_a_replaced_run_is_nobody_elses(
     kind: str, tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,12 +141,8 @@ def test_the_place_of_a_replaced_run_is_nobody_elses(
         aside.symlink_to(elsewhere)
     elif kind == "file":
         aside.write_text("mine")
-    elif kind == "folder":
-        shutil.copytree(elsewhere, aside)
     else:
-        (run / "checkpoint-1" / "notes.txt").write_text("mine")
-        assert train("--overwrite") == 0
-        assert (aside / "checkpoint-1" / "notes.txt").read_text() == "mine"
+        shutil.copytree(elsewhere, aside)
     before = files_of(run)
     assert train("--overwrite") == 2
     assert f"{PREVIOUS}" in capsys.readouterr().err
@@ -219,7 +215,10 @@ def test_a_command_that_is_told_to_end_leaves_in_order(tmp_path: Path, train: An
     assert "Traceback" not in said and "To go on: the same again with resume_from_checkpoint=true" in said, said
     (last,) = run.glob("checkpoint-*")
     assert whole.damage(last) is None and f"saved as {last}" in said
-    assert not (run / LOCK_FILE).exists() and not (run / PREVIOUS).exists()
+    assert not (run / LOCK_FILE).exists()
+    assert (run / PREVIOUS / "model.safetensors").exists()  # the new run has not ended
+    assert train("--resume_from_checkpoint", "--max_steps", "500", "--save_total_limit", "1") == 0
+    assert not (run / PREVIOUS).exists()
 
 
 def test_a_run_that_is_ended_after_training_does_the_rest_when_it_is_resumed(
@@ -372,12 +371,69 @@ def test_what_a_user_edits_in_a_run_folder_stays(
     (run / "checkpoint-2" / "config.json").write_text(kept)
     assert train("--overwrite", "--save_total_limit", "1") == 0
     left = files_of(run)
-    assert left[f"{PREVIOUS}/README.md"] == b"my card" and left["README.md"] != b"my card"
-    assert left[f"{PREVIOUS}/checkpoint-2/config.json"].decode() == left["_kept/config.json"].decode() == kept
-    assert {name for name in left if name.startswith(PREVIOUS)} == {
-        f"{PREVIOUS}/README.md",
-        f"{PREVIOUS}/checkpoint-2/config.json",
-    }
+    assert left["_kept/README.md"] == b"my card" and left["README.md"] != b"my card"
+    assert left["_kept/checkpoint-2/config.json"].decode() == left["_kept/config.json"].decode() == kept
+    assert not (run / PREVIOUS).exists()
+    (run / "config.json").write_text(again := kept + "\n")
+    assert train("--overwrite", "--save_total_limit", "1") == 0  # edited files are not in the way of the next one
+    assert (run / "_kept" / "config.json-2").read_text() == again
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trace.jsonl"])
+@pytest.mark.parametrize("edit", ["another", "added", "changed", "added after a kill"])
+def test_a_file_that_grows_is_a_users_once_one_has_written_it(
+    name: str, edit: str, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rows = tmp_path / "run", '{"prompt":"2+2","answer":"4"}\n'
+    flags = ("--trace_steps", "1", "--logging_steps", "1", "--save_steps", "2")
+    long = ("--max_steps", "3")
+    if edit == "added after a kill":
+        with monkeypatch.context() as patch:
+            patch.setattr("dopd.trainer.callbacks.MetricsFile.on_train_end", kill_me)
+            assert status_of(in_a_process(lambda: train(*flags, *long), tmp_path / "log")) == -signal.SIGKILL
+    else:
+        assert train(*flags, *long) == 0
+    ours = (run / name).read_text()
+    assert json.loads(ours.splitlines()[-1])["step"] >= 2  # it has grown since the checkpoint
+    changed = ours.replace('"step":1', '"step":9', 1)
+    mine = {"another": rows, "changed": changed}.get(edit, ours + rows)
+    assert mine != ours
+    (run / name).write_text(mine)
+    assert train(*flags, *long, "--overwrite") == 0
+    assert (run / "_kept" / name).read_text() == mine and rows not in (run / name).read_text()
+    (run / name).write_text(mine)
+    changes = ("--max_steps", "4", "--resume_with_changes", "max_steps")
+    assert train(*flags, *changes, "--resume_from_checkpoint") == 0
+    assert (run / "_kept" / f"{name}-2").read_text() == mine and rows not in (run / name).read_text()
+    assert train(*flags, "--overwrite") == 0
+    assert len(list((run / "_kept").iterdir())) == 2, "nothing of the run's own is taken for a user's"
+
+
+def test_what_a_run_evaluates_after_training_is_its_own(tmp_path: Path) -> None:
+    from dopd.trainer.owned import users
+
+    trainer = resumable(tmp_path, steps=1)
+    trainer.train()
+    trainer.log({"later": 1.0})
+    assert '"later":1.0' in (tmp_path / "metrics.jsonl").read_text() and not users(tmp_path, ["metrics.jsonl"])
+
+
+def test_the_old_run_is_there_until_the_new_one_has_ended(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train() == 0
+    model = (run / "model.safetensors").read_bytes()
+    diverging = ("--overwrite", "--learning_rate", "1e30", "--max_grad_norm", "0", "--model_name_or_path", str(run))
+    assert train(*diverging) == 2
+    assert steps_of(run) == ["checkpoint-1"]  # whole, and worth nothing
+    assert f"is still in {run / PREVIOUS}" in capsys.readouterr().err
+    assert (run / PREVIOUS / "model.safetensors").read_bytes() == model
+    again = ("--overwrite", "--model_name_or_path", str(run / PREVIOUS))
+    assert train(*again, "--learning_rate", "1e30", "--max_grad_norm", "0") == 2
+    assert (run / PREVIOUS / "model.safetensors").read_bytes() == model  # not that of the run that never ended
+    assert train(*again) == 0
+    assert not (run / PREVIOUS).exists() and (run / "model.safetensors").read_bytes() != model
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "non_finite.json", "result.json", "notes.jsonl"])
