@@ -15,6 +15,17 @@ from dopd.quantized import is_quantized, whole_weight
 from dopd.vision.tokens import placeholder_ids
 
 
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits and of accumulated gradients: float32, or float64 if that is what came in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def working_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of the factors of every product: autocast's where it is on, else that of the hidden states."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
 @dataclass(frozen=True)
 class Head:
     """An output head: logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap) / temperature.
@@ -38,9 +49,14 @@ class Head:
         return self.weight.shape[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., H) -> (..., V), float32 or wider."""
-        logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """(..., H) -> (..., V), float32 or wider.
+
+        This defines what logits are in half precision: factors are rounded to it, their products and sums are not.
+        """
+        dtype = working_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            factors = (hidden.to(dtype).to(widened(dtype)), self.weight.to(dtype).to(widened(dtype)))
+            logits = torch.nn.functional.linear(*factors)
         if self.bias is not None:
             logits = logits + self.bias.to(logits.dtype)
         if self.logit_scale != 1.0:

@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from dopd.assignment import Assignment, assign
 from dopd.fused.chunk_pass import ChunkPass, Target
-from dopd.fused.products import widened, working_dtype, working_head
+from dopd.fused.products import working_head
 from dopd.fused.scores import TokenScores, measures, score
 from dopd.fused.tiles import TileOperations
-from dopd.heads import Head
+from dopd.heads import Head, widened, working_dtype
 from dopd.loss import RoutedLoss, routing_sums, sequence_mean
 from dopd.routing import UNROUTED
 from dopd.rules import Rule

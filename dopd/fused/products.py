@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dopd.heads import Head
+from dopd.heads import Head, widened
 
 # Bytes of the (chunk x vocabulary) float32 tiles that exist at a time: C = budget / (tiles * 4 V). On a CPU 256 MiB
 # are 220 tokens at V = 151,936 with two tiles. A GPU needs about 900 tokens (1 GiB) before a product is limited by
@@ -37,17 +37,6 @@ def chunk_size(device: torch.device, vocab_size: int, itemsize: int, tiles: int)
 def sparse_is_cheaper(device: torch.device, num_columns: int, vocab_size: int) -> bool:
     ratio = CPU_SPARSE_RATIO if device.type == "cpu" else GPU_SPARSE_RATIO
     return num_columns * ratio <= vocab_size
-
-
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of logits and of accumulated gradients: float32, or float64 if that is what came in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def working_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the factors of every product: autocast's where it is on, else that of the hidden states."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def working_head(head: Head, dtype: torch.dtype) -> Head:

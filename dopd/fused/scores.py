@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.fused.products import chunk_size, dense_logits, widened, working_dtype, working_head
+from dopd.fused.products import chunk_size, dense_logits, working_head
 from dopd.fused.tiles import TileOperations, score_tile
-from dopd.heads import Head
+from dopd.heads import Head, widened, working_dtype
 from dopd.signals import MEASURES, take_measure
 
 

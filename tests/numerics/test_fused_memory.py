@@ -97,6 +97,22 @@ def test_bf16_is_accumulated_in_float32(tail: str) -> None:
         assert float((mine.float() - theirs).norm() / theirs.norm()) < 2**-8
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_reference_rounds_in_half_precision_what_the_fused_loss_rounds(dtype: torch.dtype, autocast: bool) -> None:
+    """Factors, and no logits: rounded logits would move a loss by 1e-3."""
+    given = torch.float32 if autocast else dtype
+    case, table = make_case((3, 17, 64, 607), dtype=given, spread=0.4), method("dopd", top_k=16)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        chunked, reference = (case.run(table, backend).result for backend in ("chunked", "reference"))
+        logits = case.head.logits(case.hidden).detach()
+    torch.testing.assert_close(chunked.loss.detach(), reference.loss.detach(), rtol=2e-5, atol=1e-6)
+    assert torch.equal(chunked.regimes, reference.regimes)
+    by_hand = case.hidden.detach().to(dtype).double() @ case.head.weight.detach().to(dtype).double().T
+    by_hand = by_hand + case.head.bias.detach().double()
+    torch.testing.assert_close(logits.double(), by_hand, rtol=1e-5, atol=1e-5)
+
+
 def test_float16_gradients_survive_until_the_loss_scale_arrives() -> None:
     case, table = make_case((3, 9, 32, 5003), dtype=torch.float16, spread=0.4), method("dopd", top_k=8)
     options: dict[str, Any] = {"num_sequences": 1e6}  # as in a large batch
