@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
 from dopd.methods import own_code
+from dopd.settings import as_mapping
 from dopd.trainer.anchor import FrozenAnchor
 from dopd.trainer.host import HostTrainer
 
@@ -57,8 +59,29 @@ _SETTINGS = (
     "warmup_steps",
     "max_steps",
     "num_train_epochs",
+    "neftune_noise_alpha",
+    "optim_target_modules",
+    "off_policy_rollouts",
+    "ignore_data_skip",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    # What changes the rounding alone changes a run, too: its steps are then no longer those of one run.
     "bf16",
     "fp16",
+    "tf32",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "use_liger_kernel",
+    "use_cpu",
+    "use_vllm",
+    "share_prompts",
+    "loss_backend",
+    "loss_chunk_tokens",
+    "per_device_scoring_batch_size",
+    "pad_to_multiple_of",
 )
 _LENGTH = ("max_steps", "num_train_epochs")
 _CONSTANT = ("constant", "constant_with_warmup")
@@ -75,7 +98,16 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
     if known.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
         known = {name: value for name, value in known.items() if name not in _LENGTH}
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
+    models = [model for model in (student, teacher) if model is not None]
+    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # these change it on their own
+        known["dtype (of the models)"] = [
+            sorted({str(weight.dtype) for weight in model.parameters()}) for model in models
+        ]
     return known | {
+        "fsdp_config (activation_checkpointing)": bool(
+            as_mapping(args.fsdp_config).get("activation_checkpointing", False)
+        ),
+        "attn_implementation (of the models)": [_attention(model) for model in models],
         "model": _shape(student),
         "model_name_or_path (its weights)": weights_digest(_not_saved(trainer, student)),
         "teacher_model_name_or_path (its weights)": weights_digest(
@@ -145,6 +177,11 @@ def _not_saved(trainer: HostTrainer, student: Any) -> list[tuple[str, Tensor]]:
         return [(name, weight) for name, weight in student.named_parameters() if not weight.requires_grad]
     held = [a for a in (trainer.anchor, trainer.initial) if isinstance(a, FrozenAnchor) and not a.saves]
     return [pair for anchor in held for pair in anchor.held.items()]
+
+
+def _attention(model: nn.Module) -> list[str]:
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return sorted({str(part.config._attn_implementation) for part in parts})
 
 
 def _shape(student: Any) -> str:

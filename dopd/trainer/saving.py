@@ -1,9 +1,10 @@
 """The part of the trainer that saves and goes on: whole checkpoints, one run at a time in a folder, signals."""
 
 import logging
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dopd.trainer.finite import check_weights
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
-from dopd.trainer.owned import CARD_FILE, check_free, clear_way, move_in, own, write_own
+from dopd.trainer.owned import check_free, clear_way, move_in, own, users, write_own
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
 from dopd.weights import read_weights
 
@@ -226,16 +227,39 @@ class SavingTrainer(HostTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As the host's; a card that a user has written, or edited, is kept."""
+        self._write_own(lambda: super(SavingTrainer, self).create_model_card(*args, **kwargs))
+
+    def save_state(self) -> None:
+        """As the host's; a `trainer_state.json` that a user has written, or edited, is moved to `_kept`."""
+        self._write_own(super().save_state)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As the host's; files of these names that a user has written, or edited, are moved to `_kept`."""
+        earlier = ["all_results.json"] if combined else []
+        self._write_own(lambda: super(SavingTrainer, self).save_metrics(split, metrics, combined), earlier)
+
+    def _write_own(self, write: Callable[[], object], earlier: Sequence[str] = ()) -> None:
+        """Have the host write files into `args.output_dir`, on the main process.
+
+        Args:
+            write: the host's method.
+            earlier (`list[str]`): names of files that it adds to, where they are the run's own.
+        """
         if not self.is_world_process_zero():
             return
         given, run = self.args.output_dir, self.run_folder
         with tempfile.TemporaryDirectory() as made:
+            theirs = users(run, earlier)
+            for name in earlier:
+                if name not in theirs and (run / name).is_file():
+                    shutil.copyfile(run / name, Path(made) / name)
             self.args.output_dir = made
             try:
-                super().create_model_card(*args, **kwargs)
+                write()
             finally:
                 self.args.output_dir = given
-            write_own(run, CARD_FILE, (Path(made) / CARD_FILE).read_bytes())
+            for path in sorted(Path(made).iterdir()):
+                write_own(run, path.name, path.read_bytes())
 
     def _check_weights(self) -> None:
         step = self.state.global_step

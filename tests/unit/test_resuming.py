@@ -262,6 +262,32 @@ def test_what_a_resumed_run_must_share_is_refused_by_name_unless_it_is_meant(
     tried("setting", f"resuming with another {name}", "refused by name, unless resume_with_changes names it")
 
 
+def test_what_changes_the_rounding_of_a_resumed_run_is_refused_by_name(saved: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(saved, tmp_path / "run"))
+    changes: dict[str, Any] = {
+        "activation_checkpointing": True,  # the other name of gradient_checkpointing
+        "share_prompts": False,
+        "loss_backend": "reference",
+        "loss_chunk_tokens": 3,
+        "per_device_scoring_batch_size": 1,
+        "neftune_noise_alpha": 0.1,
+        "bf16": True,
+    }
+
+    def trainer(**options: Any) -> Any:
+        model = kit.student()
+        model.set_attn_implementation("eager")
+        return resumable(run, steps=6, model=model, **changes, **options)
+
+    with pytest.raises(ConfigError) as error:
+        trainer().train(resume_from_checkpoint="checkpoint-4")
+    names = {*changes, "gradient_checkpointing", "attn_implementation"} - {"activation_checkpointing"}
+    said, allowed = str(error.value).split("resume_with_changes=")
+    assert set(allowed.split(",")) == names and "attn_implementation (of the models)" in said
+    trainer(resume_with_changes=allowed).train(resume_from_checkpoint="checkpoint-4")
+    assert (run / "checkpoint-6").is_dir()
+
+
 @pytest.mark.parametrize(
     ("name", "rate"), [("learning_rate", 2e-2), pytest.param("lr_scheduler_type", 1e-2 / 6, marks=pytest.mark.slow)]
 )

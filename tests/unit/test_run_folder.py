@@ -492,6 +492,24 @@ def test_from_python_a_users_files_beside_a_run_are_kept(tmp_path: Path, caplog:
     assert steps_of(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-9"]
 
 
+def test_what_the_host_writes_on_demand_replaces_no_file_of_a_user(tmp_path: Path) -> None:
+    names = ("trainer_state.json", "train_results.json", "all_results.json")
+    trainer = resumable(tmp_path, steps=1)
+    trainer.train()
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for metrics in ({"a": 1.0}, {"b": 2.0}):
+        trainer.save_state()
+        trainer.save_metrics("train", metrics)
+    left = files_of(tmp_path)
+    assert {name: left[f"_kept/{name}"] for name in names} == dict.fromkeys(names, b"mine")
+    assert len([name for name in left if name.startswith("_kept/")]) == 3
+    assert json.loads(left["trainer_state.json"])["global_step"] == 1
+    assert json.loads(left["train_results.json"]) == {"b": 2.0}
+    assert json.loads(left["all_results.json"]) == {"a": 1.0, "b": 2.0}
+    assert trainer.args.output_dir == str(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["_unfinished", "_abandoned", "_kept"])
 def test_places_of_a_run_are_not_looked_for_behind_links(name: str, tmp_path: Path, train: Any) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
