@@ -4,9 +4,11 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,12 @@ def leaving_no_folder(path: Path) -> Iterator[None]:
         yield
     finally:
         remove_empty_folders(missing)
+
+
+def is_part(name: str, of: Collection[str]) -> bool:
+    """Whether a name is that of a file which `replace_file` was writing, for one of some names, when it was killed."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.part", name, re.DOTALL)
+    return found is not None and found.group(1) in {name[:100] for name in of}
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -176,6 +184,8 @@ def not_written(
 ) -> FileError | None:
     """One line for an error of writing: the path, the reason and the way out; `None` for any other error.
 
+    Where the error's file is in a place that a variable of the environment sets, such as a cache, the way out is that.
+
     Args:
         error: what was raised, perhaps by a library that wraps the system's error.
         path (`str` or `Path`): where it was written to; the error's own file goes before it.
@@ -190,6 +200,7 @@ def not_written(
     number, file = found
     if surely and number not in (*_FULL, errno.EROFS):
         return None
+    choose = _variable_of(file, path) or choose
     if number in _FULL:
         way = f"free space there, or choose {choose}"
     elif number in _CLOSED:
@@ -197,6 +208,30 @@ def not_written(
     else:
         way = f"move away what is there, or choose {choose}"
     return FileError(f"{str(file or path)!r}: {os.strerror(number)}; nothing more was written. To go on, {way}")
+
+
+def _variable_of(file: str | None, path: str | Path) -> str | None:
+    """The variable of the environment that says where a file is, unless it is where a command was told to write."""
+    if file is None or _is_on_the_way(file, path):
+        return None
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    hub = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    places = {
+        "DOPD_CACHE": os.environ.get("DOPD_CACHE") or os.path.expanduser("~/.cache/dopd"),
+        "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE") or os.path.join(hub, "datasets"),
+        "HF_HUB_CACHE": os.environ.get("HF_HUB_CACHE") or os.path.join(hub, "hub"),
+        "HF_HOME": hub,
+        "TMPDIR": tempfile.gettempdir(),
+        "HOME": os.path.expanduser("~"),
+    }
+    found = next((name for name, place in places.items() if _is_on_the_way(file, place)), None)
+    return f"another {found} (a variable of the environment)" if found else None
+
+
+def _is_on_the_way(file: str | Path, place: str | Path) -> bool:
+    """Whether a file is in a place, or the place in it."""
+    one, other = Path(file).absolute(), Path(place).absolute()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dopd.errors import ConfigError
-from dopd.files import fingerprint, make_folder
+from dopd.files import fingerprint, is_part, make_folder
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
 from dopd.trainer.evidence import NON_FINITE_FILE
@@ -62,22 +62,22 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{said} is a file: choose another, a folder or one that is still to be made")
         whole.check_places(self.path, None if resume else steps)
-        there = [name for name in _names(self.path) if name not in _HOUSEKEEPING]
+        there = [name for name in _names(self.path) if name not in _HOUSEKEEPING and not is_part(name, _HOUSEKEEPING)]
         if not there:
             return
-        if not resume and not overwrite:
-            aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
-            raise ConfigError(
-                f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it, or "
-                "resume_from_checkpoint=true to go on"
-            )
+        go_on = ", or resume_from_checkpoint=true to go on" if whole.checkpoints_of(self.path) else ""
         if not resume and read_marker(self.path) is None and there != [PREVIOUS]:
             raise ConfigError(
-                f"{said} holds files that are not a run's (it has no {MARKER_FILE}): overwrite will not delete them. "
-                "Choose another, or delete it yourself"
+                f"{said} is not empty, and holds files that are not a run's (it has no {MARKER_FILE}), which overwrite "
+                f"would not replace: choose another, or move them away{go_on}"
             )
         self._check_aside(said)
         check_free(self.path, names)
+        if not resume and not overwrite:
+            aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
+            raise ConfigError(
+                f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it{go_on}"
+            )
 
     def _check_aside(self, said: str) -> None:
         """Raise `ConfigError` where the place of a replaced run holds what is no run's."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from dopd.checkout import lab_module
 from dopd.errors import ConfigError, ModelError
-from dopd.files import make_folder
+from dopd.files import make_folder, not_written
 from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.sight import SightSpec, build_processor, build_sight_model
@@ -81,11 +81,21 @@ def complete_folder(final: Path, fill: Callable[[Path], Any], *, anew: bool = Fa
     """
     if (final / CARD_NAME).is_file() and not anew:
         return final
-    make_folder(final.parent)
-    # On the same file system as the final place, since a rename is atomic only there.
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
-        fill(partial)
+        make_folder(final.parent)
+        # On the same file system as the final place, since a rename is atomic only there.
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        try:
+            fill(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except Exception as error:
+        place = "another place for dopd's models (DOPD_CACHE)"
+        if told := not_written(error, final.parent, choose=place):
+            raise told from error
+        raise
+    try:
         if anew:
             shutil.rmtree(final, ignore_errors=True)
         try:

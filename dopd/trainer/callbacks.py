@@ -143,7 +143,7 @@ class MetricsFile(TrainerCallback):
 
         self._ended = False
         own(self._path.parent, (), complete=False)
-        begin_growing(self._path.parent, METRICS_FILE)
+        begin_growing(self._path.parent, METRICS_FILE, start)
         tell_torn(self._path, mend_lines(self._path, keep))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -53,11 +53,20 @@ def own(folder: Path, files: Mapping[str, Any] | Iterable[str], *, complete: boo
     write_marker(folder, marker | {"complete": done, "files": dict(sorted((marker["files"] | new).items()))})
 
 
-def begin_growing(folder: Path, name: str) -> None:
+def begin_growing(folder: Path, name: str, step: int) -> None:
     """Have a file to which records are added; what a user has made of an earlier one is moved to `_kept`.
 
     Its records stay: `mend_lines` says which of them are those of the run.
+
+    Args:
+        folder (`Path`): of the run.
+        name (`str`): of the file.
+        step (`int`): at which the run begins, or goes on.
     """
+    if step and name in (read_marker(folder) or {"files": {}})["files"] and not os.path.lexists(folder / name):
+        logger.warning(
+            f"{folder / name} is not there any more: what it held of the steps up to {step} is missing from reports"
+        )
     if (folder / name).is_file() and not (folder / name).is_symlink() and users(folder, [name]):
         shutil.copyfile(keep_aside(folder, name), folder / name)
     own(folder, {name: {"grows": True, "size": 0}})

@@ -106,7 +106,7 @@ class TraceWriter:
                 seen.add(place)
                 return True
 
-            begin_growing(self._path.parent, TRACE_FILE)
+            begin_growing(self._path.parent, TRACE_FILE, step)
             tell_torn(self._path, mend_lines(self._path, keep))
 
     def follow(self, rollouts: Rollouts, batch: ScoredBatch, moment: Moment, last_step: int, *, first: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd.errors import ConfigError
-from dopd.files import checksum, is_unchanged, make_folder, read_plain, replace_file
+from dopd.files import checksum, is_part, is_unchanged, make_folder, read_plain, replace_file
 from dopd.trainer.owned import KEPT, MARKER_FILE, check_free, own, read_marker
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,11 @@ def remove_empty(folder: Path) -> None:
 def clear_unfinished(run: Path) -> None:
     """Delete what a run that was cut off had begun to write."""
     folder = run / UNFINISHED
-    owned = UNFINISHED in (read_marker(run) or {"files": {}})["files"]
-    if owned and folder.is_dir() and not folder.is_symlink():
+    names = (read_marker(run) or {"files": {}})["files"]
+    for path in run.iterdir() if run.is_dir() else ():
+        if is_part(path.name, {*names, MARKER_FILE}) and path.is_file() and not path.is_symlink():
+            path.unlink()
+    if UNFINISHED in names and folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -112,7 +112,9 @@ def test_files_that_are_not_a_runs_are_never_overwritten(
     (run / "config.yaml").write_text("another: program")
     (run / "thesis.py").write_text("mine")
     before = files_of(run)
-    assert train() == 2 and "is not empty" in capsys.readouterr().err
+    assert train() == 2
+    said = capsys.readouterr().err  # what would not help is not advised
+    assert "is not empty" in said and "overwrite=true" not in said and "resume_from_checkpoint" not in said
     assert train("--overwrite") == 2
     assert "holds files that are not a run's" in capsys.readouterr().err and files_of(run) == before
     (run / MARKER_FILE).write_text(json.dumps({"format": 2, "files": {"../models": None, "thesis.pyc": None}}))
@@ -251,6 +253,71 @@ def test_copies_of_a_dataset_that_cannot_be_written_are_told_with_the_way_out(
     flags = ["--task", "null", "--dataset_name", str(tmp_path / "rows.jsonl")]
     assert train(*flags) == 2
     assert "'/cache': Read-only file system" in (said := capsys.readouterr().err) and "HF_DATASETS_CACHE" in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advised"),
+    [("DOPD_CACHE", "/dev/null", "DOPD_CACHE"), ("HOME", "/proc/nope", "DOPD_CACHE"), ("full", "", "DOPD_CACHE")],
+)
+def test_where_a_cache_cannot_be_written_it_is_what_to_choose_anew(
+    variable: str, value: str, advised: str, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("No space left on device (os error 28)")  # as safetensors has it: without a path
+
+    monkeypatch.delenv("DOPD_CACHE", raising=False)
+    if variable == "full":
+        monkeypatch.setenv("DOPD_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("dopd.tiny.shipped.save", full)
+    else:
+        monkeypatch.setenv(variable, value)
+    assert train("--model_name_or_path", "tiny:dag/student") == 2
+    said = capsys.readouterr().err
+    assert advised in said and "another output_dir" not in said and len(said.splitlines()) == 1, said
+    place = {"DOPD_CACHE": "/dev/null/tiny", "HOME": "/proc/nope/.cache/dopd/tiny", "full": str(tmp_path / "cache")}
+    assert f"'{place[variable]}" in said
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("file", "advised"),
+    [
+        ("/h/.cache/huggingface/hub/models--a/blobs/b", "HF_HUB_CACHE"),
+        ("/h/.cache/huggingface/token", "HF_HOME"),
+        ("/h/.cache/huggingface/datasets/x", "HF_DATASETS_CACHE"),
+        ("/h/.config/other", "HOME"),
+        ("/h/run/metrics.jsonl", "output_dir"),
+        ("/elsewhere/x", "output_dir"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_by_what_sets_it(
+    file: str, advised: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dopd.files import not_written
+
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "DOPD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/h")
+    for number in (errno.ENOSPC, errno.EACCES, errno.ENOTDIR):
+        said = str(not_written(OSError(number, "", file), "/h/run", choose="another output_dir"))
+        assert f"choose another {advised}" in said and repr(file) in said, said
+
+
+def test_what_a_kill_left_half_written_is_removed_and_what_is_missing_is_said(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".dopd_run.json.0123abcd.part").write_text("{")
+    assert train() == 0
+    ours, mine = (".config.yaml.0123abcd.part", ".metrics.jsonl.00000000.part"), (".thesis.py.0123abcd.part", "a.part")
+    for name in (*ours, *mine):
+        (run / name).write_text("half")
+    (run / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
+    assert capsys.readouterr().err.count(f"{run / 'metrics.jsonl'} is not there any more") == 1
+    assert {path.name for path in run.iterdir() if path.name.endswith(".part")} == set(mine)
 
 
 def test_where_the_system_has_no_locks_the_process_is_looked_for(
