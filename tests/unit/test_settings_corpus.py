@@ -244,9 +244,9 @@ def test_a_wrong_value_inside_of_any_mapping_is_refused_by_name() -> None:
 
 
 def test_every_setting_of_generation_has_a_type_or_is_refused() -> None:
-    from dopd import sampling
+    from dopd.rollout_settings import _ELSEWHERE, _OTHER_WAYS
 
-    refused = {*sampling._ELSEWHERE, *sampling._OTHER_WAYS}
+    refused = {*_ELSEWHERE, *_OTHER_WAYS}
     assert set(GenerationConfig().to_dict()) - refused - set(GENERATION) == set()
 
 
