@@ -11,11 +11,11 @@ from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import SandboxedEnvironment
 
-from dopd.data.encode import reads_images, tokenizer_of
+from dopd.data.encode import reads_images, text_of, tokenizer_of
 from dopd.data.findings import Findings
 from dopd.data.rendering import template_of
 from dopd.data.views import TEMPLATE_COLUMN, row_options
-from dopd.errors import ConfigError, cut, did_you_mean
+from dopd.errors import ConfigError, DataError, cut, did_you_mean
 
 # What every template is given, and tools, without whose names a rendering is refused.
 _GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools"}
@@ -41,6 +41,27 @@ def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any])
             raise ConfigError(f"{said}.{hint}")
         sentences.append(f"{said} and changes nothing. {_reads(processing_classes, options)}")
     return sentences
+
+
+def check_generation_prompt(processing_class: Any, options: Mapping[str, Any], closing: str | None) -> list[str]:
+    """What is to be told where a prompt ends as an answer does, and no turn is begun for the next.
+
+    Args:
+        processing_class: a tokenizer or a processor.
+        options (`dict`): arguments of its chat template.
+        closing (`str`, *optional*): what stands behind an answer (of `Markup`).
+    """
+    try:
+        text = text_of(processing_class, [{"role": "user", "content": "trial question"}], options)
+    except DataError:  # what it refuses is said where a row is rendered
+        return []
+    if not closing or not text.rstrip().endswith(closing):
+        return []
+    return [
+        f"the chat template writes no generation prompt: prompts end with {closing!r}, as an answer does, and nothing "
+        "says that the assistant's turn follows. Take one that reads add_generation_prompt "
+        "(chat_template_kwargs={'chat_template': ...} in a config), unless the model was trained so"
+    ]
 
 
 @dataclass

@@ -295,6 +295,7 @@ class Markup:
         pattern (`re.Pattern`, *optional*): finds any of these; `None` where there are none.
         ends (`re.Pattern`, *optional*): finds what ends an assistant's turn, which may hold other markup: calls of
             tools, thoughts.
+        closing (`str`, *optional*): what the chat template writes first behind an answer.
     """
 
     tokenizer: Any
@@ -302,6 +303,7 @@ class Markup:
     brackets: frozenset[str]
     pattern: re.Pattern[str] | None
     ends: re.Pattern[str] | None
+    closing: str | None
 
     @classmethod
     def of(cls, tokenizer: Any, template: Any = None) -> "Markup":
@@ -309,8 +311,13 @@ class Markup:
         template = template if isinstance(template, str) else None
         tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer, template)
         own = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
-        behind = _brackets_behind_an_answer(tokenizer, template)
-        return cls(tokenizer, tokens, brackets | behind, _any_of({*tokens, *brackets}), _any_of(own | behind))
+        text = _behind_an_answer(tokenizer, template)
+        behind = _brackets_in(tokenizer, text)
+        pattern, closers = _any_of({*tokens, *brackets}), _any_of({*tokens, *behind})
+        closing = closers.search(text) if closers is not None else None
+        return cls(
+            tokenizer, tokens, brackets | behind, pattern, _any_of(own | behind), closing.group() if closing else None
+        )
 
     def first_in(self, texts: Iterable[str], *, of_assistant: bool = False) -> str | None:
         """The first markup that texts would be read to hold, if any.
@@ -349,7 +356,7 @@ def _brackets_around_a_turn(tokenizer: Any, template: str | None) -> frozenset[s
     return _brackets_in(tokenizer, text.replace(_TRIAL[0], ""))
 
 
-def _brackets_behind_an_answer(tokenizer: Any, template: str | None) -> frozenset[str]:
+def _behind_an_answer(tokenizer: Any, template: str | None) -> str:
     question, answer, next_question = "trial question", "trial answer", "trial question again"
     turns = [
         {"role": "user", "content": question},
@@ -357,7 +364,7 @@ def _brackets_behind_an_answer(tokenizer: Any, template: str | None) -> frozense
         {"role": "user", "content": next_question},
     ]
     behind = _rendered_trial(tokenizer, template, turns).partition(answer)[2]
-    return _brackets_in(tokenizer, behind.partition(next_question)[0])
+    return behind.partition(next_question)[0]
 
 
 def _rendered_trial(tokenizer: Any, template: str | None, turns: list[dict[str, Any]]) -> str:

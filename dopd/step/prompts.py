@@ -11,7 +11,7 @@ from torch import Tensor
 from dopd.data.control import check_control_tokens_of_settings
 from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
-from dopd.data.options import check_options
+from dopd.data.options import check_generation_prompt, check_options
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import Markup, asks_text, template_of
 from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
@@ -62,13 +62,15 @@ class PromptEncoder:
         return [one for one in (self.processing_class, self.teacher_processing_class) if one is not None]
 
     def check_settings(self) -> list[str]:
-        """What settings of prompts change nothing of them, one sentence each.
+        """What is worth telling of the settings of prompts, one sentence each.
 
         Raises:
             ConfigError: they would act as markup, or name nearly what a chat template reads.
         """
-        check_control_tokens_of_settings(self.template, self.chat_template_kwargs, self.markup, chat=self.asks_text)
-        return check_options(self.processing_classes, self.chat_template_kwargs)
+        options, markup = self.chat_template_kwargs, self.markup
+        check_control_tokens_of_settings(self.template, options, markup, chat=self.asks_text)
+        ending = check_generation_prompt(self.processing_class, options, markup.closing) if self.asks_text else []
+        return [*check_options(self.processing_classes, options), *ending]
 
     def asked(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with prompts that are text as a user's turn, where they are asked so."""

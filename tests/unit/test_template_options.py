@@ -12,7 +12,8 @@ from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from test_prompts import PUBLISHED, tokenizer, trained
 
-from dopd.data.options import UnreadOptions, check_options
+from dopd.data.options import UnreadOptions, check_generation_prompt, check_options
+from dopd.data.rendering import Markup
 from dopd.errors import ConfigError
 
 CHAT = {"prompt": [{"role": "user", "content": "w1 w2"}], "privileged_context": "w3"}
@@ -96,3 +97,36 @@ def test_what_changes_a_published_rendering_is_read(path: Path) -> None:
         assert not (changes and unread), name
         assert unread or name != "x", "no template reads that"
     assert check_options([tok], {"tools": [], "chat_template": tok.chat_template}) == []
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_templates_begin_the_turn_of_the_assistant(path: Path) -> None:
+    tok = tokenizer()
+    tok.chat_template = path.read_text(encoding="utf-8")
+    assert check_generation_prompt(tok, {}, Markup.of(tok).closing) == []
+
+
+BEGINS = "{%- if add_generation_prompt"
+GEMMA = "{% for m in messages %}<start_of_turn>{{ m['role'] }} {{ m['content'] }} <end_of_turn>\n{% endfor %}"
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+NONE: dict[str, tuple[str, str | None]] = {
+    "ChatML": (str(tokenizer().chat_template).partition(BEGINS)[0], "<|im_end|>"),
+    "Gemma": (GEMMA, "<end_of_turn>"),
+    "Llama 2, which needs none": (LLAMA2, None),
+    "ChatML with one": (str(tokenizer().chat_template), None),
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_a_template_without_a_generation_prompt_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    tok = tokenizer()
+    template, end = NONE[name]
+    trained(tmp_path, ROWS, tok, chat_template_kwargs={"chat_template": template})
+    said = [line for line in told(caplog) if "generation prompt" in line]
+    assert len(said) == (end is not None) and all(f"prompts end with '{end}'" in line for line in said)
+    tried("prompt", "a chat template without a generation prompt", "told where the prompt ends as an answer does")
