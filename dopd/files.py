@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd.errors import ConfigError, DopdError, FileError
+from dopd.secrets import content_without_tokens
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -70,14 +71,14 @@ def replace_file(path: Path, content: bytes) -> None:
     """Put a file in its place in one piece: the whole content is there afterwards, or what was there before.
 
     What is in its place is replaced and not written to: a link's target, or another name of the same file, stays as it
-    is.
+    is. Tokens of the environment are left out of what is written.
     """
     with leaving_no_folder(path.parent):
         make_folder(path.parent)
         beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
         try:
             with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
-                file.write(content)
+                file.write(content_without_tokens(content))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
@@ -90,8 +91,10 @@ def replace_file(path: Path, content: bytes) -> None:
 def append_line(path: Path, line: bytes) -> None:
     """Add one whole line with a single system call, so that a reader or a second writer never sees it cut.
 
-    Where it does not fit, nothing of it is left. A file that has another name, too, is copied first.
+    Where it does not fit, nothing of it is left. A file that has another name, too, is copied first. Tokens of the
+    environment are left out.
     """
+    line = content_without_tokens(line)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT | _NO_FOLLOW, 0o644)
         try:

@@ -1,13 +1,17 @@
 """Values that are secret by name, here or in the environment: they are used, and written nowhere."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
-_WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential")
+_WORDS = ("api_key", "apikey", "access_key", "private_key", "password", "passwd", "passphrase", "secret", "credential")
+_ENDS = re.compile(r"(.*[_-])?(token|auth|oauth|webhook|webhook_url)|.+[_-](pat|pwd)")
+_ENDS_IN_ENVIRONMENT = ("_pass", "_key")  # a setting may be called `second_pass`
 # Of an address: what stands between `//` and `@`, with a colon in it, is a name and a password.
-_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:[^\s/'\"]+@")
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:([^\s/'\"]+)@")
 _SHORTEST = 8  # characters of a value of the environment; a shorter one would be found in ordinary text
 _TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio")
 
@@ -15,8 +19,9 @@ _TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "v
 def is_secret(name: str) -> bool:
     """Whether a key names something that must not be written down, such as `hub_token`; tokens of text are none."""
     lowered = name.lower()
-    ends = lowered == "token" or (lowered.endswith("_token") and not lowered.startswith(_TOKENS_OF_TEXT))
-    return ends or any(word in lowered for word in _WORDS)
+    if lowered.endswith("_token") and lowered.startswith(_TOKENS_OF_TEXT):
+        return False
+    return _ENDS.fullmatch(lowered) is not None or any(word in lowered for word in _WORDS)
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,10 +41,29 @@ def _inside(value: Any) -> Any:
 
 
 def without_tokens(text: str) -> str:
-    """Text with `<NAME>` in the place of every value of the environment that is secret by name, and `<user>@` in that
-    of the name and the password of an address.
+    """Text with `<NAME>` in the place of every value of the environment that is secret by name, or is a password in an
+    address there, and `<user>@` in that of the name and the password of an address.
     """
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and is_secret(name) and value in text:
-            text = text.replace(value, f"<{name}>")
+    for value, name in _in_environment():
+        text = text.replace(value, f"<{name}>")
     return _IN_ADDRESS.sub("<user>@", text)
+
+
+def content_without_tokens(content: bytes) -> bytes:
+    """A file's content with `<NAME>` as in `without_tokens`, also where a value is written as JSON has it."""
+    for value, name in _in_environment():
+        for written in {value, json.dumps(value)[1:-1]}:
+            content = content.replace(written.encode(errors="surrogateescape"), f"<{name}>".encode())
+    return content
+
+
+def _in_environment() -> Iterator[tuple[str, str]]:
+    """Secret values and the names of their variables, longer ones first: one may be a part of another."""
+    found: dict[str, str] = {}
+    for name, value in os.environ.items():
+        label = re.sub(r"\W", "_", name)
+        for password in _IN_ADDRESS.findall(value):
+            found |= {password: label, unquote(password): label}
+        if (is_secret(name) or name.lower().endswith(_ENDS_IN_ENVIRONMENT)) and not os.path.exists(value):
+            found[value] = label
+    yield from sorted(((v, n) for v, n in found.items() if len(v) >= _SHORTEST), key=lambda pair: -len(pair[0]))

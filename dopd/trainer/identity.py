@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
 from dopd.methods import own_code
+from dopd.secrets import without_secrets
 from dopd.settings import as_mapping
 from dopd.trainer.anchor import FrozenAnchor
 from dopd.trainer.host import HostTrainer
@@ -89,12 +90,13 @@ _CONSTANT = ("constant", "constant_with_warmup")
 _NEVER = ("optim", "model", "optimizer_state")
 NOT_SAVED = {"optimizer_state": "not saved (save_only_model)"}
 _ROWS, _VALUES = 32, 64
+_WITHOUT = "without secrets"
 
 
 def identity_of(trainer: HostTrainer) -> dict[str, Any]:
     """What decides the steps of a run, by name: settings, models, data and processes, as JSON has them."""
     args = trainer.args
-    known = {name: _plain(getattr(args, name)) for name in _SETTINGS if hasattr(args, name)}
+    known = {name: _written(name, _plain(getattr(args, name))) for name in _SETTINGS if hasattr(args, name)}
     if known.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
         known = {name: value for name, value in known.items() if name not in _LENGTH}
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
@@ -142,7 +144,9 @@ def check_identity(
     unknown = [name for name in meant if name not in known]
     if unknown:
         raise ConfigError(f"resume_with_changes (={meant!r}): {unknown[0]!r} is not one of {', '.join(known)}")
-    changed = [short for short, name in names.items() if name in saved and name in mine and saved[name] != mine[name]]
+    changed = [
+        short for short, name in names.items() if name in saved and name in mine and _differ(saved[name], mine[name])
+    ]
     fixed = [name for name in changed if name in _NEVER]
     wrong = fixed or [name for name in changed if name not in meant]
     if not wrong:
@@ -212,6 +216,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return json.loads(json.dumps(value, default=str))
+
+
+def _written(name: str, value: Any) -> Any:
+    """A setting as a checkpoint holds it: what is secret in it is left out, and known again by a checksum."""
+    kept = without_secrets({name: value})[name]
+    return value if kept == value else {_WITHOUT: kept, "sha256": _checksum(value)}
+
+
+def _differ(saved: Any, mine: Any) -> bool:
+    return bool(saved != mine) and _checksum(saved) != _checksum(mine)
+
+
+def _checksum(value: Any) -> str:
+    """Of a value with its secrets, which may be known or be left out."""
+    if isinstance(value, dict) and value.keys() == {_WITHOUT, "sha256"}:
+        return str(value["sha256"])
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _said(value: Any) -> str:

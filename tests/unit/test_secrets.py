@@ -1,6 +1,7 @@
 """What is secret by name is used, and reaches no file, no screen and no log."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -16,7 +17,11 @@ PLANTED = "hf_planted0123456789"
 
 
 @pytest.mark.parametrize(
-    "name", ["hub_token", "token", "push_to_hub_token", "api_key", "OPENAI_API_KEY", "wandb_password", "client_secret"]
+    "name",
+    [
+        *("hub_token", "token", "push_to_hub_token", "api_key", "OPENAI_API_KEY", "wandb_password", "client_secret"),
+        *("GH_PAT", "HF_AUTH", "NPM_AUTH", "MYSQL_PWD", "SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "SSH_PRIVATE_KEY"),
+    ],
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
@@ -31,6 +36,16 @@ def test_names_of_secrets(name: str) -> None:
         "max_completion_length",
         "trainable_token_indices",
         "num_tokens",
+        "max_tokens",
+        "GIT_AUTHOR_NAME",
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "pattern",
+        "second_pass",
+        "SSH_AUTH_SOCK",
+        "TOKENIZERS_PARALLELISM",
+        "dispatch",
     ],
 )
 def test_numbers_and_names_of_tokens_are_none(name: str) -> None:
@@ -93,6 +108,58 @@ def test_a_token_of_the_environment_is_in_no_setting_and_no_message(
     assert main(["train", "tiny-dag", "--output_dir", f"{tmp_path}/{PLANTED}", "--dry-run"]) == 0
     shown = "".join(capfd.readouterr())
     assert PLANTED not in shown and "<HF_TOKEN>" in shown
+
+
+def test_passwords_and_keys_of_the_environment_are_found_and_paths_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = {"GH_PAT": "ghp_planted", "DB_PASS": "planted;pass", "DATABASE_URL": "postgres://u:pl%40nted-pw@host/db"}
+    for name, value in {**given, "MYSQL_PWD": str(tmp_path), "LONGER_TOKEN": "ghp_planted_and_more"}.items():
+        monkeypatch.setenv(name, value)
+    text = f"ghp_planted, ghp_planted_and_more, planted;pass, pl%40nted-pw, pl@nted-pw, {tmp_path}"
+    kept = f"<GH_PAT>, <LONGER_TOKEN>, <DB_PASS>, <DATABASE_URL>, <DATABASE_URL>, {tmp_path}"
+    assert without_secrets({"run_name": text}) == {"run_name": kept}
+
+
+def test_a_token_in_the_data_and_in_settings_is_in_no_file_and_a_run_goes_on_from_its_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quoted_token, named = 'pl"nted\\token', "planted-by-name"
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    monkeypatch.setenv("OTHER_TOKEN", quoted_token)
+    row = {"prompt": "a 3 b a 4 ? b", "privileged_context": f"plan {PLANTED} {quoted_token}", "answer": PLANTED}
+    data = tmp_path / "data.jsonl"
+    data.write_text(f"{json.dumps(row)}\n" * 8)
+    settings = {
+        "output_dir": str(tmp_path / f"run-{PLANTED}"),
+        **{"model_name_or_path": "tiny:dag/student", "teacher_model_name_or_path": "tiny:dag/teacher"},
+        "dataset_name": str(data),
+        "privileged_template": f"{{prompt}} {{privileged_context}} {PLANTED}",
+        "chat_template_kwargs": {"x": {"password": named}},
+        **{"max_completion_length": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+        **{"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "trace_steps": 1, "use_cpu": True, "bf16": False},
+    }
+
+    def train(*flags: str, **changes: object) -> int:
+        (tmp_path / "c.yaml").write_text(json.dumps(settings | changes))
+        return main(["train", str(tmp_path / "c.yaml"), *flags])
+
+    assert train() == 0, capfd.readouterr().err
+    run = Path(str(settings["output_dir"]))
+    assert main(["report", str(run)]) == 0
+    written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    texts = [text for value in (PLANTED, quoted_token, named) for text in (value, json.dumps(value)[1:-1])]
+    found = [(path.name, text) for path, content in written.items() for text in texts if text.encode() in content]
+    assert found == [] and (run / "report.html") in written
+    assert b"<HF_TOKEN>" in written[run / "trace.jsonl"] and b"<OTHER_TOKEN>" in written[run / "trace.jsonl"]
+    resume = ("--resume_from_checkpoint", str(run / "checkpoint-1"))
+    assert train(*resume, chat_template_kwargs={"x": {"password": "another-one"}}) == 2
+    assert train(*resume, privileged_template=f"{{prompt}} {{privileged_context}} {PLANTED[::-1]}") == 2
+    shown = "".join(capfd.readouterr())
+    assert "chat_template_kwargs" in shown and "privileged_template" in shown
+    assert not any(text in shown for text in (*texts, "another-one"))
+    monkeypatch.delenv("HF_TOKEN")  # what a checkpoint was written without is known again without it
+    assert train(*resume) == 0, capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
