@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from dopd.errors import ConfigError, did_you_mean
 from dopd.settings import as_mapping, quoted
 
+COLDEST, HOTTEST = 1e-4, 1e3  # beyond them logits are divided into infinities or into one number
 # `generation_kwargs` that leave the distribution of an answer as it is.
 _NEUTRAL = (
     "cache_config",
@@ -115,15 +116,15 @@ def rollout_settings(args: RolloutSettings) -> dict[str, Any]:
         args (`DOPDConfig`): of the run.
 
     Raises:
-        ConfigError: a setting of `generation_kwargs` that is unknown or belongs elsewhere; a temperature that is no
-            positive number; or one that makes rollouts come from another distribution than the scored one, unless
+        ConfigError: a setting of `generation_kwargs` that is unknown or belongs elsewhere; a temperature out of
+            its limits; or one that makes rollouts come from another distribution than the scored one, unless
             `off_policy_rollouts` allows it.
     """
     given = asking(args.generation_kwargs)
-    if not isinstance(args.temperature, int | float) or not 0 < args.temperature < float("inf"):
+    if not isinstance(args.temperature, int | float) or not COLDEST <= args.temperature <= HOTTEST:
         raise ConfigError(
-            f"temperature (={args.temperature!r}) must be a number above 0; for the likeliest tokens set "
-            "generation_kwargs={'do_sample': False} and off_policy_rollouts=True"
+            f"temperature (={args.temperature!r}) must be a number from {COLDEST} to {HOTTEST:g}; for the "
+            "likeliest tokens set generation_kwargs={'do_sample': False} and off_policy_rollouts=True"
         )
     for name in given:
         _check_name(name, given[name], uses_vllm=args.use_vllm)

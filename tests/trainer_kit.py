@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -101,6 +102,17 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
     given.setdefault("processing_class", TOKENIZER)
     given.setdefault("train_dataset", Dataset.from_list(task_rows()))
     return DOPDTrainer(args=config(folder, method, **options), **given)
+
+
+def let_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every optimizer made with a learning rate that no configuration may have."""
+    make = DOPDTrainer.create_optimizer
+
+    def diverging(made: DOPDTrainer, *args: Any) -> Any:
+        made.args.learning_rate = 1e30
+        return make(made, *args)
+
+    monkeypatch.setattr(DOPDTrainer, "create_optimizer", diverging)
 
 
 def lora(rank: int = 2) -> LoraConfig:

@@ -53,7 +53,7 @@ def with_turns(prompt: Prompt, turns: list[dict[str, Any]]) -> list[dict[str, An
 _FIELDS = ("prompt", "privileged_context")
 _PLACES = r"\{prompt\}|\{privileged_context\}"
 # A field of Python's format strings; what LaTeX has in braces (`\\boxed{answer}`, `x_{max}`) is none.
-_FIELD = re.compile(r"(?<![\w}{^\\])\{([A-Za-z_]\w+)\}(?!\})")
+_FIELD = re.compile(r"(?<![\w}{^\\])\{([A-Za-z_]\w+|\d+)\}(?!\})")
 
 
 @dataclass(frozen=True)

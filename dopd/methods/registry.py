@@ -67,10 +67,15 @@ def register_method(
         source, equation, confidence, departures (`str`, *optional*): see `Card`.
 
     Raises:
-        ConfigError: a name that other code has.
+        ConfigError: a name that other code has, or code that is no function.
     """
 
     def register(build: AnyBuild) -> AnyBuild:
+        if not inspect.isfunction(build):  # a builtin has no arguments that can be read, or none that are options
+            raise ConfigError(
+                f"method (={name!r}) is {place_of(build)}, of type {type(build).__name__}: it must be a function, "
+                "written with def, that returns a dopd.RoutingTable"
+            )
         card = Card(about or (inspect.getdoc(build) or "").partition("\n")[0], source, equation, confidence, departures)
         METHODS.register(name, build, build)
         CARDS[name] = card

@@ -22,6 +22,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 from trl import DistillationConfig
 
 from dopd.errors import did_you_mean, first_line
+from dopd.rollout_settings import COLDEST, HOTTEST
 from dopd.settings import (
     Count,
     Natural,
@@ -41,6 +42,8 @@ from dopd.trainer.host_optimizer import optimizer_problems
 
 _Port = Annotated[int, Ge(1), Le(65535)]
 _BelowOne = Annotated[float, Ge(0), Lt(1)]
+_MOST = 1e3  # beyond it a number can only be a mistake, and float32 soon has none left
+_WORKERS = 8 * (os.cpu_count() or 1)
 _DEBUG = ["", "underflow_overflow", "tpu_metrics_debug", "underflow_overflow tpu_metrics_debug"]
 _CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -52,10 +55,10 @@ _NARROWER: dict[str, Any] = {
     "gradient_accumulation_steps": Count,
     "num_train_epochs": Positive,
     "max_steps": Literal[-1] | Count,
-    "learning_rate": NotNegative,
+    "learning_rate": Annotated[float, Ge(0), Le(_MOST)],
     "lr_scheduler_type": SchedulerType,
     "warmup_steps": NotNegative,
-    "weight_decay": NotNegative,
+    "weight_decay": Annotated[float, Ge(0), Le(_MOST)],
     "adam_beta1": _BelowOne,
     "adam_beta2": _BelowOne,
     "adam_epsilon": Positive,
@@ -76,7 +79,7 @@ _NARROWER: dict[str, Any] = {
     "report_to": list[str] | str | None,
     "seed": Seed,
     "data_seed": Seed | None,
-    "dataloader_num_workers": Natural,
+    "dataloader_num_workers": Annotated[int, Ge(0), Le(_WORKERS)],
     "dataloader_prefetch_factor": Count | None,
     "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
     "ddp_bucket_cap_mb": Count | None,
@@ -100,7 +103,7 @@ _NARROWER: dict[str, Any] = {
     "local_rank": Annotated[int, Ge(-1)],
     "max_completion_length": Count,
     "pad_to_multiple_of": Literal["auto", "none", "null"] | Count | None,
-    "temperature": Positive,
+    "temperature": Annotated[float, Ge(COLDEST), Le(HOTTEST)],
     "top_p": Share,
     "top_k": Annotated[int, Ge(-1)],
     "min_p": Probability | None,
@@ -123,6 +126,8 @@ _NARROWER: dict[str, Any] = {
 }
 _FIXES = {
     "temperature": "for the likeliest tokens set generation_kwargs={'do_sample': False} and off_policy_rollouts=True",
+    "learning_rate": "a larger one leaves no number finite",
+    "dataloader_num_workers": "8 for each core of this machine at most, and each is a process of its own",
     "max_steps": "-1 leaves the number of steps to num_train_epochs",
     "save_total_limit": "leave it out to keep every checkpoint",
     "max_grad_norm": "0 does not clip",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trainer_kit as kit
 from rich.console import Console
 
 from dopd.errors import ConfigError
@@ -94,8 +95,9 @@ def test_supervised_tuning_learns_the_gold_solutions() -> None:
     assert worker.execute(longer)["metrics"]["entropy"] < before["metrics"]["entropy"]
 
 
-def test_a_run_that_diverges_counts_as_nothing_answered() -> None:
-    record = worker.execute(dataclasses.replace(RUN, learning_rate=1e20, settings={"warmup_steps": 0}))
+def test_a_run_that_diverges_counts_as_nothing_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit.let_diverge(monkeypatch)
+    record = worker.execute(dataclasses.replace(RUN, settings={"warmup_steps": 0}))
     assert record["status"] == "diverged" and record["error"]
     assert record["metrics"] == {"greedy": 0.0, "sampled": 0.0}
 

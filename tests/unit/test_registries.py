@@ -188,6 +188,17 @@ def test_rows_name_own_code_too(folder: Path) -> None:
     assert float(loss) == pytest.approx((surprise * ((s - t) * numpy.log(s / t)).sum(-1)).mean())
 
 
+@pytest.mark.parametrize("code", ["os:system", "builtins:dict", "./mine.py:part", "./mine.py:thing", "./mine.py:Thing"])
+def test_a_method_that_is_no_function_is_refused(folder: Path, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mine.py").write_text(
+        "import functools\npart = functools.partial(dict)\n"
+        "class Thing:\n    def __call__(self, top_k):\n        pass\nthing = Thing()\n"
+    )
+    assert main(["train", "tiny-dag", "--dry-run", "--method", code]) == 2
+    said = capsys.readouterr().err
+    assert f"method (='{code}')" in said and "must be a function" in said and "Traceback" not in said
+
+
 SAME = "import dopd\n@dopd.register_method('one')\ndef one():\n    return dopd.table('vanilla')\n"
 
 
