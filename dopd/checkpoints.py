@@ -1,6 +1,7 @@
 """Checkpoints by name: whole models, adapters with the base that they were trained on, and the embedded tiny models."""
 
 import json
+import logging
 import os
 import stat
 import traceback
@@ -14,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
-from dopd.quantized import compute_as_stored, is_quantized
+from dopd.quantized import check_packing, compute_as_stored, is_quantized
 from dopd.remote_code import only_if_asked
 from dopd.settings import read_yaml_file
 from dopd.vision import is_vision_config
 from dopd.weights import REPORTING, adapter_errors, read_adapter, whole
+
+logger = logging.getLogger(__name__)
 
 TINY = "tiny:"
 ADAPTER_FILE, RUN_FILE = "adapter_config.json", "config.yaml"
@@ -230,6 +233,7 @@ def config_of(path: str, **where: Any) -> Any:
 def family_of(path: str, **where: Any) -> Any:
     """The class that reads a whole model by folder or hub id."""
     config = AutoConfig.from_pretrained(path, **only_if_asked(where))
+    check_packing(path, config)
     return AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
 
 
@@ -254,6 +258,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
         compute_as_stored(read)
         return read
     run = _run_beside(path)
+    _tell_other_base(path, origin[0], run)
     given = {name: value for name, value in options.items() if name not in WHERE}
     if "quantization_config" not in given and (packed := quantization_config(run)) is not None:
         given["quantization_config"] = packed
@@ -261,6 +266,20 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     if run.get("student_keep_layers") is not None:
         base = keep_layers(base, run["student_keep_layers"])
     return _with_adapter(path, where, base, trainable=trainable, merged=merged)
+
+
+def _tell_other_base(path: str, base: str, run: Mapping[str, Any]) -> None:
+    """Warn where an adapter's base is another folder than the one that its run was trained from."""
+    trained = run.get("model_name_or_path", "")
+    trained = resolve_model(trained) if trained.startswith(TINY) else trained
+    if not (os.path.isdir(trained) and os.path.isdir(base)):
+        return
+    places = (trained, *(origin_of(trained) or ())[:1])
+    if not any(os.path.samefile(base, place) for place in places if os.path.isdir(place)):
+        logger.warning(
+            f"adapter {path!r} is put on {base!r}, which its {ADAPTER_FILE} names, and was trained on {trained!r}, as "
+            f"the {RUN_FILE} beside it says: if they are not the same model, it answers as neither"
+        )
 
 
 def _check_generation_config(path: str, where: Mapping[str, Any]) -> None:

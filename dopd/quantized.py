@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from dopd.errors import ModelError
 
@@ -18,6 +19,24 @@ def is_quantized(module: nn.Module) -> bool:
     if kind.__name__ in ("Params4bit", "Int8Params") or kind.__module__.startswith(("torchao.", "optimum.")):
         return True
     return type(weight.data).__module__.startswith(("torchao.", "optimum."))
+
+
+def check_packing(path: str, config: Any) -> None:
+    """Raise `ModelError` where a checkpoint says that its weights are packed in a way that transformers does not know:
+    it would go on as if they were not.
+
+    Args:
+        path (`str`): the checkpoint, for the message.
+        config: its configuration.
+    """
+    said = getattr(config, "quantization_config", None)
+    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    known = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    if method is not None and str(getattr(method, "value", method)) not in known:
+        raise ModelError(
+            f"checkpoint {path!r}: quantization_config.quant_method (={method!r}) must be one of {', '.join(known)}: "
+            "remove quantization_config from config.json if its weights are not packed"
+        )
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
         report (`dict`): what `from_pretrained(..., output_loading_info=True)` says of it.
 
     Raises:
-        ModelError: tensors are missing, have other shapes, or are unexpected.
+        ModelError: tensors are missing, have other shapes, or are unexpected; or all of them are zero.
     """
     wrong = {
         "are missing from it, and would be random": sorted(report.get("missing_keys") or ()),
@@ -39,7 +39,13 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
             f"checkpoint {path!r} is not one of {type(model).__name__}: {found}. Was it saved from another "
             "class, or cut off while it was written? Save it anew from the model that it belongs to"
         )
-    _check_finite(f"checkpoint {path!r}", dict(model.named_parameters()))
+    named = dict(model.named_parameters())
+    _check_finite(f"checkpoint {path!r}", named)
+    if not any(value.is_meta or bool(value.detach().any()) for value in named.values()):
+        raise ModelError(
+            f"checkpoint {path!r} holds nothing but zeros: its file was made and never filled, or is damaged. Save it "
+            "anew, or fetch it anew"
+        )
     return model
 
 

@@ -127,7 +127,11 @@ def json_as_written(rows: Dataset, files: Sequence[str]) -> Dataset:
 
     Args:
         rows: all rows of `files`, in their order.
+
+    Raises:
+        pyarrow.ArrowInvalid: text that is not UTF-8, which the reader of JSON lets through.
     """
+    rows.data.table.validate(full=True)
     doubtful = [name for name in rows.column_names if _may_be_guessed(rows.data.schema.field(name).type)]
     if not doubtful:
         return rows

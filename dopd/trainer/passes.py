@@ -229,7 +229,10 @@ def check_rows_apart(
     together = hidden_states(model, view, ids, mask)
     for row, count in enumerate(mask.sum(1).tolist()):
         alone = hidden_states(model, view.at([row]), ids[row : row + 1, :count], mask[row : row + 1, :count])[0]
-        difference = float((alone - together[row, :count]).abs().max() / alone.abs().max())
+        largest = float(alone.abs().max())
+        if largest == 0:
+            raise ModelError(f"{name}: the states of {type(model).__name__} are zero everywhere: are its weights zero?")
+        difference = float((alone - together[row, :count]).abs().max()) / largest
         if not difference <= rounding(model, half=half):
             raise ModelError(
                 f"{name}: {type(model).__name__} gives a sequence other states beside a longer one than alone (by "

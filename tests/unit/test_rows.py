@@ -155,6 +155,7 @@ def test_folders_of_data_of_saved_datasets_and_of_images(tmp_path: Path) -> None
 
 BROKEN = {
     "odd.csv": (b"prompt,answer\na,1\nb,2,3,4\n", "line 3: 4 fields where the header has 2"),
+    "latin.jsonl": ('{"prompt": "caf\u00e9", "answer": "1"}\n'.encode("latin-1"), "Save it as UTF-8"),
     "latin.csv": ("prompt,answer\ncaf\u00e9,1\n".encode("latin-1"), "Save it as UTF-8"),
     "cut.jsonl": (b'{"prompt": "a", "answer": "1"}\n{"prompt": "b', "JSON|Missing|parse"),
     "cut.parquet": (b"PAR1", "cannot be read"),

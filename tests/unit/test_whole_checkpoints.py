@@ -172,6 +172,33 @@ def test_adapters_that_are_one_another_s_base_are_refused(tmp_path: Path) -> Non
         load(str(folder))
 
 
+def test_an_adapter_on_another_base_than_its_run_s_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, other = _adapter(tmp_path), saved(tmp_path / "other", kit.student(5))
+    (folder / "config.yaml").write_text(f"model_name_or_path: {tmp_path / 'base'}\n")
+    load(str(folder))
+    assert "is put on" not in caplog.text
+    _change(folder / "adapter_config.json", base_model_name_or_path=other)
+    load(str(folder))
+    assert f"is put on {other!r}" in caplog.text and f"was trained on {str(tmp_path / 'base')!r}" in caplog.text
+
+
+def test_weights_that_are_all_zero_are_called_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "zero", kit.student(), lambda w: {n: torch.zeros_like(v) for n, v in w.items()})
+    with pytest.raises(ModelError, match="holds nothing but zeros"):
+        load(folder)
+    zero = kit.student()
+    zero.load_state_dict({name: torch.zeros_like(value) for name, value in zero.state_dict().items()})
+    with pytest.raises(ModelError, match="are zero everywhere"):
+        kit.trainer(tmp_path / "run", model=zero)
+
+
+def test_a_checkpoint_packed_in_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "packed", kit.student())
+    _change(Path(folder) / "config.json", quantization_config={"quant_method": "mine", "bits": 4})
+    with pytest.raises(ModelError, match=r"quant_method \(='mine'\) must be one of .*awq"):
+        kit.trainer(tmp_path / "run", model=folder)
+
+
 @pytest.mark.parametrize("role", ["model", "teacher_model"])
 @pytest.mark.parametrize(
     ("what", "value"), [("num_hidden_layers", "3"), ("rms_norm_eps", "x"), ("head_dim", 7), ("weights", None)]
