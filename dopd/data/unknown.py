@@ -152,7 +152,7 @@ class UnknownWords(Findings):
         """
         found: dict[str, str] = {}
         for told, prompt in views:
-            pieces = _pieces(row, told, prompt, self.template)
+            pieces = _pieces(row, told, prompt, self.template, self.chat_template_kwargs)
             for reader in self._readers:
                 for name, word in _unread(reader, prompt, self.chat_template_kwargs, pieces, where).items():
                     found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
@@ -163,7 +163,9 @@ class UnknownWords(Findings):
         return f"{super().sentence(name, rows)}. {_FIX}"
 
 
-def _pieces(row: Mapping[str, Any], told: str | None, prompt: Prompt, template: PrivilegedTemplate) -> list[_Piece]:
+def _pieces(
+    row: Mapping[str, Any], told: str | None, prompt: Prompt, template: PrivilegedTemplate, options: Mapping[str, Any]
+) -> list[_Piece]:
     """The texts of a view."""
     asked = row["prompt"]
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
@@ -174,9 +176,11 @@ def _pieces(row: Mapping[str, Any], told: str | None, prompt: Prompt, template: 
         name = _METHOD if column is None else f"column {column!r}"
         pieces.append(_Piece(name, [told], last, needed=column is not None))
         pieces += [_Piece(_TEMPLATE, [text], last) for text in template.own_texts(prompt)]
-    for name, value in row_options(row).items():
+    own = row_options(row)
+    for name, value in {**options, **own}.items() if not isinstance(asked, str) else ():
         column = name if name in row else TEMPLATE_COLUMN
-        pieces.append(_Piece(f"column {column!r}", [*strings_in(value)] if name != "chat_template" else [], None))
+        texts = [*strings_in(value)] if name != "chat_template" else []
+        pieces.append(_Piece(f"column {column!r}" if name in own else TEMPLATE_COLUMN, texts, None))
     return pieces
 
 

@@ -230,6 +230,22 @@ def test_words_that_stand_in_a_tool_too_are_looked_for_in_their_own_place(
     tried("dataset", "words of a prompt that stand in its tools, too", "exact: looked for in their own place")
 
 
+@pytest.mark.parametrize("of_row", [True, False])
+def test_unknown_words_that_a_template_is_told_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, of_row: bool
+) -> None:
+    tok = tokenizer("{{ m['content'] }} {{ x }}")
+    options = {"chat_template_kwargs": {"x": "w4 zzz"}}
+    own, of_run = (options, {}) if of_row else ({}, options)
+    trained(tmp_path, [CHAT | own] * 4, tok, **of_run)
+    said = [record.message for record in caplog.records if "unknown words" in record.message]
+    name = "column 'chat_template_kwargs'" if of_row else "chat_template_kwargs"
+    assert len(said) == 1 and said[0].startswith(
+        f"{name}: unknown words in 4 of 4 rows of train_dataset, the first 'zzz'"
+    )
+    tried("dataset" if of_row else "setting", "unknown words in chat_template_kwargs", "told: rows and word")
+
+
 GLUES = "{% for b in m['content'] %}{% if b['type'] == 'text' %}{{ b['text'] }}{% endif %}{% endfor %}"
 
 
