@@ -9,6 +9,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dopd
 from dopd.checkout import lab_module
@@ -84,9 +85,15 @@ def _place(arguments: argparse.Namespace, path: str) -> str:
     return "another file: --output" if arguments.command == "report" else _PLACES
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # argparse goes on where nobody reads it
+            (file or sys.stderr).write(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dopd",
         description="Dual on-policy distillation: small models learn from their own answers and privileged teachers.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

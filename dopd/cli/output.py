@@ -21,7 +21,9 @@ def with_any_output(command: Callable[[], int]) -> int:
     try:
         try:
             status = command()
-        except SystemExit:
+        except SystemExit as left:
+            if isinstance(left.__context__, BrokenPipeError):  # rich leaves in its own way, with status 1
+                raise left.__context__ from None
             sys.stdout.flush()  # of --help; otherwise the interpreter would find out at its very end
             raise
         sys.stdout.flush()
