@@ -21,6 +21,7 @@ from dopd.trainer.lock import LOCK_FILE
 from dopd.trainer.owned import (
     MARKER_FILE,
     check_free,
+    clear_way,
     foreign,
     is_as_written,
     keep_aside,
@@ -180,7 +181,7 @@ class KeptRun(TrainerCallback):
 
 
 def claim(folder: Path, names: Sequence[str]) -> None:
-    """Write down that files of these names in a folder are ours to write.
+    """Write down that files of these names in a folder are ours to write; edited ones are moved to `_kept`.
 
     Raises:
         ConfigError: one of them is there, and somebody else's.
@@ -190,7 +191,12 @@ def claim(folder: Path, names: Sequence[str]) -> None:
             f"{str(folder / name)!r} was not written by dopd (as far as {MARKER_FILE} says): move it away, or "
             "choose another folder"
         )
-    own(folder, names, complete=False)
+    clear_way(folder, names)
+
+
+def seal(folder: Path, names: Sequence[str]) -> None:
+    """Write down what the files of these names that are there have become: any change is a user's from here on."""
+    own(folder, {name: fingerprint(folder / name) for name in names if (folder / name).is_file()})
 
 
 def _names(folder: Path) -> list[str]:

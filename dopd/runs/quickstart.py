@@ -24,7 +24,7 @@ from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
 from dopd.report.terminal import print_table
 from dopd.runs.build import resolve_model
-from dopd.runs.folder import RunFolder, claim
+from dopd.runs.folder import RunFolder, claim, seal
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
@@ -73,7 +73,8 @@ def quickstart(
         for seed in range(seeds):
             check_folder(RunFolder(_run_folder(target, label, seed)), settings, make_config(settings))
     logs = [job.log.relative_to(target).as_posix() for job in jobs_to_do]
-    claim(target, (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE, *logs))
+    files = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, _TABLE_FILE, _EXAMPLES_FILE, *logs)
+    claim(target, files)
     _say_plan(console, settings, methods, seeds, target)
     for name in (settings.model_name_or_path, settings.trainer["teacher_model_name_or_path"]):
         resolve_model(name)  # once, before several runs want it
@@ -83,6 +84,7 @@ def quickstart(
     summary["seconds"] = round(time.perf_counter() - started, 1)
     replace_file(target / SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
     report = write_report([target])
+    seal(target, files)
     header, rows = summary_rows(summary)
     print_table(console, header, rows, title=f"{summary['task']}, mean [95% interval]")
     for line in verdicts(summary):

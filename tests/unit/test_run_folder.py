@@ -449,6 +449,44 @@ def test_what_a_user_edits_in_a_run_folder_stays(
     assert (run / "_kept" / "config.json-2").read_text() == again
 
 
+def test_what_a_user_edits_in_a_report_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dopd.runs import quickstart as module
+
+    target = tmp_path / "q"
+
+    def write(*_: Any) -> dict[str, Any]:
+        (target / "summary.md").write_text("ours")
+        return {"task": "dag"}
+
+    def run(jobs: list[Any], **_: Any) -> None:
+        for job in jobs:
+            job.log.parent.mkdir(exist_ok=True)
+            job.log.write_text("ours")
+
+    stand_ins = {
+        "run_jobs": run,
+        "read_run": lambda *_: None,
+        "_write_report": write,
+        "write_report": lambda *_: target / "report.html",
+        "summary_rows": lambda *_: ([], []),
+        "print_table": lambda *_, **__: None,
+        "verdicts": lambda *_: [],
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(module, name, stand_in)
+    for _ in range(2):  # what nobody has edited is renewed
+        module.quickstart(config=None, folder=str(target), methods=["vanilla"], seeds=1)
+        assert not (target / "_kept").exists()
+    (log,) = target.rglob("*.log")
+    edited = (target / "summary.md", log)
+    for path in edited:
+        path.write_text("mine")
+    module.quickstart(config=None, folder=str(target), methods=["vanilla"], seeds=1)
+    for path in edited:
+        assert path.read_text() == "ours"
+        assert (target / "_kept" / path.relative_to(target)).read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "trace.jsonl"])
 @pytest.mark.parametrize("edit", ["another", "added", "changed", "added after a kill"])
 def test_a_file_that_grows_is_a_users_once_one_has_written_it(
