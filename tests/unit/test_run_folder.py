@@ -671,7 +671,7 @@ def test_commands_that_are_refused_say_which_flag_and_leave_nothing(
         ([*inspect, "--prompt", "x", "--html", str(mine)], "--html"),
         ([*inspect, "--prompt", f"@{pipe}"], "--prompt (="),
         ([*inspect, "--prompt", "x", "--privileged", "@/dev/zero"], "is a device"),
-        ([*quick, "q"], "vanilla-seed0') holds files that are not a run's"),
+        ([*quick, "q"], "vanilla-seed0') is not empty, and holds files that are not a run's"),
         ([*quick, "linked"], "logs/start.json' was not written by dopd"),
         ([*quick, "/proc/nowhere"], "choose another --output-dir"),
         (["experiment", "figure3", "--output-dir", "x"], "README.md' is not of experiment 'figure3'"),
