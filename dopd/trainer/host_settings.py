@@ -61,7 +61,7 @@ _NARROWER: dict[str, Any] = {
     "weight_decay": Annotated[float, Ge(0), Le(_MOST)],
     "adam_beta1": _BelowOne,
     "adam_beta2": _BelowOne,
-    "adam_epsilon": Positive,
+    "adam_epsilon": Share,
     "max_grad_norm": NotNegative,
     "label_smoothing_factor": _BelowOne,
     "neftune_noise_alpha": Positive | None,

@@ -151,6 +151,7 @@ def test_null_is_refused_where_the_annotation_has_none() -> None:
         ("seed", [-1, 2**32], [0, 2**32 - 1]),
         ("top_p", [0, 1.5], [1.0]),
         ("weight_decay", [-1, 1e30], [0.1]),
+        ("adam_epsilon", [0, 1e30], [1e-8, 1]),
         ("temperature", [0, -1, 1e-300, 1e300], [0.7, 1e-4]),
         ("dataloader_num_workers", [-1, 9999, 10**9], [0, 2]),
         ("ema_decay", [0, 1], [0.9]),
