@@ -527,18 +527,22 @@ def test_what_a_run_evaluates_after_training_is_its_own(tmp_path: Path) -> None:
 
 
 def test_the_old_run_is_there_until_the_new_one_has_ended(
-    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def diverging(*flags: str) -> int:
+        with monkeypatch.context() as patch:
+            kit.let_diverge(patch)
+            return train(*flags, "--max_grad_norm", "0")
+
     run = tmp_path / "run"
     assert train() == 0
     model = (run / "model.safetensors").read_bytes()
-    diverging = ("--overwrite", "--learning_rate", "1e30", "--max_grad_norm", "0", "--model_name_or_path", str(run))
-    assert train(*diverging) == 2
+    assert diverging("--overwrite", "--model_name_or_path", str(run)) == 2
     assert steps_of(run) == ["checkpoint-1"]  # whole, and worth nothing
     assert f"is still in {run / PREVIOUS}" in capsys.readouterr().err
     assert (run / PREVIOUS / "model.safetensors").read_bytes() == model
     again = ("--overwrite", "--model_name_or_path", str(run / PREVIOUS))
-    assert train(*again, "--learning_rate", "1e30", "--max_grad_norm", "0") == 2
+    assert diverging(*again) == 2
     assert (run / PREVIOUS / "model.safetensors").read_bytes() == model  # not that of the run that never ended
     assert train(*again) == 0
     assert not (run / PREVIOUS).exists() and (run / "model.safetensors").read_bytes() != model
