@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from dopd.errors import ConfigError, DopdError, did_you_mean, first_line
-from dopd.interrupts import Stopped, TooLongError, alarm_after
+from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
 
 Entry = TypeVar("Entry")
 _SECONDS = 120  # for a module to be imported
@@ -122,7 +122,7 @@ def load_code(field: str, reference: str) -> Any:
     place, _, name = reference.rpartition(":")
     _search(os.getcwd())  # a command has the folder of its script there instead
     try:
-        with alarm_after(_SECONDS):
+        with alarm_after(_SECONDS), not_left():
             module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
         code = getattr(module, name)
         if not callable(code):

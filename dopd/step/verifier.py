@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 from dopd.errors import DopdError, NotFiniteError, ScoringError, first_line
-from dopd.interrupts import Stopped, TooLongError, alarm_after
+from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
@@ -29,7 +29,8 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         ScoringError: it raises, or gives no number from 0 to 1. A reward on another scale would be read as an accuracy.
     """
     try:
-        value = verifier(completion, row)
+        with not_left():
+            value = verifier(completion, row)
     except (DopdError, *_PASS):
         raise
     except BaseException as error:  # SystemExit, too: it would end a run as if it were done

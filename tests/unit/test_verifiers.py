@@ -1,5 +1,6 @@
 """Verifiers are the user's code: tried before training, checked at every call, stopped in time, found by commands."""
 
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,18 @@ def leaves(completion: str, row: Mapping[str, Any]) -> float:
     raise SystemExit(0)
 
 
+def leaves_at_once(completion: str, row: Mapping[str, Any]) -> float:
+    os._exit(0)
+
+
+def in_a_process(completion: str, row: Mapping[str, Any]) -> float:
+    """As libraries do that limit the time of what they run."""
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7)
+
+
 class Unfit:
     """What raises whenever it is looked at."""
 
@@ -52,6 +65,7 @@ WRONG: dict[str, tuple[Callable[..., Any], str]] = {
     "below 0": (lambda text, row: -1.0, r"gave -1\.0"),
     "percent": (lambda text, row: 100, "gave 100"),
     "leaves the program": (leaves, "raised SystemExit"),
+    "leaves it at once": (leaves_at_once, "raised SystemExit"),
     "no number and no text": (lambda text, row: Unfit(), "gave a Unfit"),
     "too large for a float": (lambda text, row: 10**400, "gave 1000.*[.]{3} for"),
     "nan": (lambda text, row: float("nan"), "gave nan"),
@@ -77,6 +91,19 @@ def test_what_is_no_score_is_refused_with_the_answer(what: str) -> None:
 @pytest.mark.parametrize("value", [0, 1, True, 0.25, numpy.float32(0.5), numpy.bool_(True), torch.tensor(1.0)])
 def test_numbers_of_any_kind_are_scores(value: Any) -> None:
     assert judged(lambda text, row: value, "a", ROW) == float(value)
+
+
+def test_a_process_of_a_verifiers_own_ends_as_it_likes() -> None:
+    assert judged(in_a_process, "a", ROW) == 1.0
+
+
+@pytest.mark.parametrize("line", ["os._exit(0)", "sys.exit(0)"])
+def test_a_module_that_leaves_the_program_is_one_line_and_no_success(line: str, tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(f"import os, sys\n{line}\ndef score(text, row): return 1.0\n")
+    flags = ["--verifier", "./leaving.py:score", "--output_dir", "run", "--max_steps", "1"]
+    command = [sys.executable, "-m", "dopd.cli.main", "train", "tiny-dag", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "SystemExit" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_our_own_errors_keep_their_words() -> None:
