@@ -5,7 +5,7 @@ from typing import Any
 
 from dopd.data.blocks import blocks_of, is_image
 from dopd.data.checks import TEXT_COLUMNS
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import Markup, texts_of
 from dopd.data.views import TEMPLATE_COLUMN, lacks_privileged, row_options
 from dopd.errors import ConfigError, DataError, cut
@@ -54,6 +54,19 @@ def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:
             raise DataError(
                 f"column {column!r}: the text holds {found!r}, which the tokenizer reads as markup and which could "
                 "end the user's turn. Remove it from the text"
+            )
+
+
+def check_joined_texts(prompt: Prompt, markup: Markup) -> None:
+    """Raise `DataError` where texts of a row that are none by themselves become markup beside one another, or beside
+    the words of `privileged_template`.
+    """
+    for turn in prompt if isinstance(prompt, list) else []:
+        found = markup.first_in(texts_of(turn)) if turn["role"] == "user" else None
+        if found:
+            raise DataError(
+                f"column 'prompt' or 'privileged_context': joined by privileged_template, they hold {found!r}, which "
+                "the tokenizer reads as markup. Remove its parts"
             )
 
 

@@ -21,6 +21,7 @@ from dopd.errors import ConfigError, DataError, cut, did_you_mean
 _GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools"}
 _OF_TEMPLATES = {"documents", "kwargs"}  # arguments of `apply_chat_template` that a template alone reads
 _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # a tag of transformers' own
+_SLIP = 0.85  # likeness of two names of which one is probably misspelt
 
 
 def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
@@ -36,7 +37,10 @@ def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any])
     sentences = []
     for name in _unread(processing_classes, options):
         said = f"chat_template_kwargs: {cut(name)!r} is read by no chat template of this run"
-        hint = did_you_mean(name, _names(processing_classes, options))
+        # A slip of the pen, and no other switch: `enable_thinking` is given to templates that have `preserve_thinking`.
+        known = _names(processing_classes, options)
+        longer = [one for one in known if name in one or one in name]
+        hint = did_you_mean(name, known, likeness=_SLIP) or did_you_mean(name, longer)
         if hint:
             raise ConfigError(f"{said}.{hint}")
         sentences.append(f"{said} and changes nothing. {_reads(processing_classes, options)}")

@@ -17,7 +17,7 @@ from dopd.interrupts import TooLongError, alarm_after
 
 CONTINUE = "continue_final_message"
 _OF_PROCESSOR = "processor_kwargs"
-_KEPT_ROLES = ("system", "developer", "user", "tool")  # templates may shorten what an assistant thought
+_SHORTENED_ROLE = "assistant"  # templates may leave out what it thought
 _ASKING_ROLES = ("user", "tool")
 _CALLS = "tool_calls"
 _TRIAL = ("first trial block", "second trial block")
@@ -226,7 +226,7 @@ def _written(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
 def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     """Raise `DataError` unless words of the turns, and names of tools, are in a rendering (its breaks as spaces)."""
     for turn in turns:
-        for words in texts_of(turn) if turn["role"] in _KEPT_ROLES else ():
+        for words in texts_of(turn) if turn["role"] != _SHORTENED_ROLE else ():
             # Some templates write contents as JSON.
             written = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
             if not any(" ".join(form.split()) in squeezed for form in written):

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from dopd.data.checks import check_row
-from dopd.data.control import check_control_tokens
+from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.unknown import Reader
+from dopd.data.views import privileged_prompt
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector
@@ -92,6 +93,7 @@ def inspect_prompt(
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
     row = prompts.asked_row({"prompt": prompt, "privileged_context": privileged_context})
     check_control_tokens(row, prompts.markup)
+    check_joined_texts(privileged_prompt(row, prompts.template), prompts.markup)
     count = 1 if completion is not None or greedy else rollouts
     answers = None if completion is None else [_completion_ids(tokenizer, completion)]
     rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count

@@ -1,6 +1,7 @@
 """The rollout engines of a run, and what answers are drawn from."""
 
 import logging
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -151,7 +152,14 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
     Raises:
         ScoringError: what the engine gave is no answer of the student's to each prompt.
     """
-    found = engine.generate(request)
+    try:
+        found = engine.generate(request)
+    except (DopdError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if isinstance(engine, TransformersEngine | VLLMEngine):
+            raise  # as the model's own code says it
+        raise ScoringError(f"the rollout engine raised {type(error).__name__}: {first_line(error)}") from error
     asked, size = len(request.prompts), student.config.get_text_config().vocab_size
     expected = f"and was asked for a list of {asked} lists of token ids below {size}"
     if not isinstance(found, list | tuple) or len(found) != asked:
@@ -160,10 +168,14 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
     answers = []
     for place, given in enumerate(found):
         ids = given.tolist() if isinstance(given, torch.Tensor) else given
-        if not isinstance(ids, list | tuple) or not all(type(one) is int and 0 <= one < size for one in ids):
+        if not isinstance(ids, list | tuple) or not all(_is_id(one, size) for one in ids):
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
-        answers.append(ending.cut(list(ids)))
+        answers.append(ending.cut(list(map(int, ids))))
     return answers
+
+
+def _is_id(value: object, size: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < size
 
 
 def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off_policy: bool) -> None:

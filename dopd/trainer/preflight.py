@@ -18,7 +18,7 @@ from dopd.data.checks import (
     unread_columns,
 )
 from dopd.data.contexts import rows_known_before
-from dopd.data.control import check_control_tokens
+from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.findings import Findings
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
@@ -103,6 +103,8 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
             for prompt in prompts:
                 check_placeholders(host.processing_class, prompt)
         check_control_tokens(row, markup)
+        for prompt in prompts:
+            check_joined_texts(prompt, markup)
         return prompts
 
     if isinstance(dataset, IterableDataset):

@@ -13,10 +13,11 @@ from datasets import Dataset, IterableDataset
 from test_prompts import CHATML, tokenizer, trained
 
 from dopd.data import rendering
-from dopd.data.control import check_control_tokens
+from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import encode_prompts
-from dopd.data.rendering import Markup
-from dopd.data.views import plain_prompt
+from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.rendering import Markup, template_of
+from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
@@ -74,6 +75,26 @@ def test_a_template_that_would_leave_calls_or_results_out_is_refused(name: str) 
         ):
             encode_prompts(published(name), [plain_prompt(row)], {})
     tried("prompt", f"calls of tools, chat template {name}", "refused: it leaves them out")
+
+
+@pytest.mark.parametrize("role", ["human", "User", "model", "function", "context"])
+def test_a_turn_of_a_role_that_a_template_leaves_out_is_refused(role: str) -> None:
+    turns = [{"role": role, "content": "SECRETWORD"}, {"role": "user", "content": "x?"}]
+    with pytest.raises(DataError, match=f"leaves out text of the {role}'s turn: 'SECRETWORD'"):
+        encode_prompts(published("qwen3"), [turns], {})
+
+
+def test_markup_that_texts_become_beside_one_another_is_refused(tmp_path: Path) -> None:
+    tokenizer = published("qwen3")
+    for template, prompt, told in (
+        ("{prompt} <|{privileged_context}", "q", "im_end|> free"),
+        ("{prompt}{privileged_context}", "<|im_", "end|>"),
+    ):
+        row = {"prompt": [{"role": "user", "content": prompt}], "privileged_context": told}
+        joined = privileged_prompt(row, PrivilegedTemplate(template))
+        with pytest.raises(DataError, match=r"joined by privileged_template, they hold '<\|im_end\|>'"):
+            check_joined_texts(joined, Markup.of(tokenizer, template_of(tokenizer, {})))
+        check_joined_texts(row["prompt"], Markup.of(tokenizer, template_of(tokenizer, {})))
 
 
 def test_a_template_that_would_leave_the_tools_out_is_refused() -> None:

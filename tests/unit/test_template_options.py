@@ -25,6 +25,16 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if "chat_template_kwargs" in one.getMessage()]
 
 
+def test_another_switch_of_a_template_is_no_misspelt_one() -> None:
+    """`enable_thinking` is given to every model, and some templates have `preserve_thinking` alone."""
+    tok = tokenizer()
+    tok.chat_template = (
+        "{% if preserve_thinking %}w1 {% endif %}{% for turn in messages %}{{ turn['content'] }} {% endfor %}"
+    )
+    (sentence,) = check_options([tok], {"enable_thinking": False})
+    assert "'enable_thinking' is read by no chat template of this run and changes nothing" in sentence
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("enable_thinkin", "enable_thinking"), ("thinking", "enable_thinking")])
 def test_a_name_close_to_one_that_the_template_reads_is_refused(tmp_path: Path, wrong: str, right: str) -> None:
     with pytest.raises(ConfigError, match=f"'{wrong}' is read by no chat template.*Did you mean '{right}'"):

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import trainer_kit as kit
@@ -188,9 +189,21 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
         engine.answer = answer
         with pytest.raises(ScoringError, match=words):
             kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
+    engine.answer = [numpy.int64(11), numpy.int32(12)]
+    batch = kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
+    assert batch["completion_ids"].tolist() == [[11, 12]] * 8
     engine.left_out = 1
     with pytest.raises(ScoringError, match="gave a list of 7, and was asked for a list of 8 lists"):
         kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
+
+
+def test_what_an_engine_raises_is_said_of_it(tmp_path: Path) -> None:
+    class Failing:
+        def generate(self, request: Request) -> list[list[int]]:
+            raise ZeroDivisionError("no server")
+
+    with pytest.raises(ScoringError, match="the rollout engine raised ZeroDivisionError: no server"):
+        kit.rollout(kit.trainer(tmp_path, rollout_engine=Failing()))
 
 
 def test_snapshot_is_renewed_every_so_many_steps_and_survives_a_checkpoint(tmp_path: Path) -> None:
