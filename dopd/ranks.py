@@ -19,7 +19,7 @@ class Ranks(Protocol):
         """The sum over ranks, the same on each."""
 
     def gathered(self, values_N: Tensor) -> Tensor:
-        """Values of the tokens of this rank (N',) -> those of every rank (N,), the same on each."""
+        """Values of the tokens of this rank (N',), or rows of numbers (N', K) -> those of all, the same on each."""
 
 
 class Alone:
@@ -48,7 +48,7 @@ class AcceleratorRanks:
         return self._accelerator.reduce(values, reduction="sum")
 
     def gathered(self, values_N: Tensor) -> Tensor:
-        # Ranks hold different numbers of tokens.
+        # Ranks hold different numbers of them.
         padded_N = self._accelerator.pad_across_processes(values_N, dim=0, pad_index=math.nan)
         gathered = self._accelerator.gather(padded_N)
         counts = self._accelerator.gather(torch.tensor([len(values_N)], device=values_N.device))

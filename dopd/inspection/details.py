@@ -82,6 +82,16 @@ def token_details(hidden_NH: Tensor, head: Head, ids_N: Tensor) -> TokenDetails:
     return TokenDetails(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
+def whole_models(
+    student: tuple[Tensor, Head], targets: Mapping[str, tuple[Tensor, Head]]
+) -> dict[str, tuple[Tensor, Head]]:
+    """Hidden states and heads with whole tensors, of the plain student (`dopd.sources.LIVE`) and of the sources that
+    rows pull towards. All processes call it together: a sharded head is collected by all.
+    """
+    states = {LIVE: student, **targets}
+    return {name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in states.items()}
+
+
 def completion_record(
     completion: Completion,
     step: Step,
@@ -98,8 +108,7 @@ def completion_record(
         step (`Step`): scored the batch.
         batch (`ScoredBatch`): the completions.
         place (`int`): which of them.
-        models (`dict`): hidden states (B, T, H) and head, with whole tensors, of the plain student
-            (`dopd.sources.LIVE`) and of the sources that rows pull towards.
+        models (`dict`): of `whole_models`.
         per_token (`Tensor` (B, T)): weighted divergences, nats.
         thresholds (`dict`, *optional*): batch averages that routed the tokens.
     """

@@ -9,7 +9,7 @@ import torch
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
-from dopd.inspection.details import Completion, completion_record, thresholds_of
+from dopd.inspection.details import Completion, completion_record, thresholds_of, whole_models
 from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import MAX_TOKENS
 from dopd.routing import Thresholds
@@ -17,6 +17,7 @@ from dopd.scoring import evaluation_mode, random_state_kept
 from dopd.sources import LIVE
 from dopd.step import Moment, Rollouts, Step
 from dopd.step.engine import WholeStudent
+from dopd.step.step import START
 from dopd.tables import RoutingTable
 
 
@@ -44,7 +45,7 @@ class Inspector:
         greedy: bool = False,
         thresholds: Mapping[str, float] | None = None,
         kind: str = "inspect",
-        moment: Moment = Moment(),  # noqa: B008 - it is frozen
+        moment: Moment = START,
         first_number: int = 0,
     ) -> list[dict[str, Any]]:
         """Records (`docs/trace_schema.md`) of one completion of each row; the random state is left as it was.
@@ -76,8 +77,7 @@ class Inspector:
             student = (live.hidden, step.scorer.head(LIVE))
             targets = step.targets(batch)
             routed = step.loss(batch, student, targets)
-        states = {LIVE: student, **targets}
-        models = {name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in states.items()}
+        models = whole_models(student, targets)
         seen: dict[str, int] = {}
         made = []
         for place in range(0, len(rows), moment.num_generations):

@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from dopd.checkpoints import TINY
 from dopd.errors import did_you_mean
 from dopd.runs.rows import check_splits
 from dopd.runs.settings import RunSettings, all_settings
 from dopd.runs.verifiers import VERIFIERS
-from dopd.settings import Problems, quoted
+from dopd.settings import Problems, as_mapping, quoted
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
@@ -82,8 +81,7 @@ def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
         idle = [f"{name} (={quoted(values[name])})" for name in names if values[name] != defaults[name].default]
         if idle and not is_there:
             yield f"without {reader} nothing reads {', '.join(idle)}"
-    student: Any = config.model_init_kwargs or {}
-    teacher: Any = config.teacher_model_init_kwargs or {}
+    student, teacher = map(as_mapping, (config.model_init_kwargs, config.teacher_model_init_kwargs))
     for key, name, revision in (
         ("model_init_kwargs: revision", settings.model_name_or_path, student.get("revision")),
         ("teacher_model_init_kwargs: revision", config.teacher_model_name_or_path, teacher.get("revision")),

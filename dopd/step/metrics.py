@@ -25,13 +25,17 @@ def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_p
     Args:
         needs_privileged (`bool`): whether the method reads privileged context.
     """
-    device = rollouts.mask.device
-
-    def everywhere(values: list[float]) -> Tensor:
-        return ranks.gathered(torch.tensor(values, dtype=torch.float64, device=device))
-
-    lengths_N = everywhere([float(len(ids)) for ids in rollouts.answers])
-    ended_N = everywhere([float(ending.ended(ids)) for ids in rollouts.answers])
+    columns = {
+        "length": [float(len(ids)) for ids in rollouts.answers],
+        "ended": [float(ending.ended(ids)) for ids in rollouts.answers],
+    }
+    if needs_privileged:
+        columns["missing"] = [float(lacks_privileged(row)) for row in rollouts.rows]
+    if rollouts.rewards is not None:
+        columns["reward"] = rollouts.rewards
+    rows = torch.tensor([*zip(*columns.values(), strict=True)], dtype=torch.float64, device=rollouts.mask.device)
+    of_all = dict(zip(columns, ranks.gathered(rows).unbind(1), strict=True))
+    lengths_N, ended_N = of_all["length"], of_all["ended"]
     terminated_N = lengths_N[ended_N > 0] if bool(ended_N.any()) else lengths_N.new_zeros(1)
     metrics: dict[str, float] = {}
     for name, values_N in (("length", lengths_N), ("terminated_length", terminated_N)):
@@ -41,11 +45,9 @@ def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_p
     metrics["completions/eos_ratio"] = ended_N.mean().item()
     # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
     metrics["completions/clipped_ratio"] = 1.0 - metrics["completions/eos_ratio"]
-    if needs_privileged:
-        missing_N = everywhere([float(lacks_privileged(row)) for row in rollouts.rows])
-        metrics["privileged/missing_ratio"] = missing_N.mean().item()
-    if rollouts.rewards is not None:
-        metrics["rollout/accuracy"] = everywhere(rollouts.rewards).mean().item()
+    for column, name in (("missing", "privileged/missing_ratio"), ("reward", "rollout/accuracy")):
+        if column in of_all:
+            metrics[name] = of_all[column].mean().item()
     return metrics
 
 

@@ -14,7 +14,7 @@ from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.options import check_generation_prompt, check_options
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import Markup, asks_text, template_of
-from dopd.data.views import as_conversation, plain_prompt, privileged_prompt
+from dopd.data.views import as_conversation, privileged_prompt
 from dopd.scoring import View
 from dopd.sources import PLAIN
 from dopd.tables import RoutingTable
@@ -104,10 +104,6 @@ class PromptEncoder:
             return view
         own = encode_view(self.teacher_processing_class, prompts, self.chat_template_kwargs, device)
         return replace(view, for_teacher=own)
-
-    def plain_view(self, rows: Sequence[Row], device: Any) -> View:
-        """Rows that are asked, as everyone reads their plain prompts."""
-        return self.shared_view([plain_prompt(row) for row in rows], device)
 
     def privileged_view(self, rows: Sequence[Row], device: Any) -> View:
         """Rows that are asked, as everyone reads their prompts with privileged context."""

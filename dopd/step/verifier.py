@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any
 
-from dopd.errors import DopdError, NotFiniteError, ScoringError, first_line
+from dopd.errors import DopdError, NotFiniteError, ScoringError, cut, first_line
 from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
 
 # (completion text, dataset row) -> score in [0, 1]
@@ -98,7 +98,7 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # of whatever object it is
         text = f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return cut(text, _SHOWN)
 
 
 def _quoted(completion: str) -> str:

@@ -1,6 +1,7 @@
 """The rollout engines of a run, and what answers are drawn from."""
 
 import logging
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -20,7 +21,7 @@ from dopd.rollout_settings import (
     rollout_settings,
 )
 from dopd.sampling import Ending, declared_stop_strings, sampling_config
-from dopd.scoring import View, left_padded, unpadded
+from dopd.scoring import View, left_padded, random_state_kept, unpadded
 from dopd.settings import as_mapping, quoted
 from dopd.step import Engine, Request, Rollouts, TransformersEngine
 from dopd.step.engine import WholeStudent
@@ -133,7 +134,7 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
     check_named_tokens(given, student.config.get_text_config().vocab_size)
     view = view or left_padded([words(student, _FEW)], host.tokenizer.pad_token_id, student.device)
     try:
-        with torch.random.fork_rng():
+        with random_state_kept(student):
             engine.generate(Request(view, [], _FEW, 0))
     except DopdError:
         raise
@@ -168,14 +169,16 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
     answers = []
     for place, given in enumerate(found):
         ids = given.tolist() if isinstance(given, torch.Tensor) else given
-        if not isinstance(ids, list | tuple) or not all(_is_id(one, size) for one in ids):
+        if not isinstance(ids, list | tuple) or not _are_ids(ids, size):
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
         answers.append(ending.cut(list(map(int, ids))))
     return answers
 
 
-def _is_id(value: object, size: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < size
+def _are_ids(values: Sequence[Any], size: int) -> bool:
+    """Whether all are whole numbers below `size`: by their kinds and extremes, as answers are long."""
+    whole = all(issubclass(kind, Integral) and kind is not bool for kind in set(map(type, values)))
+    return whole and (not values or (min(values) >= 0 and max(values) < size))
 
 
 def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off_policy: bool) -> None:

@@ -36,6 +36,11 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     return {**value, "files": files}
 
 
+def _listed(folder: Path) -> dict[str, Any]:
+    """The files that a folder's marker lists, with their entries; none where there is no marker."""
+    return (read_marker(folder) or {"files": {}})["files"]
+
+
 def write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
     """Write what `read_marker` reads."""
     replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": 2}, indent=1) + "\n").encode())
@@ -63,7 +68,7 @@ def begin_growing(folder: Path, name: str, step: int) -> None:
         name (`str`): of the file.
         step (`int`): at which the run begins, or goes on.
     """
-    if step and name in (read_marker(folder) or {"files": {}})["files"] and not os.path.lexists(folder / name):
+    if step and name in _listed(folder) and not os.path.lexists(folder / name):
         logger.warning(
             f"{folder / name} is not there any more: what it held of the steps up to {step} is missing from reports"
         )
@@ -78,7 +83,7 @@ def seal_growing(folder: Path, *, ended: bool) -> None:
     Args:
         ended (`bool`): nothing is added to them from here on, so that any change is a user's.
     """
-    listed = (read_marker(folder) or {"files": {}})["files"]
+    listed = _listed(folder)
     paths = [folder / name for name, entry in listed.items() if entry and entry.get("grows")]
     paths = [path for path in paths if path.is_file() and not path.is_symlink()]
     state = fingerprint if ended else lambda path: beginning(path) | {"grows": True}
@@ -106,7 +111,7 @@ def is_as_written(path: Path, entry: Mapping[str, Any] | None) -> bool:
 
 def foreign(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the names that are in a folder and that no run of ours wrote there, or that a link leads out of it."""
-    listed = (read_marker(folder) or {"files": {}})["files"]
+    listed = _listed(folder)
     return sorted(
         name
         for name in names
@@ -117,7 +122,7 @@ def foreign(folder: Path, names: Iterable[str]) -> list[str]:
 
 def users(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the names that are in a folder and are a user's: no run's, or no longer as they were written."""
-    listed = (read_marker(folder) or {"files": {}})["files"]
+    listed = _listed(folder)
     edited = [
         name for name in names if os.path.lexists(folder / name) and not is_as_written(folder / name, listed.get(name))
     ]

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from dopd.files import append_line
 from dopd.heads import Head
-from dopd.inspection.details import Completion, completion_record, thresholds_of
+from dopd.inspection.details import Completion, completion_record, thresholds_of, whole_models
 from dopd.inspection.inspector import Inspector
 from dopd.inspection.pictures import row_key
 from dopd.inspection.schema import TRACE_FILE, mend_lines, read_trace, to_line
 from dopd.loss import RoutedLoss
-from dopd.sources import LIVE
 from dopd.step import Moment, Rollouts, ScoredBatch, Step
 from dopd.trainer.owned import begin_growing
 
@@ -154,10 +153,7 @@ class TraceWriter:
         """
         if not self._traces:
             return
-        # Every rank takes part in this: a sharded head is collected by all.
-        models = {
-            name: (hidden, head.gathered(hidden.dtype)) for name, (hidden, head) in {LIVE: student, **targets}.items()
-        }
+        models = whole_models(student, targets)
         for place, number in enumerate(batch.numbers.tolist()):
             if number in self._pending:
                 self._records[number] = completion_record(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from settings_kit import BASE
 from transformers import GenerationConfig
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -33,15 +34,6 @@ from dopd.trainer.host_generation import GENERATION
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {
-    "model_name_or_path": "s",
-    "teacher_model_name_or_path": "t",
-    "task": "dag",
-    "output_dir": "no-such-folder/run",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-}
 NAN, INF = math.nan, math.inf
 NEVER = [NAN, INF, -INF, 10**30, -(10**30), 10**6000, [[]], [NAN], {1: NAN}, {"a": [INF]}]  # of no setting
 VALUES = [

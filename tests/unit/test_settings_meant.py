@@ -14,6 +14,7 @@ import torch
 import yaml
 from compatibility import tried
 from peft import LoraConfig
+from settings_kit import BASE
 from trainer_kit import TOKENIZER, config, student, trainer
 from transformers import GenerationConfig, HfArgumentParser
 from trl import GRPOConfig, SFTConfig, TrlParser
@@ -31,15 +32,6 @@ from dopd.runs.train import _student_options, make_config
 from dopd.trainer import DOPDConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-BASE = {
-    "model_name_or_path": "s",
-    "teacher_model_name_or_path": "t",
-    "task": "dag",
-    "output_dir": "no-such-folder/run",
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-}
 PARSERS = {
     HfArgumentParser: lambda flags: HfArgumentParser([DOPDConfig]).parse_args_into_dataclasses(flags),
     TrlParser: lambda flags: TrlParser([DOPDConfig]).parse_args_and_config(flags),
