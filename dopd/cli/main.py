@@ -13,7 +13,7 @@ from typing import Any
 
 import dopd
 from dopd.checkout import lab_module
-from dopd.cli import look
+from dopd.cli import config_keys, look
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seed
 from dopd.errors import ConfigError, DopdError
@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_listing(commands)
+    config_keys.add_config(commands, _command)
     _add_quickstart(commands)
     _add_doctor(commands)
     look.add_report(commands, _command)
@@ -141,11 +142,10 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "use_peft, report_to, seed, save_steps, save_total_limit, resume_from_checkpoint, overwrite\n"
         "CONFIG is a YAML file or the name of a recipe; method, task and verifier may be your own code, as\n"
         "package.module:name or ./file.py:name\n"
-        f"all keys, or those with a word in them: dopd train --keys [WORD]\n\nrecipes:\n{_recipes()}",
+        f"all keys, or those with a word in them: dopd config [WORD]\n\nrecipes:\n{_recipes()}",
     )
     parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"
     # `config` is found by `_train`, which knows the keys that need no value: flags stand before it or behind it.
-    parser.add_argument("--keys", action="store_true", help="print every key with its type, default and use, and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the routing table, and stop"
     )
@@ -166,18 +166,16 @@ def _recipes() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dopd.cli.keys import print_keys
     from dopd.runs.progress import quiet_libraries, say
     from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
 
     quiet_libraries()
-    if arguments.keys:
-        print_keys(arguments.rest)
-        return
     config, flags = split_arguments(arguments.rest)
     if config is None:
-        raise ConfigError("a config is missing: dopd train CONFIG, a YAML file or the name of a recipe")
+        raise ConfigError(
+            "a config is missing: dopd train CONFIG, a YAML file or the name of a recipe (`dopd config` lists the keys)"
+        )
     settings = load_settings(config, flags)
     if arguments.dry_run:
         print(describe(settings, make_config(settings, elsewhere=True)))

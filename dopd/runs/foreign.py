@@ -81,6 +81,7 @@ _NOT_HERE = {
     "tokenizer_name tokenizer_name_or_path eos_token pad_token chat_template chat_template_path",
     "the column with the prompt is called 'prompt': rename it in the dataset": "dataset_text_field text_column "
     "prompt_column",
+    "`dopd config [WORD]` lists the keys": "keys",
     "streams are for DOPDTrainer in Python": "dataset_streaming streaming",
     "the student's evaluation takes the likeliest answer to each prompt and a sampled one": "num_generations_eval",
     "the host writes safetensors alone: leave it out": "save_safetensors",

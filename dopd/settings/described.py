@@ -215,7 +215,7 @@ def unknown_key(key: Any, known: Iterable[str], path: str = "") -> str:
     if path:
         ending = f".{hint}" if hint else f"; its keys are {', '.join(names) or 'none'}"
         return f"{path}: unknown key {quoted(key)}{ending}"
-    return f"unknown key {quoted(key)}.{hint or ' `dopd train --keys` names them all.'}"
+    return f"unknown key {quoted(key)}.{hint or ' `dopd config` lists them all.'}"
 
 
 def check_attributes(owner: Any, settings: Mapping[str, Setting]) -> None:

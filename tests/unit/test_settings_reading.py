@@ -242,12 +242,52 @@ def test_choices_have_no_other_meaning() -> None:
     assert Setting("k", Literal[False] | str | None).read(0)[1]
 
 
-def test_keys_print_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_prints_what_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     from dopd.cli.main import main
 
-    assert main(["train", "--keys"]) == 0
+    assert main(["config"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{key}: " in f"\n{shown}" for key in all_settings())
-    assert "lora_r: int of at least 1; default 16" in shown
-    assert main(["train", "--keys", "lora_drop"]) == 0
-    assert capsys.readouterr().out.startswith("lora_dropout: float of at least 0 and below 1; default 0.0\n")
+    assert "lora_r: int of at least 1; default 16 (TRL)" in shown
+    assert main(["config", "lora-drop"]) == 0
+    assert capsys.readouterr().out.startswith("lora_dropout: float of at least 0 and below 1; default 0.0 (TRL)\n")
+    assert main(["config", "learning_rate"]) == 0
+    assert "default 5e-06 (transformers; TRL's default is 1e-06)" in capsys.readouterr().out
+    assert main(["config", "no_such_key"]) == 2
+    assert "no key has 'no_such_key' in its name or description" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--keys"], ["tiny-dag", "--keys"]], ids=["alone", "with a config"])
+def test_the_flag_that_listed_keys_names_the_command_that_does(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dopd.cli.main import main
+
+    assert main(["train", *arguments]) == 2
+    assert "`dopd config" in capsys.readouterr().err
+
+
+def test_each_key_is_of_the_library_that_documents_it() -> None:
+    """Against the classes as they are written: a key that a class of theirs declares in its own body is theirs."""
+    import ast
+    import inspect
+
+    import transformers
+    import trl
+
+    from dopd.runs.origins import origin_of
+
+    def declared(*classes: type) -> set[str]:
+        trees = [ast.parse(inspect.getsource(cls)).body[0] for cls in classes]
+        return {one.target.id for tree in trees for one in tree.body if isinstance(one, ast.AnnAssign)}  # type: ignore[attr-defined, union-attr]
+
+    trainings = declared(transformers.TrainingArguments)
+    of_trl = declared(trl.DistillationConfig, trl.trainer.base_config._BaseConfig, trl.ModelConfig, trl.ScriptArguments)
+    for key in all_settings():
+        expected = "transformers" if key in trainings else "TRL" if key in of_trl else "dopd"
+        assert origin_of(key) == expected, key
+    assert [origin_of(key) for key in ("privileged_student", "use_vllm", "learning_rate")] == [
+        "dopd",
+        "TRL",
+        "transformers",
+    ]
