@@ -19,7 +19,7 @@ _HEAD = """# Experiments
 
 The paper's tables and figures with tiny models, one folder each. How they were made and judged:
 [PROTOCOL.md](PROTOCOL.md); what was tried beside them: [LOG.md](LOG.md); the commands:
-[docs/experiments.md](../docs/experiments.md).
+[docs/explanation/experiments.md](../docs/explanation/experiments.md).
 
 | experiment | of the paper | what | runs | claims supported | verdict |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""The table in docs/compatibility.md: what was tried, said by the tests that tried it.
+"""The table in docs/reference/compatibility.md: what was tried, said by the tests that tried it.
 
 A test calls `tried(area, what, outcome)` once its asserts have passed. The page must then have that very row, so a row
 cannot stand there that no test reaches, and no test can add one without it being read. After a change:
@@ -9,7 +9,7 @@ cannot stand there that no test reaches, and no test can add one without it bein
 import os
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 # What rows are about, in the order of the page.
 AREAS = ("text family", "image family", "prompt", "dataset", "adapter", "checkpoint", "setting")
 _WRITE = "DOPD_WRITE_COMPATIBILITY"
@@ -32,7 +32,9 @@ def tried(area: str, what: str, outcome: str) -> None:
     if row in rows:
         return
     if not os.environ.get(_WRITE):
-        raise AssertionError(f"docs/compatibility.md lacks the row {row!r}: set {_WRITE}=1 and run the test once")
+        raise AssertionError(
+            f"docs/reference/compatibility.md lacks the row {row!r}: set {_WRITE}=1 and run the test once"
+        )
     same = f"| {area} | {what} |"
     rows = [row, *(line for line in rows if not line.startswith(same))]
     rows.sort(key=lambda line: (AREAS.index(line.split(" | ")[0].removeprefix("| ")), line.lower()))

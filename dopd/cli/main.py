@@ -249,7 +249,7 @@ def _add_listing(commands: "argparse._SubParsersAction") -> None:
     tasks.set_defaults(run=_tasks)
     methods = _command(commands, "methods", "routing tables by name", "  dopd methods\n  dopd methods dopd")
     methods.add_argument("name", nargs="?", help="show one table in full; your own, too: ./file.py:function")
-    methods.add_argument("--markdown", action="store_true", help="all of them, as docs/methods.md lists them")
+    methods.add_argument("--markdown", action="store_true", help="all of them, as docs/reference/methods.md lists them")
     methods.set_defaults(run=_methods)
 
 

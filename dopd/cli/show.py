@@ -109,7 +109,7 @@ def _by_subject() -> dict[str, list[str]]:
 
 
 def methods_as_markdown() -> str:
-    """The list of `docs/methods.md`: every method with its loss, what it needs and where it departs from its source."""
+    """The list of `docs/reference/methods.md`: methods with loss, needs and departures."""
     from dopd.methods import CARDS, METHODS, table
 
     lines: list[str] = []

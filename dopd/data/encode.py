@@ -323,7 +323,7 @@ def _check_of_images(
             raise ModelError(
                 f"{type(processor).__name__} says {name!r} of every token of a prompt, and dopd does not know what a "
                 "completion token has there (known are fields that end in 'token_type_ids'): images of this family "
-                "cannot be read. Use a model of another family (docs/vision.md lists those that were tried)"
+                "cannot be read. Use a model of another family (docs/how-to/vision.md lists those that were tried)"
             )
 
 

@@ -2,7 +2,7 @@
 
 Tokens are grouped by row of the table, so that each has exactly one target. The student's logits are computed once for
 every token; the target's logits only where a row reads the whole vocabulary, else K columns of them; and the gradient
-goes through the dense head only where it is dense. `docs/performance.md` counts the products.
+goes through the dense head only where it is dense. `docs/explanation/performance.md` counts the products.
 
 Shapes: P positions of the batch, H hidden size, V vocabulary, K tokens of a support, M tokens of a row,
 C tokens of a chunk.

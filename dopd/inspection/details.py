@@ -157,7 +157,7 @@ def trace_record(
     losses: list[float],
     thresholds: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """The record of one completion in the format of `docs/trace_schema.md`.
+    """The record of one completion in the format of `docs/reference/trace.md`.
 
     Args:
         completion (`Completion`): what is known beside the tokens.

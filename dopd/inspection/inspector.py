@@ -48,7 +48,7 @@ class Inspector:
         moment: Moment = START,
         first_number: int = 0,
     ) -> list[dict[str, Any]]:
-        """Records (`docs/trace_schema.md`) of one completion of each row; the random state is left as it was.
+        """Records (`docs/reference/trace.md`) of one completion of each row; the random state is left as it was.
 
         Args:
             rows (`list[dict]`): `prompt`, `privileged_context` (optional), and what the verifier reads.

@@ -1,4 +1,4 @@
-"""The format of traced completions, one JSON object a line. `docs/trace_schema.md` explains every field.
+"""The format of traced completions, one JSON object a line. `docs/reference/trace.md` explains every field.
 
 Needs no torch: the trainer and `dopd inspect` write this format, reports read it.
 """

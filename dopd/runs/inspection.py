@@ -48,7 +48,7 @@ def inspect_prompt(
     dtype: str = "float32",
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Records (`docs/trace_schema.md`) of answers to one prompt.
+    """Records (`docs/reference/trace.md`) of answers to one prompt.
 
     Args:
         student_name, teacher_name (`str`): hub ids, folders or `tiny:TASK/ROLE`; a method that reads no teacher needs

@@ -1,4 +1,4 @@
-"""Traces: some completions of a run, token by token, as JSON lines that reports read (`docs/trace_schema.md`).
+"""Traces: some completions of a run, token by token, as JSON lines that reports read (`docs/reference/trace.md`).
 
 What is traced is what training computes anyway: the loss of a token is the one that was differentiated. Only the most
 probable tokens are made for the trace alone, from hidden states of the traced completions, a few tokens at a time.

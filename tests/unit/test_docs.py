@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = {str(path.relative_to(ROOT)): path for path in PAGES}
 DOTTED = re.compile(r"`((?:dopd|lab)(?:\.[A-Za-z_]\w*)+)[`(]")
-LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 NAMED_TEST = re.compile(r"\b((?:unit|numerics|distributed|golden|e2e)/test_\w+\.py)::(test_\w+)")
 VERDICTS = ("trainer", "data", "evaluation", "not applicable: ")
 
@@ -44,16 +45,44 @@ def pitfall_rows() -> list[tuple[str, str]]:
     return [(row[0], row[-1]) for row in cells if row[0] not in ("mistake", "") and not set(row[0]) <= {"-", " "}]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_dotted_name_resolves(path: Path) -> None:
-    names = sorted(set(DOTTED.findall(path.read_text(encoding="utf-8"))))
+@pytest.mark.parametrize("page", DOCUMENTS)
+def test_every_dotted_name_resolves(page: str) -> None:
+    names = sorted(set(DOTTED.findall(DOCUMENTS[page].read_text(encoding="utf-8"))))
     assert [name for name in names if not resolves(name)] == []
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_relative_link_leads_to_a_file(path: Path) -> None:
-    links = LINK.findall(path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+@pytest.mark.parametrize("page", DOCUMENTS)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    path = DOCUMENTS[page]
+    wrong = []
+    for link in LINK.findall(without_code(path.read_text(encoding="utf-8"))):
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def without_code(text: str) -> str:
+    """Markdown without blocks and spans of code, in which brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def anchors(path: Path) -> set[str]:
+    """Names of a page's headings in links: lower case, without punctuation, hyphens for spaces."""
+    found: list[str] = []
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for heading in re.findall(r"^#+ (.+?)\s*$", text, re.M):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        found.append(re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-"))
+    return {name if (n := found[:i].count(name)) == 0 else f"{name}-{n}" for i, name in enumerate(found)}
+
+
+def test_a_link_to_a_heading_that_is_not_there_would_be_caught(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# What `top_k` is: a limit\n## Twice\n## Twice\n```\n# no heading\n```\n", encoding="utf-8")
+    assert anchors(page) == {"what-top_k-is-a-limit", "twice", "twice-1"}
+    assert LINK.findall(without_code("[a](b.md#c) `[d](e)` [f](https://g) [h](#i)")) == ["b.md#c", "#i"]
 
 
 def test_name_that_does_not_exist_would_be_caught() -> None:
@@ -68,7 +97,7 @@ def test_name_that_does_not_exist_would_be_caught() -> None:
 
 def test_algorithm_names_every_function_of_the_core() -> None:
     """A new divergence or statistic without a line in the document is noticed here."""
-    text = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / "algorithm.md").read_text(encoding="utf-8")
     named = set(DOTTED.findall(text))
     core = {
         f"dopd.{module}.{name}"

@@ -83,12 +83,12 @@ def test_every_method_is_plain_rows_that_a_yaml_file_could_hold(name: str) -> No
 
 
 def test_the_docs_list_the_methods_as_they_are() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert methods_as_markdown() in text, "put the output of `dopd methods --markdown` into docs/methods.md"
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
+    assert methods_as_markdown() in text, "put the output of `dopd methods --markdown` into docs/reference/methods.md"
 
 
 def test_the_docs_name_every_signal_and_source() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     assert [name for name in (*SIGNALS, *SOURCES) if f"`{name}`" not in text] == []
 
 

@@ -51,7 +51,7 @@ def test_the_schema_notices_what_is_wrong(run: Any) -> None:
 
 
 def test_the_documentation_names_every_field() -> None:
-    text = (ROOT / "docs" / "trace_schema.md").read_text()
+    text = (ROOT / "docs" / "reference" / "trace.md").read_text()
     rows = {line.split("|")[1].strip().strip("`") for line in text.splitlines() if line.startswith("| `")}
     assert rows == {*schema.RECORD_FIELDS, *schema.OPTIONAL_FIELDS, *schema.TOKEN_FIELDS}
 

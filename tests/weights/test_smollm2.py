@@ -43,7 +43,7 @@ def run(model: str, folder: Path, **overrides: Any) -> tuple[list[dict[str, Any]
 
 
 def test_few_steps_bring_the_student_closer_to_the_teacher(weights: Weights, tmp_path: Path) -> None:
-    """Reverse KL to the plain teacher on held-out prompts; measured: 0.4 of the start (docs/real_models.md)."""
+    """Reverse KL to the plain teacher on held-out prompts; measured: 0.4 of the start (see real-models.md)."""
     (before, after), steps = run(weights("smol135"), tmp_path / "run", method="vanilla")
     assert after["eval_divergence_to_teacher"] < 0.75 * before["eval_divergence_to_teacher"], (before, after)
     assert steps[-1]["loss"] < steps[0]["loss"]
