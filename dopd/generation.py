@@ -29,6 +29,7 @@ from dopd.scoring import (
     view_hidden_states,
 )
 from dopd.vision.tokens import placeholder_ids
+from dopd.vocabulary import vocab_size_of
 
 _SHORT, _LONG, _STEPS = 4, 20, 3  # tokens of the trial: two prompts, and how many are generated
 _takes_padding: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -144,7 +145,7 @@ def runs(name: str, model: Any) -> Iterator[None]:
 
 def words(model: Any, count: int) -> list[int]:
     """Ids of a few different tokens of a model's vocabulary, none of which stands for an image."""
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = vocab_size_of(model)
     forbidden = set(placeholder_ids(model.config))
     ids = torch.linspace(0, vocab_size - 1, count + 2).long().tolist()[1:-1]
     word = next(token for token in range(vocab_size) if token not in forbidden)

@@ -85,13 +85,19 @@ class Head:
         raise ModelError(f"head is a {type(head).__name__}: pass a dopd.Head, an nn.Linear or a (V, H) weight tensor")
 
     @classmethod
-    def of_model(cls, model: Any, temperature: float = 1.0) -> "Head":
+    def of_model(cls, model: Any, temperature: float = 1.0, vocab_size: int | None = None) -> "Head":
         """The head of a transformers causal or vision-language model, with the scale and cap that its config declares.
 
         They count where the model's code reads them: vision-language models may leave out what the configuration of
         their language model declares (Aya Vision, LLaVA-NeXT with Granite).
 
         Tokens that stand for a piece of an image get probability 0: they are not sampled, so they are not scored.
+
+        Args:
+            model: an unwrapped transformers model.
+            temperature (`float`): divides the logits.
+            vocab_size (`int`, *optional*): ids from 0 on that are outcomes, where another model has fewer than this
+                one (`dopd.vocabulary`); all of them if left out.
 
         Raises:
             ModelError: the model has no output embedding.
@@ -103,9 +109,13 @@ class Head:
             )
         settings = _Settings(model, output)
         weight = whole_weight(output) if is_quantized(output) else output.weight
+        bias = _without(placeholder_ids(model.config), output, weight)
+        if vocab_size is not None and vocab_size < weight.shape[0]:
+            # A part of a sharded weight is cut out of the whole.
+            weight, bias = _whole(weight, None)[:vocab_size], None if bias is None else _whole(bias, None)[:vocab_size]
         return cls(
             weight,
-            _without(placeholder_ids(model.config), output, weight),
+            bias,
             logit_scale=_logit_scale(settings),
             softcap=settings.first_of("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
             temperature=temperature,

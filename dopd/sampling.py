@@ -15,6 +15,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, ModelError
+from dopd.vocabulary import vocab_size_of
 
 _ENDS = "stop_strings"  # read into `Ending`
 
@@ -208,7 +209,7 @@ def drawn(model: Any, inputs: Mapping[str, Any], config: GenerationConfig, endin
 
 def check_ids(ids: Tensor, model: Any) -> None:
     """Raise `ModelError` for a token id outside of a model's vocabulary: a GPU would say so with a device assert."""
-    size = model.config.get_text_config().vocab_size
+    size = vocab_size_of(model)
     largest = int(ids.max()) if ids.numel() else 0
     if largest >= size:
         raise ModelError(

@@ -95,6 +95,7 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
         "verifier",
         "peft_config",
         "rollout_engine",
+        "teacher_processing_class",
     )
     given = {name: options.pop(name) for name in (*names, "callbacks") if name in options}
     given.setdefault("model", student())

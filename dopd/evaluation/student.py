@@ -21,7 +21,7 @@ from dopd.sources import LIVE
 from dopd.statistics import wilson_interval
 from dopd.step import FixedModels, LocalScorer, PromptEncoder, Rollouts, Step
 from dopd.step.verifier import Verifier, judged
-from dopd.vision.tokens import placeholder_ids
+from dopd.vocabulary import unscored_ids
 
 
 @dataclass
@@ -152,7 +152,7 @@ class StudentEvaluator:
             pad_token_id=self.prompts.tokenizer.pad_token_id,
             sampled=sampled,
             temperature=temperature,
-            suppressed=placeholder_ids(models.student.config),
+            suppressed=unscored_ids(models.student, models.vocab_size),
         )
         return answers(
             models.student, view, config, self.ending, inputs=partial(models.generation_inputs, models.student)

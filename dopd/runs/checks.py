@@ -38,7 +38,8 @@ def check_answering(
     _tell_unknown_words(evaluator, rows)
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.prompts.processing_class) else []
     if teacher is not None:
-        check_one_vocabulary(model, teacher, evaluator.prompts.processing_class)
+        for sentence in check_one_vocabulary(model, teacher, evaluator.prompts.processing_class):
+            logger.warning(sentence)
     for name, tried in (("model", model), ("teacher", teacher)):
         if tried is None:
             continue

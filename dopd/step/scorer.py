@@ -22,6 +22,7 @@ from dopd.sources import LIVE, TEACHER_SOURCES
 from dopd.step.batch import SourceScores
 from dopd.tables import RoutingTable
 from dopd.vision.media import FeatureCache
+from dopd.vocabulary import shared_vocab_size
 
 ALL_SUPPORTS = frozenset(get_args(Support))
 
@@ -58,6 +59,10 @@ def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
 class Models(Protocol):
     """The models behind the sources of a table."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids from 0 on that every model has; the others are no outcomes."""
+
     def source_model(self, source: str) -> AbstractContextManager[Any]:
         """The (wrapped) model of a source, with its weights in place."""
 
@@ -86,6 +91,10 @@ class FixedModels:
     student: Any
     teacher: Any = None
     cache: FeatureCache = field(default_factory=FeatureCache)
+
+    @property
+    def vocab_size(self) -> int:
+        return shared_vocab_size(model for model in (self.student, self.teacher) if model is not None)
 
     def source_model(self, source: str) -> AbstractContextManager[Any]:
         return nullcontext(self.teacher if source in TEACHER_SOURCES else self.student)
@@ -136,7 +145,7 @@ class LocalScorer:
 
     def head(self, source: str) -> Head:
         with self.models.source_model(source) as model:
-            return Head.of_model(self.models.unwrapped(model), self.temperature)
+            return Head.of_model(self.models.unwrapped(model), self.temperature, self.models.vocab_size)
 
     def _passes(self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         # Backbone passes and the head run inside one forward of the wrapper, so a sharded head is collected once.
@@ -144,7 +153,7 @@ class LocalScorer:
         self.models.before_scoring(source, model, view)
         forward = partial(self.models.hidden_states, model)
         hidden = in_batches(forward, view, completion_ids, mask, self.batch_size)
-        head = Head.of_model(model, self.temperature)
+        head = Head.of_model(model, self.temperature, self.models.vocab_size)
         options = {"chunk_tokens": self.chunk_tokens, "merged_ids": self.merged_ids}
         tokens = score_tokens(hidden, head, completion_ids, mask, **options)
         return SourceScores(tokens, hidden, head.vocab_size)

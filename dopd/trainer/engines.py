@@ -27,7 +27,7 @@ from dopd.step import Engine, Request, Rollouts, TransformersEngine
 from dopd.step.engine import WholeStudent
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.images import Trial
-from dopd.vision.tokens import placeholder_ids
+from dopd.vocabulary import unscored_ids, vocab_size_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def rollout_config(host: HostTrainer) -> GenerationConfig:
         pad_token_id=host.tokenizer.pad_token_id,
         sampled=True,
         temperature=host.temperature,
-        # Tokens that stand for images are not sampled, as they are not scored.
-        suppressed=sorted({*given, *placeholder_ids(host.unwrapped_student.config)}),
+        suppressed=sorted({*given, *unscored_ids(host.unwrapped_student, host.scored_vocab_size)}),
         **settings,
     )
 
@@ -83,12 +82,15 @@ class VLLMEngine:
         self._host = host
         engine = host.vllm_generation
         options = dict(engine.generation_kwargs or {})
-        forbidden = placeholder_ids(host.unwrapped_student.config)
+        forbidden = unscored_ids(host.unwrapped_student, host.scored_vocab_size)
         if host.ending.strings:
             options |= {"stop": list(host.ending.strings), "include_stop_str_in_output": True}
         if forbidden:
             if "logit_bias" in options:
-                raise ConfigError("generation_kwargs: logit_bias is set by dopd for vision-language models; remove it")
+                raise ConfigError(
+                    "generation_kwargs: logit_bias is set by dopd, to leave out tokens that stand for images or that "
+                    "the teacher does not have; remove it"
+                )
             options["logit_bias"] = dict.fromkeys(forbidden, -100.0)
         engine.generation_kwargs = options
 
@@ -131,7 +133,7 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         given["cache_implementation"] = cache_implementation(host.args)
     if not given:
         return
-    check_named_tokens(given, student.config.get_text_config().vocab_size)
+    check_named_tokens(given, vocab_size_of(student))
     view = view or left_padded([words(student, _FEW)], host.tokenizer.pad_token_id, student.device)
     try:
         with random_state_kept(student):
@@ -161,7 +163,7 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
         if isinstance(engine, TransformersEngine | VLLMEngine):
             raise  # as the model's own code says it
         raise ScoringError(f"the rollout engine raised {type(error).__name__}: {first_line(error)}") from error
-    asked, size = len(request.prompts), student.config.get_text_config().vocab_size
+    asked, size = len(request.prompts), vocab_size_of(student)
     expected = f"and was asked for a list of {asked} lists of token ids below {size}"
     if not isinstance(found, list | tuple) or len(found) != asked:
         count = f" of {len(found)}" if isinstance(found, list | tuple) else ""
@@ -181,16 +183,17 @@ def _are_ids(values: Sequence[Any], size: int) -> bool:
     return whole and (not values or (min(values) >= 0 and max(values) < size))
 
 
-def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off_policy: bool) -> None:
+def check_rollouts(rollouts: Rollouts, student: Any, vocab_size: int, max_new_tokens: int, *, off_policy: bool) -> None:
     """Raise `ScoringError` for answers that are not scored as they were drawn.
 
     Args:
         rollouts (`Rollouts`): of an engine.
         student: the unwrapped student.
+        vocab_size (`int`): ids from 0 on that student and teacher both have.
         max_new_tokens (`int`): most tokens of an answer, as the engine was asked.
         off_policy (`bool`): whether answers may come from another distribution.
     """
-    forbidden = set(placeholder_ids(student.config))
+    forbidden = set(unscored_ids(student, vocab_size))
     for ids in rollouts.answers:
         if not ids or len(ids) > max_new_tokens:
             raise ScoringError(
@@ -198,8 +201,9 @@ def check_rollouts(rollouts: Rollouts, student: Any, max_new_tokens: int, *, off
             )
         if forbidden & set(ids):
             raise ScoringError(
-                "a completion holds a token that stands for an image, which cannot be scored: the engine that sampled "
-                "it ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
+                f"a completion holds token {min(forbidden & set(ids))}, which stands for an image or is none of the "
+                f"{vocab_size} tokens that student and teacher share, and cannot be scored: the engine that sampled it "
+                "ignores the list of forbidden tokens. Use use_vllm=False, or an engine that knows logit_bias"
             )
     if not off_policy:
         _check_frequencies(rollouts, student)

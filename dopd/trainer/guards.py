@@ -5,6 +5,7 @@ told.
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,6 @@ def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
     Raises:
         ConfigError: the table needs a teacher and there is none; teacher and student are one object, or hold the same
             weights where the table compares them in the same context.
-        ModelError: vocabularies of different sizes.
     """
     if not table.needs_teacher:
         return
@@ -44,7 +44,6 @@ def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
             f"method {table.name!r} needs a teacher ({', '.join(sorted(table.sources))}): pass teacher_model, or "
             "teacher_model_name_or_path in the config"
         )
-    check_vocab_sizes(student.config, teacher.config)
     if teacher is student:
         raise ConfigError(
             "teacher_model and model are the same object, so the teacher would move with the student. For "
@@ -66,45 +65,60 @@ def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:
 
 
 def check_vocab_sizes(
-    student_config: Any, teacher_config: Any, shared_tokenizer: Callable[[], int | None] = lambda: None
-) -> None:
-    """Raise `ModelError` unless both configs declare one vocabulary size.
+    student_config: Any, teacher_config: Any, shared_tokenizer: Callable[[], int | None]
+) -> list[str]:
+    """Compare the sizes of two vocabularies. Matrices of one tokenizer may be padded to different sizes with rows that
+    no token has; then the ids that both models have are scored.
 
     Args:
-        shared_tokenizer (callable): () -> the number of entries of the tokenizer that both models have, or `None`.
+        shared_tokenizer (callable): () -> how many ids the tokenizer that both models have needs, or `None`.
+
+    Returns:
+        What is left out, in a sentence.
+
+    Raises:
+        ModelError: the models do not have one tokenizer, as far as can be found.
     """
     mine, theirs = (config.get_text_config().vocab_size for config in (student_config, teacher_config))
     if mine == theirs:
-        return
-    entries = shared_tokenizer()
-    if entries is not None and entries <= min(mine, theirs):
+        return []
+    needed = shared_tokenizer()
+    if needed is not None and needed <= min(mine, theirs):
         larger = "student" if mine > theirs else "teacher"
-        raise ModelError(
-            f"student and teacher share a tokenizer of {entries} entries, but the student's matrices have {mine} rows "
-            f"and the teacher's {theirs}: they are filled up to different sizes with rows that no token has. Cut those "
-            f"of the {larger} off: load it, call model.resize_token_embeddings({min(mine, theirs)}), save it with its "
-            f"tokenizer, and name that folder as the {larger}"
-        )
+        return [
+            f"the student's vocabulary is padded to {mine} tokens and the teacher's to {theirs}, for one tokenizer of "
+            f"{needed}: ids from {min(mine, theirs)} on, which only the {larger} has, are neither sampled nor scored"
+        ]
     raise ModelError(
-        f"the student's vocabulary has {mine} tokens, the teacher's {theirs}. Token-level distillation needs one "
-        "vocabulary: use a teacher with the student's tokenizer (nothing is padded, for a padded token would get real "
-        "probability)"
+        f"the student's vocabulary has {mine} tokens, the teacher's {theirs}, and they are not known to have one "
+        "tokenizer. Token-level distillation needs one vocabulary: use a teacher with the student's tokenizer. If it "
+        "has that, save it beside the teacher's weights, or pass it as teacher_processing_class"
     )
 
 
-def shared_tokenizer(model: Any, teacher_model: Any, processing_class: Any) -> int | None:
-    """Entries of the tokenizer that both models have; `None` if they have different ones, or none that can be found."""
-    names = [source if isinstance(source, str) else source.config._name_or_path for source in (model, teacher_model)]
+def shared_tokenizer(
+    model: Any, teacher_model: Any, processing_class: Any = None, teacher_processing_class: Any = None
+) -> int | None:
+    """How many ids the tokenizer that both models have needs; `None` if they have different ones, or none that can be
+    found.
+
+    Args:
+        model, teacher_model: loaded models, or their names.
+        processing_class, teacher_processing_class (*optional*): read from beside the models if left out.
+    """
     try:
-        mine, theirs = (_tokenizer(name) if name else None for name in names)
-        mine = mine if processing_class is None else tokenizer_of(processing_class)
+        mine, theirs = (
+            _tokenizer(source) if given is None else tokenizer_of(given)
+            for source, given in ((model, processing_class), (teacher_model, teacher_processing_class))
+        )
     except Exception:  # a model without a tokenizer beside it, for whatever reason
         return None
-    return None if mine is None or theirs is None or mine.get_vocab() != theirs.get_vocab() else len(mine)
+    ids = mine.get_vocab()
+    return max(ids.values()) + 1 if ids == theirs.get_vocab() else None
 
 
-def _tokenizer(name: str) -> Any:
-    place, where = files_of(name)
+def _tokenizer(source: Any) -> Any:
+    place, where = files_of(source if isinstance(source, str) else source.config._name_or_path)
     return AutoTokenizer.from_pretrained(place, **where)
 
 
@@ -206,18 +220,23 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
     return []
 
 
-def check_one_vocabulary(student: Any, teacher: Any, processing_class: Any) -> None:
+def check_one_vocabulary(student: Any, teacher: Any, processing_class: Any) -> list[str]:
     """Raise `ModelError` unless a token id means the same to two loaded models, as far as their files say.
 
     Args:
         processing_class: the student's tokenizer or processor.
+
+    Returns:
+        What is left out of the comparison, in a sentence.
     """
-    check_vocab_sizes(student.config, teacher.config, lambda: shared_tokenizer(student, teacher, processing_class))
+    tokenizer = partial(shared_tokenizer, student, teacher, processing_class)
+    notes = check_vocab_sizes(student.config, teacher.config, tokenizer)
     try:
-        theirs = _tokenizer(teacher.config._name_or_path)
+        theirs = _tokenizer(teacher)
     except Exception:  # a model without a tokenizer beside it, for whatever reason
-        return
+        return notes
     compare_tokenizers(tokenizer_of(processing_class), theirs)
+    return notes
 
 
 def active_dropout(model: nn.Module) -> list[str]:

@@ -24,6 +24,7 @@ from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.config import DOPDConfig
+from dopd.vocabulary import shared_vocab_size
 
 if TYPE_CHECKING:
     from dopd.trainer.models import TrainedModels
@@ -111,6 +112,11 @@ class HostTrainer(DistillationTrainer):
     def loaded_models(self) -> list[Any]:
         """Student and teacher, unwrapped; the teacher if there is one."""
         return [model for model in (self.unwrapped_student, self.unwrapped_teacher) if model is not None]
+
+    @property
+    def scored_vocab_size(self) -> int:
+        """Ids from 0 on that student and teacher both have."""
+        return shared_vocab_size(self.loaded_models)
 
     @property
     def is_split(self) -> bool:

@@ -43,6 +43,10 @@ class TrainedModels:
         self._features = FeatureCache()
         self._tried = set[str]()
 
+    @property
+    def vocab_size(self) -> int:
+        return self._host.scored_vocab_size
+
     def forget_features(self) -> None:
         """Drop image features: weights change between steps."""
         self._features.clear()

@@ -81,8 +81,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     drop = host.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
     _tell_unread_columns(dataset.column_names or [], dataset)
-    vocab_size = min(model.config.get_text_config().vocab_size for model in host.loaded_models)
-    num_tokens = images.prompt_lengths(host, vocab_size)
+    num_tokens = images.prompt_lengths(host, host.scored_vocab_size)
     markup = host.prompts.markup
     unknown = UnknownWords(
         host.processing_class, host.teacher_candidate, host.chat_template_kwargs, host.prompts.template

@@ -23,6 +23,7 @@ from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
+from dopd.vocabulary import vocab_size_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,14 @@ def check_trackers(args: DOPDConfig) -> None:
 
 
 def check_before_loading(
-    model: Any, teacher_model: Any, table: RoutingTable, args: DOPDConfig, *, processing_class: Any, peft_config: Any
+    model: Any,
+    teacher_model: Any,
+    table: RoutingTable,
+    args: DOPDConfig,
+    *,
+    processing_class: Any,
+    teacher_processing_class: Any,
+    peft_config: Any,
 ) -> None:
     """Compare what can be compared, and say what can be said, without loading weights."""
     check_trackers(args)
@@ -94,7 +102,9 @@ def check_before_loading(
         teacher_config = _config("teacher_model", teacher_model, images.where_from(args, teacher=True))
         passes.check_kind("teacher_model", teacher_config)
         guards.check_vocab_sizes(
-            student_config, teacher_config, partial(guards.shared_tokenizer, model, teacher_model, processing_class)
+            student_config,
+            teacher_config,
+            partial(guards.shared_tokenizer, model, teacher_model, processing_class, teacher_processing_class),
         )
     if isinstance(model, nn.Module) and model is teacher_model:
         guards.check_models(model, teacher_model, table)
@@ -111,7 +121,15 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
         raise ModelError(f"{name} (={source!r}) cannot be read: {reason_of(error)}") from error
 
 
-def check_loaded(host: HostTrainer, teacher_source: Any, peft_config: Any = None) -> None:
+def declared_vocab_size(model: Any, args: DOPDConfig) -> int:
+    """Rows of the student's output embedding, loaded or not."""
+    size: int = _config("model", model, images.where_from(args)).get_text_config().vocab_size
+    return size
+
+
+def check_loaded(
+    host: HostTrainer, teacher_source: Any, peft_config: Any = None, teacher_processing_class: Any = None
+) -> None:
     """Guards that need the weights; what is odd but not wrong is logged."""
     student, teacher = host.unwrapped_student, host.unwrapped_teacher
     adapting.check_names(student, peft_config)
@@ -127,6 +145,10 @@ def check_loaded(host: HostTrainer, teacher_source: Any, peft_config: Any = None
     mended = mend_generation_config(without_adapters(student))
     notes = [mended] if mended else []
     if teacher is not None:
+        tokenizer = partial(
+            guards.shared_tokenizer, student, teacher_source, host.processing_class, teacher_processing_class
+        )
+        notes += guards.check_vocab_sizes(student.config, teacher.config, tokenizer)
         notes += guards.compare_generation(student, teacher, host.eos_token_ids)
         if isinstance(teacher_source, str):
             notes += guards.compare_tokenizers(host.tokenizer, _tokenizer(teacher_source, host.args))
@@ -147,7 +169,7 @@ def check_loaded(host: HostTrainer, teacher_source: Any, peft_config: Any = None
 
 def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
     """Raise `ModelError` for a padding or end token without an embedding: each is in every batch."""
-    size = student.config.get_text_config().vocab_size
+    size = vocab_size_of(student)
     named = {"pad_token": tokenizer.pad_token_id, **{f"end-of-sequence token {n}": n for n in eos_token_ids}}
     for name, number in named.items():
         if number is None or not 0 <= number < size:

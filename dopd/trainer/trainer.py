@@ -39,6 +39,7 @@ from dopd.trainer.probes import make_trace
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.saving import OneRun, SavingTrainer, StopWhereAsked
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
+from dopd.vocabulary import declares
 
 
 class DOPDTrainer(SavingTrainer):
@@ -113,14 +114,18 @@ class DOPDTrainer(SavingTrainer):
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
         setup.try_on_rows(self.verifier, train_dataset, eval_dataset)
         given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
-        setup.check_before_loading(model, teacher_model, self.table, args, **given)
+        setup.check_before_loading(
+            model, teacher_model, self.table, args, **given, teacher_processing_class=teacher_processing_class
+        )
         given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
         teacher_source = teacher_model if self.table.needs_teacher else None
         peft_config = adapting.on_revision(given["peft_config"], model, images.where_from(args))
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
         given["quantization_config"] = host_options.get("quantization_config")
         model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
-        with adapting.peft_errors(model, peft_config):
+        # The host refuses sizes that differ; `check_before_loading` has found them to be of one tokenizer.
+        size = setup.declared_vocab_size(model, args) if teacher_model is not None else None
+        with adapting.peft_errors(model, peft_config), declares(teacher_model, size):
             super().__init__(
                 model=model,
                 teacher_model=teacher_model,
@@ -132,7 +137,7 @@ class DOPDTrainer(SavingTrainer):
             )
         if self.teacher_model is not None:
             self.teacher_model.eval()
-        setup.check_loaded(self, teacher_source, peft_config)
+        setup.check_loaded(self, teacher_source, peft_config, teacher_processing_class)
         self.ending = ending_of(self)
         trial = self._prepare_models(teacher_source, teacher_processing_class)
         self.step = self._make_step()
@@ -261,7 +266,9 @@ class DOPDTrainer(SavingTrainer):
         request = Request(view, prompts, limit, step)
         answers = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
         rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))
-        check_rollouts(rollouts, self.unwrapped_student, limit, off_policy=self.args.off_policy_rollouts)
+        check_rollouts(
+            rollouts, self.unwrapped_student, self.models.vocab_size, limit, off_policy=self.args.off_policy_rollouts
+        )
         return rollouts
 
     def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -271,7 +278,7 @@ class DOPDTrainer(SavingTrainer):
             return self.models.hidden_states(student, view, completion_ids, mask, balance)
 
         hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
-        head = Head.of_model(student, self.temperature)
+        head = Head.of_model(student, self.temperature, self.models.vocab_size)
         targets = self.step.targets(batch)
         routed = self.step.loss(batch, (hidden, head), targets)
         if self.table.routed and hidden.requires_grad:

@@ -11,7 +11,6 @@ import torch
 import trainer_kit
 import vision_kit
 from compatibility import tried
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from dopd.adapters import effective_weights, layer_change, tuned_layers
@@ -336,27 +335,6 @@ def test_an_adapter_loaded_for_inference_is_refused(tmp_path: Path) -> None:
     frozen = peft.PeftModel.from_pretrained(trainer_kit.student(), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="is_trainable=True"):
         trainer_kit.trainer(tmp_path, model=frozen)
-
-
-# --- Vocabularies
-
-
-def test_matrices_of_two_sizes_for_one_tokenizer_are_told_so_and_the_advice_works(tmp_path: Path) -> None:
-    wide = trainer_kit.teacher()
-    wide.resize_token_embeddings(80, mean_resizing=False)
-    wide.save_pretrained(tmp_path / "wide")
-    trainer_kit.TOKENIZER.save_pretrained(tmp_path / "wide")
-    with pytest.raises(
-        ModelError, match=r"share a tokenizer of 63 entries.*63 rows.*80.*resize_token_embeddings\(63\)"
-    ):
-        trainer_kit.trainer(tmp_path / "run", teacher_model=str(tmp_path / "wide"))
-    wide.resize_token_embeddings(63)
-    wide.save_pretrained(tmp_path / "cut")
-    trainer_kit.TOKENIZER.save_pretrained(tmp_path / "cut")
-    trainer_kit.trainer(
-        tmp_path / "run", teacher_model=str(tmp_path / "cut"), train_dataset=Dataset.from_list(trainer_kit.task_rows(4))
-    ).train()
-    tried("checkpoint", "matrices of two sizes for one tokenizer", "refused: the advice, to cut the larger, works")
 
 
 def test_adapters_that_act_in_a_pass_of_the_whole_model_alone_are_refused(tmp_path: Path) -> None:

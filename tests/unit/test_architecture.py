@@ -18,7 +18,7 @@ LAYERS = [
     ["shown", "registry", "files"],
     ["settings"],
     ["vision", "lengths"],
-    ["routing", "sources", "kinds"],
+    ["routing", "sources", "kinds", "vocabulary"],
     ["divergences"],
     ["signals"],
     ["rules"],
