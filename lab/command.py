@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
         DopdError: what a user can mend.
     """
     build_parser(arguments.command).parse_args(arguments.rest, arguments)
-    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.quiet import quiet_libraries
 
     quiet_libraries()
     (_experiment if arguments.command == "experiment" else _tiny)(arguments)

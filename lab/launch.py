@@ -9,9 +9,9 @@ import yaml
 
 from dopd.errors import ConfigError
 from dopd.files import replace_file
-from dopd.runs.folder import claim
 from dopd.runs.recipes import recipe_path
 from dopd.runs.settings import load_settings
+from dopd.trainer.folder import claim
 from lab.catalogue import get_experiment
 from lab.spec import SFT, Condition, Experiment
 from lab.writing import check_writable

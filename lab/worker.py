@@ -17,7 +17,7 @@ from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ScoringError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.runs.build import load_model, load_tokenizer
-from dopd.runs.progress import quiet_libraries, replace_host_progress
+from dopd.runs.quiet import quiet_libraries
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import make_config, make_trainer
 from dopd.sampling import Ending, ends_of
@@ -97,7 +97,6 @@ def _train(spec: RunSpec, family: str, start: str, folder: Path, record: dict[st
         return student
     settings = run_settings(spec, family, start, folder)
     trainer = make_trainer(settings, make_config(settings))
-    replace_host_progress(trainer, spec.method)
     meter = _Budget(budget)
     trainer.add_callback(meter)
     if spec.evaluate_every:

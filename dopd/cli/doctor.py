@@ -92,7 +92,7 @@ def _devices() -> Iterator[Finding]:
 
 def config_findings(path: str) -> Iterator[Finding]:
     """What a config would run into, step by step: each step is tried only if the ones before it worked."""
-    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings
     from dopd.runs.train import make_config, make_trainer
 

@@ -73,7 +73,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from dopd.report.page import check_page, inspection_page
     from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
     from dopd.runs.inspection import inspect_prompt
-    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.quiet import quiet_libraries
 
     quiet_libraries()
     if arguments.html:

@@ -166,7 +166,8 @@ def _recipes() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dopd.runs.progress import quiet_libraries, say
+    from dopd.progress import say
+    from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
 
@@ -214,7 +215,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from dopd.cli.show import print_evaluation
     from dopd.runs.circumstances import circumstances
     from dopd.runs.evaluate import evaluate_checkpoint
-    from dopd.runs.progress import quiet_libraries
+    from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
@@ -288,8 +289,8 @@ def _add_quickstart(commands: "argparse._SubParsersAction") -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
-    from dopd.runs.progress import quiet_libraries
     from dopd.runs.quickstart import quickstart
+    from dopd.runs.quiet import quiet_libraries
 
     quiet_libraries()
     quickstart(

@@ -14,6 +14,7 @@ from dopd.settings.reading import read_yaml
 _MAX_FILE = 2**30  # bytes
 _MAX_TEXT = 10_000  # characters of a setting, and entries of one
 CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
+GIVEN_IN_PYTHON = "given in Python: "  # before what an object was that a program gave to a run
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from dopd.report.records import RunRecord, read_run
 from dopd.report.summary import examples_text, summary_rows, summary_table, verdicts
 from dopd.report.terminal import print_table
 from dopd.runs.build import resolve_model
-from dopd.runs.folder import RunFolder, claim, seal
 from dopd.runs.jobs import Job, run_jobs
 from dopd.runs.recipes import config_path
 from dopd.runs.settings import RunSettings, load_settings
 from dopd.runs.train import check_folder, make_config
 from dopd.settings import settings_of_call
 from dopd.shown import visible
+from dopd.trainer.folder import RunFolder, claim, seal
 
 _DEFAULT_CONFIG = "tiny-dag"
 _NUM_EXAMPLES = 20

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt, MinLen
 
 from dopd.errors import ConfigError
+from dopd.report.records import GIVEN_IN_PYTHON
 from dopd.runs.foreign import FOREIGN
 from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
@@ -222,6 +223,12 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
     if "output_dir" not in values or "output_dir" in nothing:
         values.pop("output_dir", None)
         problems.add("output_dir is missing: the folder of this run, for example runs/my-run")
+    for key, value in values.items():
+        if isinstance(value, str) and value.startswith(GIVEN_IN_PYTHON):
+            problems.add(
+                f"{key} (={quoted(value)}) was an object of a program, which this file describes and cannot bring: run "
+                f"the program again, or give {key} a name"
+            )
     foreign = [f"unknown key {key!r}: {FOREIGN[key]}" for key in values if key in FOREIGN]
     read, found = check({key: value for key, value in values.items() if key not in FOREIGN}, all_settings())
     problems.found[:0] = [*foreign, *found]  # a misspelt key comes before what is missing for it

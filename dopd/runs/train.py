@@ -6,12 +6,10 @@ after training), `curves.png`, `report.html`, the student's checkpoint and token
 
 import copy
 import importlib.util
-import json
 import logging
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +21,6 @@ from trl import ModelConfig, get_peft_config
 from dopd.adapters import check_adapter_config
 from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
 from dopd.errors import ConfigError, DopdError, FileError, ModelError, first_line
-from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
@@ -33,8 +30,7 @@ from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.rollout_settings import check_named_tokens
 from dopd.runs.beforehand import run_problems, unread
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
-from dopd.runs.folder import KeptRun, RunFolder
-from dopd.runs.progress import quiet_libraries, replace_host_progress
+from dopd.runs.quiet import quiet_libraries
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
@@ -42,11 +38,12 @@ from dopd.step.verifier import limited
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
+from dopd.trainer.folder import RunFolder
 from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
-from dopd.trainer.owned import CARD_FILE, make_own, write_own
+from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
-from dopd.trainer.setup import make_evaluator, try_on_rows
+from dopd.trainer.setup import try_on_rows
 from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
@@ -107,7 +104,7 @@ def describe(settings: RunSettings, config: DOPDConfig) -> str:
     return f"{settings.to_yaml()}\n{plan}\n\n{table.describe()}\nsource: {table.source_note or 'your own rows'}"
 
 
-def train(settings: RunSettings, *, label: str | None = None) -> Path:
+def train(settings: RunSettings) -> Path:
     """Train, evaluate and save; returns the run folder.
 
     Raises:
@@ -123,7 +120,7 @@ def train(settings: RunSettings, *, label: str | None = None) -> Path:
             return folder.path
         trainer = make_trainer(settings, config)
         try:
-            _run(trainer, folder, settings, config, label)
+            _run(trainer, folder, settings, config)
         except BaseException as error:
             if trainer.accelerator.is_main_process:
                 folder.give_back()
@@ -170,30 +167,17 @@ def check_folder(folder: RunFolder, settings: RunSettings, config: DOPDConfig, *
     folder.check(names, overwrite=overwrite, resume=bool(config.resume_from_checkpoint), steps=steps)
 
 
-def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig, label: str | None) -> None:
+def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> None:
     """Train, save, evaluate and report."""
-    main = trainer.accelerator.is_main_process
-    described = (settings.to_yaml(), config.routing_table().describe() + "\n")
-    if main and not config.resume_from_checkpoint:
-        folder.begin(*described)
+    if trainer.accelerator.is_main_process and not config.resume_from_checkpoint:
+        folder.begin()
     trainer.accelerator.wait_for_everyone()
-    trainer.add_callback(KeptRun(folder, *described))
-    replace_host_progress(trainer, label or trainer.table.name)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    trainer.save_model()
-    if main:
-        trainer.create_model_card(model_name=folder.path.name)
-    if settings.final_eval_prompts is not None:
-        _final_evaluation(trainer, settings, seconds)
-    if main:
-        from dopd.report.curves import draw_run
-        from dopd.report.page import write_report
-
-        make_own(folder.path, CURVES_FILE, lambda: draw_run(folder.path))
-        make_own(folder.path, REPORT_FILE, lambda: write_report([folder.path]))
-        folder.complete()
+    trainer.configuration = settings.to_yaml()
+    with trainer.recorded():
+        trainer.train()
+        trainer.save_model()
+        if settings.final_eval_prompts is not None:
+            trainer.final_evaluation(settings.final_eval_prompts)
 
 
 def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
@@ -297,21 +281,3 @@ def _peft_config(settings: RunSettings) -> Any:
         return made
     except ValueError as error:
         raise ConfigError(f"use_peft needs peft: pip install 'dopd[lora]' ({first_line(error)})") from None
-
-
-def _final_evaluation(trainer: DOPDTrainer, settings: RunSettings, seconds: float) -> None:
-    evaluator = make_evaluator(trainer, num_prompts=settings.final_eval_prompts)
-    result = evaluate_sharded(trainer, evaluator)
-    if trainer.accelerator.is_main_process:
-        record = {"method": trainer.table.name, "train_seconds": round(seconds, 2), **result.to_json()}
-        write_own(settings.output_dir, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def evaluate_sharded(trainer: DOPDTrainer, evaluator: StudentEvaluator) -> EvaluationResult:
-    """Evaluate on all processes; every process gets the whole result."""
-    from accelerate.utils import gather_object
-
-    shard = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
-    with trainer.whole_student() as model:
-        mine = evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
-    return sum(gather_object([mine]), start=EvaluationResult())

@@ -1,8 +1,10 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
 import copy
+import json
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
@@ -14,7 +16,7 @@ from dopd.errors import ConfigError, DopdError, first_line
 from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.rollout_settings import rollout_settings
-from dopd.secrets import without_secrets
+from dopd.secrets import is_secret, without_secrets
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
@@ -200,6 +202,7 @@ class DOPDConfig(DistillationConfig):
 
     def __post_init__(self) -> None:
         own: type = type(self)
+        chosen = set(_changed(self))
         check_attributes(self, trainer_settings(own))
         self._check_together()
         # The host would have its own evaluation at every saved step; ours has been checked.
@@ -213,6 +216,13 @@ class DOPDConfig(DistillationConfig):
         if self.process_index:  # of several processes the main one warns
             logging.getLogger("dopd").setLevel(logging.ERROR)
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
+        self._unchosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in chosen}
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not left at their defaults, as plain values; without tokens."""
+        plain = json.loads(json.dumps(self.to_dict(), default=str))
+        left = {name for name, value in self._unchosen.items() if getattr(self, name) == value}
+        return {name: value for name, value in plain.items() if name not in left and not is_secret(name)}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, without secrets: the host writes settings beside weights, and sends them to hubs."""
@@ -275,3 +285,11 @@ class DOPDConfig(DistillationConfig):
             return RoutingTable.from_rows(rows, name="custom" if self.method == "dopd" else self.method, **anchor)
         options: Any = self.method_options or {}
         return table(self.method, **options, **anchor)
+
+
+def _changed(config: DOPDConfig) -> Iterator[str]:
+    """Names of the fields that have another value than their default."""
+    for one in fields(config):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if getattr(config, one.name) != default:
+            yield one.name

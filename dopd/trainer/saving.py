@@ -18,6 +18,7 @@ from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import fingerprint, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
+from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
 from dopd.trainer.best import student_metric
 from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
@@ -105,7 +106,8 @@ class SavingTrainer(HostTrainer):
         run = self.run_folder
         steps = (self.args.max_steps if self.args.max_steps > 0 else sys.maxsize) if fresh else None
         whole.check_places(run, steps)
-        check_free(run, [METRICS_FILE, NON_FINITE_FILE, *([] if self.trace is None else [TRACE_FILE])])
+        names = [METRICS_FILE, NON_FINITE_FILE, CONFIG_FILE, TABLE_FILE]
+        check_free(run, [*names, *([] if self.trace is None else [TRACE_FILE])])
 
     def _as_it_ended(self, checkpoint: str) -> TrainOutput:
         """The state that a complete run left; nothing is trained."""

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from dopd.data.given import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
@@ -30,19 +31,22 @@ from dopd.trainer.anchor import anchors_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
+from dopd.trainer.description import describe_run
 from dopd.trainer.engines import check_rollouts, drawn_answers, ending_of, make_engine
 from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
 from dopd.trainer.models import TrainedModels
 from dopd.trainer.probes import make_trace
+from dopd.trainer.progress import RunProgress
+from dopd.trainer.recording import KeptRun, RecordingTrainer
 from dopd.trainer.sampler import EpochRepeatSampler
-from dopd.trainer.saving import OneRun, SavingTrainer, StopWhereAsked
+from dopd.trainer.saving import OneRun, StopWhereAsked
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
 from dopd.vocabulary import declares
 
 
-class DOPDTrainer(SavingTrainer):
+class DOPDTrainer(RecordingTrainer):
     """Distil a teacher into a student on the student's own answers, routing each token by a table.
 
     A TRL user changes the import and adds one column:
@@ -106,6 +110,15 @@ class DOPDTrainer(SavingTrainer):
         if teacher_model is None:
             teacher_model = args.teacher_model_name_or_path
         self.table: RoutingTable = args.routing_table()
+        self.configuration = describe_run(
+            args,
+            model=model,
+            teacher_model=teacher_model,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            verifier=verifier,
+            peft_config=host_options.get("peft_config"),
+        )
         self.verifier = None if verifier is None else limited(verifier, args.verifier_timeout)
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
@@ -193,7 +206,10 @@ class DOPDTrainer(SavingTrainer):
 
     def _add_callbacks(self) -> None:
         args = self.args
+        for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
+            self.remove_callback(callback)
         self.add_callback(OneRun())
+        self.add_callback(KeptRun(self))
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
         self.add_callback(IdleSteps(self.table.needs_rewards))
@@ -201,6 +217,7 @@ class DOPDTrainer(SavingTrainer):
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
+        self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))
         self.add_callback(StopWhereAsked(self))
 
     # --- Batches: num_generations rollouts of each prompt

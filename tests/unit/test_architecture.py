@@ -16,6 +16,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 LAYERS = [
     ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout", "ranks"],
     ["shown", "registry", "files"],
+    ["progress"],
     ["settings"],
     ["vision", "lengths"],
     ["routing", "sources", "kinds", "vocabulary"],
@@ -37,8 +38,8 @@ LAYERS = [
     ["checkpoints"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],
+    ["report"],  # the trainer writes its report; reports know no trainer
     ["trainer"],
-    ["report"],
     ["runs"],  # from a configuration to a run folder
     ["cli"],
 ]

@@ -17,8 +17,8 @@ from rich.console import Console
 from dopd.errors import ConfigError
 from dopd.interrupts import SIGNALS, Stopped, exit_status, noted, raising
 from dopd.runs.jobs import Job, run_jobs
-from dopd.runs.progress import RunProgress
 from dopd.runs.quickstart import quickstart
+from dopd.trainer.progress import RunProgress
 
 pytestmark = pytest.mark.filterwarnings("default")
 

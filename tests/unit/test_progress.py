@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dopd.runs import progress
+import dopd.progress
+from dopd.trainer import progress
 
 
 def test_speed_and_time_left() -> None:
@@ -34,8 +35,8 @@ def test_before_the_first_step_there_is_no_speed() -> None:
 def test_who_watches(monkeypatch: pytest.MonkeyPatch, ci: str, terminal: bool, notebook: bool, watched: bool) -> None:
     monkeypatch.setenv("CI", ci)
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal))
-    monkeypatch.setattr(progress, "in_notebook", lambda: notebook)
-    assert progress.is_watched() == watched
+    monkeypatch.setattr(dopd.progress, "in_notebook", lambda: notebook)
+    assert dopd.progress.is_watched() == watched
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_who_watches(monkeypatch: pytest.MonkeyPatch, ci: str, terminal: bool, n
 def test_notebooks_are_recognised(monkeypatch: pytest.MonkeyPatch, shell: str | None, expected: bool) -> None:
     made = None if shell is None else type(shell, (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: made))
-    assert progress.in_notebook() == expected
+    assert dopd.progress.in_notebook() == expected
 
 
 STATE = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=2)
@@ -52,9 +53,10 @@ STATE = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=2)
 
 def test_the_bar_shows_accuracy_entropy_speed_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, str]] = []
-    bar = SimpleNamespace(n=0, update=lambda n: None, set_postfix=shown.append, close=lambda: None)
+    nothing = dict.fromkeys(("update", "close", "refresh"), lambda *_: None)
+    bar = SimpleNamespace(n=0, set_postfix=lambda numbers, refresh: shown.append(numbers), **nothing)
     monkeypatch.setattr(progress, "is_watched", lambda: True)
-    monkeypatch.setattr(progress, "tqdm", lambda **_: bar)
+    monkeypatch.setattr(progress, "progress_bar", lambda *_, **__: bar)
     callback = progress.RunProgress("dopd")
     callback.on_train_begin(None, SimpleNamespace(**{**vars(STATE), "global_step": 0}), None)
     for tokens in (10.0, 20.0):
@@ -74,3 +76,45 @@ def test_a_log_file_gets_one_line_for_each_evaluation(
         callback.on_log(None, STATE, None, logs)
     out, err = capsys.readouterr()
     assert out == "dopd: step 2/4, loss 1, greedy 0.25\n" and err == ""
+
+
+def logged(step: int, **numbers: float) -> tuple[int, dict[str, float]]:
+    return step, {"learning_rate": 1e-5, "gap/HS": 3.0, **{name.replace("__", "/"): v for name, v in numbers.items()}}
+
+
+def test_the_table_has_loss_accuracy_shares_and_seconds_of_evaluated_steps() -> None:
+    table = progress.ProgressTable()
+    table.add(*logged(0, eval_accuracy_greedy=0.25))
+    for step in (1, 2):
+        table.add(*logged(step, loss=1.0 / step, share__HT=0.75, share__LL=0.25, step_time=0.5))
+    table.add(*logged(2, eval_accuracy_greedy=0.5))
+    header, rows = table.rows()
+    assert header == ["step", "loss", "accuracy", "s/step", "HT", "LL"]
+    assert rows == [["0", "-", "25.0%", "-", "-", "-"], ["2", "0.5", "50.0%", "0.5", "75%", "25%"]]
+
+
+def test_a_long_run_that_is_never_evaluated_has_ten_rows_with_its_first_and_last_step() -> None:
+    table = progress.ProgressTable()
+    for step in range(1, 501):
+        table.add(*logged(step, loss=1.0))
+    rows = table.rows()[1]
+    assert len(rows) == 10 and rows[0][0] == "1" and rows[-1][0] == "500"
+
+
+def test_a_notebook_has_one_display_that_is_renewed_and_needs_no_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+    displays: list[str] = []
+
+    def display(page: str, display_id: bool) -> Any:
+        displays.append(page)
+        return SimpleNamespace(update=pages.append)
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))
+    monkeypatch.setattr(progress, "is_watched", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    callback = progress.RunProgress("dopd <b>")
+    callback.on_train_begin(None, SimpleNamespace(**{**vars(STATE), "global_step": 0}), None)
+    callback.on_log(None, STATE, None, {"loss": 0.5, "share/HT": 1.0, **{f"noise/{n}": 1.0 for n in range(60)}})
+    callback.on_train_end(None, STATE, None)
+    assert len(displays) == 1 and "step 2/4" in pages[-1] and "<td>100%</td>" in pages[-1]
+    assert "noise" not in pages[-1] and "<b>" not in pages[-1]

@@ -19,9 +19,9 @@ from resume_kit import in_a_process, kill_me, resumable, status_of
 from dopd.cli.main import main
 from dopd.errors import ConfigError, FileError
 from dopd.report.page import write_report
-from dopd.runs import folder as folders
-from dopd.runs.folder import PREVIOUS, RunFolder
+from dopd.trainer import folder as folders
 from dopd.trainer import whole
+from dopd.trainer.folder import PREVIOUS, RunFolder
 from dopd.trainer.lock import LOCK_FILE, FolderLock
 from dopd.trainer.owned import MARKER_FILE
 
@@ -231,7 +231,7 @@ def test_a_run_that_is_ended_after_training_does_the_rest_when_it_is_resumed(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("dopd.report.page.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("dopd.trainer.recording.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert train() == 143
     assert f"resume_from_checkpoint=true goes on from {run / 'checkpoint-2'}" in capsys.readouterr().err
     before = files_of(run)

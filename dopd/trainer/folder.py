@@ -8,9 +8,6 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainerCallback
 
 from dopd.errors import ConfigError
 from dopd.files import fingerprint, is_part, make_folder
@@ -107,16 +104,20 @@ class RunFolder:
 
     # --- While a run goes on
 
-    def begin(self, settings: str, table: str) -> None:
-        """Start a new run: what is here of an earlier one is set aside."""
+    def begin(self) -> None:
+        """Make room for a new run: what is here of an earlier one is set aside."""
         whole.clear_unfinished(self.path)
         if read_marker(self.path) is not None:
             self._set_aside()
         self._replaces = (self.path / PREVIOUS).is_dir()
-        self.describe(settings, table)
 
     def describe(self, settings: str, table: str) -> None:
-        """Write what a run is; of a resumed one, once its checkpoint has been read."""
+        """Write what a run is.
+
+        Args:
+            settings (`str`): its configuration, as YAML.
+            table (`str`): its routing table, in words.
+        """
         own(self.path, (), complete=False)
         write_own(self.path, CONFIG_FILE, settings.encode())
         write_own(self.path, TABLE_FILE, table.encode())
@@ -167,17 +168,6 @@ class RunFolder:
 
     def _has_something(self) -> bool:
         return self.is_complete or whole.newest_whole(self.path) is not None
-
-
-class KeptRun(TrainerCallback):
-    """Tells a run's folder what the training has come to."""
-
-    def __init__(self, folder: RunFolder, settings: str, table: str) -> None:
-        self._folder, self._settings, self._table = folder, settings, table
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and state.global_step:  # a resumed run, whose checkpoint has been read
-            self._folder.describe(self._settings, self._table)
 
 
 def claim(folder: Path, names: Sequence[str]) -> None:

@@ -1,0 +1,56 @@
+"""What a person sees while a command works: one line with the time left, where somebody watches it."""
+
+import os
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from dopd.shown import visible
+
+_DELAY = 2.0  # seconds before a bar is shown; what ends sooner needs none
+_LINE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+
+
+def progress_bar(label: str, total: int, unit: str, *, initial: int = 0, delay: float = _DELAY) -> Any:
+    """A `tqdm` bar with the time left, in the width of the terminal; it shows nothing where nobody watches.
+
+    Args:
+        label (`str`): what is under way.
+        total (`int`): units of work.
+        unit (`str`): what one is, for example `prompt`.
+        initial (`int`): units that are done already.
+        delay (`float`): seconds before it is shown.
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=visible(label),
+        unit=unit,
+        delay=delay,
+        bar_format=_LINE,
+        dynamic_ncols=True,
+        disable=not is_watched(),
+    )
+
+
+def say(text: str) -> None:
+    """Print a line. Where nobody reads it any more, or it does not fit, what it is about goes on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_watched() -> bool:
+    """Whether somebody sees a bar move: a terminal or a notebook, and not the log of a CI job."""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    return sys.stderr.isatty() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether the code runs in a cell of Jupyter, Colab or the like."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"

@@ -1,0 +1,82 @@
+"""What a run that a program starts writes as its configuration: its settings, and what its objects are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dopd.report.records import GIVEN_IN_PYTHON
+from dopd.secrets import without_secrets
+from dopd.settings import dump_yaml
+from dopd.trainer.config import DOPDConfig
+
+
+def describe_run(
+    args: DOPDConfig,
+    *,
+    model: Any,
+    teacher_model: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    verifier: Any,
+    peft_config: Any,
+) -> str:
+    """A run as flat YAML, in the keys of `dopd train`; an object is written as its class and what tells it from others.
+
+    Args:
+        args (`DOPDConfig`): of which settings that were left at their defaults are not written.
+        model, teacher_model, train_dataset, eval_dataset, verifier, peft_config: as `DOPDTrainer` was given them.
+    """
+    objects = {
+        "model_name_or_path": _described(model),
+        "teacher_model_name_or_path": _described(teacher_model),
+        "dataset_name": _described(train_dataset),
+        "dataset_eval_name": _described(eval_dataset),
+        "verifier": _described(verifier),
+    }
+    known = {name: text for name, text in objects.items() if text is not None} | _adapter(peft_config)
+    chosen = {"method": args.method, "output_dir": args.output_dir, **args.chosen()}
+    return dump_yaml(without_secrets(known | {name: value for name, value in chosen.items() if name not in known}))
+
+
+def _described(given: Any) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    return GIVEN_IN_PYTHON + _in_words(given)
+
+
+def _in_words(given: Any) -> str:
+    if isinstance(given, Mapping):
+        return "; ".join(f"{name}: {_in_words(part)}" for name, part in given.items())
+    if isinstance(given, nn.Module):
+        name = getattr(given.config, "_name_or_path", "")
+        millions = sum(parameter.numel() for parameter in given.parameters()) / 1e6
+        return f"{type(given).__name__}{f' of {name}' if name else ''}, {millions:.1f} M parameters"
+    if hasattr(given, "column_names"):
+        return ", ".join([type(given).__name__, *_of_rows(given)])
+    place = getattr(given, "__module__", None)
+    name = getattr(given, "__qualname__", None)
+    return f"{place}.{name}" if name else type(given).__name__
+
+
+def _of_rows(given: Any) -> list[str]:
+    found = [f"{len(given)} rows"] if hasattr(given, "__len__") else []
+    found += [f"columns {', '.join(given.column_names)}"] if given.column_names else []
+    fingerprint = getattr(given, "_fingerprint", None)
+    return [*found, f"fingerprint {fingerprint}"] if fingerprint else found
+
+
+def _adapter(peft_config: Any) -> dict[str, Any]:
+    if peft_config is None:
+        return {}
+    if type(peft_config).__name__ != "LoraConfig":
+        return {"peft_config": _described(peft_config)}
+    modules = peft_config.target_modules
+    named = modules if modules is None or isinstance(modules, str) else sorted(modules)
+    return {
+        "use_peft": True,
+        "lora_r": peft_config.r,
+        "lora_alpha": peft_config.lora_alpha,
+        "lora_dropout": peft_config.lora_dropout,
+        "lora_target_modules": named,
+    }

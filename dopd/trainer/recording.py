@@ -1,0 +1,98 @@
+"""The part of the trainer that leaves a run folder: its configuration and table, the final evaluation, the report."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.report.curves import CURVES_FILE, draw_run
+from dopd.report.page import REPORT_FILE, write_report
+from dopd.report.records import CONFIG_FILE, RESULT_FILE
+from dopd.trainer.folder import RunFolder
+from dopd.trainer.owned import make_own, write_own
+from dopd.trainer.saving import SavingTrainer
+from dopd.trainer.setup import make_evaluator
+
+
+class RecordingTrainer(SavingTrainer):
+    """Writes beside metrics and traces what a run was, and at its end what it came to.
+
+    Attributes:
+        configuration (`str`): the run as YAML, as `config.yaml` has it.
+        seconds (`float`): that `train` took.
+    """
+
+    configuration: str
+    seconds = 0.0
+
+    _depth = 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.recorded():
+            start = time.perf_counter()
+            result = super().train(*args, **kwargs)
+            self.seconds = time.perf_counter() - start
+        return result
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Inside, the run is not over: its report is written, and it is marked complete, at the end of the outermost
+        one. Enter it around `train` to have what is saved and evaluated afterwards in the report too.
+        """
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._depth == 0 and self.is_world_process_zero():
+            self._conclude()
+
+    def _conclude(self) -> None:
+        folder = RunFolder(self.run_folder)
+        if not (folder.path / CONFIG_FILE).is_file():  # a complete run of an earlier version, which was resumed
+            folder.describe(self.configuration, self.table.describe() + "\n")
+        self.create_model_card(model_name=folder.path.name)
+        make_own(folder.path, CURVES_FILE, lambda: draw_run(folder.path))
+        make_own(folder.path, REPORT_FILE, lambda: write_report([folder.path]))
+        folder.complete()
+
+    def final_evaluation(self, num_prompts: int) -> EvaluationResult:
+        """Answer held-out prompts without privileged context, and beside it with it, and write `result.json`.
+
+        Args:
+            num_prompts (`int`): from the start of `eval_dataset`.
+
+        Returns:
+            The whole result, on every process.
+
+        Raises:
+            ConfigError: there is no `eval_dataset`, or no verifier.
+        """
+        result = self._evaluate_sharded(make_evaluator(self, num_prompts=num_prompts))
+        if self.accelerator.is_main_process:
+            record = {"method": self.table.name, "train_seconds": round(self.seconds, 2), **result.to_json()}
+            write_own(self.run_folder, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        return result
+
+    def _evaluate_sharded(self, evaluator: StudentEvaluator) -> EvaluationResult:
+        shard = (self.accelerator.process_index, self.accelerator.num_processes)
+        with self.whole_student() as model:
+            mine = evaluator.evaluate(model, teacher=self.unwrapped_teacher, shard=shard)
+        return sum(gather_object([mine]), start=EvaluationResult())
+
+
+class KeptRun(TrainerCallback):
+    """Describes a run in its folder once it begins, or once the checkpoint from which it goes on has been read."""
+
+    def __init__(self, trainer: RecordingTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            trainer = self._trainer
+            RunFolder(trainer.run_folder).describe(trainer.configuration, trainer.table.describe() + "\n")
