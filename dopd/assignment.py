@@ -1,4 +1,4 @@
-"""What each token receives: its regime, and the factor and advantage that each row gives it, decided for a whole batch.
+"""What each token receives: its regime, and the factor and advantage that each rule gives it; for a whole batch.
 
 Shapes: B sequences, T completion tokens.
 """
@@ -18,14 +18,14 @@ from dopd.tables import RoutingTable
 
 @dataclass(frozen=True)
 class Assignment:
-    """Decisions about every token of a batch, of which a loss may be given a part.
+    """Decisions about every token of a batch, of which a loss may take a part.
 
     Attributes:
         regimes (`LongTensor` (B, T)): the `Regime` of every token (0 in an unrouted table), -1 where it is not scored.
         gap (`Tensor` (B, T), *optional*): privilege advantage gaps of a routed table, nats.
-        factors (`dict[int, Tensor]`): index of a row with `select` or `scale` -> factor on its weight (B, T), 0 where
-            the row leaves the token out.
-        advantages (`dict[int, Tensor]`): index of a policy-gradient row -> advantages (B, T).
+        factors (`dict[int, Tensor]`): index of a rule with `select` or `scale` -> factor on its weight (B, T), 0 where
+            the rule leaves the token out.
+        advantages (`dict[int, Tensor]`): index of a policy-gradient rule -> advantages (B, T).
         progress (`float`): share of the training that is over, for exponents that move.
         thresholds (`Thresholds`, *optional*): the averages that decided the regimes.
     """
@@ -38,31 +38,31 @@ class Assignment:
     thresholds: Thresholds | None = None
 
     def chosen(self, index: int, rule: Rule) -> Tensor:
-        """The tokens that a row teaches, bool (B, T)."""
+        """The tokens that a rule teaches, bool (B, T)."""
         chosen_BT = self.regimes != UNROUTED if rule.regime is None else self.regimes == int(rule.regime)
         return chosen_BT & (self.factors[index] != 0) if index in self.factors else chosen_BT
 
-    def at(self, rows: Tensor) -> "Assignment":
-        """The decisions about some sequences, in the order in which `rows` (LongTensor) names them."""
+    def at(self, sequences: Tensor) -> "Assignment":
+        """The decisions about some sequences, in the order in which `sequences` (LongTensor) names them."""
         return replace(
             self,
-            regimes=self.regimes[rows],
-            gap=None if self.gap is None else self.gap[rows],
-            factors={index: values[rows] for index, values in self.factors.items()},
-            advantages={index: values[rows] for index, values in self.advantages.items()},
+            regimes=self.regimes[sequences],
+            gap=None if self.gap is None else self.gap[sequences],
+            factors={index: values[sequences] for index, values in self.factors.items()},
+            advantages={index: values[sequences] for index, values in self.advantages.items()},
         )
 
     def check(self, mask: Tensor, table: RoutingTable) -> None:
-        """Raise `ConfigError` unless these decisions are about the tokens of `mask` and the rows of `table`."""
+        """Raise `ConfigError` unless these decisions are about the tokens of `mask` and the rules of `table`."""
         check_regimes(self.regimes, mask, table)
         for index, rule in enumerate(table.rules):
-            for what, given, needed in (
+            for what, decided, needed in (
                 ("factors", self.factors, rule.select is not None or rule.scale is not None),
                 ("advantages", self.advantages, rule.advantage is not None),
             ):
-                if (index in given) != needed or (needed and given[index].shape != mask.shape):
+                if (index in decided) != needed or (needed and decided[index].shape != mask.shape):
                     raise ConfigError(
-                        f"{what} for row {rule.label!r} of table {table.name!r} must "
+                        f"{what} for rule {rule.label!r} of table {table.name!r} must "
                         f"{f'have the shape (B, T) {tuple(mask.shape)} of the mask' if needed else 'be left out'}: "
                         "take them from dopd.assignment.assign for this table"
                     )
@@ -140,8 +140,8 @@ def _finite(rule: Rule, values_BT: Tensor, keep_BT: Tensor) -> Tensor:
     if not bool(torch.isfinite(values_BT[keep_BT]).all()):
         bad_B = (keep_BT & ~torch.isfinite(values_BT)).any(1)
         raise NotFiniteError(
-            f"row {rule.label!r}: a signal is not finite at a scored token: check the checkpoints",
-            source=f"signal of row {rule.label!r}",
+            f"rule {rule.label!r}: a signal is not finite at a scored token: check the checkpoints",
+            source=f"signal of rule {rule.label!r}",
             rows=tuple(bad_B.nonzero().flatten().tolist()),
         )
     return torch.where(keep_BT, values_BT.double(), 0.0)
@@ -154,7 +154,7 @@ def _check_scored(table: RoutingTable, batch: SignalBatch) -> None:
 
 
 def check_regimes(regimes: Tensor, mask: Tensor, table: RoutingTable) -> None:
-    """Raise `ConfigError` unless every scored token has the number of a row of the table, and every other token -1."""
+    """Raise `ConfigError` unless every scored token has the number of a rule of the table, and every other token -1."""
     if regimes.shape != mask.shape:
         raise ConfigError(f"regimes {tuple(regimes.shape)} must have the shape (B, T) of mask {tuple(mask.shape)}")
     numbers = [int(rule.regime) for rule in table.rules if rule.regime is not None] or [0]

@@ -95,7 +95,7 @@ def student_entropy(log_s: Tensor, log_t: Tensor) -> Tensor:
     return -_expectation(log_s, log_s)
 
 
-# What a row's divergence may be.
+# What a rule's divergence may be.
 DivergenceKind = Annotated[
     str, DocInfo(" or ".join([*map(repr, sorted([*DIVERGENCES, POLICY_GRADIENT])), "package.module:function"]))
 ]

@@ -21,16 +21,16 @@ WITHOUT_TARGET = {POLICY_GRADIENT}
 
 
 def register_divergence(name: str, *, reads_target: bool = True) -> Callable[[AnyDivergence], AnyDivergence]:
-    """Register a divergence: the decorated function is what `divergence: NAME` means in a row of a table.
+    """Register a divergence: the decorated function is what `divergence: NAME` means in a rule of a table.
 
     The function gets log-probabilities of the student and of the target over one list of outcomes, each (..., K): the
-    whole vocabulary, or the K tokens of a top-k support, with one outcome more for the remaining mass where the row's
+    whole vocabulary, or the K tokens of a top-k support, with one outcome more for the remaining mass where the rule's
     `tail` has one. It returns (...), nats. An outcome that cannot happen has -inf, or a very low number. The gradient
     by the student's log-probabilities is autograd's, taken a chunk of tokens at a time.
 
     Args:
         name (`str`): the name.
-        reads_target (`bool`): whether it compares with a target, so that a row names a `source`.
+        reads_target (`bool`): whether it compares with a target, so that a rule names a `source`.
 
     Raises:
         ConfigError: a name that other code has.

@@ -1,6 +1,6 @@
 """The routed loss on logits: the definition that every faster path must agree with.
 
-Shapes: B sequences, T completion tokens, V vocabulary, M tokens of one row.
+Shapes: B sequences, T completion tokens, V vocabulary, M tokens of one rule.
 """
 
 import math
@@ -28,7 +28,7 @@ class RoutedLoss:
         loss (`Tensor` ()): mean over the scored tokens of a sequence, then over the sequences that have any (Eq. 11).
         per_token (`Tensor` (B, T)): weight times divergence of every token, nats; 0 where it is not scored.
         regimes (`LongTensor` (B, T)): the `Regime` of every token (0 in an unrouted table), -1 where it is not scored.
-        sums (`dict[str, Tensor]`): what `stats` is made of, as sums that add up over micro-batches and ranks.
+        sums (`dict[str, Tensor]`): what `stats` is computed from, as sums that add up over micro-batches and ranks.
     """
 
     loss: Tensor
@@ -38,8 +38,8 @@ class RoutedLoss:
 
     @property
     def stats(self) -> dict[str, float]:
-        """`num_tokens`, `num_sequences`, `entropy` (of the student, nats) and, for every row of the table, `share/`,
-        `weight/`, `loss/` (weighted, nats) and, in a routed table, `gap/` (nats), each followed by the row's label."""
+        """`num_tokens`, `num_sequences`, `entropy` (of the student, nats) and, for every rule of the table, `share/`,
+        `weight/`, `loss/` (weighted, nats) and, in a routed table, `gap/` (nats), each followed by the rule's label."""
         return stats_of({name: float(value) for name, value in self.sums.items()})
 
 
@@ -54,7 +54,7 @@ def routed_loss(
     num_sequences: float | None = None,
     merged_ids: Sequence[int] = (),
 ) -> RoutedLoss:
-    """Decide what every completion token receives, then sum weight * divergence(student, target) over its rows.
+    """Decide what every completion token receives, then sum weight * divergence(student, target) over its rules.
 
     Args:
         student_logits (`Tensor` (B, T, V)): the trained distribution S(. | x, y_<n), WITHOUT privileged context, at the
@@ -63,7 +63,7 @@ def routed_loss(
         completion_ids (`LongTensor` (B, T)): the tokens that the student sampled.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
         table (`RoutingTable`): the method.
-        assignment (`Assignment`, *optional*): decisions made for a larger batch, of which this is a part; made here
+        assignment (`Assignment`, *optional*): decisions about a larger batch, of which this is a part; computed here
             from this batch if left out.
         num_sequences (`float`, *optional*): the denominator of the mean over sequences, when this is a part of a larger
             batch; defaults to the sequences here that have a scored token.
@@ -85,14 +85,14 @@ def routed_loss(
         assignment = assign(table, _signals(table, scored, safe_ids_BT, mask, merged_ids))
     assignment.check(mask, table)
 
-    per_row: list[Tensor] = []
+    per_rule: list[Tensor] = []
     for index, rule in enumerate(table.rules):
         per_token_BT = torch.zeros(
             mask.shape, dtype=torch.promote_types(student_logits.dtype, torch.float32), device=mask.device
         )
         chosen_BT = assignment.chosen(index, rule)
         if rule.weight and bool(chosen_BT.any()):
-            value_M = row_divergence(
+            value_M = rule_divergence(
                 rule,
                 student_logits[chosen_BT],
                 {name: targets[name][chosen_BT] for name in rule.target_names},
@@ -103,16 +103,16 @@ def routed_loss(
             ).to(per_token_BT.dtype)
             factor_M = assignment.factors[index][chosen_BT].to(value_M) if index in assignment.factors else 1.0
             per_token_BT = per_token_BT.masked_scatter(chosen_BT, rule.weight * factor_M * value_M)
-        per_row.append(per_token_BT)
+        per_rule.append(per_token_BT)
 
-    per_token_BT = torch.stack(per_row).sum(0)
+    per_token_BT = torch.stack(per_rule).sum(0)
     loss = sequence_mean(per_token_BT, mask, num_sequences)
     entropy_BT = torch.where(keep_BT, entropy(log_probs(student_logits.detach())), 0.0)
-    sums = routing_sums(table, assignment, per_row, entropy_BT)
+    sums = routing_sums(table, assignment, per_rule, entropy_BT)
     return RoutedLoss(loss, per_token_BT, assignment.regimes, sums)
 
 
-def row_divergence(
+def rule_divergence(
     rule: Rule,
     student_logits: Tensor,
     targets: Mapping[str, Tensor],
@@ -122,14 +122,14 @@ def row_divergence(
     progress: float = 0.0,
     merged_ids: Sequence[int] = (),
 ) -> Tensor:
-    """What a row says of M tokens, before its weight: (M,), nats.
+    """The divergence of a rule at M tokens, before its weight: (M,), nats.
 
     Args:
-        rule (`Rule`): the row.
+        rule (`Rule`): the rule.
         student_logits (`Tensor` (M, V)): of the trained distribution; gradients reach these alone.
         targets (`dict[str, Tensor]`): logits (M, V) of `rule.target_names`.
         sampled_ids (`LongTensor` (M,)): the sampled tokens.
-        advantages (`Tensor` (M,), *optional*): of a policy-gradient row.
+        advantages (`Tensor` (M,), *optional*): of a policy-gradient rule.
         progress (`float`): share of the training that is over, for exponents that move.
         merged_ids (`list[int]`): see `routed_loss`.
     """
@@ -140,16 +140,16 @@ def row_divergence(
     if rule.target is None:
         target_logits = student_logits.detach()
     else:
-        given = {**targets, LIVE: student_logits.detach()}
+        sources = {**targets, LIVE: student_logits.detach()}
         exponents = rule.target.exponents(progress)
         if rule.support == "sampled":
             # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
             log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
             log_t_y = torch.zeros_like(log_s_y)
             for name, power in exponents.items():
-                log_t_y = log_t_y + power * pick(log_probs(given[name]), sampled_ids, merged_ids).detach()
+                log_t_y = log_t_y + power * pick(log_probs(sources[name]), sampled_ids, merged_ids).detach()
             return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
-        target_logits = product_logits([(power, given[name]) for name, power in exponents.items()])
+        target_logits = product_logits([(power, sources[name]) for name, power in exponents.items()])
     return divergence(
         student_logits,
         target_logits,
@@ -169,8 +169,8 @@ def product_logits(factors: Sequence[tuple[float, Tensor]]) -> Tensor:
     """
     if len(factors) == 1 and factors[0][0] == 1.0:
         return factors[0][1]
-    widened = torch.promote_types(factors[0][1].dtype, torch.float32)
-    positive = [(power, logits.to(widened)) for power, logits in factors if power > 0]
+    dtype = torch.promote_types(factors[0][1].dtype, torch.float32)
+    positive = [(power, logits.to(dtype)) for power, logits in factors if power > 0]
     ruled_out = torch.stack([torch.isneginf(logits) for _, logits in positive]).any(0)
     total = torch.zeros_like(positive[0][1])
     for power, logits in factors:
@@ -195,7 +195,7 @@ def _signals(
 def sequence_mean(per_token: Tensor, mask: Tensor, num_sequences: float | None = None) -> Tensor:
     """Mean over the scored tokens of each sequence, then over sequences (Eq. 11): the one place that normalises.
 
-    A sequence without a scored token is left out, so padding a batch with empty rows changes nothing.
+    A sequence without a scored token is left out, so padding a batch with empty sequences changes nothing.
 
     Args:
         per_token (`Tensor` (B, T)): values, 0 where nothing is scored.
@@ -210,14 +210,14 @@ def sequence_mean(per_token: Tensor, mask: Tensor, num_sequences: float | None =
 
 
 def routing_sums(
-    table: RoutingTable, assignment: Assignment, per_row: Sequence[Tensor], entropy_BT: Tensor
+    table: RoutingTable, assignment: Assignment, per_rule: Sequence[Tensor], entropy_BT: Tensor
 ) -> dict[str, Tensor]:
-    """Sums over scored tokens, overall and for every row; they stay on the device, so that nothing waits for them.
+    """Sums over scored tokens, overall and for every rule; they stay on the device, so that nothing waits for them.
 
     Args:
         table (`RoutingTable`): the method.
         assignment (`Assignment`): what each token receives.
-        per_row (`list[Tensor]`): weighted divergences (B, T) of every row, nats, 0 where it is not for the token.
+        per_rule (`list[Tensor]`): weighted divergences (B, T) of every rule, nats, 0 where it is not for the token.
         entropy_BT (`Tensor` (B, T)): entropy of the plain student, nats.
     """
     scored_BT = assignment.regimes != UNROUTED
@@ -226,7 +226,7 @@ def routing_sums(
         "sequences": scored_BT.any(1).sum(),
         "entropy": entropy_BT.masked_fill(~scored_BT, 0.0).sum(),
     }
-    for (index, rule), values_BT in zip(enumerate(table.rules), per_row, strict=True):
+    for (index, rule), values_BT in zip(enumerate(table.rules), per_rule, strict=True):
         row_BT = assignment.chosen(index, rule)
         factor = assignment.factors[index].sum() if index in assignment.factors else row_BT.sum()
         sums[f"tokens/{rule.label}"] = row_BT.sum()
@@ -238,7 +238,7 @@ def routing_sums(
 
 
 def stats_of(sums: Mapping[str, float]) -> dict[str, float]:
-    """Shares and means from (added-up) `routing_sums`; an empty row has share and means 0."""
+    """Shares and means from (added-up) `routing_sums`; a rule without tokens has share and means 0."""
     tokens = sums["tokens"]
     stats = {"num_tokens": tokens, "num_sequences": sums["sequences"], "entropy": sums["entropy"] / max(tokens, 1)}
     for name, value in sums.items():

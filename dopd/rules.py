@@ -1,6 +1,6 @@
-"""One row of a method: which tokens it is for, what they are taught, and how hard.
+"""One rule of a method: which tokens it is for, what they are taught, and how hard.
 
-The trainer, the reference loss and the fused losses read rows; none of them knows a method or a regime by name.
+The trainer, the reference loss and the fused losses read rules; none of them knows a method or a regime by name.
 """
 
 import inspect
@@ -71,7 +71,7 @@ class SignalUse:
 
 @dataclass(frozen=True)
 class Select:
-    """The tokens that a row is for, by a signal.
+    """The tokens that a rule is for, by a signal.
 
     Attributes:
         use (`SignalUse`): the signal.
@@ -95,22 +95,23 @@ class Select:
             return value
         if not isinstance(value, Mapping):
             raise ConfigError(f"select (={value!r}) must be a mapping such as {{signal: student_entropy, top: 0.5}}")
-        given = [bound for bound in _BOUNDS if bound in value]
-        if len(given) != 1:
+        bounds = [bound for bound in _BOUNDS if bound in value]
+        if len(bounds) != 1:
             raise ConfigError(f"select (={dict(value)!r}) must have exactly one of {', '.join(_BOUNDS)}")
         use = SignalUse.of("select", {key: item for key, item in value.items() if key not in _BOUNDS})
-        number = _number(f"select: {given[0]}", value[given[0]])
-        if given[0] in ("top", "bottom") and not 0.0 < number <= 1.0:
-            raise ConfigError(f"select: {given[0]} (={number}) must be in (0, 1]: the share of tokens to keep")
-        return cls(use, given[0], number)
+        (bound,) = bounds
+        number = _number(f"select: {bound}", value[bound])
+        if bound in ("top", "bottom") and not 0.0 < number <= 1.0:
+            raise ConfigError(f"select: {bound} (={number}) must be in (0, 1]: the share of tokens to keep")
+        return cls(use, bound, number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One row of a routing table: the signal that some tokens receive.
+    """One rule of a routing table: the signal that some tokens receive.
 
     Attributes:
-        regime (`Regime`, `str` or `int`, *optional*): the regime that the row is for; `None` is every token.
+        regime (`Regime`, `str` or `int`, *optional*): the regime that the rule is for; `None` is every token.
         source (`str` or `dict[str, float]`, *optional*): who gives the target distribution, one of `SOURCES`, or a
             product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training). None
             for a divergence without a target.
@@ -120,7 +121,7 @@ class Rule:
         tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"` or `"truncate"`.
         top_k (`int`): K of a top-k support.
         weight (`float`): factor on the divergence; 0 leaves the tokens out of the loss (not out of its denominator).
-        name (`str`): what statistics call the row; its regime, or `all`, if left out.
+        name (`str`): what statistics call the rule; its regime, or `all`, if left out.
         select (`dict`, *optional*): only tokens that a signal picks: `{signal: NAME, top: 0.5}` (or bottom, above,
             below); the others stay in the loss's denominator.
         scale (`str` or `dict`, *optional*): a signal that multiplies the weight, token by token.
@@ -128,7 +129,7 @@ class Rule:
         beta, clamp, cap, clip: see `dopd.divergences.Variant`.
 
     Raises:
-        ConfigError: a row that cannot work, with the reason and the fix.
+        ConfigError: a rule that cannot work, with the reason and the fix.
     """
 
     regime: Regime | None = None
@@ -149,7 +150,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "regime", _as_regime(self.regime))
+            object.__setattr__(self, "regime", _regime_of(self.regime))
             check_attributes(self, {name: settings_of(Rule)[name] for name in _TYPED})
             self._check_divergence()
             self._check_target()
@@ -157,7 +158,7 @@ class Rule:
             if not (math.isfinite(_number("weight", self.weight)) and self.weight >= 0):
                 raise ConfigError(f"weight (={self.weight}) must be finite and at least 0")
         except ConfigError as error:
-            raise ConfigError(f"row {self._shown_label()!r}: {error}") from None
+            raise ConfigError(f"rule {self._shown_label()!r}: {error}") from None
 
     def _check_divergence(self) -> None:
         check_divergence("divergence", self.divergence)
@@ -205,17 +206,17 @@ class Rule:
             )
 
     def _shown_label(self) -> str:
-        """The label, also of a row whose regime is none."""
+        """The label, also of a rule whose regime is none."""
         return self.name or str(getattr(self.regime, "name", "all" if self.regime is None else self.regime))
 
     @cached_property
     def label(self) -> str:
-        """The row's name, its regime, or `all` for a row that takes every token."""
+        """The rule's name, its regime, or `all` for a rule that takes every token."""
         return self.name or ("all" if self.regime is None else self.regime.name)
 
     @cached_property
     def target(self) -> Target | None:
-        """What the row pulls towards; `None` without a target."""
+        """What the rule pulls towards; `None` without a target."""
         return None if self.source is None else target_of(self.source)
 
     @cached_property
@@ -230,21 +231,21 @@ class Rule:
 
     @cached_property
     def uses(self) -> list[SignalUse]:
-        """The signals that the row reads."""
+        """The signals that the rule reads."""
         picked = [] if self.select is None else [self.select.use]
         return [*picked, *(use for use in (self.scale, self.advantage) if use is not None)]
 
-    def to_row(self) -> dict[str, Any]:
-        """The row as a plain dict, ready for YAML; what has its default is left out, but for the basic fields."""
-        row: dict[str, Any] = {}
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as a plain dict, ready for YAML; what has its default is left out, but for the basic fields."""
+        values: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in _ALWAYS or value != item.default:
-                row[item.name] = value.to_value() if hasattr(value, "to_value") else value
-        row["regime"] = None if self.regime is None else self.regime.name
+                values[item.name] = value.to_value() if hasattr(value, "to_value") else value
+        values["regime"] = None if self.regime is None else self.regime.name
         if self.clip is not None:
-            row["clip"] = [None if math.isinf(bound) else bound for bound in self.clip]
-        return row
+            values["clip"] = [None if math.isinf(bound) else bound for bound in self.clip]
+        return values
 
 
 _TYPED = ("name", "beta", "clamp", "cap")  # the others are read in several forms
@@ -257,7 +258,7 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _as_regime(value: Any) -> Regime | None:
+def _regime_of(value: Any) -> Regime | None:
     if value is None or isinstance(value, Regime):
         return value
     if isinstance(value, str) and value in Regime.__members__:

@@ -76,7 +76,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Target:
-    """What a row pulls the student towards: the product over sources of their probabilities to a power, normalised.
+    """What a rule pulls the student towards: the product over sources of their probabilities to a power, normalised.
 
     Attributes:
         factors (`tuple[tuple[str, Exponent], ...]`): sources with their exponents; one source with exponent 1 is
@@ -111,7 +111,7 @@ class Target:
 
 
 def target_of(source: Any) -> Target:
-    """The target that a row's `source` describes: a name, or a mapping from names to exponents.
+    """The target that a rule's `source` describes: a name, or a mapping from names to exponents.
 
     Raises:
         ConfigError: an unknown name, or an exponent that is neither a number nor a mapping with `start` and `end`.

@@ -1,4 +1,4 @@
-"""A distillation method as data: rows, exclusive by regime or added up, and where their contexts come from."""
+"""A distillation method as data: rules, exclusive by regime or added up, and where their contexts come from."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -17,12 +17,12 @@ StudentView = Literal["plain", "privileged"]
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingTable:
-    """The rows of one method: one for each regime (a token has exactly one of these), and rows without a regime, which
-    add up.
+    """The rules of one method: one for each regime (a token has exactly one of these), and rules without a regime,
+    which add up.
 
     Attributes:
         name (`str`): what logs and reports call the method.
-        rules (`tuple[Rule, ...]`): the rows.
+        rules (`tuple[Rule, ...]`): the rules.
         anchor (`str`): the weights of the privileged student: `"current"` (the paper's), `"frozen"` (initial weights),
             `"ema"` (an exponential moving average) or `"snapshot"` (a copy of the student, renewed every so many
             steps).
@@ -36,10 +36,10 @@ class RoutingTable:
             start + growth * s tokens.
         merge_ends (`bool`): score all end-of-sequence tokens as one outcome, in every view.
         source_note (`str`): where the method comes from.
-        unverified (`str`): what of the published method is not known; a run that trains with the table says so.
+        unverified (`str`): what the publication leaves open; a run that trains with the table says so.
 
     Raises:
-        ConfigError: rows that overlap, leave a regime out, or cannot work together.
+        ConfigError: rules that overlap, leave a regime out, or cannot work together.
     """
 
     name: str
@@ -64,42 +64,41 @@ class RoutingTable:
         check_choice("student_view", self.student_view, StudentView)
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
             raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
-        self._check_rows()
+        self._check_rules()
         if self.merge_ends and any(rule.support != "sampled" for rule in self.rules):
             raise ConfigError(
-                f"table {self.name!r}: merge_ends scores the sampled token alone; every row must have support='sampled'"
+                f"table {self.name!r}: merge_ends scores the sampled token alone; give every rule support='sampled'"
             )
         if self.anchor != "current" and not self.sources & ANCHOR_SOURCES:
             raise ConfigError(
                 f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "
-                "row reads. Leave anchor='current', or use a row with source='privileged_student'"
+                "rule reads. Leave anchor='current', or use a rule with source='privileged_student'"
             )
 
-    def _check_rows(self) -> None:
+    def _check_rules(self) -> None:
         if not self.rules:
-            raise ConfigError(f"table {self.name!r} has no rows: give it one without a regime, or one for each regime")
+            raise ConfigError(f"table {self.name!r} has no rules: give it one without a regime, or one for each regime")
         regimes = [rule.regime.name for rule in self.rules if rule.regime is not None]
         doubled = sorted({regime for regime in regimes if regimes.count(regime) > 1})
         if doubled:
             raise ConfigError(
-                f"table {self.name!r}: {', '.join(doubled)} has several rows; a regime's tokens have exactly one target"
+                f"table {self.name!r}: {', '.join(doubled)} has several rules; give a regime's tokens exactly one"
             )
         labels = [rule.label for rule in self.rules]
         same = sorted({label for label in labels if labels.count(label) > 1})
         if same:
             raise ConfigError(
-                f"table {self.name!r}: several rows are called {', '.join(same)}; rows without a regime add up, "
-                "so give "
-                "each a name of its own"
+                f"table {self.name!r}: several rules are called {', '.join(same)}; rules without a regime add up, "
+                "so give each a name of its own"
             )
         missing = [regime.name for regime in Regime if regimes and regime.name not in regimes]
         if missing:
             raise ConfigError(
-                f"table {self.name!r} has no row for {', '.join(missing)}; weight=0 leaves those tokens out"
+                f"table {self.name!r} has no rule for {', '.join(missing)}; weight=0 leaves those tokens out"
             )
         if not any(rule.weight for rule in self.rules):
             raise ConfigError(
-                f"table {self.name!r}: every weight is 0, nothing would be learned; give one row a weight above 0"
+                f"table {self.name!r}: every weight is 0, nothing would be learned; give one rule a weight above 0"
             )
 
     @cached_property
@@ -109,16 +108,16 @@ class RoutingTable:
 
     @cached_property
     def rule_groups(self) -> list[list[tuple[int, Rule]]]:
-        """Groups of (index of the row, row) of which a token belongs to one row at most: the regimes' rows together,
-        every other row alone. Groups add up.
+        """Groups of (index of the rule, rule) in which a token has one rule at most: the regimes' rules together, every
+        other rule alone. Groups add up.
         """
-        rows = list(enumerate(self.rules))
-        routed = [row for row in rows if row[1].regime is not None]
-        return ([routed] if routed else []) + [[row] for row in rows if row[1].regime is None]
+        routed = [(index, rule) for index, rule in enumerate(self.rules) if rule.regime is not None]
+        others = [[(index, rule)] for index, rule in enumerate(self.rules) if rule.regime is None]
+        return ([routed] if routed else []) + others
 
     @cached_property
     def target_sources(self) -> frozenset[str]:
-        """Sources whose distribution some row with a weight reads."""
+        """Sources whose distribution some rule with a weight reads."""
         return frozenset().union(*(rule.target_names for rule in self.rules if rule.weight))
 
     @cached_property
@@ -177,45 +176,44 @@ class RoutingTable:
 
         Args:
             provided: names of sources.
-            decided (`bool`): what each token receives is known, so that only targets are read.
+            decided (`bool`): the assignment is there already, so that only targets are read.
         """
         needed = self.target_sources if decided else self.sources
         missing = sorted(needed - set(provided) - {LIVE})
         if missing:
             raise ConfigError(
                 f"table {self.name!r} needs {', '.join(f'{name} ({SOURCES[name].about})' for name in missing)}, "
-                "and nobody "
-                f"provides it; provided: {', '.join(sorted(provided)) or 'nothing'}"
+                f"and nobody provides it; provided: {', '.join(sorted(provided)) or 'nothing'}"
             )
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """The rows as plain dicts, ready for YAML."""
-        return [rule.to_row() for rule in self.rules]
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The rules as plain dicts, ready for YAML."""
+        return [rule.to_dict() for rule in self.rules]
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], *, name: str = "custom", **options: Any) -> "RoutingTable":
+    def from_dicts(cls, rules: Iterable[Mapping[str, Any]], *, name: str = "custom", **options: Any) -> "RoutingTable":
         """A table from plain dicts, as a YAML file has them.
 
         Raises:
-            ConfigError: an unknown or missing key, named with the row.
+            ConfigError: an unknown or missing key, named with the rule.
         """
         allowed = [field.name for field in fields(Rule)]
-        rules = []
-        for index, row in enumerate(rows):
-            if not isinstance(row, Mapping):
-                raise ConfigError(f"rules[{index}] (={row!r}) must be a mapping with the keys {', '.join(allowed)}")
-            unknown = sorted(set(row) - set(allowed))
+        built = []
+        for index, rule in enumerate(rules):
+            if not isinstance(rule, Mapping):
+                raise ConfigError(f"rules[{index}] (={rule!r}) must be a mapping with the keys {', '.join(allowed)}")
+            unknown = sorted(set(rule) - set(allowed))
             if unknown:
                 raise ConfigError(f"rules[{index}]: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
             try:
-                rules.append(Rule(**row))
+                built.append(Rule(**rule))
             except ConfigError as error:
                 raise ConfigError(f"rules[{index}], {error}") from None
-        return cls(name=name, rules=tuple(rules), **options)
+        return cls(name=name, rules=tuple(built), **options)
 
     def describe(self) -> str:
         """The table as aligned text, for `--dry-run` and logs."""
-        header = ["row", "target", "divergence", "support", "weight"]
+        header = ["rule", "target", "divergence", "support", "weight"]
         body = [
             [rule.label, str(rule.target or "-"), _divergence_text(rule), _support_text(rule), _weight_text(rule)]
             for rule in self.rules

@@ -60,7 +60,7 @@ def print_tasks(name: str | None) -> None:
 
 
 def print_methods(name: str | None) -> None:
-    """All routing tables by subject (what, loss, source, needs, departures), or one with its rows."""
+    """All routing tables by subject (what, loss, source, needs, departures), or one with its rules."""
     from dopd.methods import CARDS, METHODS, table
 
     console = Console()
@@ -94,7 +94,7 @@ def print_methods(name: str | None) -> None:
             for label, text in lines.items():
                 if text:
                     print_paragraph(console, label, text, "      ")
-    console.print("\n`dopd methods NAME` shows a method's rows and options too.")
+    console.print("\n`dopd methods NAME` shows a method's rules and options too.")
 
 
 def _by_subject() -> dict[str, list[str]]:

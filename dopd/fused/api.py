@@ -1,4 +1,4 @@
-"""The entry points of the fused loss: they check what they are given and choose a backend.
+"""The entry points of the fused loss: they check their arguments and choose a backend.
 
 Shapes: B sequences, T completion tokens, H / Hs hidden sizes of the student / a source, V vocabulary.
 """
@@ -105,7 +105,7 @@ def fused_routed_loss(
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
     head = Head.of(student_head)
-    # A source that only decides may come as scores; a source of a row gives its whole distribution.
+    # A source that only decides may come as scores; a source of a rule gives its whole distribution.
     provided = {*targets, *(set(scores or {}) - table.target_sources - table.measured_sources)}
     table.check_provided(provided, decided=assignment is not None)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
@@ -195,9 +195,9 @@ def _check_batch(pairs: Mapping[str, tuple[Tensor, Head]], completion_ids: Tenso
 
 
 def _check_scores(scores: Mapping[str, TokenScores], mask: Tensor) -> None:
-    for source, given in scores.items():
-        if given.logprobs.shape != mask.shape:
+    for source, scored in scores.items():
+        if scored.logprobs.shape != mask.shape:
             raise ConfigError(
-                f"scores[{source!r}] {tuple(given.logprobs.shape)} must have the shape (B, T) {tuple(mask.shape)} of "
+                f"scores[{source!r}] {tuple(scored.logprobs.shape)} must have the shape (B, T) {tuple(mask.shape)} of "
                 "the mask: give the part of them that belongs to these tokens"
             )

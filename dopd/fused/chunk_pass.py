@@ -1,10 +1,10 @@
 """One pass over the scored tokens: divergences, entropies, and the gradient while a chunk's logits are there.
 
-Tokens are grouped by row of the table, so that each has exactly one target. The student's logits are computed once for
-every token; the target's logits only where a row reads the whole vocabulary, else K columns of them; and the gradient
+Tokens are grouped by rule of the table, so that each has exactly one target. The student's logits are computed once for
+every token; the target's logits only where a rule reads the whole vocabulary, else K columns of them; and the gradient
 goes through the dense head only where it is dense. `docs/explanation/performance.md` counts the products.
 
-Shapes: P positions of the batch, H hidden size, V vocabulary, K tokens of a support, M tokens of a row,
+Shapes: P positions of the batch, H hidden size, V vocabulary, K tokens of a support, M tokens of a rule,
 C tokens of a chunk.
 """
 
@@ -25,8 +25,8 @@ from dopd.heads import Head
 from dopd.rules import Rule
 from dopd.sources import LIVE
 
-# A row's gradient outside its support is left out where its share is this fraction of the spacing of the working
-# dtype: 1/2048 of the row's gradient in bfloat16, 7e-9 in float32.
+# A rule's gradient outside its support is left out where its share is this fraction of the spacing of the working
+# dtype: 1/2048 of the rule's gradient in bfloat16, 7e-9 in float32.
 TAIL_SHARE = 1 / 16
 # A logit so far below the largest stands for -inf (`products.LOG_ZERO`).
 RULED_OUT = products.LOG_ZERO / 10
@@ -36,7 +36,7 @@ LOGSUMEXP_ULPS = 4
 
 @dataclass(frozen=True)
 class Target:
-    """One source: hidden states (P, H), a working head, and what scoring already knows of it."""
+    """One source: hidden states (P, H), a working head, and its scores, where it has been scored."""
 
     hidden_PH: Tensor
     head: Head
@@ -51,11 +51,11 @@ class ChunkPass:
     head: Head
     targets: Mapping[str, Target]
     ids_P: Tensor
-    numbers_P: Tensor  # of the row of each token; -1 where this pass leaves it out
+    numbers_P: Tensor  # of the rule of each token; -1 where this pass leaves it out
     rules: Mapping[int, Rule]
     scale_P: Tensor  # d loss / d (weight * factor * divergence)
-    factor_P: Tensor | None  # on the row's weight
-    advantage_P: Tensor | None  # of policy-gradient rows
+    factor_P: Tensor | None  # on the rule's weight
+    advantage_P: Tensor | None  # of policy-gradient rules
     progress: float
     merged_ids: tuple[int, ...]
     operations: TileOperations
@@ -76,19 +76,19 @@ class ChunkPass:
             self.grad_hidden_PH = self.scale_P.new_zeros(self.hidden_PH.shape)
         if self.wants[2]:
             self.grad_bias_V = self.scale_P.new_zeros(self.head.vocab_size)
-        rows = list(self.rules.items())
-        # Sorted, so that a chunk has tokens of one row where it can, and the rows that need a second tile come first.
-        rows.sort(key=lambda row: (self._tiles(row[1]) == 1, row[1].support != "full", row[0]))
-        indices = [(self.numbers_P == number).nonzero().squeeze(1) for number, _ in rows]
+        rules = list(self.rules.items())
+        # Sorted, so that a chunk has tokens of one rule where it can, and the rules that need a second tile come first.
+        rules.sort(key=lambda item: (self._tiles(item[1]) == 1, item[1].support != "full", item[0]))
+        indices = [(self.numbers_P == number).nonzero().squeeze(1) for number, _ in rules]
         order_N, ends = torch.cat(indices), list(itertools.accumulate(map(len, indices)))
         num_two_tiles = sum(
-            len(index_M) for index_M, (_, rule) in zip(indices, rows, strict=True) if self._tiles(rule) == 2
+            len(index_M) for index_M, (_, rule) in zip(indices, rules, strict=True) if self._tiles(rule) == 2
         )
         start = 0
         while start < len(order_N):
             index_C = order_N[start : start + self._chunk_size(num_two_tiles - start)]
             parts, begin = [], 0
-            for (_, rule), end in zip(rows, ends, strict=True):
+            for (_, rule), end in zip(rules, ends, strict=True):
                 part = slice(max(begin - start, 0), min(end - start, len(index_C)))
                 begin = end
                 if part.start < part.stop:
@@ -120,7 +120,7 @@ class ChunkPass:
         return max(two, one - max(num_two_tiles, 0))
 
     def _tiles(self, rule: Rule) -> int:
-        """Tiles of (tokens, V) that a row needs: the student's, and the target's unless K columns of it are enough."""
+        """Tiles of (tokens, V) that a rule needs: the student's, and the target's unless K columns of it are enough."""
         without = rule.weight == 0 or rule.divergence == "policy_gradient"
         return 1 if without or self._by_columns(rule) else 2
 
@@ -131,10 +131,11 @@ class ChunkPass:
         if rule.target is None or rule.target.single is None:
             return False
         scores = self.targets[rule.target.single].scores
-        known = rule.tail == "renormalize" or (scores is not None and scores.logsumexp is not None)
+        # Outcomes outside the support need the target's log-sum-exp, which scoring has left behind.
+        has_normaliser = rule.tail == "renormalize" or (scores is not None and scores.logsumexp is not None)
         return (
             rule.support == "student_topk"
-            and known
+            and has_normaliser
             and products.sparse_is_cheaper(self.hidden_PH.device, rule.top_k, self.head.vocab_size)
         )
 
@@ -147,12 +148,12 @@ class ChunkPass:
         return self.tiles[which][:numel].view(num_tokens, self.head.vocab_size)
 
     def _chunk(self, index_C: Tensor, parts: list[tuple[Rule, slice]]) -> None:
-        """One projection of the student for every token, each row's work on its part, one product for each gradient."""
+        """One projection of the student for every token, each rule's work on its part, one product a gradient."""
         hidden_CH = self.hidden_PH[index_C]
         z_CV = products.dense_logits(hidden_CH, self.head, self._tile(0, len(index_C)))
         dense_C = torch.zeros_like(index_C, dtype=torch.bool)
         for rule, part in parts:
-            entropy_M, value_M, dense_C[part] = self._row(rule, index_C[part], hidden_CH[part], z_CV[part])
+            entropy_M, value_M, dense_C[part] = self._by_rule(rule, index_C[part], hidden_CH[part], z_CV[part])
             self.entropy_P[index_C[part]] = entropy_M
             value_M = products.with_infinities(value_M)
             self.value_P[index_C[part]] = self._weight(rule, index_C[part]) * value_M
@@ -162,15 +163,15 @@ class ChunkPass:
         if dense.numel() == len(index_C):
             self._add_dense(index_C, hidden_CH, z_CV)
         elif dense.numel():
-            for place, row in enumerate(dense.tolist()):
-                if place != row:  # moved forward inside the tile: no second one
-                    z_CV[place].copy_(z_CV[row])
+            for place, token in enumerate(dense.tolist()):
+                if place != token:  # moved forward inside the tile: no second one
+                    z_CV[place].copy_(z_CV[token])
             self._add_dense(index_C[dense], hidden_CH[dense], z_CV[: dense.numel()])
 
-    def _row(
+    def _by_rule(
         self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | bool]:
-        """Entropies and unweighted divergences of a row's tokens (nats), and where z_CV now holds a dense gradient."""
+        """Entropies and unweighted divergences of a rule's tokens (nats), and where z_CV now holds a dense gradient."""
         if rule.weight == 0:
             entropy_C = -self.operations.stats(z_CV).neg_entropy_C
             return entropy_C, torch.zeros_like(entropy_C), False
@@ -191,7 +192,7 @@ class ChunkPass:
         return self.scale_P[index_C] * self._weight(rule, index_C)
 
     def _target_logits(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> Tensor:
-        """Logits of a row's target, in a tile of their own; `z_CV` has the student's."""
+        """Logits of a rule's target, in a tile of their own; `z_CV` has the student's."""
         out_CV = self._tile(1, len(index_C))
         if rule.target is None:
             return out_CV.copy_(z_CV)
@@ -302,7 +303,7 @@ class ChunkPass:
         rest_C = mass_outside(inside_CK, logsumexp_C)
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
         guess = support_grad(function, student, Outcomes(inside_CK, rest_C))
-        poor = _poorly_known(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
+        poor = _rounding_dominates(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
         for part in poor.split(max(1, len(index_C) // 4)) if poor.numel() else ():
             logits_CV = self._source_logits(rule.target.single, index_C[part], self._tile(1, len(part)))
             rest_C[part] = self._rest(logits_CV, ids_CK[part])
@@ -364,18 +365,18 @@ class ChunkPass:
 
 
 def _entropy(inside_CK: Tensor, rest_C: Tensor, rest_neg_entropy_C: Tensor) -> Tensor:
-    """Entropy of the whole distribution from the logits of a support and what is known of the rest; nats."""
+    """Entropy of the whole distribution from the logits of a support and the mass and entropy of the rest; nats."""
     logsumexp_C = torch.logaddexp(inside_CK.logsumexp(-1), rest_C)
     log_p_CK = inside_CK - logsumexp_C.unsqueeze(-1)
     log_rest_C = rest_C - logsumexp_C
     return -((log_p_CK.exp() * log_p_CK).sum(-1) + log_rest_C.exp() * (log_rest_C + rest_neg_entropy_C))
 
 
-def _poorly_known(guess: SupportGrad, rest_C: Tensor, logsumexp_C: Tensor) -> Tensor:
+def _rounding_dominates(guess: SupportGrad, rest_C: Tensor, logsumexp_C: Tensor) -> Tensor:
     """Tokens whose divergence would feel the rounding of the target's remaining mass.
 
-    1 - (mass of K columns) is known to the rounding of the log-sum-exp. That is harmless unless the divergence leans on
-    the logarithm of a mass that small; those few rows get the sum over the other tokens.
+    1 - (mass of K columns) is exact to the rounding of the log-sum-exp. That is harmless unless the divergence leans on
+    the logarithm of a mass that small; those few tokens get the sum over the other tokens.
     """
     assert guess.sensitivity_C is not None
     eps = torch.finfo(rest_C.dtype).eps
@@ -385,7 +386,7 @@ def _poorly_known(guess: SupportGrad, rest_C: Tensor, logsumexp_C: Tensor) -> Te
 
 
 def _tail_matters(columns_CK: Tensor, rest_C: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Rows whose gradient outside the support is not lost in the rounding of the gradient inside it."""
+    """Tokens whose gradient outside the support is not lost in the rounding of the gradient inside it."""
     if rest_C is None:
         return torch.zeros(len(columns_CK), dtype=torch.bool, device=columns_CK.device)
     return rest_C.abs() > TAIL_SHARE * torch.finfo(dtype).eps * columns_CK.abs().sum(-1)

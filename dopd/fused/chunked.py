@@ -24,7 +24,7 @@ from dopd.signals import SignalBatch
 from dopd.sources import LIVE
 from dopd.tables import RoutingTable
 
-_SILENT = -2  # a token whose entropy is told and that no row of a group teaches
+_UNTAUGHT = -2  # a token that no rule of a group teaches and whose entropy is still measured
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,22 @@ def chunked_routed_loss(
     batch = _Batch(targets, completion_ids, mask, table, num_sequences)
     weight, bias, heads = _working_heads(student_hidden, student_head, batch)
     if assignment is None:
-        known = _deciding_scores(batch, student_hidden, heads, scores, operations, chunk_tokens, merged_ids)
-        assignment = assign(table, _signals(batch, student_hidden, heads, known, chunk_tokens))
+        available = _deciding_scores(batch, student_hidden, heads, scores, operations, chunk_tokens, merged_ids)
+        assignment = assign(table, _signals(batch, student_hidden, heads, available, chunk_tokens))
     else:
-        known = dict(scores)
+        available = dict(scores)
     assignment.check(mask, table)
 
     dtype = heads["student"].weight.dtype
     scale_BT = _loss_scale(mask, num_sequences, widened(dtype), student_hidden.device)
     sources = {
-        name: Target(targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1), heads[name], known.get(name))
+        name: Target(
+            targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1), heads[name], available.get(name)
+        )
         for name in table.target_sources
     }
     losses: list[Tensor] = []
-    per_row: dict[int, Tensor] = {}
+    per_rule: dict[int, Tensor] = {}
     entropy_BT: Tensor | None = None
     for position, group in enumerate(table.rule_groups):
         numbers_BT = _numbers(group, assignment, everyone=position == 0)
@@ -120,11 +122,10 @@ def chunked_routed_loss(
                 hidden_PH=student_hidden.detach().to(dtype).flatten(0, 1),
                 head=heads["student"],
                 targets=sources,
-                ids_P=torch.where(
-                    mask != 0, completion_ids, 0
-                ).flatten(),  # a padding id may lie outside the vocabulary
+                # A padding id may lie outside the vocabulary.
+                ids_P=torch.where(mask != 0, completion_ids, 0).flatten(),
                 numbers_P=numbers_BT.flatten(),
-                rules=dict(group) | {_SILENT: Rule(divergence="entropy", weight=0.0)},
+                rules=dict(group) | {_UNTAUGHT: Rule(divergence="entropy", weight=0.0)},
                 scale_P=scale_BT.flatten(),
                 factor_P=None if factors is None else factors.flatten(),
                 advantage_P=None if advantage_BT is None else advantage_BT.flatten(),
@@ -140,24 +141,24 @@ def chunked_routed_loss(
                 losses.append(_loss(chunk_pass, batch))
         values_BT = chunk_pass.value_P.view(mask.shape)
         entropy_BT = chunk_pass.entropy_P.view(mask.shape) if entropy_BT is None else entropy_BT
-        per_row |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in group}
+        per_rule |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in group}
     assert entropy_BT is not None
-    ordered = [per_row[index] for index in sorted(per_row)]
+    ordered = [per_rule[index] for index in sorted(per_rule)]
     sums = routing_sums(table, assignment, ordered, entropy_BT)
     return RoutedLoss(sum(losses[1:], losses[0]), torch.stack(ordered).sum(0), assignment.regimes, sums)
 
 
 def _numbers(group: list[tuple[int, Rule]], assignment: Assignment, *, everyone: bool) -> Tensor:
-    """Index of the row of a group that teaches each token (B, T). A token that none teaches is left out (-1), but for
-    the group that sees everyone, because the student's entropy is told of all tokens."""
-    silent_BT = torch.where(assignment.regimes == UNROUTED, UNROUTED, _SILENT if everyone else UNROUTED)
+    """Index of the rule of a group that teaches each token (B, T). A token that none teaches is left out (-1), but for
+    the group that sees everyone, because the student's entropy is averaged over all tokens."""
+    number_BT = torch.where(assignment.regimes == UNROUTED, UNROUTED, _UNTAUGHT if everyone else UNROUTED)
     for index, rule in group:
-        silent_BT = torch.where(assignment.chosen(index, rule), index, silent_BT)
-    return silent_BT
+        number_BT = torch.where(assignment.chosen(index, rule), index, number_BT)
+    return number_BT
 
 
 def _factors(group: list[tuple[int, Rule]], assignment: Assignment, like_BT: Tensor) -> Tensor | None:
-    """Factors on the weights of a group's rows (B, T); `None` where all are 1."""
+    """Factors on the weights of a group's rules (B, T); `None` where all are 1."""
     if not any(index in assignment.factors for index, _ in group):
         return None
     factors_BT = torch.ones_like(like_BT)
@@ -174,13 +175,13 @@ def _working_heads(
     """The student's whole weight and bias, for autograd, and working heads: each tensor is gathered and cast once."""
     whole = student_head.gathered()
     heads = {"student": working_head(whole, working_dtype(student_hidden))}
-    made = {(id(student_head.weight), heads["student"].weight.dtype): heads["student"].weight}
+    cast = {(id(student_head.weight), heads["student"].weight.dtype): heads["student"].weight}
     for source in sorted((batch.table.sources & set(batch.targets)) - {LIVE}):
         hidden, head = batch.targets[source]
         key = (id(head.weight), working_dtype(hidden))
-        if key not in made:
-            made[key] = head.gathered().weight.detach().to(key[1])
-        heads[source] = working_head(replace(head, weight=made[key]), key[1])
+        if key not in cast:
+            cast[key] = head.gathered().weight.detach().to(key[1])
+        heads[source] = working_head(replace(head, weight=cast[key]), key[1])
     return whole.weight, whole.bias, heads
 
 
@@ -193,11 +194,11 @@ def _deciding_scores(
     chunk_tokens: int | None,
     merged_ids: Sequence[int],
 ) -> dict[str, TokenScores]:
-    """The scores that were given, and those that the table decides by besides."""
-    known = dict(scores)
-    for source in sorted(batch.table.scored_sources - set(known)):
+    """The scores that the caller has, and those that the table decides by besides."""
+    available = dict(scores)
+    for source in sorted(batch.table.scored_sources - set(available)):
         hidden = student_hidden if source == LIVE else batch.targets[source][0]
-        known[source] = score(
+        available[source] = score(
             hidden,
             heads[source],
             batch.completion_ids,
@@ -206,14 +207,14 @@ def _deciding_scores(
             chunk_tokens=chunk_tokens,
             merged_ids=merged_ids,
         )
-    return known
+    return available
 
 
 def _signals(
     batch: _Batch,
     student_hidden: Tensor,
     heads: Mapping[str, Head],
-    known: Mapping[str, TokenScores],
+    scores: Mapping[str, TokenScores],
     chunk_tokens: int | None,
 ) -> SignalBatch:
     """What the table decides by, for a batch that is whole."""
@@ -223,8 +224,8 @@ def _signals(
     }
     return SignalBatch(
         batch.mask,
-        {name: scores.logprobs for name, scores in known.items()},
-        {name: scores.entropy for name, scores in known.items()},
+        {name: one.logprobs for name, one in scores.items()},
+        {name: one.entropy for name, one in scores.items()},
         measures(batch.table.measures, measured, batch.mask, chunk_tokens=chunk_tokens),
     )
 

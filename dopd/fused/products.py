@@ -58,9 +58,9 @@ def raw_logits(hidden_CH: Tensor, head: Head, out_CV: Tensor) -> Tensor:
         return torch.mm(hidden_CH, head.weight.t(), out=out_CV)
     if hidden_CH.is_cuda:
         return torch.mm(hidden_CH, head.weight.t(), out_dtype=out_CV.dtype, out=out_CV)
-    wide_CH = hidden_CH.to(out_CV.dtype)
-    for rows in _vocab_slices(head.weight):
-        torch.mm(wide_CH, head.weight[rows].to(out_CV.dtype).t(), out=out_CV[:, rows])
+    widened_CH = hidden_CH.to(out_CV.dtype)
+    for tokens in _vocab_slices(head.weight):
+        torch.mm(widened_CH, head.weight[tokens].to(out_CV.dtype).t(), out=out_CV[:, tokens])
     return out_CV
 
 
@@ -95,8 +95,8 @@ def column_logits(hidden_CH: Tensor, head: Head, ids_CK: Tensor) -> Tensor:
     dtype = widened(hidden_CH.dtype)
     out_CK = torch.empty(ids_CK.shape, dtype=dtype, device=hidden_CH.device)
     for part in _gather_slices(hidden_CH, ids_CK):
-        rows_CKH = _rows(head.weight, ids_CK[part], dtype)
-        torch.bmm(rows_CKH, hidden_CH[part].to(dtype).unsqueeze(2), out=out_CK[part].unsqueeze(2))
+        weight_CKH = _gathered_weight(head.weight, ids_CK[part], dtype)
+        torch.bmm(weight_CKH, hidden_CH[part].to(dtype).unsqueeze(2), out=out_CK[part].unsqueeze(2))
     return finish_(out_CK, head, None if head.bias is None else head.bias[ids_CK])
 
 
@@ -107,8 +107,8 @@ def dense_hidden_grad(grad_CV: Tensor, head: Head) -> Tensor:
     if grad_CV.is_cuda:
         return torch.mm(grad_CV.to(head.weight.dtype), head.weight, out_dtype=grad_CV.dtype)
     out_CH = grad_CV.new_zeros(grad_CV.shape[0], head.weight.shape[1])
-    for rows in _vocab_slices(head.weight):
-        out_CH.addmm_(grad_CV[:, rows], head.weight[rows].to(grad_CV.dtype))
+    for tokens in _vocab_slices(head.weight):
+        out_CH.addmm_(grad_CV[:, tokens], head.weight[tokens].to(grad_CV.dtype))
     return out_CH
 
 
@@ -131,8 +131,8 @@ def column_hidden_grad(grad_CK: Tensor, head: Head, ids_CK: Tensor) -> Tensor:
     """The same as `dense_hidden_grad` where only K columns of the gradient are not zero."""
     out_CH = grad_CK.new_empty(grad_CK.shape[0], head.weight.shape[1])
     for part in _gather_slices(out_CH, ids_CK):
-        rows_CKH = _rows(head.weight, ids_CK[part], grad_CK.dtype)
-        torch.bmm(grad_CK[part].unsqueeze(1), rows_CKH, out=out_CH[part].unsqueeze(1))
+        weight_CKH = _gathered_weight(head.weight, ids_CK[part], grad_CK.dtype)
+        torch.bmm(grad_CK[part].unsqueeze(1), weight_CKH, out=out_CH[part].unsqueeze(1))
     return out_CH
 
 
@@ -143,7 +143,7 @@ def add_column_weight_grad(total_VH: Tensor, grad_CK: Tensor, hidden_CH: Tensor,
         total_VH.index_add_(0, ids_CK[part].flatten(), outer_CKH.flatten(0, 1))
 
 
-def _rows(weight: Tensor, ids_CK: Tensor, dtype: torch.dtype) -> Tensor:
+def _gathered_weight(weight: Tensor, ids_CK: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.index_select(0, ids_CK.flatten()).view(*ids_CK.shape, -1).to(dtype)
 
 

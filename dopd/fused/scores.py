@@ -49,17 +49,17 @@ def score(
         head = working_head(head, dtype)
         hidden_NH, ids_N = hidden.detach()[keep_BT].to(dtype), completion_ids[keep_BT]
         num_tokens = hidden_NH.shape[0]
-        wide_dtype = widened(dtype)
-        size = chunk_tokens or chunk_size(hidden.device, head.vocab_size, wide_dtype.itemsize, tiles=1)
+        score_dtype = widened(dtype)
+        size = chunk_tokens or chunk_size(hidden.device, head.vocab_size, score_dtype.itemsize, tiles=1)
         size = min(size, max(num_tokens, 1))
-        tile_CV = torch.empty(size, head.vocab_size, dtype=wide_dtype, device=hidden.device)
-        scored_3N = torch.empty(3, num_tokens, dtype=wide_dtype, device=hidden.device)
+        tile_CV = torch.empty(size, head.vocab_size, dtype=score_dtype, device=hidden.device)
+        scored_3N = torch.empty(3, num_tokens, dtype=score_dtype, device=hidden.device)
         for start in range(0, num_tokens, size):
             chunk = slice(start, min(start + size, num_tokens))
             z_CV = dense_logits(hidden_NH[chunk], head, tile_CV[: chunk.stop - start])
             logprobs_C, stats = score_tile(operations, z_CV, ids_N[chunk], merged_ids)
             scored_3N[:, chunk] = torch.stack([logprobs_C, -stats.neg_entropy_C, stats.logsumexp_C])
-    spread_3BT = torch.zeros(3, *mask.shape, dtype=wide_dtype, device=hidden.device)
+    spread_3BT = torch.zeros(3, *mask.shape, dtype=score_dtype, device=hidden.device)
     spread_3BT[:, keep_BT] = scored_3N
     return TokenScores(*spread_3BT)
 

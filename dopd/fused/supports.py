@@ -19,7 +19,7 @@ TOPK_BLOCK = 64
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Log-masses over K tokens and, if it is an outcome, of everything else; nats, up to a constant per row.
+    """Log-masses over K tokens and, if it is an outcome, of everything else; nats, up to a constant per token.
 
     Attributes:
         inside_CK (`Tensor` (C, K)): logits, or log-probs.
@@ -73,7 +73,7 @@ def support_grad(function: Callable[[Tensor, Tensor], Tensor], student: Outcomes
 
 
 def topk_ids(logits_CV: Tensor, k: int) -> Tensor:
-    """Ids of the k largest logits of every row, (C, V) -> (C, k).
+    """Ids of the k largest logits of every token, (C, V) -> (C, k).
 
     The k largest lie in the k blocks of the vocabulary with the largest maxima, so only those are looked through.
     """
@@ -83,18 +83,18 @@ def topk_ids(logits_CV: Tensor, k: int) -> Tensor:
     ids_CK = torch.empty(logits_CV.shape[0], k, dtype=torch.long, device=logits_CV.device)
     inner = torch.arange(TOPK_BLOCK, device=logits_CV.device)
     edge = torch.arange(num_blocks * TOPK_BLOCK, logits_CV.shape[1], device=logits_CV.device)
-    for rows in blocks(logits_CV):
-        z_RV = logits_CV[rows]
+    for block in blocks(logits_CV):
+        z_RV = logits_CV[block]
         maxima = z_RV[:, : num_blocks * TOPK_BLOCK].unflatten(1, (num_blocks, TOPK_BLOCK)).amax(-1)
         best = maxima.topk(k, dim=-1, sorted=False).indices
         candidates = (best.unsqueeze(-1) * TOPK_BLOCK + inner).flatten(1)
         candidates = torch.cat([candidates, edge.expand(z_RV.shape[0], -1)], dim=1)
         chosen = z_RV.gather(1, candidates).topk(k, dim=-1).indices
-        ids_CK[rows] = candidates.gather(1, chosen)
+        ids_CK[block] = candidates.gather(1, chosen)
     return ids_CK
 
 
 def mass_outside(inside_CK: Tensor, logsumexp_C: Tensor) -> Tensor:
-    """Log-mass outside K tokens from their logits and the log-sum-exp of the row; -inf where rounding leaves none."""
+    """Log-mass outside K tokens from their logits and the log-sum-exp of all; -inf where rounding leaves none."""
     share_C = (inside_CK.logsumexp(-1) - logsumexp_C).exp()
     return logsumexp_C + torch.log1p(-share_C.clamp(max=1.0))

@@ -1,10 +1,10 @@
-"""What is done to logits once they are there, row by row: statistics, divergences, and the gradient in their place.
+"""What is computed from logits, token by token: statistics, divergences, and the gradient in their place.
 
-A tile is walked in blocks of rows that stay in cache, so that the many elementwise steps cost one pass over memory and
-their intermediate tensors are as small as a block. `TileOperations` is the definition; other backends override
+A tile is walked in blocks of tokens that stay in cache, so that the many elementwise steps cost one pass over memory
+and their intermediate tensors are as small as a block. `TileOperations` is the definition; other backends override
 its methods.
 
-Shapes: C tokens of a chunk, R rows of a block, V vocabulary.
+Shapes: C tokens of a chunk, R tokens of a block, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,14 @@ from dopd.divergences import Divergence, forward_kl, js, pick, reverse_kl
 from dopd.fused.products import logit_gradient
 from dopd.heads import Head
 
-# One row of 151,936 float32 logits is 0.6 MB: a block and its intermediates fit a second-level cache.
+# One token's 151,936 float32 logits are 0.6 MB: a block and its intermediates fit a second-level cache.
 CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Per row: the log of the sum of exponentials, and E[log p], the negative entropy; nats."""
+    """For every token: the log of the sum of exponentials, and E[log p], the negative entropy; nats."""
 
     logsumexp_C: Tensor
     neg_entropy_C: Tensor
@@ -34,19 +34,19 @@ class TileOperations:
     """Operations on a tile of logits in plain torch, for any device and dtype."""
 
     def stats(self, logits_CV: Tensor) -> Stats:
-        """Statistics of every row; the tile is used up."""
+        """Statistics of every token; the tile is used up."""
         return self.softmax_(logits_CV, None)
 
     def softmax_(self, logits_CV: Tensor, head: Head | None) -> Stats:
-        """Statistics of every row; with a head, the tile becomes probabilities * d logits / d (hidden @ weight.T)."""
+        """Statistics of every token; with a head, the tile becomes probabilities * d logits / d (hidden @ weight.T)."""
         stats = Stats(*(logits_CV.new_empty(logits_CV.shape[0]) for _ in range(2)))
-        for rows in blocks(logits_CV):
-            z_RV = logits_CV[rows]
+        for block in blocks(logits_CV):
+            z_RV = logits_CV[block]
             logit_gradient_RV = None if head is None else logit_gradient(head, z_RV)
             top_R, sum_R, e_RV = _shift_(z_RV)
             log_sum_R = sum_R.log()
-            stats.logsumexp_C[rows] = top_R + log_sum_R
-            stats.neg_entropy_C[rows] = torch.linalg.vecdot(e_RV, z_RV) / sum_R - log_sum_R
+            stats.logsumexp_C[block] = top_R + log_sum_R
+            stats.neg_entropy_C[block] = torch.linalg.vecdot(e_RV, z_RV) / sum_R - log_sum_R
             if logit_gradient_RV is not None:
                 torch.div(e_RV, sum_R.unsqueeze(-1), out=z_RV)
                 _scale_(z_RV, logit_gradient_RV)
@@ -67,14 +67,14 @@ class TileOperations:
         """
         value_C, entropy_C = (student_CV.new_empty(student_CV.shape[0]) for _ in range(2))
         step = ANALYTIC.get(function)
-        for rows in blocks(student_CV):
-            z_RV = student_CV[rows]
+        for block in blocks(student_CV):
+            z_RV = student_CV[block]
             logit_gradient_RV = logit_gradient(head, z_RV)
             if step is not None:
-                value_C[rows], entropy_C[rows] = step(z_RV, target_CV[rows])
+                value_C[block], entropy_C[block] = step(z_RV, target_CV[block])
             else:
-                value_C[rows], entropy_C[rows] = _by_autograd(function, z_RV, target_CV[rows])
-            z_RV.mul_(scale_C[rows].unsqueeze(-1))
+                value_C[block], entropy_C[block] = _by_autograd(function, z_RV, target_CV[block])
+            z_RV.mul_(scale_C[block].unsqueeze(-1))
             _scale_(z_RV, logit_gradient_RV)
         return value_C, entropy_C
 
@@ -82,14 +82,14 @@ class TileOperations:
 def score_tile(
     operations: TileOperations, logits_CV: Tensor, ids_C: Tensor, merged_ids: Sequence[int] = ()
 ) -> tuple[Tensor, Stats]:
-    """Log-probs of `ids` (nats; of all merged ones together) and statistics of every row; the tile is used up."""
+    """Log-probs of `ids` (nats; of all merged ones together) and statistics of every token; the tile is used up."""
     picked_C = pick(logits_CV, ids_C, merged_ids)
     stats = operations.stats(logits_CV)
     return picked_C - stats.logsumexp_C, stats
 
 
 def blocks(tile_CV: Tensor) -> Iterator[slice]:
-    """Slices of rows that stay in cache together."""
+    """Slices of tokens whose logits stay in cache together."""
     budget = CPU_BLOCK_BYTES if tile_CV.device.type == "cpu" else GPU_BLOCK_BYTES
     step = max(1, budget // (tile_CV.shape[1] * tile_CV.element_size()))
     for start in range(0, tile_CV.shape[0], step):

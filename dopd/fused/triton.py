@@ -1,4 +1,4 @@
-"""Row operations as Triton kernels: one program for a token, the vocabulary in blocks, the gradient written in place.
+"""Tile operations as Triton kernels: one program for a token, the vocabulary in blocks, the gradient written in place.
 
 The dense products stay with cuBLAS; what comes between them is limited by memory traffic, and these kernels read each
 logit two or three times where a chain of elementwise operations reads and writes it a dozen times. A divergence that
@@ -45,7 +45,7 @@ def _fold(z, mask, top, total, weighted):
 
 
 @triton.jit
-def _slope(z, scale, inverse_cap, HAS_CAP: tl.constexpr):
+def _logit_gradient(z, scale, inverse_cap, HAS_CAP: tl.constexpr):
     """d logits / d (hidden @ weight.T), from the logits; inverse_cap is temperature / softcap."""
     if HAS_CAP:
         ratio = tl.minimum(tl.maximum(z * inverse_cap, -1.0), 1.0)
@@ -67,23 +67,23 @@ def _softmax_kernel(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    z_row = z_ptr + row * stride
+    token = tl.program_id(0).to(tl.int64)
+    z_token_ptr = z_ptr + token * stride
     top, total, weighted = _empty()
     for start in range(0, num_columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < num_columns
-        top, total, weighted = _fold(tl.load(z_row + offsets, mask=mask, other=0.0), mask, top, total, weighted)
+        top, total, weighted = _fold(tl.load(z_token_ptr + offsets, mask=mask, other=0.0), mask, top, total, weighted)
     log_total = tl.log(total)
-    tl.store(logsumexp_ptr + row, top + log_total)
-    tl.store(neg_entropy_ptr + row, weighted / total - log_total)
+    tl.store(logsumexp_ptr + token, top + log_total)
+    tl.store(neg_entropy_ptr + token, weighted / total - log_total)
     if WRITE:
         for start in range(0, num_columns, BLOCK):
             offsets = start + tl.arange(0, BLOCK)
             mask = offsets < num_columns
-            z = tl.load(z_row + offsets, mask=mask, other=0.0)
+            z = tl.load(z_token_ptr + offsets, mask=mask, other=0.0)
             p = tl.exp((z - top) - log_total)
-            tl.store(z_row + offsets, p * _slope(z, scale, inverse_cap, HAS_CAP), mask=mask)
+            tl.store(z_token_ptr + offsets, p * _logit_gradient(z, scale, inverse_cap, HAS_CAP), mask=mask)
 
 
 @triton.jit
@@ -119,51 +119,51 @@ def _full_kernel(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
+    token = tl.program_id(0).to(tl.int64)
+    s_token_ptr, t_token_ptr = s_ptr + token * s_stride, t_ptr + token * t_stride
     s_top, s_total, s_weighted = _empty()
     t_top, t_total, t_weighted = _empty()
     for start in range(0, num_columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < num_columns
-        zs = tl.load(s_row + offsets, mask=mask, other=0.0)
-        zt = tl.load(t_row + offsets, mask=mask, other=0.0)
+        zs = tl.load(s_token_ptr + offsets, mask=mask, other=0.0)
+        zt = tl.load(t_token_ptr + offsets, mask=mask, other=0.0)
         s_top, s_total, s_weighted = _fold(zs, mask, s_top, s_total, s_weighted)
         t_top, t_total, t_weighted = _fold(zt, mask, t_top, t_total, t_weighted)
     s_log, t_log = tl.log(s_total), tl.log(t_total)
-    tl.store(entropy_ptr + row, s_log - s_weighted / s_total)
+    tl.store(entropy_ptr + token, s_log - s_weighted / s_total)
 
     value, mean = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
     for start in range(0, num_columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < num_columns
-        log_s = (tl.load(s_row + offsets, mask=mask, other=0.0) - s_top) - s_log
-        log_t = (tl.load(t_row + offsets, mask=mask, other=0.0) - t_top) - t_log
+        log_s = (tl.load(s_token_ptr + offsets, mask=mask, other=0.0) - s_top) - s_log
+        log_t = (tl.load(t_token_ptr + offsets, mask=mask, other=0.0) - t_top) - t_log
         s, _t, terms, ratio = _terms(log_s, log_t, mask, KIND)
         value += tl.sum(terms, axis=0)
         mean += tl.sum(s * ratio, axis=0)
-    tl.store(value_ptr + row, value)
+    tl.store(value_ptr + token, value)
 
-    grad_scale = tl.load(grad_scale_ptr + row)
+    grad_scale = tl.load(grad_scale_ptr + token)
     for start in range(0, num_columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < num_columns
-        zs = tl.load(s_row + offsets, mask=mask, other=0.0)
-        log_t = (tl.load(t_row + offsets, mask=mask, other=0.0) - t_top) - t_log
+        zs = tl.load(s_token_ptr + offsets, mask=mask, other=0.0)
+        log_t = (tl.load(t_token_ptr + offsets, mask=mask, other=0.0) - t_top) - t_log
         s, t, _terms_unused, ratio = _terms((zs - s_top) - s_log, log_t, mask, KIND)
         grad = s - t if KIND == FORWARD_KL else s * (ratio - mean)
-        tl.store(s_row + offsets, grad * grad_scale * _slope(zs, scale, inverse_cap, HAS_CAP), mask=mask)
+        tl.store(s_token_ptr + offsets, grad * grad_scale * _logit_gradient(zs, scale, inverse_cap, HAS_CAP), mask=mask)
 
 
 class TritonTileOperations(TileOperations):
-    """Row operations on float32 tiles of a CUDA device."""
+    """Tile operations on float32 tiles of a CUDA device."""
 
     def softmax_(self, logits_CV: Tensor, head: Head | None) -> Stats:
         if logits_CV.dtype != torch.float32 or not logits_CV.shape[0]:
             return super().softmax_(logits_CV, head)
         num_tokens, num_columns = logits_CV.shape
         logsumexp_C, neg_entropy_C = logits_CV.new_empty(2, num_tokens)
-        scale, inverse_cap = _slope_numbers(head)
+        scale, inverse_cap = _logit_gradient_factors(head)
         _softmax_kernel[(num_tokens,)](
             logits_CV,
             logits_CV.stride(0),
@@ -187,7 +187,7 @@ class TritonTileOperations(TileOperations):
             return super().full_(function, student_CV, target_CV, scale_C, head)
         num_tokens, num_columns = student_CV.shape
         value_C, entropy_C = student_CV.new_empty(2, num_tokens)
-        scale, inverse_cap = _slope_numbers(head)
+        scale, inverse_cap = _logit_gradient_factors(head)
         _full_kernel[(num_tokens,)](
             student_CV,
             student_CV.stride(0),
@@ -207,7 +207,7 @@ class TritonTileOperations(TileOperations):
         return value_C, entropy_C
 
 
-def _slope_numbers(head: Head | None) -> tuple[float, float | None]:
+def _logit_gradient_factors(head: Head | None) -> tuple[float, float | None]:
     if head is None:
         return 1.0, None
     return head.logit_scale / head.temperature, None if head.softcap is None else head.temperature / head.softcap

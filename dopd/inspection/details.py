@@ -165,9 +165,9 @@ def trace_record(
         tokenizer: turns ids into text.
         ids (`list[int]`): the scored tokens (N).
         student (`TokenDetails`): the plain student.
-        targets (`dict[str, TokenDetails]`): the distributions that rows of the table pull towards, by source.
+        targets (`dict[str, TokenDetails]`): the distributions that rules of the table pull towards, by source.
         columns (`dict[str, list[float]]`): `gap`, `logprob_teacher`, `logprob_student`: values (N), or `None`.
-        regimes (`list[int]`, *optional*): numbers of the rows (N) of a routed table.
+        regimes (`list[int]`, *optional*): numbers of the regimes (N) of a routed table.
         losses (`list[float]`): weight times divergence (N), nats.
         thresholds (`dict`, *optional*): batch averages that routed these tokens.
     """

@@ -1,4 +1,4 @@
-"""Named routing tables. A method is rows and a source; nothing here runs."""
+"""Named routing tables. A method is rules and a source; nothing here runs."""
 
 from dopd.methods.registry import CARDS, METHODS, Card, own_code, register_method, table
 

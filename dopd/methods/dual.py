@@ -30,7 +30,7 @@ def dopd(
     anchor: Anchor = "current",
     trim: float = 0.05,
 ) -> RoutingTable:
-    """The paper's four rows: Section 3.3, weights b_l = 0.6 and b_w = 0.3, K = 128, the live privileged student.
+    """The paper's four rules: Section 3.3, weights b_l = 0.6 and b_w = 0.3, K = 128, the live privileged student.
 
     DEPARTURE under another name: with `anchor` "frozen", "ema" or "snapshot" the table is called `dopd_ANCHOR`.
     """
@@ -147,7 +147,7 @@ def dopd_equal(*, top_k: Count = 128) -> RoutingTable:
 @_ablation(
     "dopd_unrouted",
     "both targets on every token, without routing",
-    "the paper does not say what replaces routing; here every token gets half of the teacher's row and half of the "
+    "the paper does not say what replaces routing; here every token gets half of the teacher's rule and half of the "
     "student's",
 )
 def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
@@ -160,7 +160,7 @@ def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
     )
 
 
-def one_row(
+def one_rule(
     name: str,
     source: str,
     divergence: DivergenceKind,
@@ -187,7 +187,7 @@ def privileged_teacher(
     top_k: Count = 128,
     tail: Tail = "bucket",
 ) -> RoutingTable:
-    return one_row("privileged_teacher", TEACHER, divergence, support, top_k, tail)
+    return one_rule("privileged_teacher", TEACHER, divergence, support, top_k, tail)
 
 
 @register_method(
@@ -204,7 +204,7 @@ def privileged_student(
     tail: Tail = "bucket",
     anchor: Anchor = "current",
 ) -> RoutingTable:
-    return one_row("privileged_student", STUDENT, divergence, support, top_k, tail, anchor)
+    return one_rule("privileged_student", STUDENT, divergence, support, top_k, tail, anchor)
 
 
 @register_method(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dopd.divergences import DivergenceKind, Support, Tail
-from dopd.methods.dual import one_row
+from dopd.methods.dual import one_rule
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import NotNegative, Positive
@@ -20,7 +20,7 @@ def vanilla(
     top_k: int = 128,
     tail: Tail = "bucket",
 ) -> RoutingTable:
-    return one_row("vanilla", "teacher", divergence, support, top_k, tail)
+    return one_rule("vanilla", "teacher", divergence, support, top_k, tail)
 
 
 @register_method(
@@ -114,4 +114,4 @@ def bridge_garden() -> RoutingTable:
         {"name": "soft", "source": "teacher", "divergence": "forward_kl", "scale": "teacher_doubt"},
         {"name": "hard", "source": "teacher", "divergence": "cross_entropy", "scale": "teacher_confidence"},
     ]
-    return RoutingTable.from_rows(rules, name="bridge_garden")
+    return RoutingTable.from_dicts(rules, name="bridge_garden")

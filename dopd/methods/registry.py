@@ -19,7 +19,7 @@ AnyBuild = TypeVar("AnyBuild", bound=Build)
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a method beside its rows.
+    """What is known of a method beside its rules.
 
     Attributes:
         about (`str`): what it does, in a line.
@@ -123,7 +123,7 @@ def own_code(name: str | None, table: RoutingTable) -> str:
     """The files of users' code that a table is made of or reads, with checksums, or `"none"`.
 
     Args:
-        name (`str`, *optional*): of the method; `None` for rows that are written down.
+        name (`str`, *optional*): of the method; `None` for rules that a user wrote.
         table (`RoutingTable`): the table.
     """
     codes = [] if name is None else [METHODS.code[METHODS.resolve(name)]]

@@ -47,7 +47,7 @@ def register_signal(
 ) -> Callable[[AnyCompute], AnyCompute]:
     """Register a signal: the decorated function gets a `SignalBatch` and returns a number of every token, (B, T).
 
-    Rows read it by name in `select`, `scale` and `advantage`; its other arguments are the signal's options. What it
+    Rules read it by name in `select`, `scale` and `advantage`; its other arguments are the signal's options. What it
     returns where the mask is 0 is not read.
 
     Args:

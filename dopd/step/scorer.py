@@ -46,11 +46,11 @@ class Scorer(Protocol):
 
 
 def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
-    """Raise `ConfigError` where a row of the table takes its target over outcomes that the scorer cannot give."""
+    """Raise `ConfigError` where a rule of the table takes its target over outcomes that the scorer cannot give."""
     for rule in table.rules:
         if rule.target_names - {LIVE} and rule.support not in scorer.supports:
             raise ConfigError(
-                f"method {table.name!r}: row {rule.label!r} takes its target over support={rule.support!r}, and the "
+                f"method {table.name!r}: rule {rule.label!r} takes its target over support={rule.support!r}, and the "
                 f"scorer gives {', '.join(sorted(scorer.supports))}: choose another method or support, or a scorer "
                 "with the models in this process"
             )

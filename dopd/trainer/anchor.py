@@ -148,7 +148,7 @@ class FrozenAnchor(AbstractAnchor):
 
 
 class InitialAnchor(FrozenAnchor):
-    """The initial weights beside another privileged student, for rows that read them."""
+    """The initial weights beside another privileged student, for rules that read them."""
 
     file = "initial_student.pt"
 

@@ -243,7 +243,7 @@ class DOPDConfig(DistillationConfig):
         problems = Problems(check_mappings(self))
         if self.beta != _TRL_BETA_DEFAULT:
             problems.add(
-                f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each row of the routing table "
+                f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each rule of the routing table "
                 "names its divergence. Remove beta, and use method_options or rules"
             )
         reserved = sorted(set(self.chat_template_kwargs or {}) & set(RESERVED_OPTIONS))
@@ -279,10 +279,10 @@ class DOPDConfig(DistillationConfig):
         if self.rules is not None:
             if self.method_options:
                 raise ConfigError(
-                    "method_options change a named table; with rules of your own, write them into the rows"
+                    "method_options change a named table; with rules of your own, write them into the rules"
                 )
-            rows: Any = self.rules
-            return RoutingTable.from_rows(rows, name="custom" if self.method == "dopd" else self.method, **anchor)
+            rules: Any = self.rules
+            return RoutingTable.from_dicts(rules, name="custom" if self.method == "dopd" else self.method, **anchor)
         options: Any = self.method_options or {}
         return table(self.method, **options, **anchor)
 

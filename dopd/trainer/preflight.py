@@ -202,7 +202,7 @@ def _tell(report: DatasetReport, needs_privileged: bool) -> None:
     for sentence in report.sentences():
         logger.warning(sentence)
     if needs_privileged and report.num_without_privileged == report.num_rows:
-        logger.warning("no prompt has privileged context: rows that target the privileged student teach nothing")
+        logger.warning("no prompt has privileged context: rules that target the privileged student teach nothing")
 
 
 def _check_enough_prompts(host: HostTrainer) -> None:

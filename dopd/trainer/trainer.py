@@ -66,7 +66,7 @@ class DOPDTrainer(RecordingTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the student.
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*): the frozen teacher; may be left out
-            when no row of the table reads it.
+            when no rule of the table reads it.
         args ([`DOPDConfig`], *optional*): configuration.
         train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None,
             where the method reads it) and whatever the verifier reads.

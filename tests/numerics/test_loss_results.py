@@ -109,8 +109,8 @@ def test_routing_needs_both_privileged_views_even_where_no_row_is_taught_by_one(
     batch = random_batch(0)
     del batch["targets"]["privileged_student"]
     table = dopd.table("dopd", weak_weight=0.0)
-    only_teacher = dopd.RoutingTable.from_rows(
-        [row | {"source": "privileged_teacher"} for row in table.to_rows()], name="only_teacher"
+    only_teacher = dopd.RoutingTable.from_dicts(
+        [row | {"source": "privileged_teacher"} for row in table.to_dicts()], name="only_teacher"
     )
     with pytest.raises(ConfigError, match="'only_teacher' needs privileged_student"):
         dopd.routed_loss(**batch, table=only_teacher)

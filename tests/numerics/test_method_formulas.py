@@ -353,4 +353,4 @@ def test_end_tokens_that_disagree_are_scored_as_one_outcome() -> None:
         result.loss.backward()
         assert leaf.grad is not None and bool((leaf.grad.abs() > 1e-9).any()) == (expected != 0.0)
     with pytest.raises(ConfigError, match="merge_ends scores the sampled token alone"):
-        dopd.RoutingTable.from_rows([{"source": "teacher"}], merge_ends=True)
+        dopd.RoutingTable.from_dicts([{"source": "teacher"}], merge_ends=True)

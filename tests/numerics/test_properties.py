@@ -154,7 +154,7 @@ ROWS = st.lists(
 def test_rows_are_a_table_or_an_error_of_ours(rows: Any) -> None:
     before = copy.deepcopy(rows)
     try:
-        made = RoutingTable.from_rows(rows)
+        made = RoutingTable.from_dicts(rows)
     except ConfigError as error:
         assert str(error).startswith(("row", "rules[", "a table", "table", "the table")) and len(str(error)) < 4000
     else:

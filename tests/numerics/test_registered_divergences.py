@@ -176,7 +176,7 @@ WRONG = {
 def test_what_is_no_divergence_is_refused_where_a_row_names_it(what: str) -> None:
     function, words = WRONG[what]
     dopd.register_divergence("wrong")(function)
-    with pytest.raises(ConfigError, match=rf"row 'all': divergence \(='wrong'\), .*test_registered_.*, {words}"):
+    with pytest.raises(ConfigError, match=rf"rule 'all': divergence \(='wrong'\), .*test_registered_.*, {words}"):
         dopd.Rule(source="teacher", divergence="wrong")
     with pytest.raises(ConfigError, match=rf"kind \(='wrong'\), .*{words}"):
         dopd.divergence(torch.randn(2, 5), torch.randn(2, 5), kind="wrong")

@@ -105,7 +105,7 @@ def test_algorithm_names_every_function_of_the_core() -> None:
             "routing": ("privilege_gap", "gap_thresholds", "classify"),
             "divergences": ("on_support", "sampled_terms", "surrogate", "divergence_function"),
             "assignment": ("assign",),
-            "loss": ("row_divergence", "product_logits", "sequence_mean", "routing_sums", "stats_of"),
+            "loss": ("rule_divergence", "product_logits", "sequence_mean", "routing_sums", "stats_of"),
         }.items()
         for name in names
     }

@@ -76,9 +76,9 @@ def test_every_method_builds_names_itself_and_says_where_it_is_from(name: str) -
 def test_every_method_is_plain_rows_that_a_yaml_file_could_hold(name: str) -> None:
     """Nothing hides in code: the table made again from its rows and options is the same."""
     table = dopd.table(name)
-    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
+    rows = yaml.safe_load(yaml.safe_dump(table.to_dicts()))
     options = {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name != "rules"}
-    again = dopd.RoutingTable.from_rows(rows, **options)
+    again = dopd.RoutingTable.from_dicts(rows, **options)
     assert again == table and again.sources == table.sources and again.measures == table.measures
 
 
@@ -127,7 +127,7 @@ def test_unknown_option_lists_those_there_are() -> None:
         ("dopd", {"weak_weight": -1.0}, "method_options of dopd: weak_weight"),
         ("dopd", {"trim": 2}, "table 'dopd': trim"),
         ("dopd", {"tail": "none"}, "method_options of dopd: tail"),
-        ("vanilla", {"support": "sampled", "divergence": "entropy"}, "row 'all': support='sampled' estimates"),
+        ("vanilla", {"support": "sampled", "divergence": "entropy"}, "rule 'all': support='sampled' estimates"),
         ("vanilla", {"anchor": "ema"}, "table 'vanilla_ema': anchor='ema' names the weights of the privileged student"),
     ],
 )

@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "a wrong table": (
         "import dopd\ndef plain():\n    return dopd.RoutingTable(name='x', rules=())",
         "my_code:plain",
-        "table 'x' has no rows",
+        "table 'x' has no rules",
     ),
     "no name": ("", "mine", "must be one of dopd, .* or your own: package.module:name or ./file.py:name"),
 }
@@ -168,7 +168,7 @@ def test_a_file_is_run_once_and_named_with_its_checksum(folder: Path) -> None:
     text = "import os\nos.mkdir('run')\n" + "\n".join(blocks("python"))
     (folder / "my_code.py").write_text(text)
     rows = [{"source": "teacher", "divergence": "./my_code.py:jeffreys", "scale": "./my_code.py:surprise"}]
-    made = dopd.RoutingTable.from_rows(rows)
+    made = dopd.RoutingTable.from_dicts(rows)
     named = f"my_code.py {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     assert own_code(None, made) == own_code("./my_code.py:surprised", dopd.table("vanilla")) == named
     assert own_code("dopd", dopd.table("grpo")) == "none" and (folder / "run").is_dir()
@@ -177,9 +177,9 @@ def test_a_file_is_run_once_and_named_with_its_checksum(folder: Path) -> None:
 def test_rows_name_own_code_too(folder: Path) -> None:
     (folder / "my_code.py").write_text("\n".join(blocks("python")))
     rows = [{"source": "teacher", "divergence": "./my_code.py:jeffreys", "scale": {"signal": "./my_code.py:surprise"}}]
-    made = dopd.RoutingTable.from_rows(rows)
+    made = dopd.RoutingTable.from_dicts(rows)
     assert made.sources == {"teacher", "student"}
-    assert dopd.RoutingTable.from_rows(yaml.safe_load(yaml.safe_dump(made.to_rows()))) == made
+    assert dopd.RoutingTable.from_dicts(yaml.safe_load(yaml.safe_dump(made.to_dicts()))) == made
     logits = torch.randn(2, 2, 3, 7, dtype=torch.float64)
     ids, mask = torch.randint(7, (2, 3)), torch.ones(2, 3)
     loss = dopd.routed_loss(logits[0], {"teacher": logits[1]}, ids, mask, made).loss

@@ -27,7 +27,7 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
     [
         (
             {"source": "tutor"},
-            r"row 'all': source \(='tutor'\) must be one of 'teacher', 'privileged_teacher', 'pr",
+            r"rule 'all': source \(='tutor'\) must be one of 'teacher', 'privileged_teacher', 'pr",
         ),
         (TEACHER | {"divergence": "kl"}, r"divergence \(='kl'\) must be one of forward_kl, reverse_kl, js"),
         (
@@ -51,7 +51,7 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
         (TEACHER | {"regime": ["LH"]}, r"regime \(=\['LH'\]\) must be one of"),
         (
             TEACHER | {"regime": "HT", "support": "sampled", "divergence": "cross_entropy"},
-            r"row 'HT': support='sampled' estimates 'forward_kl', 'reverse_kl', 'js' or is the support of "
+            r"rule 'HT': support='sampled' estimates 'forward_kl', 'reverse_kl', 'js' or is the support of "
             r"'policy_gradient', got divergence='cross_entropy'. Use support='target_topk' or 'full'",
         ),
         ({"divergence": "js"}, "source is missing: divergence='js' compares the student with a target"),
@@ -94,7 +94,7 @@ def test_row_that_cannot_work_is_refused_when_it_is_made(row: dict[str, Any], wo
     with pytest.raises(ConfigError, match=words):
         dopd.Rule(**row)
     with pytest.raises(ConfigError, match=words):
-        dopd.RoutingTable.from_rows([row])
+        dopd.RoutingTable.from_dicts([row])
 
 
 def test_row_that_teaches_the_plain_student_to_itself_cannot_be_written() -> None:
@@ -125,13 +125,13 @@ def test_rows_and_tables_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        ([], {}, "table 'custom' has no rows: give it one without a regime, or one for each regime"),
-        ([TEACHER, TEACHER], {}, "several rows are called all; rows without a regime add up, so give each a name"),
-        ([*four_rows(), TEACHER | {"regime": "HS"}], {}, "HS has several rows; a regime's tokens have exactly one"),
-        (four_rows()[:2], {}, "has no row for HT, HS; weight=0 leaves those tokens out"),
-        (four_rows(weight=0), {}, "every weight is 0, nothing would be learned; give one row a weight above 0"),
+        ([], {}, "table 'custom' has no rules: give it one without a regime, or one for each regime"),
+        ([TEACHER, TEACHER], {}, "several rules are called all; rules without a regime add up, so give each a name"),
+        ([*four_rows(), TEACHER | {"regime": "HS"}], {}, "HS has several rules; give a regime's tokens exactly one"),
+        (four_rows()[:2], {}, "has no rule for HT, HS; weight=0 leaves those tokens out"),
+        (four_rows(weight=0), {}, "every weight is 0, nothing would be learned; give one rule a weight above 0"),
         ([TEACHER | {"weight": 0.0}], {}, "every weight is 0"),
-        ([TEACHER], {"anchor": "frozen"}, "anchor='frozen' names the weights of the privileged student.*no row reads"),
+        ([TEACHER], {"anchor": "frozen"}, "anchor='frozen' names the weights of the privileged student.*no rule reads"),
         ([TEACHER], {"anchor": "live"}, r"anchor \(='live'\) must be one of 'current', 'frozen', 'ema'"),
         ([TEACHER], {"context": "web"}, r"context \(='web'\) must be one of 'column', 'sibling', 'none'"),
         ([TEACHER], {"trim": 1.0}, r"table 'custom': trim \(=1.0\) must be a number in \[0, 1\)"),
@@ -143,13 +143,13 @@ def test_rows_and_tables_are_frozen() -> None:
             {},
             r"rules\[0\]: unknown key K, wieght; allowed: regime, source, divergence, support, tail, top_k, weight",
         ),
-        ([TEACHER, {"name": "b"}], {}, "row 'b': source is missing: divergence='reverse_kl' compares the student"),
+        ([TEACHER, {"name": "b"}], {}, "rule 'b': source is missing: divergence='reverse_kl' compares the student"),
         (["teacher"], {}, r"rules\[0\] \(='teacher'\) must be a mapping with the keys regime, source"),
     ],
 )
 def test_table_that_cannot_work_is_refused_when_it_is_made(rows: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        dopd.RoutingTable.from_rows(rows, **options)
+        dopd.RoutingTable.from_dicts(rows, **options)
 
 
 @pytest.mark.parametrize("provided", [[], ["teacher"], ["privileged_teacher"]])
@@ -171,15 +171,15 @@ def test_table_scores_no_view_that_it_does_not_need() -> None:
 
 
 def test_row_of_weight_zero_needs_no_target_but_routing_still_reads_both_views() -> None:
-    rows = dopd.table("dopd").to_rows()
+    rows = dopd.table("dopd").to_dicts()
     for row in rows:
         row["weight"] = 1.0 if row["source"] == "privileged_teacher" else 0.0
-    table = dopd.RoutingTable.from_rows(rows)
+    table = dopd.RoutingTable.from_dicts(rows)
     assert table.target_sources == {"privileged_teacher"}
     assert table.routing_sources == table.sources == {"privileged_teacher", "privileged_student"}
     for row in rows:
         row["source"] = "teacher" if row["weight"] else "privileged_student"
-    assert dopd.RoutingTable.from_rows(rows).target_sources == {"teacher"}
+    assert dopd.RoutingTable.from_dicts(rows).target_sources == {"teacher"}
 
 
 def test_every_regime_has_exactly_one_row() -> None:
@@ -190,7 +190,7 @@ def test_every_regime_has_exactly_one_row() -> None:
 
 def test_rows_without_a_regime_add_up_beside_the_regimes() -> None:
     extra = {"name": "reward", "divergence": "policy_gradient", "support": "sampled", "advantage": "group_advantage"}
-    table = dopd.RoutingTable.from_rows([extra, *four_rows(), TEACHER | {"name": "all of it"}])
+    table = dopd.RoutingTable.from_dicts([extra, *four_rows(), TEACHER | {"name": "all of it"}])
     labels = [[(index, rule.label) for index, rule in layer] for layer in table.rule_groups]
     assert labels == [[(1, "LH"), (2, "LL"), (3, "HT"), (4, "HS")], [(0, "reward")], [(5, "all of it")]]
     assert table.routed and table.needs_rewards and not dopd.table("dopd").needs_rewards
@@ -201,7 +201,7 @@ def test_table_knows_what_its_signals_read() -> None:
         {"source": {"teacher": 1.25, "reference": -0.25}, "name": "product", "select": {"signal": "tip", "top": 0.5}},
         {"source": "privileged_student", "name": "self", "scale": "contrast", "weight": 0.5},
     ]
-    table = dopd.RoutingTable.from_rows(rows)
+    table = dopd.RoutingTable.from_dicts(rows)
     assert table.target_sources == {"teacher", "reference", "privileged_student"}
     assert table.scored_sources == {"student"} and table.measures == {"reverse_kl", "contrast_kl"}
     assert table.measured_sources == {"student", "teacher", "privileged_student", "contrast_student"}
@@ -219,39 +219,39 @@ def test_table_knows_what_its_signals_read() -> None:
     ],
 )
 def test_row_with_signals_and_options_survives_yaml(row: dict[str, Any]) -> None:
-    table = dopd.RoutingTable.from_rows([row])
-    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
-    again = dopd.RoutingTable.from_rows(rows)
+    table = dopd.RoutingTable.from_dicts([row])
+    rows = yaml.safe_load(yaml.safe_dump(table.to_dicts()))
+    again = dopd.RoutingTable.from_dicts(rows)
     assert again.rules == table.rules and again.describe() == table.describe() and row.items() <= rows[0].items()
 
 
 @pytest.mark.parametrize("method", ["dopd", "dopd_frozen", "dopd_ema", "vanilla", "privileged_teacher"])
 def test_table_survives_yaml(method: str) -> None:
     table = dopd.table(method, top_k=7, tail="renormalize")
-    rows = yaml.safe_load(yaml.safe_dump(table.to_rows()))
-    again = dopd.RoutingTable.from_rows(rows, name=table.name, anchor=table.anchor, trim=table.trim)
+    rows = yaml.safe_load(yaml.safe_dump(table.to_dicts()))
+    again = dopd.RoutingTable.from_dicts(rows, name=table.name, anchor=table.anchor, trim=table.trim)
     assert again.rules == table.rules and again.sources == table.sources
     assert again.describe() == table.describe()
 
 
 def test_rows_written_by_hand_in_yaml_have_the_same_defaults_as_in_python() -> None:
     rows = yaml.safe_load("- {source: teacher}")
-    assert dopd.RoutingTable.from_rows(rows, name="vanilla").rules == dopd.table("vanilla").rules
-    assert dopd.RoutingTable.from_rows(rows).name == "custom"
+    assert dopd.RoutingTable.from_dicts(rows, name="vanilla").rules == dopd.table("vanilla").rules
+    assert dopd.RoutingTable.from_dicts(rows).name == "custom"
 
 
 def test_describe_says_what_each_token_is_taught() -> None:
     assert dopd.table("dopd").describe().splitlines() == [
         "dopd: routed by the privilege advantage gap, trim 0.05, privileged student: current",
-        "  row  target              divergence  support                   weight",
-        "  LH   privileged_teacher  reverse_kl  student_topk 128, bucket  0.6",
-        "  LL   privileged_student  reverse_kl  student_topk 128, bucket  0.3",
-        "  HT   privileged_teacher  js          full                      1",
-        "  HS   privileged_student  reverse_kl  student_topk 128, bucket  0.6",
+        "  rule  target              divergence  support                   weight",
+        "  LH    privileged_teacher  reverse_kl  student_topk 128, bucket  0.6",
+        "  LL    privileged_student  reverse_kl  student_topk 128, bucket  0.3",
+        "  HT    privileged_teacher  js          full                      1",
+        "  HS    privileged_student  reverse_kl  student_topk 128, bucket  0.6",
     ]
     assert dopd.table("vanilla").describe().splitlines() == [
         "vanilla: not routed",
-        "  row  target   divergence  support  weight",
-        "  all  teacher  reverse_kl  full     1",
+        "  rule  target   divergence  support  weight",
+        "  all   teacher  reverse_kl  full     1",
     ]
     assert "privileged student: ema" in dopd.table("dopd_ema").describe()
