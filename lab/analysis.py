@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dopd.statistics import Interval, mean_interval
+from dopd.statistics import Comparison, Interval, holm, mean_interval, paired_comparison
 from lab.spec import Claim, Experiment
-from lab.statistics import Comparison, holm, paired_comparison
 
 SIGNIFICANT = 0.05
 NO_CLAIM = "nothing claimed"

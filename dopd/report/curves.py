@@ -9,8 +9,10 @@ from typing import Any
 from dopd.files import replace_file
 from dopd.report.palette import METHOD_COLOURS, label_colours
 from dopd.report.records import RunRecord, read_run
+from dopd.report.roles import places
 
 CURVES_FILE = "curves.png"
+_DASHES = ("--", "-.", ":")  # of methods beside the one of interest
 _PANELS = (
     ("eval_accuracy_greedy", "greedy accuracy without p"),
     ("eval_accuracy_sampled", "sampled accuracy (T = 1) without p"),
@@ -44,11 +46,12 @@ def draw_comparison(runs: Mapping[str, Sequence[RunRecord]], path: Path) -> Path
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (metric, title) in zip(axes, panels, strict=False):
-        for (name, group), colour in zip(runs.items(), METHOD_COLOURS, strict=False):
-            _draw_means(axis, [run.series(metric) for run in group], name, colour)
+        for (name, group), place in zip(runs.items(), places(list(runs)), strict=True):
+            _draw_means(axis, [run.series(metric) for run in group], name, place)
         axis.set_title(title, fontsize=10)
         if metric.startswith("eval_accuracy"):
             axis.set_ylim(-0.02, 1.02)
+        axis.set_ylabel("accuracy" if "accuracy" in metric else "nats per token", fontsize=9)
         axis.legend(fontsize=8, frameon=False)
     for axis, (name, group) in zip(axes[len(panels) :], routed.items(), strict=False):
         _draw_shares(axis, group, name)
@@ -64,15 +67,25 @@ def draw_comparison(runs: Mapping[str, Sequence[RunRecord]], path: Path) -> Path
     return path
 
 
-def _draw_means(axis: Any, series: Sequence[tuple[list[int], list[float]]], name: str, colour: str) -> None:
+def _draw_means(axis: Any, series: Sequence[tuple[list[int], list[float]]], name: str, place: int) -> None:
+    colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
     steps, mean = _mean_over_runs(series)
     if not steps:
         return
     if len(series) > 1:
         for run_steps, values in series:
-            axis.plot(run_steps, values, color=colour, alpha=0.3, linewidth=0.8)
+            axis.plot(
+                run_steps, values, color=colour, alpha=0.3, linewidth=0.8, marker="." if len(steps) < 20 else None
+            )
     axis.plot(
-        steps, mean, color=colour, linewidth=1.8, label=name, marker="o" if len(steps) < 20 else None, markersize=3
+        steps,
+        mean,
+        color=colour,
+        linestyle=_DASHES[place % len(_DASHES)] if place else "-",
+        linewidth=1.5 if place else 2.2,
+        label=name,
+        marker="o" if len(steps) < 20 else None,
+        markersize=3,
     )
 
 

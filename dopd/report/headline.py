@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.groups import RunGroup
+from dopd.report.palette import method_colour
 from dopd.report.records import RunRecord
+from dopd.report.roles import places
 from dopd.statistics import Interval, mean_interval, wilson_interval
 
 ACCURACIES = {
@@ -31,7 +33,8 @@ def headline(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> dict[str
 def headline_rows(
     groups: Sequence[RunGroup], summary: Mapping[str, Any], accuracies: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Rows with `label`, `kind` (`start`, `teacher` or `method`), `colour` (index of the group) and `cells`.
+    """Rows with `label`, `kind` (`start`, `teacher` or `method`), `colour` (its number in the palette; -1 for
+    others), `hue` (of methods) and `cells`.
 
     A cell has `text` and, for accuracies, `mean`, `low`, `high` in [0, 1]. Intervals of single evaluations are over
     prompts (Wilson), those of several seeds over seeds (Student's t).
@@ -43,11 +46,12 @@ def headline_rows(
     if summary.get("teacher_result"):
         cells = _single([summary["teacher_result"]], accuracies)
         rows.append({"label": "teacher", "kind": "teacher", "colour": -1, "cells": cells})
-    for number, group in enumerate(groups):
+    for group, place in zip(groups, places([group.label for group in groups]), strict=True):
         results = [result for result in map(last_evaluation, group.runs) if result]
         if results:
             cells = (_single if len(results) == 1 else _over_seeds)(results, accuracies)
-            rows.append({"label": group.label, "kind": "method", "colour": number, "cells": cells})
+            named = {"label": group.label, "kind": "method", "colour": place, "hue": method_colour(place)}
+            rows.append({**named, "cells": cells})
     return rows
 
 
@@ -56,7 +60,7 @@ def last_evaluation(run: RunRecord) -> dict[str, Any]:
     if run.result.get("metrics"):
         return run.result
     records = evaluations(run)
-    return _as_result(records[-1]) if records else {}
+    return as_result(records[-1]) if records else {}
 
 
 def evaluations(run: RunRecord) -> list[dict[str, Any]]:
@@ -69,11 +73,12 @@ def _first_evaluation(groups: Sequence[RunGroup]) -> dict[str, Any]:
         for run in group.runs:
             records = [record for record in evaluations(run) if record["step"] == 0]
             if records:
-                return _as_result(records[0])
+                return as_result(records[0])
     return {}
 
 
-def _as_result(record: Mapping[str, Any]) -> dict[str, Any]:
+def as_result(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged evaluation as `result.json` has them: `metrics`, and `intervals` over prompts (Wilson)."""
     metrics = {key.removeprefix("eval_"): value for key, value in record.items() if key.startswith("eval_")}
     count = int(metrics.get("num_prompts", 0))
     intervals = {}

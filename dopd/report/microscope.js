@@ -118,7 +118,7 @@ function pane(index, name) {
     el("dl", {}, el("dt", {}, "prompt"), el("dd", { "data-field": "prompt", tabindex: "0" }, item.prompt),
       item.p === null ? null : el("dt", {}, "privileged information p (the trained student does not see it)"),
       item.p === null ? null : el("dd", { "data-field": "p", tabindex: "0" }, item.p)),
-    tokens);
+    tokens, figureDownloads(`tokens of ${itemName(item)}`, () => stripSvg(item)));
 }
 
 function pictures(item) {

@@ -1,4 +1,4 @@
-// Helpers, theme, and the sections that are tables. Everything a model wrote is inserted as text, never as HTML.
+// Helpers and theme. Everything a model wrote is inserted as text, never as HTML.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const TRACES = DATA.traces.items;
 const STRINGS = DATA.traces.strings;
@@ -43,12 +43,6 @@ function visible(text) {
   return shown.trim() === "" ? shown.replace(/ /g, "\u2423") || "(empty)" : shown;
 }
 
-function methodColour(index) {
-  if (index < 0) return "var(--soft)";
-  const colour = DATA.method_colours[index % DATA.method_colours.length];
-  return colour === "#000000" ? "var(--method-last)" : colour;
-}
-
 function regimeColour(label) {
   return DATA.regime_colours[label];
 }
@@ -58,17 +52,30 @@ function runName(index) {
   return run.several ? `${run.label}, seed ${run.seed}` : run.label;
 }
 
+// A text whose parts between backquotes are settings or commands.
+function marked(text) {
+  return text.split("`").map((part, n) => (n % 2 ? el("code", {}, part) : part));
+}
+
 function swatch(colour) {
   const node = el("span", { class: "swatch", "aria-hidden": "true" });
   node.style.background = colour;
   return node;
 }
 
-function table(columns, rows) {
-  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "table" },
-    el("table", {},
-      el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, rows)));
+// A table with its downloads; on a small screen each row stacks as a block, where `data-label` names every cell.
+function table(name, columns, rows) {
+  for (const row of rows) {
+    row.setAttribute("role", "row");
+    [...row.children].forEach((cell, n) => {
+      cell.setAttribute("role", n ? "cell" : "rowheader");
+      if (n) cell.dataset.label = columns[n];
+    });
+  }
+  const node = el("table", { role: "table", "aria-label": name },
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, columns.map((column) => el("th", { scope: "col", role: "columnheader" }, column)))),
+    el("tbody", { role: "rowgroup" }, rows));
+  return el("div", { class: "sheet" }, node, downloads(name, { CSV: () => tableCsv(node), LaTeX: () => tableLatex(node, name) }));
 }
 
 function toggleTheme() {
@@ -77,54 +84,6 @@ function toggleTheme() {
   root.dataset.theme = dark ? "light" : "dark";
 }
 
-function drawFindings() {
-  if (!DATA.findings.length) return;
-  const body = show("findings");
-  for (const finding of DATA.findings) {
-    body.append(el("div", { class: "finding" + (finding.level === "bad" ? "" : " note-level") },
-      el("b", {}, finding.title), " ", el("span", { class: "who" }, finding.run), el("div", {}, finding.text)));
-  }
-}
-
-function headlineCell(cell, colour) {
-  const node = el("td", {}, cell.text);
-  if (cell.mean === undefined) return node;
-  const bar = el("div", { class: "interval", "aria-hidden": "true" });
-  if (cell.low !== undefined) {
-    const range = el("i");
-    Object.assign(range.style, { left: 100 * cell.low + "%", width: 100 * (cell.high - cell.low) + "%", background: colour });
-    bar.append(range);
-  }
-  const mark = el("b");
-  Object.assign(mark.style, { left: 100 * cell.mean + "%", background: colour });
-  bar.append(mark);
-  node.append(bar);
-  return node;
-}
-
-function drawHeadline() {
-  const { columns, rows } = DATA.headline;
-  if (!rows.length) return;
-  const body = rows.map((row) => {
-    const colour = methodColour(row.colour);
-    return el("tr", {},
-      el("th", { scope: "row" }, row.kind === "method" ? swatch(colour) : null, row.label),
-      row.cells.map((cell) => headlineCell(cell, colour)));
-  });
-  show("headline").append(table(["", ...columns], body));
-}
-
-function drawDifferences() {
-  const { columns, rows } = DATA.differences;
-  if (!rows.length) return;
-  const body = rows.map(([key, cells]) =>
-    el("tr", {}, el("th", { scope: "row" }, key), cells.map((cell) => el("td", {}, cell))));
-  show("differences").append(table(["", ...columns], body));
-}
-
 byId("title").textContent = DATA.title;
 byId("subtitle").textContent = DATA.subtitle;
 byId("theme").addEventListener("click", toggleTheme);
-drawFindings();
-drawHeadline();
-drawDifferences();

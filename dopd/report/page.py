@@ -13,16 +13,26 @@ from jinja2 import Environment, StrictUndefined
 
 from dopd.errors import FileError
 from dopd.files import read_plain, replace_file
-from dopd.report.findings import findings
+from dopd.report.findings import findings, num_serious
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
-from dopd.report.palette import METHOD_COLOURS, label_colours, label_meanings, style_variables
+from dopd.report.palette import TINT_LIGHT, label_colours, label_meanings, style_variables
 from dopd.report.series import charts
 from dopd.report.traces import pack_traces
+from dopd.report.verdict import verdict
 
 REPORT_FILE = "report.html"
 _GENERATOR = b'<meta name="generator" content="dopd">'
-_SCRIPTS = ("page.js", "charts.js", "token_card.js", "microscope.js", "lists.js")
+_SCRIPTS = (
+    "page.js",
+    "download.js",
+    "results.js",
+    "charts.js",
+    "token_card.js",
+    "strip.js",
+    "microscope.js",
+    "lists.js",
+)
 
 
 def write_report(paths: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -75,15 +85,17 @@ def report_page(paths: Sequence[str | Path]) -> str:
     groups = sorted(
         group_runs(find_runs(paths)), key=lambda group: order.index(group.label) if group.label in order else len(order)
     )
+    warnings = findings(groups, summary)
     runs = [(group, run) for group in groups for run in group.runs]
     table = differences(groups)
     data = {
         "title": _title(groups, summary),
         "subtitle": _subtitle(groups),
         "runs": [{"label": group.label, "seed": seed_of(run), "several": len(group.runs) > 1} for group, run in runs],
+        "verdict": verdict(groups, summary, num_serious(warnings)),
         "headline": headline(groups, summary),
-        "findings": findings(groups, summary),
-        "charts": charts(groups),
+        "findings": warnings,
+        "charts": charts(groups, summary),
         "differences": {"columns": [group.label for group in groups], "rows": table},
         "traces": pack_traces([(run.folder, [*run.trace, *run.foreign]) for _, run in runs]),
     }
@@ -99,6 +111,7 @@ def inspection_page(title: str, subtitle: str, records: Sequence[Mapping[str, An
             "title": title,
             "subtitle": subtitle,
             "runs": [{"label": method, "seed": 0, "several": False} for method in methods],
+            "verdict": None,
             "headline": {"columns": [], "rows": []},
             "findings": [],
             "charts": [],
@@ -116,7 +129,7 @@ def render(data: Mapping[str, Any]) -> str:
     constants = {
         "regimes": {label: {"name": name, "meaning": text} for label, (name, text) in meanings.items()},
         "regime_colours": label_colours(labels),
-        "method_colours": METHOD_COLOURS,
+        "tint": TINT_LIGHT,
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["csp_hash"] = _content_hash

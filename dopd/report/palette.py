@@ -1,11 +1,13 @@
 """Colours of the page, and what the four regimes mean. Contrast is computed from these by a test."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-# Okabe and Ito's palette: told apart by readers with any colour vision.
+# Regimes have colours of Okabe and Ito's palette, told apart by readers with any colour vision. Methods and phases have
+# others, so that a colour of the page means one thing; methods differ in their dashes, too.
 REGIME_COLOURS = {"LH": "#56B4E9", "LL": "#BBBBBB", "HT": "#D55E00", "HS": "#009E73", "all": "#0072B2"}
-METHOD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-PHASE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+METHOD_COLOURS = ("#5b2a9d", "#8c1d40", "#6b6b00", "#0d5c63", "#6e4426", "#17191c", "#a040c8")
+METHOD_COLOURS_DARK = ("#b9a3ff", "#ff8f9f", "#dcd56a", "#8fe5dc", "#c9a27e", "#ffffff", "#e58bff")
+PHASE_COLOURS = ("#51657a", "#8b8f5a", "#9fb4c4", "#4b4f2a", "#d6cfa8", "#7d8f9c")
 
 # Label -> (name, what its tokens are taught), one line each.
 REGIMES: Mapping[str, tuple[str, str]] = {
@@ -42,7 +44,7 @@ LIGHT = {
     "line": "#d9d7cf",
     "link": "#00598c",
     "bad": "#a33b00",
-    "method-last": "#000000",
+    "good": "#1b6b3a",
 }
 DARK = {
     "page": "#121417",
@@ -52,7 +54,7 @@ DARK = {
     "line": "#363b43",
     "link": "#7cc4f2",
     "bad": "#ffa36b",
-    "method-last": "#ffffff",
+    "good": "#7bd99b",
 }
 TINT_LIGHT, TINT_DARK = 0.80, 0.48
 
@@ -60,8 +62,8 @@ TINT_LIGHT, TINT_DARK = 0.80, 0.48
 def style_variables() -> str:
     """The custom properties of both themes, as CSS."""
     regimes = {f"regime-{label}": colour for label, colour in REGIME_COLOURS.items()}
-    light = _declarations({**LIGHT, **regimes, "tint": f"{100 * TINT_LIGHT:g}%"})
-    dark = _declarations({**DARK, "tint": f"{100 * TINT_DARK:g}%"})
+    light = _declarations({**LIGHT, **regimes, **_methods(METHOD_COLOURS), "tint": f"{100 * TINT_LIGHT:g}%"})
+    dark = _declarations({**DARK, **_methods(METHOD_COLOURS_DARK), "tint": f"{100 * TINT_DARK:g}%"})
     return (
         f":root{{color-scheme:light;{light}}}\n"
         f"@media (prefers-color-scheme: dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
@@ -79,6 +81,15 @@ def blend(colour: str, behind: str, share: float) -> str:
     """`share` of a colour over another, in sRGB as browsers do."""
     channels = zip(_channels(colour), _channels(behind), strict=True)
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in channels)
+
+
+def method_colour(number: int) -> str:
+    """The colour of a method of the page, in either theme; methods beyond the palette begin again."""
+    return f"var(--method-{number % len(METHOD_COLOURS)})"
+
+
+def _methods(colours: Sequence[str]) -> dict[str, str]:
+    return {f"method-{number}": colour for number, colour in enumerate(colours)}
 
 
 def _declarations(values: Mapping[str, str]) -> str:

@@ -115,7 +115,7 @@ def json_of(text: str | None) -> Any:
 def _metrics_record(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not _is_number(value.get("step")) or value["step"] < 0:
         return None
-    return {"step": int(value["step"]), **{k: v for k, v in value.items() if k != "step" and _is_number(v)}}
+    return {"step": int(value["step"]), **{k: v for k, v in value.items() if k != "step" and _is_metric(k, v)}}
 
 
 def _trace_record(value: Any) -> dict[str, Any] | None:
@@ -130,7 +130,7 @@ def evaluation_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
         return {}
     known: dict[str, Any] = {
-        "metrics": {name: number for name, number in value["metrics"].items() if _is_number(number)}
+        "metrics": {name: number for name, number in value["metrics"].items() if _is_metric(name, number)}
     }
     if isinstance(value.get("intervals"), dict):
         known["intervals"] = {name: v for name, v in value["intervals"].items() if _is_interval(v)}
@@ -138,7 +138,7 @@ def evaluation_of(value: Any) -> dict[str, Any]:
         known["scores"] = {
             name: numbers
             for name, numbers in value["scores"].items()
-            if isinstance(numbers, list) and all(map(_is_number, numbers))
+            if isinstance(numbers, list) and all(map(_is_share, numbers))
         }
     return known | {
         name: value[name] for name in ("method", "train_seconds") if isinstance(value.get(name), str | float)
@@ -147,6 +147,14 @@ def evaluation_of(value: Any) -> dict[str, Any]:
 
 def _is_interval(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_number(value.get(key)) for key in ("mean", "low", "high"))
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    return _is_share(value) if name.removeprefix("eval_").startswith("accuracy_") else _is_number(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _is_number(value: Any) -> bool:

@@ -5,37 +5,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.groups import RunGroup
-from dopd.report.palette import METHOD_COLOURS, PHASE_COLOURS, label_colours
+from dopd.report.palette import PHASE_COLOURS, label_colours, method_colour
 from dopd.report.records import RunRecord
+from dopd.report.roles import places
 
 _MAX_POINTS = 160
 _REGIME_ORDER = ("HT", "HS", "LH", "LL", "all")
+# Metric, title, unit of its numbers, name of its axis.
 _LINES = (
-    ("eval_accuracy_greedy", "Accuracy without p, greedy", "share"),
-    ("eval_accuracy_sampled", "Accuracy without p, sampled (T = 1)", "share"),
-    ("eval_accuracy_privileged", "Accuracy WITH p, greedy", "share"),
-    ("eval_accuracy_blank", "Accuracy with grey images, greedy", "share"),
-    ("rollout/accuracy", "Accuracy of rollouts", "share"),
-    ("entropy", "Entropy of the student (nats)", "number"),
-    ("completions/mean_length", "Length of rollouts (tokens)", "number"),
-    ("eval_divergence_to_teacher", "KL to the plain teacher (nats)", "number"),
-    ("loss", "Loss", "number"),
-    ("threshold/gap", "Mean privilege gap, the threshold (nats)", "number"),
+    ("eval_accuracy_greedy", "Accuracy without p, greedy", "share", "accuracy"),
+    ("eval_accuracy_sampled", "Accuracy without p, sampled (T = 1)", "share", "accuracy"),
+    ("eval_accuracy_privileged", "Accuracy WITH p, greedy", "share", "accuracy"),
+    ("eval_accuracy_blank", "Accuracy with grey images, greedy", "share", "accuracy"),
+    ("rollout/accuracy", "Accuracy of rollouts", "share", "accuracy"),
+    ("entropy", "Entropy of the student", "number", "nats per token"),
+    ("completions/mean_length", "Length of rollouts", "number", "tokens"),
+    ("completions/clipped_ratio", "Rollouts cut at the length limit", "share", "share of rollouts"),
+    ("eval_divergence_to_teacher", "KL to the plain teacher", "number", "nats per token"),
+    ("loss", "Loss", "number", "nats"),
+    ("threshold/gap", "Mean privilege gap, the threshold", "number", "nats"),
 )
 Points = Mapping[int, float]
 
 
-def charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+def charts(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Line charts of all groups, then stacked and histogram charts of each."""
-    made = [chart for chart in (_line_chart(groups, *line) for line in _LINES) if chart["series"]]
+    made = [chart for chart in (_line_chart(groups, summary, *line) for line in _LINES) if chart["series"]]
     for group in groups:
         made += _group_charts(group)
     return made
 
 
-def _line_chart(groups: Sequence[RunGroup], metric: str, title: str, unit: str) -> dict[str, Any]:
+def _line_chart(
+    groups: Sequence[RunGroup], summary: Mapping[str, Any], metric: str, title: str, unit: str, axis: str
+) -> dict[str, Any]:
+    """One line for each group: the one of interest solid, the others dashed; and the teacher's level, if known."""
     series = []
-    for number, group in enumerate(groups):
+    for group, place in zip(groups, places([group.label for group in groups]), strict=True):
         runs = [points for points in (points_of(run, metric) for run in group.runs) if points]
         if not runs:
             continue
@@ -43,8 +49,8 @@ def _line_chart(groups: Sequence[RunGroup], metric: str, title: str, unit: str) 
         steps = list(thin(mean))
         shown = {
             "label": group.label,
-            "colour": METHOD_COLOURS[number % len(METHOD_COLOURS)],
-            "dash": number // len(METHOD_COLOURS) + number % 3,
+            "colour": method_colour(place),
+            "dash": place,
             "x": steps,
             "y": _rounded(thin(mean).values()),
             "seeds": [],
@@ -52,7 +58,9 @@ def _line_chart(groups: Sequence[RunGroup], metric: str, title: str, unit: str) 
         if len(runs) > 1:
             shown["seeds"] = [{"x": list(thin(points)), "y": _rounded(thin(points).values())} for points in runs]
         series.append(shown)
-    return {"kind": "lines", "title": title, "unit": unit, "series": series}
+    teacher = summary.get("teacher_result", {}).get("metrics", {}).get(metric.removeprefix("eval_"))
+    levels = [{"label": "teacher", "y": teacher}] if teacher is not None and metric.startswith("eval_acc") else []
+    return {"kind": "lines", "title": title, "unit": unit, "axis": axis, "series": series, "levels": levels}
 
 
 def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
@@ -67,16 +75,21 @@ def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
             _product(share, _group_points(group, f"loss/{label}")) for share, label in zip(shares, regimes, strict=True)
         ]
         gradients = [_group_points(group, f"gradient/{label}") for label in regimes]
-        for title, parts in (
-            ("Share of tokens by regime", shares),
-            ("Share of the loss by regime", losses),
-            ("Share of the gradient by regime", gradients),
+        for title, axis, parts in (
+            ("Share of tokens by regime", "share of tokens", shares),
+            ("Share of the loss by regime", "share of the loss", losses),
+            ("Share of the gradient by regime", "share of the gradient", gradients),
         ):
-            made.append(_stack(f"{title}: {group.label}", regimes, colours, parts, whole=True))
+            made.append(_stack(f"{title}: {group.label}", axis, regimes, colours, parts, whole=True))
         bins = group.runs[0].names("gap_bin/")
         parts = [_group_points(group, name) for name in bins]
         heat = _stack(
-            f"Gaps over time: {group.label}", [n.removeprefix("gap_bin/") for n in bins], [], parts, whole=True
+            f"Gaps over time: {group.label}",
+            "gap, nats",
+            [n.removeprefix("gap_bin/") for n in bins],
+            [],
+            parts,
+            whole=True,
         )
         made.append(heat | {"kind": "heat"})
     phases = group.runs[0].names("seconds/")
@@ -84,12 +97,12 @@ def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
     every = sorted(set().union(*parts))  # a phase that only some steps have takes no time in the others
     parts = [{step: points.get(step, 0.0) for step in every} for points in parts]
     labels = [name.removeprefix("seconds/") for name in phases]
-    made.append(_stack(f"Seconds per step: {group.label}", labels, list(PHASE_COLOURS), parts, whole=False))
+    made.append(_stack(f"Seconds per step: {group.label}", "seconds", labels, list(PHASE_COLOURS), parts, whole=False))
     return [chart for chart in made if chart["x"]]
 
 
 def _stack(
-    title: str, labels: Sequence[str], colours: Sequence[str], parts: Sequence[Points], *, whole: bool
+    title: str, axis: str, labels: Sequence[str], colours: Sequence[str], parts: Sequence[Points], *, whole: bool
 ) -> dict[str, Any]:
     """Layers at the steps that all of them have; with `whole`, shares that add up to 1."""
     common = sorted(set.intersection(*(set(points) for points in parts))) if parts else []
@@ -99,6 +112,7 @@ def _stack(
         "kind": "stack",
         "title": title,
         "unit": "share" if whole else "number",
+        "axis": axis,
         "x": list(layers[0]) if layers else [],
         "layers": [
             {"label": label, "colour": colours[n % len(colours)] if colours else "", "y": _rounded(layer.values())}

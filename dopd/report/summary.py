@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dopd.report.comparisons import compare
 from dopd.report.palette import REGIMES
+from dopd.report.verdict import verdict_sentence
 from dopd.statistics import Interval, mean_interval
 
 _KINDS = {
@@ -63,30 +65,20 @@ def _over_seeds(name: str, results: Sequence[Mapping[str, Any]], kinds: Sequence
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What the differences say: every method against the start, and against the first method, seed by seed."""
-    names = list(summary["methods"])
-    lines = ["", "Differences in points, 95% intervals over seeds:", ""]
-    for name in names:
-        runs = summary["methods"][name]
-        lines.append(f"- {name} against the start: {_differences([summary['start']] * len(runs), runs)}")
-    for name in names[1:]:
-        first, second = summary["methods"][names[0]], summary["methods"][name]
-        lines.append(f"- {name} against {names[0]}: {_differences(first, second)}")
+    """What the differences say: one sentence, then every method against the start, and against the reference."""
+    methods = {name: dict(enumerate(results)) for name, results in summary["methods"].items()}
+    starts = {name: dict.fromkeys(results, summary["start"]) for name, results in methods.items()}
+    found = compare(methods, starts, methods)
+    _, sentence = verdict_sentence(found, list(methods))
+    lines = ["", sentence, "", "Differences in points, 95% intervals:", ""]
+    for method, against in dict.fromkeys((difference.method, difference.against) for difference in found):
+        parts = [
+            f"{difference.measure} {difference.points()}, {difference.words()}"
+            for difference in found
+            if (difference.method, difference.against) == (method, against)
+        ]
+        lines.append(f"- {method} against {against}: {'; '.join(parts)}.")
     return lines
-
-
-def _differences(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
-    for kind in ("greedy", "sampled"):
-        key = f"accuracy_{kind}"
-        interval = mean_interval([b["metrics"][key] - a["metrics"][key] for a, b in zip(first, second, strict=True)])
-        if len(second) < 2:
-            parts.append(f"{kind} {100 * interval.mean:+.1f} (one seed says nothing about chance)")
-            continue
-        verdict = "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference beyond chance"
-        bounds = f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-        parts.append(f"{kind} {100 * interval.mean:+.1f} {bounds}, {verdict}")
-    return "; ".join(parts) + "."
 
 
 def examples_text(traces: Sequence[Mapping[str, Any]]) -> str:

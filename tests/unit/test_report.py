@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -15,12 +17,13 @@ import tests.report_kit as kit
 from dopd.errors import DataError
 from dopd.inspection.schema import problems, read_trace
 from dopd.report import palette, traces
-from dopd.report.findings import findings
 from dopd.report.groups import differences, find_runs, find_summary, group_runs
 from dopd.report.headline import headline
 from dopd.report.page import inspection_page, report_page, write_report
 from dopd.report.series import charts, thin
 from dopd.statistics import mean_interval, wilson_interval
+
+SCRIPTS = sorted(Path(palette.__file__).parent.glob("*.js"))
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def test_quickstarts_evaluations_of_start_and_teacher_are_read(folder: Path) -> 
 
 
 def test_every_curve_of_the_issue_is_there(folder: Path) -> None:
-    titles = [chart["title"] for chart in charts(groups_of(folder))]
+    titles = [chart["title"] for chart in charts(groups_of(folder), {})]
     for words in (
         "Accuracy without p, greedy",
         "Accuracy WITH p",
@@ -120,21 +123,21 @@ def test_every_curve_of_the_issue_is_there(folder: Path) -> None:
 
 
 def test_a_curve_is_the_mean_over_seeds_with_each_seed_behind_it(folder: Path) -> None:
-    chart = charts(groups_of(folder))[0]
+    chart = charts(groups_of(folder), {})[0]
     series = chart["series"][0]
     assert series["x"] == [0, 2, 4, 6] and series["y"][-1] == pytest.approx(0.45)
     assert [seed["y"][-1] for seed in series["seeds"]] == pytest.approx([0.4, 0.5])
 
 
 def test_shares_of_a_stack_add_up(folder: Path) -> None:
-    for chart in charts(groups_of(folder)):
+    for chart in charts(groups_of(folder), {}):
         if chart["kind"] in ("stack", "heat") and chart["unit"] == "share":
             sums = [sum(layer["y"][n] for layer in chart["layers"]) for n in range(len(chart["x"]))]
             assert sums == pytest.approx([1.0] * len(sums), abs=1e-3)
 
 
 def test_the_loss_share_weighs_losses_by_tokens(folder: Path) -> None:
-    (chart,) = [c for c in charts(groups_of(folder)) if c["title"] == "Share of the loss by regime: dopd"]
+    (chart,) = [c for c in charts(groups_of(folder), {}) if c["title"] == "Share of the loss by regime: dopd"]
     assert {layer["label"]: layer["y"][0] for layer in chart["layers"]} == pytest.approx(
         {"HT": 0.3, "HS": 0.2, "LH": 0.4, "LL": 0.1}
     )
@@ -144,71 +147,6 @@ def test_long_series_are_thinned_and_keep_both_ends() -> None:
     points = thin({step: float(step) for step in range(5000)})
     assert len(points) <= 160 and min(points) == 0 and max(points) == 4999
     assert thin({1: 2.0}) == {1: 2.0}
-
-
-# --- Warnings
-
-
-def titles(*folders: Path) -> set[str]:
-    return {finding["title"] for finding in findings(groups_of(*folders), {})}
-
-
-def test_a_healthy_run_has_no_warnings(folder: Path) -> None:
-    assert findings(groups_of(folder), {}) == []
-
-
-def test_collapse(tmp_path: Path) -> None:
-    fall: Any = {"entropy": lambda t: 1.0 - 0.95 * t, "greedy": lambda t: 0.5 - 0.3 * t}
-    assert titles(kit.run_folder(tmp_path / "run", **fall)) == {"collapse"}
-    fine: Any = {"entropy": lambda t: 1.0 - 0.95 * t, "greedy": lambda t: 0.5 + 0.3 * t}
-    assert titles(kit.run_folder(tmp_path / "better", **fine)) == set()
-
-
-def test_privilege_illusion(tmp_path: Path) -> None:
-    series: Any = {"greedy": lambda t: 0.5 + t * (0.5 - t), "privileged": lambda t: 0.7 + 0.2 * t}
-    assert titles(kit.run_folder(tmp_path / "run", **series)) == {"privilege illusion"}
-
-
-def test_a_drifting_privileged_student(tmp_path: Path) -> None:
-    series: Any = {"privileged": lambda t: 0.9 - 0.4 * t}
-    assert titles(kit.run_folder(tmp_path / "run", **series)) == {"the privileged student drifts"}
-    assert titles(kit.run_folder(tmp_path / "plain", "vanilla", **series)) == set()
-
-
-def test_one_regime_takes_all(tmp_path: Path) -> None:
-    series: Any = {"shares": lambda t: (0.995, 0.005, 0.0, 0.0)}
-    (found,) = findings(groups_of(kit.run_folder(tmp_path / "run", **series)), {})
-    assert found["title"] == "one regime takes all" and "LH" in found["text"] and "6 of 6" in found["text"]
-
-
-def test_dead_teacher_and_identical_models(tmp_path: Path) -> None:
-    dead = [kit.record(0, row) for row in range(4)]
-    for line in dead:
-        for token in line["tokens"]:
-            token["logprob_teacher"] = -3.0
-    assert titles(kit.run_folder(tmp_path / "dead", trace=dead)) == {"dead teacher"}
-    same = [kit.record(0, row) for row in range(4)]
-    for line in same:
-        for token in line["tokens"]:
-            token["gap"] = 0.0
-    assert titles(kit.run_folder(tmp_path / "same", trace=same)) == {"teacher and student are the same"}
-
-
-def test_a_leaking_hint(tmp_path: Path) -> None:
-    hint = "first find B then add nine to it"
-    leak = kit.record(3, 0, privileged_context=hint, texts=("I", " find", " B", " then", " add", " nine", "."))
-    clean = kit.record(3, 1, privileged_context=hint)
-    assert titles(kit.run_folder(tmp_path / "leak", trace=[leak, clean])) == {"the hint leaks into answers"}
-    asked = kit.record(3, 0, privileged_context=hint, prompt=hint, texts=("I", " find", " B", " then", " add", " nine"))
-    assert titles(kit.run_folder(tmp_path / "asked", trace=[asked])) == set()
-    speaking = kit.record(3, 0, texts=("As", " the", " hint", " says"))
-    assert titles(kit.run_folder(tmp_path / "speaking", trace=[speaking])) == {"answers speak of a hint"}
-
-
-def test_a_teacher_that_is_no_better(folder: Path) -> None:
-    summary = {"start": {"metrics": {"accuracy_greedy": 0.5}}, "teacher_result": {"metrics": {"accuracy_greedy": 0.4}}}
-    (found,) = findings(groups_of(folder), summary)
-    assert found["title"] == "the teacher is no better than the student"
 
 
 # --- The page
@@ -240,7 +178,7 @@ def test_nothing_in_the_page_is_fetched(folder: Path) -> None:
 def test_text_of_a_model_cannot_leave_its_place(folder: Path) -> None:
     page = report_page([folder])
     assert "onerror" in page  # it is there, as JSON
-    assert kit.EVIL not in page and "<img" not in page and page.count("</script>") == 6
+    assert kit.EVIL not in page and "<img" not in page and page.count("</script>") == len(SCRIPTS) + 1
     assert kit.EVIL in data_of(page)["traces"]["strings"]
 
 
@@ -328,12 +266,43 @@ def test_a_page_of_one_prompt() -> None:
 @pytest.mark.parametrize(("theme", "tint"), [(palette.LIGHT, palette.TINT_LIGHT), (palette.DARK, palette.TINT_DARK)])
 def test_text_has_the_contrast_of_wcag_aa(theme: dict[str, str], tint: float) -> None:
     for behind in (theme["card"], theme["page"]):
-        for name in ("ink", "soft", "link", "bad"):
+        for name in ("ink", "soft", "link", "bad", "good"):
             assert palette.contrast(theme[name], behind) >= 4.5, (name, behind)
     for label, colour in palette.REGIME_COLOURS.items():
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
             behind = palette.blend(colour, theme["card"], tint * share)
             assert palette.contrast(theme["ink"], behind) >= 4.5, (label, share)
+
+
+@pytest.mark.parametrize(
+    ("methods", "card"),
+    [(palette.METHOD_COLOURS, palette.LIGHT["card"]), (palette.METHOD_COLOURS_DARK, palette.DARK["card"])],
+)
+def test_methods_and_regimes_never_have_one_colour(methods: tuple[str, ...], card: str) -> None:
+    """20 in CIELAB is far: shades of one name are closer. Lines have the contrast that WCAG asks of graphics."""
+    regimes = set(palette.label_colours([f"named{n}" for n in range(12)]).values())
+    pairs = [*itertools.product(methods, regimes), *itertools.combinations(methods, 2)]
+    assert min(distance(a, b) for a, b in pairs) >= 20
+    assert min(distance(a, b) for a, b in itertools.product(palette.PHASE_COLOURS, regimes)) >= 10
+    assert all(palette.contrast(colour, card) >= 3 for colour in methods)
+    assert not set(methods) & set(palette.PHASE_COLOURS)
+
+
+def distance(first: str, second: str) -> float:
+    """CIE 1976 distance of two sRGB colours, by the formulas of the standard."""
+
+    def lab(colour: str) -> tuple[float, ...]:
+        channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        xyz = (
+            (0.4124564 * r + 0.3575761 * g + 0.1804375 * b) / 0.95047,
+            0.2126729 * r + 0.7151522 * g + 0.0721750 * b,
+            (0.0193339 * r + 0.1191920 * g + 0.9503041 * b) / 1.08883,
+        )
+        x, y, z = (v ** (1 / 3) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in xyz)
+        return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+    return math.dist(lab(first), lab(second))
 
 
 def test_contrast_is_that_of_wcag() -> None:
@@ -354,5 +323,5 @@ def test_only_the_pages_own_scripts_may_run() -> None:
     allowed = set(re.findall(r"'sha256-([^']+)'", policy[1].split("script-src")[1].split(";")[0]))
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
-    assert len(scripts) == 5 and allowed == hashes
+    assert len(scripts) == len(SCRIPTS) and allowed == hashes
     assert "script-src 'unsafe" not in policy[1] and "default-src 'none'" in policy[1]

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from dopd.statistics import _T95, mean_interval
-from lab.statistics import holm, paired_comparison, two_sided_p
+from dopd.statistics import _T95, holm, mean_interval, paired_comparison, two_sided_p
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 8, 30])

@@ -1,0 +1,223 @@
+"""What a page says first: whether it worked, in one sentence with its differences; and what to do next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dopd.report.comparisons import (
+    MIN_PAIRS,
+    START,
+    BySeed,
+    Difference,
+    compare,
+)
+from dopd.report.groups import RunGroup, seed_of, settings_of
+from dopd.report.headline import as_result, evaluations, last_evaluation
+from dopd.report.roles import of_interest, reference_of
+
+# Settings that say which held-out problems an evaluation answers, and how answers are judged.
+_PROBLEMS = (
+    "task",
+    "task_options",
+    "dataset_name",
+    "dataset_config",
+    "dataset_test_split",
+    "dataset_eval_name",
+    "dataset_eval_config",
+    "dataset_eval_split",
+    "verifier",
+)
+_MOST_STEPS = 3  # that are told
+_UNIT = " points"
+
+
+def verdict(groups: Sequence[RunGroup], summary: Mapping[str, Any], warnings: int) -> dict[str, Any]:
+    """The verdict as `level` (`better`, `worse`, `undecided`, `untested`, `unknown`), `sentence`, `next` (what to do),
+    `table` (`columns`, `rows`) and `note`.
+
+    Args:
+        groups (`list[RunGroup]`): the runs.
+        summary (`dict`): what `dopd quickstart` wrote beside them, or empty.
+        warnings (`int`): warnings that say that something went wrong.
+    """
+    found = differences_of(groups, summary)
+    labels = [group.label for group in groups]
+    level, sentence = verdict_sentence(found, labels)
+    if level == "unknown":
+        sentence = "No accuracy without p was logged before and after training, so nothing here says whether it worked."
+    if _under_way(groups):
+        sentence = f"{_under_way(groups)}{sentence}"
+    return {
+        "level": level,
+        "sentence": sentence,
+        "next": _next_steps(found, groups, level, warnings),
+        "table": _table(found),
+        "note": _note(found, groups),
+    }
+
+
+def differences_of(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[Difference]:
+    """Differences of all runs, from their start and from one another; none between runs on different problems.
+
+    The start is the one that `dopd quickstart` evaluated on the prompts of the final evaluation; otherwise each run's
+    own evaluation at step 0, beside the last one of the same prompts.
+    """
+    methods: dict[str, BySeed] = {}
+    starts: dict[str, BySeed] = {}
+    afterwards: dict[str, BySeed] = {}
+    start = summary.get("start")
+    for group in groups:
+        last = {seed_of(run): last_evaluation(run) for run in group.runs if last_evaluation(run)}
+        methods[group.label] = last
+        if start:
+            starts[group.label], afterwards[group.label] = dict.fromkeys(last, start), last
+            continue
+        logged = {seed_of(run): evaluations(run) for run in group.runs}
+        whole = {seed: records for seed, records in logged.items() if len(records) > 1 and records[0]["step"] == 0}
+        starts[group.label] = {seed: as_result(records[0]) for seed, records in whole.items()}
+        afterwards[group.label] = {seed: as_result(records[-1]) for seed, records in whole.items()}
+    found = compare(methods, starts, afterwards)
+    return found if _same_problems(groups) else [difference for difference in found if difference.against == START]
+
+
+def _same_problems(groups: Sequence[RunGroup]) -> bool:
+    asked = [{name: settings_of(group.runs[0]).get(name) for name in _PROBLEMS} for group in groups]
+    return all(problems == asked[0] for problems in asked)
+
+
+def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tuple[str, str]:
+    """Level and sentence of the method of interest; `("unknown", "")` without a difference of it."""
+    if not labels:
+        return "unknown", ""
+    method = of_interest(labels)
+    mine = {(difference.against, difference.measure): difference for difference in found if difference.method == method}
+    reference = reference_of(labels)
+    start, other = mine.get((START, "greedy")), mine.get((reference or "", "greedy"))
+    if start is None and other is None:
+        return "unknown", ""
+    parts = []
+    if start is not None:
+        parts.append(f"{_OPENINGS[start.verdict].format(method=method, pairs=start.pairs)}: greedy accuracy without p "
+                     f"went from {start.first:.1%} to {start.second:.1%}, {start.points(_UNIT)}")  # fmt: skip
+        parts += _sampled(start, mine.get((START, "sampled")))
+    if other is not None:
+        lead = "against" if parts else f"{method} against"
+        parts.append(f"{lead} {reference} {_OTHERS[other.verdict]}, {other.points(_UNIT)}")
+        parts += _sampled(other, mine.get((other.against, "sampled")))
+    first = start or other
+    assert first is not None
+    return first.verdict, f"{'; '.join(parts)} (95% intervals, {_basis(first)})."
+
+
+_OPENINGS = {
+    "better": "{method} made the student better",
+    "worse": "{method} made the student worse",
+    "undecided": "{method} changed nothing beyond chance",
+    "untested": "{method} cannot be judged yet ({pairs} seeds are too few)",
+}
+_OTHERS = {
+    "better": "it is better",
+    "worse": "it is worse",
+    "undecided": "it makes no difference beyond chance",
+    "untested": "the difference cannot be tested",
+}
+
+
+def _sampled(greedy: Difference, sampled: Difference | None) -> list[str]:
+    """What sampled answers say, where it is something else."""
+    if sampled is None or sampled.verdict == greedy.verdict or sampled.verdict not in ("better", "worse"):
+        return []
+    return [f"sampled answers are {sampled.verdict}, {sampled.points(_UNIT)}"]
+
+
+def _basis(difference: Difference) -> str:
+    if difference.pairs > 1:
+        return f"{difference.pairs} seeds"
+    return f"one run, over {difference.prompts} prompts" if difference.prompts else "one run"
+
+
+def _under_way(groups: Sequence[RunGroup]) -> str:
+    """How far runs are that have not ended; empty if all have."""
+    left = []
+    for group in groups:
+        for run in group.runs:
+            planned, made = run.config.get("max_steps"), max((record["step"] for record in run.metrics), default=0)
+            if isinstance(planned, int) and not isinstance(planned, bool) and made < planned and not run.result:
+                left.append((made, planned))
+    return f"So far (step {min(left)[0]} of {min(left)[1]}): " if left else ""
+
+
+def _next_steps(found: Sequence[Difference], groups: Sequence[RunGroup], level: str, warnings: int) -> list[str]:
+    labels = [group.label for group in groups]
+    method, reference = of_interest(labels), reference_of(labels)
+    config = groups[labels.index(method)].runs[0].config
+    steps = []
+    if warnings:
+        steps.append(f"Begin with the {warnings} serious warning{'s' * (warnings > 1)} below.")
+    if level == "unknown":
+        steps.append(
+            "Set `student_eval_steps` (for example to a tenth of the steps) and held-out rows (`dataset_test_split`, "
+            "or a `task`) with a `verifier`, so that the student is evaluated at step 0 and while it trains."
+        )
+        return steps
+    mine = [difference for difference in found if difference.method == method and difference.measure == "greedy"]
+    if any(difference.pairs < MIN_PAIRS for difference in mine):
+        steps.append(
+            f"Train at least {MIN_PAIRS} seeds (`seed: 0`, `seed: 1`, `seed: 2`) of every method, and give all run "
+            "folders to `dopd report`: fewer cannot tell a difference from chance."
+        )
+    if reference is None:
+        other = "vanilla" if method != "vanilla" else "privileged_teacher"
+        steps.append(f"To see what {method} adds, train `method: {other}` with the same seeds and report both.")
+    rate = config.get("learning_rate")
+    if isinstance(rate, float) and level in ("worse", "undecided"):
+        way, value = ("lower", rate / 3) if level == "worse" else ("higher", rate * 3)
+        more = "" if level == "worse" else ", or twice the `max_steps`"
+        steps.append(f"Try a {way} rate (`learning_rate: {value:.2g}`; it was {rate:.2g}){more}.")
+    against = next((difference for difference in mine if difference.against == reference), None)
+    if against is not None and against.verdict == "worse":
+        steps.append(f"{reference} is better here: take it, or try `privileged_student: ema` if the method reads one.")
+    return steps[:_MOST_STEPS] or ["Keep the settings; evaluate on problems of another kind before you rely on it."]
+
+
+def _table(found: Sequence[Difference]) -> dict[str, Any]:
+    """One row for each pair of methods; a cell has `text`, and `mean`, `low`, `high` in points."""
+    pairs = list(dict.fromkeys((difference.method, difference.against) for difference in found))
+    rows = []
+    for method, against in pairs:
+        cells: list[dict[str, Any]] = []
+        for measure in ("greedy", "sampled"):
+            here = [d for d in found if (d.method, d.against, d.measure) == (method, against, measure)]
+            cells += _cells(here[0]) if here else [{"text": "-"}, {"text": "-"}]
+        seeds = next(d.pairs for d in found if (d.method, d.against) == (method, against))
+        rows.append({"label": f"{method} against {against}", "cells": [*cells, {"text": str(seeds)}]})
+    columns = ["greedy, points", "greedy: what it says", "sampled, points", "sampled: what it says", "pairs of seeds"]
+    return {"columns": columns, "rows": rows}
+
+
+def _cells(difference: Difference) -> list[dict[str, Any]]:
+    interval = difference.interval
+    bounded = abs(interval.low) < 10  # one run without a number of prompts has none
+    points: dict[str, Any] = {"text": difference.points(), "mean": 100 * interval.mean}
+    if bounded:
+        points |= {"low": 100 * interval.low, "high": 100 * interval.high}
+    p = "" if difference.p is None else f" (p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'})"
+    return [points, {"text": difference.words() + p, "verdict": difference.verdict}]
+
+
+def _note(found: Sequence[Difference], groups: Sequence[RunGroup]) -> str:
+    parts = ["Percentage points of accuracy without p, with 95% intervals."]
+    tested = [difference for difference in found if difference.p is not None]
+    if tested:
+        parts.append(
+            f"Runs of equal seeds are paired; intervals and p are Student's over {max(d.pairs for d in tested)} seeds, "
+            "and p is corrected by Holm's method for the "
+            f"{max(d.family for d in tested)} methods of each comparison. A difference counts with p below 0.05."
+        )
+        parts.append("All answer the same held-out problems; intervals do not cover other problems.")
+    if any(difference.pairs < 2 for difference in found):
+        parts.append("Of one pair of runs the interval is over prompts: other seeds may differ by more.")
+    if any(difference.pairs == 2 for difference in found):
+        parts.append(f"With fewer than {MIN_PAIRS} seeds nothing is tested.")
+    if not _same_problems(groups):
+        parts.append("The runs answer different held-out problems, so they are not compared with one another.")
+    return " ".join(parts)
