@@ -166,7 +166,7 @@ def _recipes() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dopd.progress import say
+    from dopd.cli.show import print_outcome
     from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
@@ -181,8 +181,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(describe(settings, make_config(settings, elsewhere=True)))
         return
-    folder = train(settings)
-    say(f"run folder: {visible(folder)}")
+    print_outcome(train(settings))
 
 
 def _add_eval(commands: "argparse._SubParsersAction") -> None:

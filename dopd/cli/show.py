@@ -2,17 +2,24 @@
 
 import inspect
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from dopd.progress import say
+from dopd.report.outcome import WITHOUT_PRIVILEGED, changes
+from dopd.report.page import REPORT_FILE
+from dopd.report.records import RunRecord, read_run
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
 from dopd.shown import visible
 from dopd.sources import CONTRAST, SOURCES
+from dopd.statistics import Interval
 
 if TYPE_CHECKING:
     from dopd.evaluation.student import EvaluationResult
@@ -30,13 +37,38 @@ def print_evaluation(name: str, result: "EvaluationResult", *, as_json: bool) ->
         return
     rows = []
     for label, interval in record["intervals"].items():
-        text = f"{100 * interval['mean']:.1f}% [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
-        rows.append([_LABELS.get(label, label), text])
+        rows.append([_LABELS.get(label, label), _percent(Interval(**interval))])
     for label, value in record["metrics"].items():
         if not label.startswith(("accuracy", "num_")):
             rows.append([label, f"{value:.4g}"])
     title = f"{name}: {len(result.greedy)} prompts"
     print_table(Console(), ["what", "value [95% interval]"], rows, title=title)
+
+
+def print_outcome(folder: Path) -> None:
+    """What a run came to, where its report is, and what to do next."""
+    run = read_run(folder)
+    found = changes(run, WITHOUT_PRIVILEGED)
+    for change in found:
+        start = "not measured" if change.start is None else _percent(change.start)
+        counts = "" if change.num_start in (0, change.num_end) else f"{change.num_start} and "
+        say(f"{change.words}: {start} -> {_percent(change.end)} ({counts}{change.num_end} prompts)")
+    if not found:
+        say("accuracy was not measured: set student_eval_steps, with held-out rows and a verifier")
+    say(visible(f"run folder: {folder}"))
+    say(visible(f"report: {folder / REPORT_FILE}"))
+    say(visible(f"next: {_next_command(run)}"))
+
+
+def _next_command(run: RunRecord) -> str:
+    folder = shlex.quote(str(run.folder))
+    if run.config.get("task"):
+        return f"dopd eval {folder} --split ood"
+    return f"dopd inspect --student {folder} --method {shlex.quote(str(run.config.get('method', 'dopd')))} --prompt ..."
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.mean:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def print_tasks(name: str | None) -> None:
@@ -60,7 +92,7 @@ def print_tasks(name: str | None) -> None:
 
 
 def print_methods(name: str | None) -> None:
-    """All routing tables by subject (what, loss, source, needs, departures), or one with its rules."""
+    """All routing tables by subject, each with what it does; or one with all that is known of it."""
     from dopd.methods import CARDS, METHODS, table
 
     console = Console()
@@ -85,16 +117,7 @@ def print_methods(name: str | None) -> None:
         for key in names:
             card = CARDS[key]
             print_paragraph(console, key, card.about, "  ")
-            lines = {
-                "loss": card.equation,
-                "source": f"{card.source or 'your own'} (confidence: {card.confidence})",
-                "needs": _needs_in_words(table(key)),
-                "departs": card.departures,
-            }
-            for label, text in lines.items():
-                if text:
-                    print_paragraph(console, label, text, "      ")
-    console.print("\n`dopd methods NAME` shows a method's rules and options too.")
+    console.print("\n`dopd methods NAME` shows a method's rules, loss, source, needs and options.")
 
 
 def _by_subject() -> dict[str, list[str]]:

@@ -33,6 +33,7 @@ _HOPEFUL = (
 )
 # What the column that is asked, and one of whole conversations, are called in other datasets of the field.
 _QUESTIONS = ("prompt", "prompts", "question", "query", "instruction", "problem", "input", "text")
+_HINTS = ("hint", "hints", "solution", "solutions", "rationale", "reasoning", "explanation", "steps", "privileged")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
@@ -82,9 +83,14 @@ def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str
     if needs_privileged and not {"privileged_context", PRIVILEGED_COLUMN} & set(columns):
         raise DataError(
             f"column 'privileged_context' is missing and method {method!r} reads it; the dataset has "
-            f"{', '.join(columns)}. Add the column (None in a row without privileged information), or choose "
-            "method='vanilla'"
+            f"{', '.join(columns)}. {_privileged_from(columns)}Add the column (None in a row without privileged "
+            "information), or choose method='vanilla'"
         )
+
+
+def renaming(name: str, theirs: str) -> str:
+    """What to write where a column has another name than the one that a run reads."""
+    return f"columns: {{{name}: {theirs}}} in the config, or dataset.rename_column({theirs!r}, {name!r}) in Python"
 
 
 def _prompt_from(columns: Sequence[str]) -> str:
@@ -96,8 +102,15 @@ def _prompt_from(columns: Sequence[str]) -> str:
                 "or tool) and 'content'"
             )
         if name.lower() in _QUESTIONS:
-            return f"If {name!r} is what the student answers, call it 'prompt'"
-    return "Call the column that the student answers 'prompt'"
+            return f"If {name!r} is what the student answers, call it 'prompt': write {renaming('prompt', name)}"
+    return f"Call the column that the student answers 'prompt': write {renaming('prompt', 'NAME')}"
+
+
+def _privileged_from(columns: Sequence[str]) -> str:
+    for name in columns:
+        if name.lower() in _HINTS:
+            return f"If {name!r} is what only the teacher may see, write {renaming('privileged_context', name)}. "
+    return ""
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:

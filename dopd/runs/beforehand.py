@@ -74,7 +74,11 @@ def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
             packing,
         ),
         ("task", settings.task, ["task_options", "privileged_kind", "train_prompts", "eval_prompts"]),
-        ("dataset_name", settings.dataset_name, ["dataset_config", "dataset_train_split", "dataset_test_split"]),
+        (
+            "dataset_name",
+            settings.dataset_name,
+            ["dataset_config", "dataset_train_split", "dataset_test_split", "columns"],
+        ),
         ("trace_steps", config.trace_steps, ["trace_examples", "trace_probes", "trace_max_bytes"]),
         ("use_vllm", config.use_vllm, [name for name in defaults if name.startswith("vllm_")]),
     ):

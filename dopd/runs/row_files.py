@@ -14,7 +14,7 @@ from datasets.packaged_modules.json.json import Json, JsonConfig
 
 from dopd.data.beside import beside, columns_of_paths
 from dopd.errors import DataError, first_line
-from dopd.runs.written import json_as_written, read_csv
+from dopd.runs.written import broken_json, json_as_written, lines_of_rows, read_csv
 
 # Readers of `datasets`, by the ending of a file.
 READERS: dict[str, str] = {
@@ -90,12 +90,36 @@ def read_files(files: Sequence[str]) -> Dataset:
         raise
     except Exception as error:  # readers fail in many ways
         if len(files) == 1:
+            if fault := _fault_of_json(files[0]):
+                raise DataError(fault) from error
             raise DataError(f"{files[0]!r} cannot be read: {reason_of(error)}") from error
     parts = [read_files([file]) for file in files]
     try:
         return concatenate_datasets(parts)
     except (ValueError, TypeError) as error:
         raise DataError(_other_types(files, parts) or f"its files do not fit together: {reason_of(error)}") from error
+
+
+def line_of(names: Sequence[str], row: int, split: str | None) -> str | None:
+    """`FILE, line N` of a row of whole JSON lines files; `None` where rows are not lines, or a split cuts them."""
+    if split not in (None, ONLY_SPLIT):
+        return None
+    for file in found_files(names):
+        numbers = lines_of_rows(file) if reader_of(file) == "json" else None
+        if numbers is None:
+            return None
+        if row < len(numbers):
+            return f"{file!r}, line {numbers[row]}"
+        row -= len(numbers)
+    return None
+
+
+def _fault_of_json(file: str) -> str | None:
+    """Where a file of JSON is broken; `None` where it is not, or cannot be read as text at all."""
+    try:
+        return broken_json(file) if reader_of(file) == "json" else None
+    except (OSError, UnicodeError):
+        return None
 
 
 def _read(files: Sequence[str]) -> Dataset:

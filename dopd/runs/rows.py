@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 
 from dopd.errors import DataError, first_line
 from dopd.files import not_written
+from dopd.runs.columns import with_columns
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.row_files import (
     ONLY_SPLIT,
     found_files,
     is_saved,
+    line_of,
     names_files,
     read_files,
     read_folder,
@@ -27,6 +30,7 @@ from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
 from dopd.step.verifier import Verifier
 from dopd.tasks import get_source, made_rows
+from dopd.trainer.preflight import HELD_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +86,12 @@ def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifie
 def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows of datasets."""
     train, held_out = _origins(settings)
-    rows = read_rows(train)
-    return rows, None if held_out is None else read_rows(held_out)
+    rows = with_columns(read_rows(train), settings.columns, str(train))
+    if held_out is None:
+        return rows, None
+    unseen = read_rows(held_out)
+    there = {n: theirs for n, theirs in settings.columns.items() if n == "prompt" or theirs in unseen.column_names}
+    return rows, with_columns(unseen, there, str(held_out))
 
 
 def check_splits(settings: RunSettings) -> None:
@@ -120,6 +128,19 @@ def _origins(settings: RunSettings) -> tuple[Origin, Origin | None]:
     return train, held_out
 
 
+def located(error: DataError, settings: RunSettings) -> DataError:
+    """What the trainer found wrong with rows, with the dataset, and with the file and the line where a row is one."""
+    if settings.task is not None:
+        return error
+    train, held_out = _origins(settings)
+    text = str(error)
+    origin = held_out if held_out is not None and text.startswith(f"{HELD_OUT}: ") else train
+    text = text.removeprefix(f"{HELD_OUT}: ")
+    row = re.match(r"row (\d+)", text)
+    line = None if row is None or not names_files(origin.name) else line_of(_names(origin), int(row[1]), origin.split)
+    return DataError(f"{line or origin}: {text}")
+
+
 def read_rows(origin: Origin) -> Dataset:
     """The rows of a split.
 
@@ -144,7 +165,7 @@ def read_rows(origin: Origin) -> Dataset:
 
 
 def _files(origin: Origin) -> Dataset:
-    names = [origin.name] if isinstance(origin.name, str) else origin.name
+    names = _names(origin)
     if origin.config is not None:
         raise DataError(
             f"{origin} is of files, and configurations ({origin.config!r}) are of hub datasets: leave it out"
@@ -156,6 +177,10 @@ def _files(origin: Origin) -> Dataset:
     except DataError as error:
         raise error if str(origin) in str(error) else DataError(f"{origin}: {error}") from error
     return _saved(origin, rows)
+
+
+def _names(origin: Origin) -> list[str]:
+    return [origin.name] if isinstance(origin.name, str) else origin.name
 
 
 def _folder_or_hub(origin: Origin) -> Dataset:

@@ -71,6 +71,8 @@ class RunSettings:
             sums of them (`train+validation`) as in `datasets`. Files have the one split `train`.
         dataset_eval_name, dataset_eval_config, dataset_eval_split: held-out rows of another dataset; its only split
             if none is named.
+        columns (`dict`): the dataset's names of the columns that a run reads, by the run's names, for example
+            `{prompt: question, privileged_context: solution}`; held-out rows need have `prompt` alone of them.
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`; or a class of your own as
             `package.module:Class` or `./file.py:Class`.
         task_options (`dict`): difficulty knobs of the task.
@@ -99,6 +101,7 @@ class RunSettings:
     dataset_eval_name: Text | Annotated[list[Text], MinLen(1)] | None = None
     dataset_eval_config: Text | None = None
     dataset_eval_split: Text | None = None
+    columns: dict[str, Text] = field(default_factory=dict)
     task: Text | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: Text | None = None

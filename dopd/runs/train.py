@@ -20,7 +20,7 @@ from trl import ModelConfig, get_peft_config
 
 from dopd.adapters import check_adapter_config
 from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
-from dopd.errors import ConfigError, DopdError, FileError, ModelError, first_line
+from dopd.errors import ConfigError, DataError, DopdError, FileError, ModelError, first_line
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
@@ -31,7 +31,7 @@ from dopd.rollout_settings import check_named_tokens
 from dopd.runs.beforehand import run_problems, unread
 from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
 from dopd.runs.quiet import quiet_libraries
-from dopd.runs.rows import load_rows
+from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
 from dopd.step.verifier import limited
@@ -213,6 +213,8 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             verifier=verifier,
             peft_config=peft_config,
         )
+    except DataError as error:
+        raise located(error, settings) from error
     except Exception as error:
         if isinstance(error, DopdError):
             raise

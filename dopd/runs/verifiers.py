@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dopd.data.checks import renaming
 from dopd.errors import DataError
 from dopd.registry import Registry
 from dopd.step.verifier import Verifier
@@ -31,7 +32,9 @@ def _math(completion: str, row: Mapping[str, Any]) -> float:
 
 def _answer(row: Mapping[str, Any]) -> Any:
     if "answer" not in row:
-        raise DataError(f"the verifier needs a column 'answer'; the row has {', '.join(row)}")
+        raise DataError(
+            f"the verifier needs a column 'answer'; the row has {', '.join(row)}: write {renaming('answer', 'NAME')}"
+        )
     return row["answer"]
 
 

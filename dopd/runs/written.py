@@ -154,6 +154,43 @@ def _may_be_guessed(kind: pa.DataType) -> bool:
     return not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
+def lines_of_rows(file: str) -> list[int] | None:
+    """The number of the line of each row of a JSON lines file; `None` where a row is not a line."""
+    with _text(file) as stream:
+        filled = [(number, line) for number, line in enumerate(stream, 1) if line.strip()]
+    return [number for number, _ in filled] if all(line.lstrip()[:1] == "{" for _, line in filled) else None
+
+
+def broken_json(file: str) -> str | None:
+    """Where a file of JSON rows is no JSON, or has a row that is no object, as `FILE, line N: reason`; `None` where it
+    is not.
+    """
+    with _text(file) as stream:
+        text = stream.read()
+    if text.lstrip()[:1] == "[":
+        return _first_fault(file, text, 1)
+    lines = text.split("\n")
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if filled and _first_fault(file, filled[0][1], filled[0][0]) and not _first_fault(file, text, 1):
+        return None  # one object over several lines
+    return next((fault for number, line in filled if (fault := _first_fault(file, line, number))), None)
+
+
+def _first_fault(file: str, text: str, line: int) -> str | None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{file!r}, line {line + error.lineno - 1}, character {error.colno}"
+        return f'{where}: {error.msg}. A line is one JSON object, for example {{"prompt": "1 + 1 = ?"}}'
+    except (ValueError, RecursionError) as error:
+        return f"{file!r}, line {line}: {error}"
+    for row in value if isinstance(value, list) else [value]:
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            return f'{file!r}, line {line}: a row must be a JSON object, and this is a {kind}: write {{"prompt": ...}}'
+    return None
+
+
 def _json_rows(file: str) -> Iterator[dict[str, Any]]:
     """Objects one after the other, or one list of them."""
     with _text(file) as stream:

@@ -36,7 +36,7 @@ from dopd.trainer.setup import completions_per_step
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = "eval_dataset"
+HELD_OUT = "eval_dataset"
 _CONTEXT = CONTEXT_COLUMNS[PRIVILEGED]
 
 
@@ -50,8 +50,8 @@ def prepare_datasets(host: HostTrainer) -> None:
     if host.eval_dataset is not None:
         given = host.eval_dataset
         parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
-        checked = {name: _prepared(host, part, name) for name, part in (parts or {_HELD_OUT: given}).items()}
-        host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[_HELD_OUT]
+        checked = {name: _prepared_held_out(host, part, name) for name, part in (parts or {HELD_OUT: given}).items()}
+        host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[HELD_OUT]
         for name, part in checked.items():
             _tell_overlap(host.train_dataset, part, name)
 
@@ -66,6 +66,13 @@ def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
             f"{count} of {len(held_out)} rows of {name} ask what a row of train_dataset asks (case and white space "
             "apart): accuracies on them are not of held-out prompts. Take them out of one of the two"
         )
+
+
+def _prepared_held_out(host: HostTrainer, dataset: Any, name: str) -> Any:
+    try:
+        return _prepared(host, dataset, name)
+    except DataError as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
