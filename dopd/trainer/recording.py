@@ -4,17 +4,22 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.report.curves import CURVES_FILE, draw_run
+from dopd.report.outcome import changes
 from dopd.report.page import REPORT_FILE, write_report
-from dopd.report.records import CONFIG_FILE, RESULT_FILE
+from dopd.report.records import CONFIG_FILE, RESULT_FILE, RunRecord
+from dopd.settings import read_yaml
+from dopd.trainer.card import card_text
 from dopd.trainer.folder import RunFolder
-from dopd.trainer.owned import make_own, write_own
+from dopd.trainer.owned import CARD_FILE, make_own, write_own
 from dopd.trainer.saving import SavingTrainer
 from dopd.trainer.setup import make_evaluator
 
@@ -31,6 +36,7 @@ class RecordingTrainer(SavingTrainer):
     seconds = 0.0
 
     _depth = 0
+    _final: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self.recorded():
@@ -61,6 +67,21 @@ class RecordingTrainer(SavingTrainer):
         make_own(folder.path, REPORT_FILE, lambda: write_report([folder.path]))
         folder.complete()
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `README.md`, with the results so far; arguments are TRL's. A user's card, or an edited one, is kept."""
+        names = ("model_name", "dataset_name", "tags")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given["model_name"] = given.get("model_name") or self.run_folder.name
+        run = RunRecord(self.run_folder, {}, self.state.log_history, [], self._final)
+        facts = (read_yaml(self.configuration), self.table, vars(self.args), changes(run), self._paper)
+
+        def write() -> None:
+            super(RecordingTrainer, self).create_model_card(**given)
+            path = Path(str(self.args.output_dir)) / CARD_FILE
+            path.write_text(card_text(ModelCard.load(path), given["model_name"], *facts), encoding="utf-8")
+
+        self.write_own_files(write)
+
     def final_evaluation(self, num_prompts: int) -> EvaluationResult:
         """Answer held-out prompts without privileged context, and beside it with it, and write `result.json`.
 
@@ -74,8 +95,9 @@ class RecordingTrainer(SavingTrainer):
             ConfigError: there is no `eval_dataset`, or no verifier.
         """
         result = self._evaluate_sharded(make_evaluator(self, num_prompts=num_prompts))
+        self._final = result.to_json()
         if self.accelerator.is_main_process:
-            record = {"method": self.table.name, "train_seconds": round(self.seconds, 2), **result.to_json()}
+            record = {"method": self.table.name, "train_seconds": round(self.seconds, 2), **self._final}
             write_own(self.run_folder, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
         return result
 

@@ -227,20 +227,16 @@ class SavingTrainer(HostTrainer):
             if main:
                 whole.clear_unfinished(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As the host's; a card that a user has written, or edited, is kept."""
-        self._write_own(lambda: super(SavingTrainer, self).create_model_card(*args, **kwargs))
-
     def save_state(self) -> None:
         """As the host's; a `trainer_state.json` that a user has written, or edited, is moved to `_kept`."""
-        self._write_own(super().save_state)
+        self.write_own_files(super().save_state)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """As the host's; files of these names that a user has written, or edited, are moved to `_kept`."""
         earlier = ["all_results.json"] if combined else []
-        self._write_own(lambda: super(SavingTrainer, self).save_metrics(split, metrics, combined), earlier)
+        self.write_own_files(lambda: super(SavingTrainer, self).save_metrics(split, metrics, combined), earlier)
 
-    def _write_own(self, write: Callable[[], object], earlier: Sequence[str] = ()) -> None:
+    def write_own_files(self, write: Callable[[], object], earlier: Sequence[str] = ()) -> None:
         """Have the host write files into `args.output_dir`, on the main process.
 
         Args:

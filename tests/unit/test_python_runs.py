@@ -1,5 +1,7 @@
 """A run that a program starts leaves the folder of `dopd train`: configuration, table, metrics, traces, report."""
 
+import importlib.metadata
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,14 @@ import pytest
 import trainer_kit as kit
 import yaml
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.report.records import GIVEN_IN_PYTHON, read_run
 from dopd.runs.settings import load_settings
+from dopd.trainer.card import card_text
 from dopd.trainer.folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -146,3 +150,37 @@ def test_a_run_that_fails_is_not_complete(tmp_path: Path) -> None:
         made.train()
         raise KeyError("x")
     assert not RunFolder(tmp_path).is_complete and not (tmp_path / "report.html").exists()
+
+
+def table_of(card: str, title: str) -> list[list[str]]:
+    """Cells of the first table below a heading."""
+    lines = card.split(f"{title}\n")[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+def test_the_card_says_what_was_trained_from_what_and_what_it_came_to(tmp_path: Path) -> None:
+    made = trained(tmp_path / "my-run", method="vanilla")
+    card = (tmp_path / "my-run" / "README.md").read_text()
+    facts = dict(table_of(card, "# my-run"))
+    assert "Qwen3ForCausalLM" in facts["base model"] and "Qwen3ForCausalLM" in facts["teacher"]
+    assert facts["method"].startswith("`vanilla`: ") and "8 rows" in facts["data"] and "verify" in facts["verifier"]
+    (greedy, *_) = table_of(card, "## Results")
+    first, *_, last = kit.records(made, "eval_accuracy_greedy")
+    assert greedy[1].startswith(f"{100 * first:.1f} [") and greedy[2].startswith(f"{100 * last:.1f} [")
+    assert greedy[3] == "4" and made.table.describe() in card
+    versions = dict(table_of(card, "## Versions"))
+    assert versions["trl"] == importlib.metadata.version("trl") and "None" not in card
+    assert ModelCard.load(tmp_path / "my-run" / "README.md").data.tags is not None
+
+
+def test_the_card_links_what_is_on_the_hub_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    run = {"model_name_or_path": "Qwen/Qwen3-1.7B", "teacher_model_name_or_path": str(tmp_path)}
+    made = kit.trainer(tmp_path)
+    host_card = ModelCard("---\ntags: [dopd]\n---\n")
+    text = card_text(
+        host_card, "x", {**run, "dataset_name": str(tmp_path)}, made.table, vars(made.args), [], made._paper
+    )
+    assert "[Qwen/Qwen3-1.7B](https://huggingface.co/Qwen/Qwen3-1.7B)" in text and "not evaluated" in text
+    assert str(tmp_path.parent) not in text and tmp_path.name in text
