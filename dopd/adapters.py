@@ -87,7 +87,7 @@ def check_patterns(config: Any, names: Iterable[str]) -> None:
         for pattern in [given] if isinstance(given, str) else given if isinstance(given, dict) else ():
             said = f"peft_config: {field} (={quoted(pattern)}) is no regular expression"
             try:
-                with alarm_after(_LONGEST):
+                with alarm_after(_LONGEST, f"peft_config: {field} (={quoted(pattern)})"):
                     for name in names:
                         re.fullmatch(pattern, name)
             except (re.error, RecursionError, OverflowError) as error:

@@ -9,8 +9,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from dopd.watchdog import Watchdog
+
+_WATCHDOG = Watchdog()
+
 # SIGUSR1 is what batch systems send before the time is up (`sbatch --signal=USR1@120`).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+GRACE = 5.0  # seconds between an alarm and the end of a process in which it did nothing
 
 ENDS_WITH = "DOPD_ENDS_WITH"  # variable of a command that ends when the process of this number has
 
@@ -115,20 +121,57 @@ class TooLongError(BaseException):
 
 
 @contextmanager
-def alarm_after(seconds: float) -> Iterator[None]:
-    """Raise `TooLongError` in what runs inside after so many seconds; in the main thread of a Unix process alone."""
+def alarm_after(seconds: float, what: str) -> Iterator[None]:
+    """Raise `TooLongError` in what runs inside after so many seconds.
+
+    In the main thread of a Unix process it is interrupted; where it cannot be (other threads, code in C, code that
+    resets alarms or catches whatever is raised), the error is raised once it has ended by itself. If that takes longer
+    than `GRACE`, the process ends with SIGKILL, status 137, and a line on standard error.
+
+    Args:
+        seconds (`float`): above 0.
+        what (`str`): what runs inside, for that line.
+    """
+    line = (
+        f"error: {what} took more than {seconds:g} seconds and could not be interrupted: this process ends at once, "
+        "with status 137; the last whole checkpoint is as it was"
+    )
+    end = time.monotonic() + seconds
+    with _WATCHDOG.ending_after(seconds + GRACE, line), _alarm(seconds) as rung:
+        try:
+            yield
+        except Exception as error:
+            if rung:  # caught inside, and made another one of
+                raise TooLongError from error
+            raise
+        if rung or time.monotonic() > end:
+            raise TooLongError
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[list[int]]:
+    """Raise `TooLongError` in the main thread after so many seconds; the list says whether that was done."""
+    rung: list[int] = []
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
+        yield rung
         return
+    inside = True
 
-    def stop(*_: Any) -> None:
-        raise TooLongError
+    def stop(number: int, frame: FrameType | None) -> None:
+        if inside:
+            rung.append(number)
+            raise TooLongError
 
+    begun = time.monotonic()
     handler = signal.signal(signal.SIGALRM, stop)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        yield rung
     finally:
+        inside = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        left = max(left - (time.monotonic() - begun), 1e-3) if left else 0.0  # of somebody else's alarm
         signal.setitimer(signal.ITIMER_REAL, left, interval)
         signal.signal(signal.SIGALRM, handler)
 

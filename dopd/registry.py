@@ -8,6 +8,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -16,8 +18,23 @@ from dopd.errors import ConfigError, DopdError, did_you_mean, first_line
 from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
 
 Entry = TypeVar("Entry")
-_SECONDS = 120  # for a module to be imported
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long the import of a module may take.
+
+    Attributes:
+        seconds (`float`, *optional*): `None` for any time.
+        setting (`str`): that says so; none if empty.
+    """
+
+    seconds: float | None = 120.0
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.setting} (={self.seconds:g}) seconds" if self.setting else f"{self.seconds:g} seconds"
 
 
 class Registry(dict[str, Entry], Generic[Entry]):
@@ -73,7 +90,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
             f"./file.py:name.{did_you_mean(name, known, 2)}"
         )
 
-    def resolve(self, name: object, field: str = "") -> str:
+    def resolve(self, name: object, field: str = "", limit: TimeLimit = TimeLimit()) -> str:
         """The name under which an entry is registered; users' code is read, and run, the first time it is named.
 
         Raises:
@@ -85,7 +102,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
             return name
         if name not in self.aliases:
             field = field or self.what
-            code = load_code(field, name)
+            code = load_code(field, name, limit)
             registered = [known for known, one in self.code.items() if _is_same(one, code)]
             if not registered:
                 if self._adopt is None:
@@ -96,9 +113,9 @@ class Registry(dict[str, Entry], Generic[Entry]):
             self.aliases[name] = (registered or [name])[0]
         return self.aliases[name]
 
-    def find(self, name: object, field: str = "") -> Entry:
+    def find(self, name: object, field: str = "", limit: TimeLimit = TimeLimit()) -> Entry:
         """The entry of a name; see `resolve`."""
-        return self[self.resolve(name, field)]
+        return self[self.resolve(name, field, limit)]
 
 
 def is_reference(text: str) -> bool:
@@ -109,12 +126,13 @@ def is_reference(text: str) -> bool:
     )
 
 
-def load_code(field: str, reference: str) -> Any:
+def load_code(field: str, reference: str, limit: TimeLimit = TimeLimit()) -> Any:
     """What `package.module:name` or `./file.py:name` names: code, which is run. Modules of the working directory count.
 
     Args:
         field (`str`): the setting that names it, for messages.
         reference (`str`): the name.
+        limit (`TimeLimit`): of the import.
 
     Raises:
         ConfigError: there is no such function or class, or its module cannot be imported.
@@ -122,7 +140,8 @@ def load_code(field: str, reference: str) -> Any:
     place, _, name = reference.rpartition(":")
     _search(os.getcwd())  # a command has the folder of its script there instead
     try:
-        with alarm_after(_SECONDS), not_left():
+        said = f"{field} (={reference!r}): the import of {place}"
+        with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, said), not_left():
             module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
         code = getattr(module, name)
         if not callable(code):
@@ -130,9 +149,10 @@ def load_code(field: str, reference: str) -> Any:
     except (KeyboardInterrupt, Stopped):
         raise
     except TooLongError:
+        way = f", or raise {limit.setting}" if limit.setting else ""
         raise ConfigError(
-            f"{field} (={reference!r}) cannot be read: importing {place} took more than {_SECONDS} seconds. Leave work "
-            "to the function, not to its module"
+            f"{field} (={reference!r}) cannot be read: importing {place} took more than {limit}. Leave work to the "
+            f"function, not to its module{way}"
         ) from None
     except BaseException as error:  # whatever a module does when it is imported, leaving the program included
         said = str(error) if isinstance(error, DopdError) else f"{type(error).__name__}: {first_line(error)}"

@@ -15,7 +15,7 @@ import dopd
 from dopd.checkout import lab_module
 from dopd.cli import config_keys, look
 from dopd.cli.output import USER_ERROR, with_any_output
-from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seed
+from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seconds, seed
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
@@ -205,6 +205,9 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
+    parser.add_argument(
+        "--verifier-timeout", type=seconds, default=60.0, help="seconds to judge an answer (default 60)"
+    )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
     parser.set_defaults(run=_eval)
@@ -237,6 +240,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         seed=arguments.seed,
         teacher_name=arguments.teacher,
+        verifier_timeout=arguments.verifier_timeout,
     )
     print_evaluation(arguments.model, result, as_json=arguments.json)
 

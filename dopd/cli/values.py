@@ -1,6 +1,7 @@
 """Values of flags, and flags of several commands."""
 
 import argparse
+import math
 from typing import Any
 
 _MAX_INT = 2**31 - 1
@@ -21,6 +22,17 @@ def prompt_count(text: str) -> int:
 def seed(text: str) -> int:
     """A whole number of at least 0."""
     return _between(text, 0, _MAX_SEED)
+
+
+def seconds(text: str) -> float:
+    """A time above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if 0.0 < number < math.inf:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
 
 
 def _between(text: str, lowest: int, highest: int) -> int:

@@ -208,7 +208,7 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
 def _written(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str, Any]) -> str:
     """What a template writes, or `EndlessError`: a template is a program, and comes with a checkpoint."""
     try:
-        with alarm_after(_LONGEST):
+        with alarm_after(_LONGEST, "the chat template"):
             text = str(processing_class.apply_chat_template(list(turns), tokenize=False, **arguments))
     except TooLongError:
         raise EndlessError(

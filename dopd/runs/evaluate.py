@@ -13,7 +13,9 @@ from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import check_task, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
+from dopd.step.verifier import tried
 from dopd.tasks import get_source, made_rows
+from dopd.trainer import DOPDConfig
 
 
 def evaluate_checkpoint(
@@ -32,6 +34,7 @@ def evaluate_checkpoint(
     dtype: str = "float32",
     seed: int = 0,
     teacher_name: str | None = None,
+    verifier_timeout: float | None = DOPDConfig.verifier_timeout,
 ) -> EvaluationResult:
     """Answer held-out problems of a task, greedily and sampled, without p; and greedily with it.
 
@@ -47,6 +50,11 @@ def evaluate_checkpoint(
         prompts (`int`): problems.
         max_new_tokens (`int`, *optional*): most tokens of an answer; 256 where the model brings none.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
+        verifier_timeout (`float`, *optional*): seconds that the task may take to judge an answer; `None` for any time.
+
+    Raises:
+        ConfigError, DataError, ModelError: naming what cannot work and the fix.
+        ScoringError: the task's verifier gives no score, or takes too long.
     """
     for name, value in (("prompts", prompts), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value is not None and value < 1:
@@ -63,13 +71,14 @@ def evaluate_checkpoint(
     )
     source = get_source(check_task(model_name, asked), **asked.task_options)
     rows = made_rows(source, split, prompts, asked.privileged_kind)
+    verifier = tried(source.verify, verifier_timeout, [rows])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
     processing_class = load_processing_class(model_name)
     tokenizer = tokenizer_of(processing_class)
     evaluator = StudentEvaluator(
         rows=rows,
-        verifier=source.verify,
+        verifier=verifier,
         prompts=PromptEncoder(
             processing_class,
             PrivilegedTemplate(asked.privileged_template),

@@ -59,28 +59,36 @@ class Origin:
         return f"{self.key} (={self.name!r})"
 
 
-def load_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
+def load_rows(
+    settings: RunSettings, *, verifier_timeout: float | None = None
+) -> tuple[Dataset, Dataset | None, Verifier | None]:
     """Training rows, held-out rows and the verifier of a run.
+
+    Args:
+        settings (`RunSettings`): the run.
+        verifier_timeout (`float`, *optional*): seconds that the import of the verifier's module may take.
 
     Raises:
         DataError: rows that cannot be read, or a split that is not there.
     """
-    train, held_out, verifier = _clean_rows(settings)
+    verifier = load_verifier(settings.verifier, verifier_timeout)
+    train, held_out, own = _clean_rows(settings)
     if settings.privileged_noise:
         train, count = corrupt(train, PrivilegedNoise.from_mapping(settings.privileged_noise))
         logger.warning(
             f"privileged_noise {settings.privileged_noise}: p of {count} of {len(train)} training rows corrupted"
         )
-    return train, held_out, verifier
+    return train, held_out, verifier or own
 
 
 def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifier | None]:
+    """Training rows, held-out rows, and the verifier that a task brings."""
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
         train = made_rows(source, "train", settings.train_prompts, settings.privileged_kind)
         test = made_rows(source, "test", settings.eval_prompts, settings.privileged_kind)
-        return Dataset.from_list(train), Dataset.from_list(test), load_verifier(settings.verifier) or source.verify
-    return *_split_rows(settings), load_verifier(settings.verifier)
+        return Dataset.from_list(train), Dataset.from_list(test), source.verify
+    return *_split_rows(settings), None
 
 
 def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:

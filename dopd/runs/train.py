@@ -34,7 +34,6 @@ from dopd.runs.quiet import quiet_libraries
 from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
-from dopd.step.verifier import limited
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
@@ -43,7 +42,7 @@ from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
-from dopd.trainer.setup import try_on_rows
+from dopd.trainer.setup import tried_on_rows
 from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
@@ -185,9 +184,8 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     table = config.routing_table()
     options = _student_options(settings, config)
     peft_config = on_revision(_peft_config(settings), settings.model_name_or_path, options)
-    train_rows, held_out, verifier = load_rows(settings)
-    if verifier is not None:
-        try_on_rows(limited(verifier, config.verifier_timeout), train_rows, held_out)
+    train_rows, held_out, verifier = load_rows(settings, verifier_timeout=config.verifier_timeout)
+    verifier = tried_on_rows(verifier, config, train_rows, held_out)
     student = load_model(
         settings.model_name_or_path,
         trainable=True,

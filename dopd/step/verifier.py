@@ -2,9 +2,8 @@
 
 import inspect
 import math
-import signal
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from dataclasses import dataclass
 from typing import Any
 
 from dopd.errors import DopdError, NotFiniteError, ScoringError, cut, first_line
@@ -56,41 +55,65 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     return score
 
 
-def limited(verifier: Verifier, seconds: float | None) -> Verifier:
-    """A verifier that stops after so many seconds; `None` for any time.
+@dataclass(frozen=True)
+class TimedVerifier:
+    """A verifier that is stopped after some seconds, as far as that can be done: see `alarm_after`.
 
-    Obeyed in the main thread of a Unix process, and not by verifiers that set an alarm themselves. The verifier raises
-    `ScoringError` when it is stopped.
+    Attributes:
+        verifier (callable): as the user wrote it.
+        seconds (`float`): for one answer.
     """
-    if seconds is None or not hasattr(signal, "setitimer"):
-        return verifier
 
-    @wraps(verifier)
-    def stopped_in_time(completion: str, row: Mapping[str, Any]) -> float:
+    verifier: Verifier
+    seconds: float
+
+    def __call__(self, completion: str, row: Mapping[str, Any]) -> float:
+        """The score.
+
+        Raises:
+            ScoringError: it took longer.
+        """
         try:
-            with alarm_after(seconds):
-                return verifier(completion, row)
+            with alarm_after(self.seconds, f"the verifier, for {_quoted(completion)},"):
+                return self.verifier(completion, row)
         except TooLongError:
             raise ScoringError(
-                f"the verifier took more than verifier_timeout (={seconds:g}) seconds for {_quoted(completion)}: make "
-                "it faster, or raise verifier_timeout"
+                f"the verifier took more than verifier_timeout (={self.seconds:g}) seconds for {_quoted(completion)}: "
+                "make it faster, or raise verifier_timeout"
             ) from None
 
-    return stopped_in_time
+
+@dataclass(frozen=True)
+class TriedVerifier:
+    """A verifier that has scored an answer of each kind of row; made by `tried`."""
+
+    score: Verifier
+
+    def __call__(self, completion: str, row: Mapping[str, Any]) -> float:
+        return self.score(completion, row)
 
 
-def try_verifier(verifier: Verifier, datasets: Iterable[Any]) -> None:
+def tried(verifier: Verifier, seconds: float | None, datasets: Iterable[Any]) -> TriedVerifier:
     """Ask for the score of an empty answer to the first row of each dataset, before anything expensive.
+
+    Args:
+        verifier (callable): one that was tried before is not asked again.
+        seconds (`float`, *optional*): that it may take for one answer.
+        datasets: those that are `None` are left out.
 
     Raises:
         ScoringError: as `judged`.
     """
+    if isinstance(verifier, TriedVerifier):
+        return verifier
+    made = TriedVerifier(verifier if seconds is None else TimedVerifier(verifier, seconds))
     for dataset in datasets:
         try:
             row = next(iter(dataset))
         except Exception:
             continue
-        judged(verifier, "", row)
+        judged(made, "", row)
+    return made
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
-from dopd.step.verifier import Verifier, try_verifier
+from dopd.step.verifier import TriedVerifier, Verifier, tried
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.config import DOPDConfig
@@ -54,15 +54,18 @@ def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
         )
 
 
-def try_on_rows(verifier: Verifier | None, train_dataset: Any, eval_dataset: Any) -> None:
-    """Call the verifier once for each dataset, before models are loaded.
+def tried_on_rows(
+    verifier: Verifier | None, args: DOPDConfig, train_dataset: Any, eval_dataset: Any
+) -> TriedVerifier | None:
+    """The verifier, stopped in time, after a call for each dataset; before models are loaded.
 
     Raises:
         ScoringError: it raises, or gives no score.
     """
     held_out = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-    if verifier is not None:
-        try_verifier(verifier, [dataset for dataset in [train_dataset, *held_out] if dataset is not None])
+    if verifier is None:
+        return None
+    return tried(verifier, args.verifier_timeout, [train_dataset, *held_out])
 
 
 def check_trackers(args: DOPDConfig) -> None:

@@ -24,7 +24,7 @@ from dopd.scoring import Balance, skipping_padding
 from dopd.step import Engine, LocalScorer, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
 from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
 from dopd.step.scorer import check_scorer
-from dopd.step.verifier import Verifier, limited
+from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, preflight, setup, trials
 from dopd.trainer.anchor import anchors_of
@@ -119,13 +119,12 @@ class DOPDTrainer(RecordingTrainer):
             verifier=verifier,
             peft_config=host_options.get("peft_config"),
         )
-        self.verifier = None if verifier is None else limited(verifier, args.verifier_timeout)
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         setup.check_rewards(self.table, verifier)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
-        setup.try_on_rows(self.verifier, train_dataset, eval_dataset)
+        self.verifier = setup.tried_on_rows(verifier, args, train_dataset, eval_dataset)
         given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
         setup.check_before_loading(
             model, teacher_model, self.table, args, **given, teacher_processing_class=teacher_processing_class

@@ -14,7 +14,8 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "interrupts", "checkout", "ranks"],
+    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "ranks"],
+    ["interrupts"],
     ["shown", "registry", "files"],
     ["progress"],
     ["settings"],

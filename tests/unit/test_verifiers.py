@@ -1,23 +1,29 @@
 """Verifiers are the user's code: tried before training, checked at every call, stopped in time, found by commands."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import resume_kit
 import torch
 import yaml
 from datasets import Dataset
 from trainer_kit import task_rows, trainer
 
+from dopd import interrupts
 from dopd.errors import ConfigError, DataError, ScoringError
+from dopd.runs.settings import load_settings
+from dopd.runs.train import make_config, make_trainer
 from dopd.runs.verifiers import load_verifier
-from dopd.step.verifier import Verifier, judged, limited
+from dopd.step.verifier import TimedVerifier, Verifier, judged
 
 ROW = {"prompt": "q", "answer": "1"}
 
@@ -124,10 +130,133 @@ def test_a_verifier_that_does_not_end_is_stopped(way: str) -> None:
                     raise
 
     with pytest.raises(ScoringError, match=r"more than verifier_timeout \(=0\.05\) seconds for the answer 'a'"):
-        judged(limited(endless, 0.05), "a", ROW)
-    quick: Verifier = limited(lambda text, row: 1.0, 0.05)
+        judged(TimedVerifier(endless, 0.05), "a", ROW)
+    quick = TimedVerifier(lambda text, row: 1.0, 0.05)
     assert judged(quick, "a", ROW) == 1.0
     time.sleep(0.1)  # an alarm that is left would end this test
+
+
+def keeps_its_interrupts(completion: str, row: Mapping[str, Any]) -> float:
+    try:
+        time.sleep(60)
+    except BaseException:
+        return 1.0
+    return 0.0
+
+
+def makes_another_error(completion: str, row: Mapping[str, Any]) -> float:
+    try:
+        time.sleep(60)
+    except BaseException:
+        raise ValueError("interrupted") from None
+    return 0.0
+
+
+def resets_the_alarm(completion: str, row: Mapping[str, Any]) -> float:
+    """As math_verify does."""
+    signal.alarm(0)
+    time.sleep(0.2)
+    return 1.0
+
+
+def blocks_signals(completion: str, row: Mapping[str, Any]) -> float:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    time.sleep(0.2)
+    return 1.0
+
+
+LATE = (keeps_its_interrupts, makes_another_error, resets_the_alarm, blocks_signals)
+
+
+@pytest.mark.parametrize("verifier", LATE, ids=lambda verifier: verifier.__name__)
+@pytest.mark.parametrize("of_a_thread", [False, True])
+def test_a_score_that_comes_too_late_is_none(verifier: Verifier, of_a_thread: bool) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    late = resets_the_alarm if of_a_thread else verifier  # in a thread nothing interrupts a sleep of a minute
+    with pytest.raises(ScoringError, match=r"more than verifier_timeout \(=0\.1\) seconds"):
+        if of_a_thread:
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(judged, TimedVerifier(late, 0.1), "a", ROW).result()
+        else:
+            judged(TimedVerifier(late, 0.1), "a", ROW)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+ENDLESS = {
+    "in C, and holds the interpreter": "sum(range(10**15))",
+    "in C, with signals blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); time.sleep(600)",
+    "without an alarm": "signal.alarm(0); time.sleep(600)",
+    "in a loop that catches everything": """
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass""",
+    "in a thread": "threading.Thread(target=time.sleep, args=[600]).run()",
+}
+
+
+@pytest.mark.parametrize("way", ENDLESS)
+def test_a_call_that_nothing_interrupts_ends_the_process_with_a_line(way: str, tmp_path: Path) -> None:
+    call = "score('an answer', {})"
+    run = f"threading.Thread(target=lambda: {call}).start()" if way == "in a thread" else call
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "import signal, threading, time\nimport dopd.interrupts\nfrom dopd.step.verifier import TimedVerifier\n"
+        f"def endless(text, row):\n    {ENDLESS[way]}\n"
+        f"dopd.interrupts.GRACE = 0.2\nscore = TimedVerifier(endless, 0.1)\n{run}\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    line = done.stderr.strip()
+    assert line.startswith("error: the verifier, for the answer 'an answer', took more than 0.1 seconds and could not")
+    assert "status 137" in line and "\n" not in line
+
+
+def test_a_process_whose_calls_end_in_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "GRACE", 0.05)
+    quick = TimedVerifier(lambda text, row: 1.0, 0.05)
+    assert [quick("a", ROW) for _ in range(100)] == [1.0] * 100
+    time.sleep(0.5)  # a watchman that had missed the end of a call would end this test
+
+
+def test_what_a_call_without_an_end_leaves_can_be_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "GRACE", 0.2)
+    run = tmp_path / "run"
+
+    def endless_in_the_third_step(completion: str, row: Mapping[str, Any]) -> float:
+        if (run / "checkpoint-2").is_dir():
+            sum(range(10**15))
+        return resume_kit.kit.TASK.verify(completion, row)
+
+    def train() -> None:
+        made = resume_kit.resumable(run, steps=4, verifier=endless_in_the_third_step, verifier_timeout=1.0)
+        made.train()
+
+    child = resume_kit.in_a_process(train, tmp_path / "log.txt")
+    assert resume_kit.status_of(child) == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert "the last whole checkpoint is as it was" in (tmp_path / "log.txt").read_text()
+    resume_kit.resumable(run, steps=4).train(resume_from_checkpoint=True)
+    resume_kit.resumable(tmp_path / "whole", steps=4).train()
+    assert resume_kit.same_weights(run / "checkpoint-4", tmp_path / "whole" / "checkpoint-4")
+
+
+def test_an_import_has_the_verifiers_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_judge.py").write_text("import time\ntime.sleep(60)\ndef score(text, row): return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"took more than verifier_timeout \(=0\.1\) seconds.*raise verifier_timeout"):
+        load_verifier("./slow_judge.py:score", 0.1)
+
+
+def test_a_command_asks_a_verifier_for_each_dataset_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge.py").write_text("asked = []\ndef score(text, row): asked.append(row['prompt']); return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings("tiny-dag", verifier="./judge.py:score", output_dir="run")
+    made = make_trainer(settings, make_config(settings))
+    verifier = load_verifier("./judge.py:score")
+    assert verifier is not None
+    first = [made.train_dataset[0]["prompt"], made.eval_dataset[0]["prompt"]]
+    assert sys.modules[verifier.__module__].asked == first
 
 
 @pytest.mark.parametrize("where", ["train_dataset", "eval_dataset", "eval_dataset of a dict"])
