@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from run_kit import models_of_one_layer, train  # noqa: F401 - fixtures
 
 torch.set_num_threads(1)
 

@@ -1,11 +1,9 @@
-"""A user's files are never deleted, one run at a time writes into a folder, and what cannot be written is one line."""
+"""A user's files are never deleted: a run owns what it has written, and replaces another run with that alone."""
 
-import errno
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,62 +13,17 @@ import pytest
 import trainer_kit as kit
 import yaml
 from resume_kit import in_a_process, kill_me, resumable, status_of
+from run_kit import files_of, steps_of
 
-from dopd.cli.main import main
 from dopd.errors import ConfigError, FileError
 from dopd.report.page import write_report
 from dopd.trainer import folder as folders
 from dopd.trainer import whole
 from dopd.trainer.folder import PREVIOUS, RunFolder
-from dopd.trainer.lock import LOCK_FILE, FolderLock
+from dopd.trainer.lock import LOCK_FILE
 from dopd.trainer.owned import MARKER_FILE
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    from dopd.tiny import TinySpec, build_model, build_tokenizer
-
-    folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("student", "teacher")):
-        build_model(TinySpec(num_layers=1, hidden_size=32), build_tokenizer(), seed).save_pretrained(folder / name)
-        build_tokenizer().save_pretrained(folder / name)
-    return str(folder / "student"), str(folder / "teacher")
-
-
-@pytest.fixture
-def train(tmp_path: Path, models: tuple[str, str]) -> Any:
-    """`dopd train` into `tmp_path/run` with flags; returns the status."""
-    values = {
-        "model_name_or_path": models[0],
-        "teacher_model_name_or_path": models[1],
-        "task": "dag",
-        "privileged_template": "{prompt} {privileged_context}",
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-        "max_steps": 2,
-        "max_completion_length": 6,
-        "train_prompts": 8,
-        "eval_prompts": 2,
-        "save_steps": 1,
-        "save_strategy": "steps",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-    }
-    path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return lambda *flags: main(["train", str(path), *flags])
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def steps_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
 def test_overwrite_deletes_what_the_run_made_and_nothing_else(tmp_path: Path, train: Any) -> None:
@@ -183,28 +136,6 @@ def test_the_old_run_returns_where_its_replacement_fails_and_goes_where_it_does_
     assert not (run / PREVIOUS).exists() and steps_of(run) == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_a_second_run_in_one_folder_is_refused_and_a_dead_one_is_not_in_the_way(
-    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-
-    def hold() -> None:
-        with FolderLock(run):
-            gate.open("w").close()  # waits for a reader: the lock is held
-            signal.pause()
-
-    child = in_a_process(hold, tmp_path / "log")
-    gate.open().close()
-    assert train() == 2
-    assert f"is in use by process {child} on" in capsys.readouterr().err
-    os.kill(child, signal.SIGKILL)
-    assert status_of(child) == -signal.SIGKILL and (run / LOCK_FILE).exists()
-    assert train() == 0
-    assert not (run / LOCK_FILE).exists()
-
-
 @pytest.mark.slow
 def test_a_command_that_is_told_to_end_leaves_in_order(tmp_path: Path, train: Any) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
@@ -241,71 +172,6 @@ def test_a_run_that_is_ended_after_training_does_the_rest_when_it_is_resumed(
     assert after["metrics.jsonl"] == before["metrics.jsonl"] and "report.html" in after
 
 
-def test_copies_of_a_dataset_that_cannot_be_written_are_told_with_the_way_out(
-    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n')
-
-    def full(*_: Any, **__: Any) -> None:
-        try:
-            raise OSError(errno.EROFS, "Read-only file system", "/cache")
-        except OSError as error:
-            raise RuntimeError("no dataset was made") from error
-
-    monkeypatch.setattr("dopd.runs.rows._files", full)
-    flags = ["--task", "null", "--dataset_name", str(tmp_path / "rows.jsonl")]
-    assert train(*flags) == 2
-    assert "'/cache': Read-only file system" in (said := capsys.readouterr().err) and "HF_DATASETS_CACHE" in said
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "advised"),
-    [("DOPD_CACHE", "/dev/null", "DOPD_CACHE"), ("HOME", "/proc/nope", "DOPD_CACHE"), ("full", "", "DOPD_CACHE")],
-)
-def test_where_a_cache_cannot_be_written_it_is_what_to_choose_anew(
-    variable: str, value: str, advised: str, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    def full(*_: Any) -> None:
-        raise RuntimeError("No space left on device (os error 28)")  # as safetensors has it: without a path
-
-    monkeypatch.delenv("DOPD_CACHE", raising=False)
-    if variable == "full":
-        monkeypatch.setenv("DOPD_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("dopd.tiny.shipped.save", full)
-    else:
-        monkeypatch.setenv(variable, value)
-    assert train("--model_name_or_path", "tiny:dag/student") == 2
-    said = capsys.readouterr().err
-    assert advised in said and "another output_dir" not in said and len(said.splitlines()) == 1, said
-    place = {"DOPD_CACHE": "/dev/null/tiny", "HOME": "/proc/nope/.cache/dopd/tiny", "full": str(tmp_path / "cache")}
-    assert f"'{place[variable]}" in said
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize(
-    ("file", "advised"),
-    [
-        ("/h/.cache/huggingface/hub/models--a/blobs/b", "HF_HUB_CACHE"),
-        ("/h/.cache/huggingface/token", "HF_HOME"),
-        ("/h/.cache/huggingface/datasets/x", "HF_DATASETS_CACHE"),
-        ("/h/.config/other", "HOME"),
-        ("/h/run/metrics.jsonl", "output_dir"),
-        ("/elsewhere/x", "output_dir"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_named_by_what_sets_it(
-    file: str, advised: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dopd.files import not_written
-
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "DOPD_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/h")
-    for number in (errno.ENOSPC, errno.EACCES, errno.ENOTDIR):
-        said = str(not_written(OSError(number, "", file), "/h/run", choose="another output_dir"))
-        assert f"choose another {advised}" in said and repr(file) in said, said
-
-
 def test_what_a_kill_left_half_written_is_removed_and_what_is_missing_is_said(
     tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,51 +187,6 @@ def test_what_a_kill_left_half_written_is_removed_and_what_is_missing_is_said(
     assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
     assert capsys.readouterr().err.count(f"{run / 'metrics.jsonl'} is not there any more") == 1
     assert {path.name for path in run.iterdir() if path.name.endswith(".part")} == set(mine)
-
-
-def test_where_the_system_has_no_locks_the_process_is_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dopd.trainer import lock
-
-    monkeypatch.setattr(lock, "fcntl", None)
-    path = tmp_path / LOCK_FILE
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    host = lock.socket.gethostname()
-    for owner, refused in (
-        ({"pid": int(ended.stdout), "host": host}, False),
-        ({"pid": os.getppid(), "host": host}, True),
-        ({"pid": 1, "host": "another"}, True),
-        (None, False),
-    ):
-        path.write_text("" if owner is None else json.dumps(owner))  # empty: it was killed while it took the lock
-        if refused:
-            with pytest.raises(ConfigError, match="is in use by process"):
-                FolderLock(tmp_path).take()
-        else:
-            with FolderLock(tmp_path), FolderLock(tmp_path):
-                assert json.loads(path.read_text())["pid"] == os.getpid()
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(
-    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "nowhere").symlink_to(tmp_path / "not-there")
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    for place, words in (
-        (tmp_path / "file", "is a file: choose another"),
-        (tmp_path / "file" / "run", "choose another output_dir"),
-        (tmp_path / "nowhere", "is a link to"),
-        (Path("/proc/run"), "/proc/run"),
-        (tmp_path / ("x" * 300), "choose another output_dir"),
-    ):
-        assert train("--output_dir", str(place)) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and len(error.splitlines()) == 1 and words in error, error
-    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
-    RunFolder(tmp_path / "link").check(overwrite=False, resume=False, steps=2)
 
 
 def test_a_report_writes_over_its_own_pages_alone(tmp_path: Path) -> None:
@@ -398,32 +219,6 @@ def test_a_resumed_run_describes_itself_once_its_checkpoint_was_read(
     assert whole.damage(run / "checkpoint-3") is None and RunFolder(run).is_complete
     there = ["--output_dir", str(tmp_path / "other"), "--resume_from_checkpoint", str(run / "checkpoint-1")]
     assert train(*there) == 0 and steps_of(tmp_path / "other") == ["checkpoint-2"]
-
-
-RENEWED = ("config.yaml", "README.md", "config.json", "tokenizer.json", "training_args.bin", "metrics.jsonl")
-
-
-@pytest.mark.parametrize("name", [*RENEWED, "model.safetensors", "table.txt", "curves.png"])
-def test_a_resumed_run_writes_through_no_other_name_of_a_file(name: str, tmp_path: Path, train: Any) -> None:
-    run, mine = tmp_path / "run", tmp_path / "mine"
-    assert train() == 0
-    os.link(run / name, mine)
-    before = mine.read_bytes()
-    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
-    assert mine.read_bytes() == before and not mine.samefile(run / name)
-
-
-@pytest.mark.parametrize("name", ["README.md", "config.json", "training_args.bin", "config.yaml"])
-def test_a_resumed_run_follows_no_link(name: str, tmp_path: Path, train: Any) -> None:
-    run, mine = tmp_path / "run", tmp_path / "mine"
-    assert train() == 0
-    mine.write_text("mine")
-    (run / name).unlink()
-    (run / name).symlink_to(mine)
-    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 0
-    assert mine.read_text() == "mine"
-    links = [path for path in run.rglob("*") if path.is_symlink()]
-    assert [path.resolve() for path in links] == [mine], "the link itself is kept, here or in _kept"
 
 
 def test_what_a_user_edits_in_a_run_folder_stays(
@@ -622,116 +417,8 @@ def test_what_the_host_writes_on_demand_replaces_no_file_of_a_user(tmp_path: Pat
     assert trainer.args.output_dir == str(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["_unfinished", "_abandoned", "_kept"])
-def test_places_of_a_run_are_not_looked_for_behind_links(name: str, tmp_path: Path, train: Any) -> None:
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    assert train() == 0
-    elsewhere.mkdir()
-    (run / name).symlink_to(elsewhere)
-    assert train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps") == 2
-    assert files_of(elsewhere) == {} and list(elsewhere.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", MARKER_FILE, LOCK_FILE, "checkpoint-2/dopd_checkpoint.json"])
-def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path, train: Any) -> None:
-    run = tmp_path / "run"
-    assert train() == 0
-    (run / name).unlink(missing_ok=True)
-    os.mkfifo(run / name)
-    status = train("--resume_from_checkpoint", "--max_steps", "3", "--resume_with_changes", "max_steps")
-    assert status == (0 if name.startswith("checkpoint") else 2)  # an earlier checkpoint is gone on from
-
-
 @pytest.mark.parametrize("name", [LOCK_FILE, MARKER_FILE, "_unfinished/thesis.txt"])
 def test_a_users_file_is_not_taken_for_what_a_run_keeps_for_itself(name: str, tmp_path: Path, train: Any) -> None:
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
     assert train() == 2 and files_of(tmp_path / "run") == {name: b"mine"}
-
-
-def test_commands_that_are_refused_say_which_flag_and_leave_nothing(
-    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run, pipe, mine = tmp_path / "run", tmp_path / "pipe", tmp_path / "mine.html"
-    run.mkdir()
-    (run / "config.yaml").write_text("task: dag\n")
-    os.mkfifo(pipe)
-    mine.write_text("mine")
-    (tmp_path / "q" / "vanilla-seed0").mkdir(parents=True)
-    (tmp_path / "q" / "vanilla-seed0" / "thesis.txt").write_text("mine")
-    (tmp_path / "x" / "figure3").mkdir(parents=True)
-    (tmp_path / "x" / "figure3" / "README.md").write_text("mine")
-    (tmp_path / "nul.yaml").write_text('{model_name_or_path: x, output_dir: "a\\0b"}\n')
-    (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "logs").symlink_to(tmp_path / "x")
-    before = files_of(tmp_path / "q") | files_of(tmp_path / "x")
-    inspect = ["inspect", "--student", "tiny:dag/student", "--teacher", "tiny:dag/teacher"]
-    quick = ["quickstart", "--seeds", "1", "--methods", "vanilla", "--output-dir"]
-    for arguments, words in (
-        (["report", str(run), "--output", "/proc/nowhere/page.html"], "choose another --output"),
-        (["report", str(run), "--output", "/proc/page.html"], "choose another --output"),
-        (["report", str(run), "--output", str(pipe)], "--output"),
-        ([*inspect, "--prompt", "x", "--html", str(mine)], "--html"),
-        ([*inspect, "--prompt", f"@{pipe}"], "--prompt (="),
-        ([*inspect, "--prompt", "x", "--privileged", "@/dev/zero"], "is a device"),
-        ([*quick, "q"], "vanilla-seed0') is not empty, and holds files that are not a run's"),
-        ([*quick, "linked"], "logs/start.json' was not written by dopd"),
-        ([*quick, "/proc/nowhere"], "choose another --output-dir"),
-        (["experiment", "figure3", "--output-dir", "x"], "README.md' is not of experiment 'figure3'"),
-        (["experiment", "figure3", "--output-dir", "/proc/nowhere"], "choose another --output-dir"),
-        (["experiment", "figure3", "--scale", "full", "--output-dir", "/proc/nowhere"], "choose another --output-dir"),
-        (["train", "nul.yaml"], "must be text without NUL"),
-        (["train", "tiny-dag", "--output_dir", "/proc/nowhere"], "choose another output_dir"),
-    ):
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert words in error.splitlines()[-1] and "HF_HOME" not in error and "Traceback" not in error, error
-    assert files_of(tmp_path / "q") | files_of(tmp_path / "x") == before and mine.read_text() == "mine"
-    with pytest.raises(SystemExit, match="2"):
-        main(["report", "a\udce9"])
-    assert "is not UTF-8" in capsys.readouterr().err
-    assert train("--overwrite", "--resume_from_checkpoint", "false") == 2  # there is no such run
-    (run / "config.yaml").unlink()
-    assert train() == 0 and train("--overwrite", "--resume_from_checkpoint") == 2
-    assert "overwrite (=True) begins anew, and resume_from_checkpoint" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_module_that_never_ends_is_stopped_while_it_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dopd import registry
-
-    monkeypatch.setattr(registry, "_SECONDS", 1)
-    (tmp_path / "endless.py").write_text("while True:\n    pass\n")
-    with pytest.raises(ConfigError, match=r"importing .*endless\.py took more than 1 seconds"):
-        registry.load_code("verifier", f"{tmp_path / 'endless.py'}:score")
-
-
-def test_a_run_that_has_no_room_for_its_first_checkpoint_says_how_to_begin_again(
-    tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run"))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(whole, "seal", full)
-        assert train() == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "No space left on device" in error and error.endswith("overwrite=true begins again here")
-    assert train("--overwrite") == 0
-
-
-def test_a_linked_folder_in_the_way_of_a_model_is_moved_and_not_written_into(tmp_path: Path) -> None:
-    from dopd.trainer.owned import move_in
-
-    run, made, elsewhere = (tmp_path / name for name in ("run", "made", "elsewhere"))
-    for folder in (run, made / "adapter", elsewhere):
-        folder.mkdir(parents=True)
-    (made / "adapter" / "weights").write_text("new")
-    (elsewhere / "weights").write_text("mine")
-    (run / "adapter").symlink_to(elsewhere)
-    move_in(made, run)
-    assert files_of(elsewhere) == {"weights": b"mine"} and (run / "_kept" / "adapter").is_symlink()
-    assert (run / "adapter" / "weights").read_text() == "new"
