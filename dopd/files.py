@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -15,12 +16,16 @@ from typing import Any
 from dopd.errors import ConfigError, DopdError, FileError
 from dopd.secrets import content_without_tokens
 
+logger = logging.getLogger(__name__)
+
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _READ_WHOLE = 2**20  # bytes; nobody edits what is larger by hand
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ".toml", ".csv")
+_OF_TOKENIZERS = ("tokenizer.json", "vocab", "merges", "added_tokens", "special_tokens_map", "chat_template")
 # What libraries say that lose the number of an error on the way (safetensors, torch.save).
 _WORDS = {
     "no space left": errno.ENOSPC,
@@ -86,6 +91,29 @@ def replace_file(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
             raise _named(error, path) from error
+
+
+def leave_out_tokens(folder: Path) -> None:
+    """Have no token of the environment in the texts that libraries have written into a folder.
+
+    Weights and pickles are no texts. What a tokenizer reads or writes with is left as it is, because other words would
+    be another model: a token in it is told by name.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in _TEXTS or path.is_symlink() or not path.is_file():
+            continue
+        content = path.read_bytes()
+        without = content_without_tokens(content)
+        if content == without:
+            continue
+        if path.name.startswith(_OF_TOKENIZERS) or path.suffix == ".jinja":
+            logger.warning(
+                f"{path.name} holds a value that a variable of the environment names as secret, and is written with "
+                "it: the tokenizer would be another one without it. Take it out of the model's files before you share "
+                "them"
+            )
+        else:
+            replace_file(path, content)
 
 
 def append_line(path: Path, line: bytes) -> None:

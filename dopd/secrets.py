@@ -12,6 +12,9 @@ _ENDS = re.compile(r"(.*[_-])?(token|auth|oauth|webhook|webhook_url)|.+[_-](pat|
 _ENDS_IN_ENVIRONMENT = ("_pass", "_key")  # a setting may be called `second_pass`
 # Of an address: what stands between `//` and `@`, with a colon in it, is a name and a password.
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:'\"]*:([^\s/'\"]+)@")
+# Hosts of code and packages take a token in the place of the name, without a colon.
+_NAME_IN_ADDRESS = re.compile(r"(https?://)([^\s/@:'\"]+)@", re.IGNORECASE)
+_LIKE_A_TOKEN = re.compile(r"(?=.*\d)(?=.*[A-Za-z]).{16,}")  # a name of the environment that is shorter is a word
 _SHORTEST = 8  # characters of a value of the environment; a shorter one would be found in ordinary text
 _TOKENS_OF_TEXT = ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio")
 
@@ -42,11 +45,11 @@ def _inside(value: Any) -> Any:
 
 def without_tokens(text: str) -> str:
     """Text with `<NAME>` in the place of every value of the environment that is secret by name, or is a password in an
-    address there, and `<user>@` in that of the name and the password of an address.
+    address there, and `<user>@` in that of the name and the password, or the token, of an address.
     """
     for value, name in _in_environment():
         text = text.replace(value, f"<{name}>")
-    return _IN_ADDRESS.sub("<user>@", text)
+    return _NAME_IN_ADDRESS.sub(r"\1<user>@", _IN_ADDRESS.sub("<user>@", text))
 
 
 def content_without_tokens(content: bytes) -> bytes:
@@ -64,6 +67,8 @@ def _in_environment() -> Iterator[tuple[str, str]]:
         label = re.sub(r"\W", "_", name)
         for password in _IN_ADDRESS.findall(value):
             found |= {password: label, unquote(password): label}
+        for _, token in _NAME_IN_ADDRESS.findall(value):
+            found |= {token: label, unquote(token): label} if _LIKE_A_TOKEN.fullmatch(token) else {}
         if (is_secret(name) or name.lower().endswith(_ENDS_IN_ENVIRONMENT)) and not os.path.exists(value):
             found[value] = label
     yield from sorted(((v, n) for v, n in found.items() if len(v) >= _SHORTEST), key=lambda pair: -len(pair[0]))

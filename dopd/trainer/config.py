@@ -228,6 +228,10 @@ class DOPDConfig(DistillationConfig):
         """What is pickled, without secrets: the host writes settings beside weights, and sends them to hubs."""
         return without_secrets(vars(self))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As the host's, which trackers are sent, without secrets."""
+        return without_secrets(super().to_dict())
+
     def __copy__(self) -> "DOPDConfig":
         made = object.__new__(type(self))
         vars(made).update(vars(self))

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dopd.errors import ConfigError, FileError, NotFiniteError
-from dopd.files import fingerprint, not_written
+from dopd.files import fingerprint, leave_out_tokens, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
@@ -57,7 +57,8 @@ class SavingTrainer(HostTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the host's; `resume_from_checkpoint` is that of the configuration if it is not given.
 
-        A run whose last checkpoint is at its last step is given that checkpoint's weights, and nothing is trained.
+        A run whose last checkpoint is at its last step is given that checkpoint's weights (or, where it was to end with
+        them, those of the best), and nothing is trained.
         SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 finish the step, save a checkpoint and raise `Stopped`, a `SystemExit`.
 
         Raises:
@@ -110,7 +111,7 @@ class SavingTrainer(HostTrainer):
         check_free(run, [*names, *([] if self.trace is None else [TRACE_FILE])])
 
     def _as_it_ended(self, checkpoint: str) -> TrainOutput:
-        """The state that a complete run left; nothing is trained."""
+        """The state and the weights that a complete run left; nothing is trained."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 f"resume_from_checkpoint (={checkpoint!r}): the run is complete, and sharded weights are only read to "
@@ -118,6 +119,9 @@ class SavingTrainer(HostTrainer):
             )
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        _find_best(self.state, self.run_folder)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
         logger.warning(
             f"the run is complete: {checkpoint} is at step {self.state.global_step}, the last. Nothing is trained"
         )
@@ -222,6 +226,7 @@ class SavingTrainer(HostTrainer):
             yield made
             self.accelerator.wait_for_everyone()
             if main and made.is_dir():
+                leave_out_tokens(made)
                 move_in(made, folder)
         finally:
             if main:
@@ -338,9 +343,17 @@ class SavingTrainer(HostTrainer):
 
     def _publish(self, made: Path, folder: Path) -> None:
         saved = NOT_SAVED if self.args.save_only_model else {}
+        leave_out_tokens(made)
         whole.seal(made, self.state.global_step, identity_of(self) | saved)
         whole.put_in_place(made, folder)
         whole.remove_empty(made.parent)
+
+
+def _find_best(state: TrainerState, run: Path) -> None:
+    """Have the best checkpoint where the run's folder is now."""
+    best = state.best_model_checkpoint
+    if best is not None and (run / Path(best).name).is_dir():
+        state.best_model_checkpoint = str(run / Path(best).name)
 
 
 class OneRun(TrainerCallback):
@@ -351,6 +364,7 @@ class OneRun(TrainerCallback):
             run = Path(args.output_dir)
             whole.clear_unfinished(run)
             whole.set_aside_after(run, state.global_step)
+            _find_best(state, run)
 
 
 class StopWhereAsked(TrainerCallback):

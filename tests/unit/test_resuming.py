@@ -14,7 +14,17 @@ import torch
 import trainer_kit as kit
 from compatibility import tried
 from datasets import Dataset
-from resume_kit import EMA, in_a_process, kill_me, killed_at_random, resumable, same_files, same_weights, status_of
+from resume_kit import (
+    EMA,
+    in_a_process,
+    kill_me,
+    killed_at_random,
+    resumable,
+    same_files,
+    same_weights,
+    status_of,
+    weights_of,
+)
 
 from dopd.errors import ConfigError, FileError
 from dopd.inspection.schema import read_json_lines
@@ -350,3 +360,19 @@ def test_random_kills_are_counted_once_each(unbroken: Path, tmp_path: Path) -> N
     assert killed_at_random(made.train, tmp_path / "log", random.Random(0), 0.01) == -signal.SIGKILL
     steps = Counter(record["step"] for record in read_json_lines(unbroken / "metrics.jsonl") if "loss" in record)
     assert steps == dict.fromkeys(range(1, 7), 1)
+
+
+def test_a_complete_run_that_was_moved_ends_with_its_best_weights_again(tmp_path: Path) -> None:
+    """The first checkpoint is the best: an untrained student is right nowhere, before and after."""
+    options = {"metric_for_best_model": "accuracy_greedy", "load_best_model_at_end": True}
+    made = resumable(tmp_path / "before", steps=4, **options)
+    made.train()
+    assert made.state.best_model_checkpoint == str(tmp_path / "before" / "checkpoint-2")
+    (tmp_path / "before").rename(tmp_path / "now")
+    again = resumable(tmp_path / "now", steps=4, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == str(tmp_path / "now" / "checkpoint-2")
+    best = weights_of(tmp_path / "now" / "checkpoint-2")
+    for trained in (made, again):
+        state = trained.model.state_dict()
+        assert all(torch.equal(state[name.partition(" ")[2]], value) for name, value in best.items())

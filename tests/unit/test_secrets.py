@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trainer_kit as kit
+from transformers import AutoModelForCausalLM
 
 from dopd.cli.main import main
 from dopd.runs.settings import all_settings
@@ -113,11 +114,14 @@ def test_a_token_of_the_environment_is_in_no_setting_and_no_message(
 def test_passwords_and_keys_of_the_environment_are_found_and_paths_are_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given = {"GH_PAT": "ghp_planted", "DB_PASS": "planted;pass", "DATABASE_URL": "postgres://u:pl%40nted-pw@host/db"}
+    given = {"GH_PAT": "ghp_planted", "INDEX": "https://planted0123456789@host", "PROXY": "http://assistant@host"}
+    given |= {"DB_PASS": "planted;pass", "DATABASE_URL": "postgres://u:pl%40nted-pw@host/db"}
     for name, value in {**given, "MYSQL_PWD": str(tmp_path), "LONGER_TOKEN": "ghp_planted_and_more"}.items():
         monkeypatch.setenv(name, value)
-    text = f"ghp_planted, ghp_planted_and_more, planted;pass, pl%40nted-pw, pl@nted-pw, {tmp_path}"
-    kept = f"<GH_PAT>, <LONGER_TOKEN>, <DB_PASS>, <DATABASE_URL>, <DATABASE_URL>, {tmp_path}"
+    text = "planted0123456789, assistant, "
+    text += f"ghp_planted, ghp_planted_and_more, planted;pass, pl%40nted-pw, pl@nted-pw, {tmp_path}"
+    kept = "<INDEX>, assistant, "
+    kept += f"<GH_PAT>, <LONGER_TOKEN>, <DB_PASS>, <DATABASE_URL>, <DATABASE_URL>, {tmp_path}"
     assert without_secrets({"run_name": text}) == {"run_name": kept}
 
 
@@ -162,6 +166,49 @@ def test_a_token_in_the_data_and_in_settings_is_in_no_file_and_a_run_goes_on_fro
     assert train(*resume) == 0, capfd.readouterr().err
 
 
+def files_with(value: str, folder: Path) -> list[str]:
+    content = value.encode()
+    return sorted({path.name for path in folder.rglob("*") if path.is_file() and content in path.read_bytes()})
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_what_libraries_write_beside_weights_holds_no_token_of_the_environment(
+    adapter: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    base = tmp_path / PLANTED
+    model = kit.student()
+    model.config.written_by = model.generation_config.written_by = PLANTED
+    model.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = copy.deepcopy(kit.TOKENIZER)
+    tokenizer.init_kwargs["written_by"] = PLANTED
+    if not adapter:
+        tokenizer.add_tokens([PLANTED])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    options = {"peft_config": kit.lora()} if adapter else {}
+    made = kit.trainer(
+        tmp_path / "run",
+        model=model,
+        teacher_model=None,
+        method="privileged_student",
+        processing_class=tokenizer,
+        save_strategy="steps",
+        save_steps=1,
+        **options,
+    )
+    made.state.log_history.append({"note": PLANTED})
+    made.train()
+    made.save_model()
+    made.save_state()
+    left = [] if adapter else ["tokenizer.json"]  # of which it is a word
+    assert files_with(PLANTED, tmp_path / "run") == left
+    assert adapter or "tokenizer.json holds a value" in caplog.text
+    written = "adapter_config.json" if adapter else "config.json"
+    assert {"tokenizer_config.json", written} <= set(files_with("<HF_TOKEN>", tmp_path / "run"))
+    assert PLANTED not in json.dumps(kit.config(tmp_path, run_name=f"a {PLANTED}").to_dict(), default=str)
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -169,6 +216,9 @@ def test_a_token_in_the_data_and_in_settings_is_in_no_file_and_a_run_goes_on_fro
         ("see redis://:p@ss@host:80.", "see redis://<user>@host:80."),
         ("'ssh://me:pw@h'", "'ssh://<user>@h'"),
         ("http://host:80/a@b", "http://host:80/a@b"),
+        ("pip install git+https://ghp_0123456789@host/x", "pip install git+https://<user>@host/x"),
+        ("HTTP://token@host", "HTTP://<user>@host"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
         ("https://a.b/c:d and x@y", "https://a.b/c:d and x@y"),
         ("hf://datasets/a@rev:b@c", "hf://datasets/a@rev:b@c"),
     ],
