@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from dopd.adapters import has_adapters
+from dopd.bases import check_base
 from dopd.errors import DopdError, ModelError, first_line
 
 _NO_FRACTIONS = "are whole numbers or truth values in it, where the model has weights"
@@ -98,7 +99,8 @@ def read_adapter(path: str, model: Any, name: str = "default") -> None:
         name (`str`): of the adapter in the model.
 
     Raises:
-        ModelError: tensors are missing, have other shapes, or are unexpected; or the file cannot be read.
+        ModelError: tensors are missing, have other shapes, or are unexpected; or the file cannot be read; or the
+            adapter was trained on other weights than those below it (`dopd.bases`).
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
@@ -120,6 +122,7 @@ def read_adapter(path: str, model: Any, name: str = "default") -> None:
     if found:
         raise ModelError(_not_whole(path, found))
     _check_finite(f"adapter {path!r}", saved)
+    check_base(path, model)
 
 
 def _is_copy(key: str, saved: Mapping[str, torch.Tensor]) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from dopd.bases import write_base
 from dopd.errors import ConfigError, FileError, NotFiniteError
 from dopd.files import fingerprint, leave_out_tokens, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
@@ -203,17 +204,22 @@ class SavingTrainer(HostTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the host's, but files are written beside and renamed; a user's files in `args.output_dir` are kept."""
         if self._writing:  # a checkpoint, which has been looked at, in a folder of its own
-            super().save_model(output_dir, _internal_call)
+            self._save_model(Path(output_dir or self.run_folder))
             return
         self._check_weights()
         folder = Path(output_dir or self.run_folder)
         try:
             with self._written_beside(folder) as made:
-                super().save_model(str(made), _internal_call=True)
+                self._save_model(made)
         except OSError as error:
             raise self._not_written(error) from error
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_model(self, folder: Path) -> None:
+        super().save_model(str(folder), _internal_call=True)
+        if self.is_world_process_zero() and not self.is_split:
+            write_base(folder, self.unwrapped_student)
 
     @contextmanager
     def _written_beside(self, folder: Path) -> Iterator[Path]:

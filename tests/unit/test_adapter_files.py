@@ -1,5 +1,7 @@
 """Files of adapters and of resumed checkpoints: where they are looked for, and that every tensor of them is read."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from dopd.bases import write_base
 from dopd.errors import ConfigError, ModelError
 from dopd.runs.build import load_model, load_processing_class
 from dopd.weights import read_weights
@@ -180,3 +183,74 @@ def test_adapters_of_the_hub_are_read_from_the_cache_at_the_revision_that_is_mea
     with pytest.raises(ModelError, match=r"'someone/other' cannot be read: .*not in the cache"):
         load_model("someone/other", **where)
     tried("checkpoint", "adapter in the hub's cache, hub out of reach", "read, at the revision of adapter and of base")
+
+
+@pytest.fixture(scope="module")
+def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an adapter, and no `config.yaml` beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    made = trainer_kit.lora_trainer(folder, model=AutoModelForCausalLM.from_pretrained(base), **STEPS)
+    made.train()
+    made.save_model()
+    return folder
+
+
+def with_base(adapter: Path, base: Path, folder: Path) -> Path:
+    """A copy of an adapter's folder that names another base."""
+    shutil.copytree(adapter, folder)
+    named = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_adapter_knows_its_base_in_every_precision(
+    dtype: str, stored: torch.dtype, trained: Path, base: str, tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(base, dtype=stored).save_pretrained(tmp_path / "base")
+    trainer_kit.TOKENIZER.save_pretrained(tmp_path / "base")
+    load_model(str(with_base(trained, tmp_path / "base", tmp_path / "adapter")), dtype=dtype)
+
+
+@pytest.mark.parametrize("of", ["", "checkpoint-2"])
+@pytest.mark.parametrize("difference", ["another model", "one weight"])
+def test_an_adapter_on_another_base_of_the_same_shape_is_refused(
+    difference: str, of: str, trained: Path, base: str, tmp_path: Path
+) -> None:
+    other = trainer_kit.student(seed=7) if difference == "another model" else AutoModelForCausalLM.from_pretrained(base)
+    if difference == "one weight":
+        other.model.layers[1].mlp.up_proj.weight.data.mul_(1.1)
+    other.save_pretrained(tmp_path / "base")
+    adapter = with_base(trained / of, tmp_path / "base", tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"was trained on another model than .*base'.*delete dopd_base\.json"):
+        load_model(str(adapter))
+    (adapter / "dopd_base.json").unlink()
+    load_model(str(adapter))
+
+
+def test_a_run_that_trains_an_adapter_goes_on_from_its_own_base_alone(trained: Path, tmp_path: Path) -> None:
+    made = trainer_kit.lora_trainer(tmp_path / "run", model=trainer_kit.student(seed=7), **STEPS)
+    with pytest.raises(ModelError, match="was trained on another model"):
+        read_weights(str(trained / "checkpoint-2"), made.unwrapped_student)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 1, "weights": [1]}', '{"format": 1, "weights": {"a": 1}}'])
+def test_what_says_nothing_of_a_base_is_left_out(content: str, trained: Path, base: str, tmp_path: Path) -> None:
+    adapter = with_base(trained, Path(base), tmp_path / "adapter")
+    (adapter / "dopd_base.json").write_text(content)
+    load_model(str(adapter))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT
+@pytest.mark.parametrize("what", kit.ADAPTERS)
+def test_every_kind_of_adapter_opens_on_its_base(what: str, base: str, tmp_path: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), kit.ADAPTERS[what]())
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.01)
+    model.save_pretrained(tmp_path)
+    write_base(tmp_path, model)
+    load_model(str(tmp_path))
+    assert (tmp_path / "dopd_base.json").is_file() == ("PiSSA" not in what)

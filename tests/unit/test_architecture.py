@@ -27,6 +27,7 @@ LAYERS = [
     ["tables"],
     ["quantized"],
     ["adapters"],
+    ["bases"],
     ["weights"],
     ["assignment", "methods", "heads"],
     ["loss"],
