@@ -101,7 +101,8 @@ class DOPDConfig(DistillationConfig):
         student_eval_batch_size (`int`, *optional*, defaults to `64`):
             Prompts answered at a time on each device.
         verifier_timeout (`float`, *optional*, defaults to 60):
-            Seconds that the verifier may take for one answer before the run stops; `None` for any time.
+            Seconds that the verifier may take for one answer, or the import of its module, before the run stops; `None`
+            for any time.
         trace_steps (`int`, *optional*):
             Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
         trace_examples (`int`, *optional*, defaults to `4`):
@@ -190,7 +191,8 @@ class DOPDConfig(DistillationConfig):
     )
     student_eval_prompts: Count = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
     verifier_timeout: Positive | None = field(
-        default=60.0, metadata={"help": "Seconds that the verifier may take for one answer."}
+        default=60.0,
+        metadata={"help": "Seconds that the verifier may take for one answer, and the import of its module."},
     )
     student_eval_batch_size: Count = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
     trace_steps: Count | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
