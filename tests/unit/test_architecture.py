@@ -16,7 +16,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 LAYERS = [
     ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "ranks"],
     ["interrupts"],
-    ["shown", "registry", "files"],
+    ["shown", "registry", "files", "examples"],
     ["progress"],
     ["settings"],
     ["vision", "lengths"],

@@ -1,7 +1,9 @@
-"""The README's Python example, run as it is written where it is written for: Qwen3's template, files in the folder."""
+"""The README: its examples run as they are written, and its figures are those of committed results."""
 
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def examples() -> list[str]:
+    """The README's Python: the one for this machine, and the one for Qwen3."""
+    found = re.findall(r"```python\n(from datasets.*?)```", README, re.S)
+    assert len(found) == 2 and sum(map(bool, found[0].splitlines())) <= 12
+    return found
 
 
 def qwen_tokenizer() -> Any:
@@ -81,7 +91,7 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
     save_model("Qwen/Qwen3-8B", 24, 1)
     rows = [{**PROMPTS[what], "privileged_context": HINT} for _ in range(4)]
     Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (code,) = re.findall(r"```python\n(from datasets.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    code = examples()[1]
     here = 'DOPDConfig("qwen3-dopd", use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no", '
     assert 'DOPDConfig("qwen3-dopd", ' in code, "the settings of a test machine go in there"
     code = code.replace('DOPDConfig("qwen3-dopd", ', here).replace("trainer.train()", "")
@@ -115,3 +125,68 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
     got = seen[0]["logprobs/privileged_teacher"][0][: len(answer)].double()
     torch.testing.assert_close(got, own, atol=1e-5, rtol=0)
     tried("prompt", f"the README's example, Qwen3, {what}", "exact")
+
+
+def test_the_first_example_trains_as_it_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(examples()[0], names)
+    lines = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = {record["step"]: record["loss"] for record in map(json.loads, lines) if "loss" in record}
+    assert names["trainer"].state.global_step == 20 and losses and all(loss > 0 for loss in losses.values())
+    assert (tmp_path / "runs" / "first" / "report.html").is_file()
+
+
+# --- Figures
+
+
+def committed(name: str) -> list[dict[str, Any]]:
+    return json.loads((ROOT / "experiments" / name / "results.json").read_text(encoding="utf-8"))["runs"]
+
+
+def interval(runs: list[dict[str, Any]], condition: str, metric: str) -> list[float]:
+    """Mean and Student's 95% interval over the runs of a condition, in percent; 2.571 is the quantile for six runs."""
+    values = [100 * run["metrics"][metric] for run in runs if run["condition"] == condition]
+    assert len(values) == 6, condition
+    mean = statistics.mean(values)
+    half = 2.570582 * statistics.stdev(values) / math.sqrt(6)
+    return [mean, mean - half, mean + half]
+
+
+def test_the_table_is_that_of_the_committed_runs() -> None:
+    runs = committed("table1_dag")
+    rows = [[part.strip().replace("*", "") for part in line.strip("|").split("|")] for line in README.splitlines()]
+    shown = {row[0]: row[1:] for row in rows if len(row) == 4 and "[" in row[1] and row[1][0].isdigit()}
+    named = {re.search(r"\(`(\w+)`\)", name)[1] if "`" in name else "start": name for name in shown}  # type: ignore[index]
+    assert set(named) == {"start", "vanilla", "privileged_teacher", "dopd", "dopd_ema"}
+    for condition, name in named.items():
+        expected = [interval(runs, condition, metric) for metric in ("greedy", "sampled", "privileged")]
+        cells = [[float(number) for number in re.findall(r"-?[\d.]+", text)] for text in shown[name]]
+        for numbers, (mean, low, high) in zip(cells, expected, strict=True):
+            assert numbers == pytest.approx([mean, low, high], abs=0.051), condition  # to a tenth
+    assert {run["run"]["pretraining_seed"] for run in runs} == {0, 3}
+
+
+def test_every_figure_of_the_findings_is_in_a_committed_result() -> None:
+    """Each number with a decimal stands in the page of an experiment that the section links."""
+    section = README.partition("## What was measured")[2].partition("\n## ")[0]
+    linked = set(re.findall(r"\(experiments/(\w+)/README\.md\)", section))
+    assert linked == {"table1_dag", "weak_teacher", "figure8", "robustness"}
+    pages = "\n".join((ROOT / "experiments" / name / "README.md").read_text(encoding="utf-8") for name in linked)
+    figures = re.findall(r"(?<![\w.])[-+]?\d+\.\d+", section)
+    assert len(figures) > 40
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", pages)] == []
+
+
+def test_the_verdicts_are_counted_as_the_index_has_them() -> None:
+    index = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    verdicts = [line.split("|")[-2].strip() for line in index.splitlines() if line.startswith("| [")]
+    partly, refused, refuted = (verdicts.count(one) for one in ("partly", "not", "refuted"))
+    said = (
+        f"of {partly + refused + refuted} with claims {partly} are supported in part, {refused} are not supported, and"
+    )
+    assert f"{said} {refuted} are refuted" in README
+
+
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 120

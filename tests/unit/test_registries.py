@@ -26,7 +26,7 @@ from dopd.runs.settings import load_settings
 from dopd.signals import SIGNALS, SignalBatch
 from dopd.tasks import TASKS, get_source, get_task, made_rows
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-method.md"
 SHORT = (
     "--max_steps 1 --final_eval_prompts 2 --train_prompts 64 --eval_prompts 8 --student_eval_steps null "
     "--save_strategy steps --save_steps 1"
