@@ -5,14 +5,16 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from rich.console import Console
 from rich.markup import escape
 
-from dopd.errors import DopdError
-from dopd.files import leaving_no_folder
+from dopd.errors import ConfigError, DopdError
+from dopd.runs.examination import Finding, examine
+from dopd.runs.quiet import quiet_libraries
+from dopd.runs.settings import load_settings
 from dopd.settings import SettingsError
 from dopd.shown import visible
 
@@ -25,26 +27,42 @@ _OPTIONAL = {
     "num2words": "SmolVLM (pip install 'dopd[vision]')",
     "vllm": "faster rollouts on GPUs (pip install 'dopd[vllm]')",
 }
-_SIGNS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "fail": "[red]FAIL[/red]"}
+_SIGNS = {
+    "ok": "[green]ok[/green]  ",
+    "note": "[yellow]note[/yellow]",
+    "here": "[red]HERE[/red]",
+    "fail": "[red]FAIL[/red]",
+}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination; `level` is `ok`, `note` or `fail`."""
+def run_doctor(config: str | None, flags: Sequence[str], *, token_ids: bool) -> int:
+    """Print findings; exit status 2 if something cannot work on this machine."""
+    findings = chain(environment(), of_config(config, flags, token_ids=token_ids) if config or flags else ())
+    failed = print_findings(findings, ("fail", "here"))
+    print("all well" if not failed else f"{failed} problem(s)")
+    return 2 if failed else 0
 
-    level: str
-    text: str
 
-
-def run_doctor(config: str | None) -> int:
-    """Print findings; exit status 2 if something cannot work."""
-    console = Console(soft_wrap=True)
-    findings = [*environment(), *(config_findings(config) if config else [])]
+def print_findings(findings: Iterable[Finding], counted: Sequence[str]) -> int:
+    """Print findings as they are made; returns how many have one of the levels that are counted."""
+    console, count = Console(soft_wrap=True), 0
     for finding in findings:
         console.print(f"{_SIGNS[finding.level]}  {escape(visible(finding.text))}")
-    failed = sum(finding.level == "fail" for finding in findings)
-    console.print("all well" if not failed else f"{failed} problem(s)")
-    return 2 if failed else 0
+        count += finding.level in counted
+    return count
+
+
+def of_config(config: str | None, flags: Sequence[str], *, token_ids: bool) -> Iterator[Finding]:
+    """What a config would meet, settings that cannot work among it."""
+    quiet_libraries()
+    try:
+        if config is None:
+            raise ConfigError("a config is missing: dopd doctor CONFIG [--key value ...]")
+        yield from examine(load_settings(config, flags), token_ids=token_ids)
+    except SettingsError as error:
+        yield from (Finding("fail", problem) for problem in error.problems)
+    except DopdError as error:
+        yield Finding("fail", str(error))
 
 
 def environment() -> Iterator[Finding]:
@@ -88,33 +106,3 @@ def _devices() -> Iterator[Finding]:
                 f"torch uses {torch.get_num_threads()} threads; with anything else running on these cores one is "
                 "faster (OMP_NUM_THREADS=1)",
             )
-
-
-def config_findings(path: str) -> Iterator[Finding]:
-    """What a config would run into, step by step: each step is tried only if the ones before it worked."""
-    from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import load_settings
-    from dopd.runs.train import make_config, make_trainer
-
-    quiet_libraries()
-    try:
-        settings = load_settings(path)
-        config = make_config(settings)
-    except SettingsError as error:
-        yield from (Finding("fail", problem) for problem in error.problems)
-        return
-    except DopdError as error:
-        yield Finding("fail", str(error))
-        return
-    yield Finding("ok", f"{path} parses; {config.routing_table().describe().splitlines()[0]}")
-    try:
-        with leaving_no_folder(settings.output_dir):  # the host makes it
-            trainer = make_trainer(settings, config)
-    except DopdError as error:
-        yield Finding("fail", str(error))
-        return
-    yield Finding("ok", f"models, vocabularies, data and table fit together ({len(trainer.train_dataset)} prompts)")
-    for name, model in (("student", trainer.unwrapped_student), ("teacher", trainer.unwrapped_teacher)):
-        if model is not None:
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            yield Finding("ok", f"{name}: {type(model).__name__}, {parameters / 1e6:.1f} M parameters, {model.dtype}")

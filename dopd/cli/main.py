@@ -41,7 +41,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if given != given.encode(errors="replace").decode():
             parser.error(f"{given!r} is not UTF-8: give the file another name")
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run not in (_train, _in_lab):
+    if rest and arguments.run not in (_train, _doctor, _in_lab):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     parent = os.environ.pop(ENDS_WITH, None)
@@ -147,9 +147,16 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
     parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"
     # `config` is found by `_train`, which knows the keys that need no value: flags stand before it or behind it.
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and the routing table, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, the table, and what `dopd doctor CONFIG` finds, and stop",
     )
+    _add_token_ids(parser)
     parser.set_defaults(run=_train)
+
+
+def _add_token_ids(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--token-ids", action="store_true", help="also print the token ids of row 0, in every view")
 
 
 def _recipes() -> str:
@@ -165,7 +172,7 @@ def _recipes() -> str:
     )
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
     from dopd.cli.show import print_outcome
     from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings, split_arguments
@@ -179,9 +186,13 @@ def _train(arguments: argparse.Namespace) -> None:
         )
     settings = load_settings(config, flags)
     if arguments.dry_run:
-        print(describe(settings, make_config(settings, elsewhere=True)))
-        return
+        from dopd.cli.doctor import print_findings
+        from dopd.runs.examination import examine
+
+        print(describe(settings, make_config(settings, elsewhere=True)), end="\n\n")
+        return 2 if print_findings(examine(settings, token_ids=arguments.token_ids), ("fail",)) else 0
     print_outcome(train(settings))
+    return 0
 
 
 def _add_eval(commands: "argparse._SubParsersAction") -> None:
@@ -310,16 +321,20 @@ def _add_doctor(commands: "argparse._SubParsersAction") -> None:
         commands,
         "doctor",
         "check the environment, and a config's models, data and memory before they are needed",
-        "  dopd doctor\n  dopd doctor tiny-dag",
+        "  dopd doctor\n  dopd doctor tiny-dag\n  dopd doctor tiny-dag --learning_rate 3e-4 --token-ids\n"
+        "HERE: what this machine lacks, and another may have; FAIL: what works nowhere",
     )
-    parser.add_argument("config", nargs="?", help="YAML file, or the name of a recipe")
+    parser.usage = "dopd doctor [CONFIG] [--token-ids] [--key value ...]"
+    _add_token_ids(parser)
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dopd.cli.doctor import run_doctor
+    from dopd.runs.settings import split_arguments
 
-    return run_doctor(arguments.config)
+    config, flags = split_arguments(arguments.rest)
+    return run_doctor(config, flags, token_ids=arguments.token_ids)
 
 
 def _add_lab(commands: "argparse._SubParsersAction") -> None:

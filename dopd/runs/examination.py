@@ -1,0 +1,184 @@
+"""What a run would meet: `dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, here."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dopd.checkpoints import TINY, config_of, family_of, resolve_model, where_of
+from dopd.data.contexts import rows_for_view
+from dopd.data.privileged import Prompt
+from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.errors import DopdError
+from dopd.files import leaving_no_folder
+from dopd.runs import memory
+from dopd.runs.beforehand import run_problems
+from dopd.runs.hub import unreachable
+from dopd.runs.row_files import names_files
+from dopd.runs.settings import RunSettings
+from dopd.runs.train import make_config, make_trainer
+from dopd.settings import Problems, as_mapping
+from dopd.sources import PLAIN, SOURCES
+from dopd.trainer import DOPDConfig, DOPDTrainer
+
+Level = Literal["ok", "note", "here", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level (`str`): `ok`; `note`, worth knowing; `here`, what this machine lacks and another may have; `fail`.
+        text (`str`): in words.
+    """
+
+    level: Level
+    text: str
+
+
+def examine(settings: RunSettings, *, token_ids: bool = False) -> Iterator[Finding]:
+    """Look at a run without training: names, memory, models, vocabularies, rows, and how row 0 is read.
+
+    Args:
+        settings (`RunSettings`): the run.
+        token_ids (`bool`): also give the token ids of row 0.
+
+    Raises:
+        SettingsError, ConfigError: settings that cannot work on any machine.
+    """
+    config = make_config(settings, elsewhere=True)
+    yield Finding("ok", f"settings and table fit together: {config.routing_table().describe().splitlines()[0]}")
+    absent = list(_absent(settings, config))
+    yield from (Finding("here", text) for text in absent)
+    if not absent:
+        enough = True
+        for finding in _memory(settings, config):
+            enough = enough and finding.level == "ok"
+            yield finding
+        yield from _loaded(settings, config, token_ids=token_ids) if enough else ()
+    yield from (Finding("here", problem) for problem in _lacking(settings))
+
+
+def _lacking(settings: RunSettings) -> list[str]:
+    """What stands against the run on this machine alone."""
+    config, problems = None, Problems()
+    with problems.collected():
+        config = DOPDConfig(**settings.trainer)
+    if config is not None:
+        problems.add(*run_problems(settings, config, elsewhere=False))
+    return problems.found
+
+
+def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
+    """Models and data of a hub that cannot be reached from here."""
+    teacher = config.teacher_model_name_or_path if config.routing_table().needs_teacher else None
+    for key, name in (("model_name_or_path", settings.model_name_or_path), ("teacher_model_name_or_path", teacher)):
+        reason = None if name is None or name.startswith(TINY) else unreachable(name, "model")
+        if reason:
+            yield f"{key} (={name!r}) cannot be looked at: {reason}"
+    for key, data in (("dataset_name", settings.dataset_name), ("dataset_eval_name", settings.dataset_eval_name)):
+        reason = None if data is None or names_files(data) else unreachable(str(data), "dataset")
+        if reason:
+            yield f"{key} (={data!r}) cannot be looked at: {reason}"
+
+
+def _memory(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
+    """The memory of each phase beside what is there; nothing is loaded for it."""
+    table = config.routing_table()
+    options = as_mapping(config.model_init_kwargs)
+    dtype = options.pop("dtype", None) or settings.dtype
+    teacher_options = {"dtype": "auto", **as_mapping(config.teacher_model_init_kwargs)}
+    try:
+        student = _size(settings.model_name_or_path, dtype, options)
+        name = config.teacher_model_name_or_path if table.needs_teacher else None
+        teacher = None if name is None else _size(name, teacher_options.pop("dtype") or "auto", teacher_options)
+    except DopdError as error:
+        yield Finding("fail", str(error))
+        return
+    except Exception:  # readers of configurations fail in many ways, and the loader says what is wrong with a model
+        return
+    if settings.load_in_4bit or settings.load_in_8bit or settings.use_peft:
+        # Packed weights, and adapters, whose own weights hardly count.
+        packed = 8 if settings.load_in_4bit else 4 if settings.load_in_8bit else 1
+        student = dataclasses.replace(student, weights=student.weights // packed, trainable=0)
+    needed = memory.phases(student, teacher, config, table)
+    where, there = memory.available()
+    shown = ", ".join(f"{phase} {_in_gib(count)}" for phase, count in needed.items())
+    enough = max(needed.values()) <= there
+    advice = "" if enough else ". Lower batch sizes or lengths, or set gradient_checkpointing, use_peft, load_in_4bit"
+    yield Finding(
+        "ok" if enough else "here",
+        f"memory of each process, about: {shown}; {where} {_in_gib(there)} (prompts of "
+        f"{config.max_prompt_length or memory.PROMPT_TOKENS} tokens, answers of {config.max_completion_length})"
+        f"{advice}",
+    )
+
+
+def _size(name: str, dtype: Any, options: dict[str, Any]) -> memory.ModelSize:
+    path, where = resolve_model(name), where_of(options)
+    config = config_of(path, **where)
+    chosen = config.dtype if dtype in (None, "auto") else dtype
+    chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen
+    with torch.device("meta"):
+        model = family_of(path, **where).from_config(config, dtype=chosen or torch.float32)
+    return memory.ModelSize.of(model)
+
+
+def _in_gib(count: float) -> str:
+    return f"{count / memory.GIB:.1f} GiB" if count >= memory.GIB else f"{count / 2**20:.0f} MiB"
+
+
+def _loaded(settings: RunSettings, config: DOPDConfig, *, token_ids: bool) -> Iterator[Finding]:
+    try:
+        with leaving_no_folder(settings.output_dir):  # the host makes it
+            trainer = make_trainer(settings, config)
+    except DopdError as error:
+        yield Finding("fail", str(error))
+        return
+    yield Finding("ok", f"models, vocabularies, data and table fit together ({len(trainer.train_dataset)} prompts)")
+    for name, model in (("student", trainer.unwrapped_student), ("teacher", trainer.unwrapped_teacher)):
+        if model is not None:
+            count = sum(parameter.numel() for parameter in model.parameters())
+            yield Finding("ok", f"{name}: {type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}")
+    yield Finding("ok", plan(trainer))
+    for view, readers, prompt in row_views(trainer):
+        ids = trainer.prompts.view([prompt], "cpu").prompt_ids[0].tolist()
+        text = f"row 0, {view} view ({', '.join(readers)}), {len(ids)} tokens:\n{trainer.tokenizer.decode(ids)}"
+        yield Finding("ok", f"{text}\n{ids}" if token_ids else text)
+
+
+def plan(trainer: DOPDTrainer) -> str:
+    """Steps, prompts and tokens of a run."""
+    args, rows = trainer.args, len(trainer.train_dataset)
+    repeats = trainer.repeats()
+    prompts = repeats["batch_size"]
+    an_epoch = max(len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps, 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    answers = prompts * repeats["mini_repeat_count"]
+    tokens = steps * answers * int(args.max_completion_length or 0)
+    return (
+        f"{steps} steps of {prompts} prompts x {repeats['mini_repeat_count']} answers: {steps * prompts} prompts of "
+        f"{rows} rows ({steps / an_epoch:.2g} epochs), {steps * answers} answers of at most "
+        f"{args.max_completion_length} tokens, {tokens} tokens at most"
+    )
+
+
+def row_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Prompt]]:
+    """The first row as each view reads it: the view's name, who reads it, and the prompt."""
+    table, row = trainer.table, trainer.train_dataset[0]
+    (own,) = trainer.prompts.read_by_student([row], table)
+    readers = {view: sorted(name for name in table.sources if SOURCES[name].view == view) for view in table.views}
+    student = ["student", *(name for name in readers.get(table.student_view, []) if name != "student")]
+    yield table.student_view, student, plain_prompt(own)
+    origins = {"privileged": table.context, "contrast": table.contrast}
+    for view in sorted(table.views - {table.student_view}):
+        asked = trainer.prompts.asked_row(row)
+        if view == PLAIN:
+            yield view, readers[view], plain_prompt(asked)
+        elif origins.get(view) != "sibling":  # those are answers, which there are none of yet
+            (told,) = rows_for_view(view, table, [asked])
+            yield view, readers[view], privileged_prompt(told, trainer.prompts.template)
