@@ -1,9 +1,8 @@
 """`DOPDConfig`: TRL's `DistillationConfig` and what dual on-policy distillation adds to it."""
 
 import copy
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
@@ -222,7 +221,7 @@ class DOPDConfig(DistillationConfig):
 
     def chosen(self) -> dict[str, Any]:
         """The settings that are not left at their defaults, as plain values; without tokens."""
-        plain = json.loads(json.dumps(self.to_dict(), default=str))
+        plain = {name: _plain(value) for name, value in self.to_dict().items()}
         left = {name for name, value in self._unchosen.items() if getattr(self, name) == value}
         return {name: value for name, value in plain.items() if name not in left and not is_secret(name)}
 
@@ -291,6 +290,17 @@ class DOPDConfig(DistillationConfig):
             return RoutingTable.from_dicts(rules, name="custom" if self.method == "dopd" else self.method, **anchor)
         options: Any = self.method_options or {}
         return table(self.method, **options, **anchor)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML and JSON have them: mappings with keys of text, lists, text, numbers, truth values and null."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return getattr(value, "value", value)  # some enumerations are text
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(inside) for inside in value]
+    return _plain(getattr(value, "value", None)) if hasattr(value, "value") else str(value)
 
 
 def _changed(config: DOPDConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from transformers import SchedulerType
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
@@ -95,6 +96,15 @@ def test_settings_that_are_changed_after_they_were_made_are_in_the_configuration
     args = kit.config(tmp_path)
     args.seed = 7
     assert args.chosen()["seed"] == 7 and "weight_decay" not in args.chosen()
+
+
+def test_settings_of_any_kind_are_written_as_yaml_has_them(tmp_path: Path) -> None:
+    kinds = {"sequence_bias": {(3, 4): 1.0}, "suppress_tokens": (3,)}
+    args = kit.config(tmp_path, generation_kwargs=kinds, lr_scheduler_type=SchedulerType.LINEAR)
+    chosen = args.chosen()
+    assert yaml.safe_load(yaml.safe_dump(chosen)) == chosen
+    assert chosen["generation_kwargs"] == {"sequence_bias": {"(3, 4)": 1.0}, "suppress_tokens": [3]}
+    assert chosen["lr_scheduler_type"] == "linear"
 
 
 def test_names_stay_names_and_an_adapter_is_written_in_the_keys_of_the_command(tmp_path: Path) -> None:
