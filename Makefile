@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs-reference test test-wheel test-slow test-weights test-browser lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference test test-wheel test-slow test-weights test-browser lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -57,6 +57,14 @@ lint: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/mypy
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs  ## the documentation as a site in build/site; links and headings are checked
+	@$(BIN)/python docs/tools/site.py build/pages
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 docs-reference: $(VENV)/.installed-dev  ## the pages of docs/reference that are made from the code
 	@$(ONE_THREAD) TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python docs/tools/reference.py
