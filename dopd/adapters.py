@@ -83,18 +83,18 @@ def check_patterns(config: Any, names: Iterable[str]) -> None:
         ConfigError: one that cannot be read, or that takes seconds: PEFT would hang.
     """
     for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        given = getattr(config, field, None)
-        for pattern in [given] if isinstance(given, str) else given if isinstance(given, dict) else ():
-            said = f"peft_config: {field} (={quoted(pattern)}) is no regular expression"
+        patterns = getattr(config, field, None)
+        for pattern in [patterns] if isinstance(patterns, str) else patterns if isinstance(patterns, dict) else ():
+            message = f"peft_config: {field} (={quoted(pattern)}) is no regular expression"
             try:
                 with alarm_after(_LONGEST, f"peft_config: {field} (={quoted(pattern)})"):
                     for name in names:
                         re.fullmatch(pattern, name)
             except (re.error, RecursionError, OverflowError) as error:
-                raise ConfigError(f"{said} ({error}). Several names are a list") from None
+                raise ConfigError(f"{message} ({error}). Several names are a list") from None
             except TooLongError:
                 raise ConfigError(
-                    f"{said} that ends: it was tried for {_LONGEST} seconds. Name the modules in a list instead"
+                    f"{message} that ends: it was tried for {_LONGEST} seconds. Name the modules in a list instead"
                 ) from None
 
 
@@ -169,13 +169,13 @@ def _lora_change(layer: Any) -> dict[str, Tensor]:
 def _twin(layer: Any, base: nn.Module) -> Any:
     """A copy of a tuned layer on another layer, its adapters in float32 or wider."""
     twin = copy.deepcopy(layer, {id(layer.get_base_layer()): base}).eval()
-    wide = torch.promote_types(_dtype(base), torch.float32)
+    dtype = torch.promote_types(_dtype(base), torch.float32)
     for module in twin.modules():
         if module is twin or module in set(base.modules()):
             continue
         for name, weight in module._parameters.items():
             if weight is not None and weight.is_floating_point():
-                module._parameters[name] = nn.Parameter(weight.detach().to(wide), requires_grad=False)
+                module._parameters[name] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     if is_quantized(layer.get_base_layer()) and not is_quantized(base):
         _as_on_plain_weights(twin)
     return twin

@@ -259,10 +259,10 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
         return read
     run = _run_beside(path)
     _tell_other_base(path, origin[0], run)
-    given = {name: value for name, value in options.items() if name not in WHERE}
-    if "quantization_config" not in given and (packed := quantization_config(run)) is not None:
-        given["quantization_config"] = packed
-    base = load(origin[0], merged=True, **given, **origin[1])
+    loading = {name: value for name, value in options.items() if name not in WHERE}
+    if "quantization_config" not in loading and (packed := quantization_config(run)) is not None:
+        loading["quantization_config"] = packed
+    base = load(origin[0], merged=True, **loading, **origin[1])
     if run.get("student_keep_layers") is not None:
         base = keep_layers(base, run["student_keep_layers"])
     return _with_adapter(path, where, base, trainable=trainable, merged=merged)
@@ -289,10 +289,10 @@ def _check_generation_config(path: str, where: Mapping[str, Any]) -> None:
         return
     values = _json_mapping(Path(file))
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        given = values.get(name)
-        ids = given if isinstance(given, list) and name == "eos_token_id" else [given]
-        if given is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise ModelError(f"{file!r}: {name} (={given!r}) must be a token id (eos_token_id: one or several)")
+        value = values.get(name)
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if value is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise ModelError(f"{file!r}: {name} (={value!r}) must be a token id (eos_token_id: one or several)")
 
 
 def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: bool, merged: bool) -> Any:
@@ -319,9 +319,9 @@ def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: 
     read_adapter(place, model)
     if not merged:
         return model
-    made = model.merge_and_unload()
-    made.config._name_or_path = made.name_or_path = path  # what an adapter on top of it names as its base
-    return made
+    whole_model = model.merge_and_unload()
+    whole_model.config._name_or_path = whole_model.name_or_path = path  # what an adapter on top of it names as its base
+    return whole_model
 
 
 def _saved_rows(path: str, base: Any) -> int | None:

@@ -276,7 +276,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _number(error: BaseException) -> tuple[int | None, str | None]:
     """The system's number of an error of writing, and the file; (`None`, `None`) for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
-        known = error.errno in (*_FULL, *_CLOSED, *_PLACE)
-        return (error.errno if known else None), (error.filename if isinstance(error.filename, str) else None)
-    said = str(error).lower()
-    return next((number for words, number in _WORDS.items() if words in said), None), None
+        is_writing = error.errno in (*_FULL, *_CLOSED, *_PLACE)
+        return (error.errno if is_writing else None), (error.filename if isinstance(error.filename, str) else None)
+    words_of_error = str(error).lower()
+    return next((number for words, number in _WORDS.items() if words in words_of_error), None), None

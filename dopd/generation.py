@@ -55,13 +55,13 @@ def answers(
         alone (`bool`): whether a model that cannot take padding answers one prompt at a time, so that every process
             runs equally often.
     """
-    made: list[list[int]] = [[] for _ in view.prompt_ids]
+    generated: list[list[int]] = [[] for _ in view.prompt_ids]
     for rows in prompts_together(model, view, config.max_new_tokens, alone=alone):
         part = view.at(rows)
         forget_longer_passes(backbone_of(model), model.config)
         for row, ids in zip(rows, drawn(model, inputs(part), config, ending), strict=True):
-            made[row] = ids
-    return made
+            generated[row] = ids
+    return generated
 
 
 def prompts_together(model: Any, view: View, max_new_tokens: int, *, alone: bool = False) -> list[list[int]]:
@@ -171,9 +171,9 @@ def _greedy(model: Any, view: View, *, as_features: bool = True) -> tuple[Tensor
 
 def without_placeholders(logits: Tensor, model: Any) -> Tensor:
     """Logits (..., V) without those of tokens that stand for an image, which are neither drawn nor scored."""
-    said = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    said[placeholder_ids(model.config)] = False
-    return logits[..., said]
+    allowed_V = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    allowed_V[placeholder_ids(model.config)] = False
+    return logits[..., allowed_V]
 
 
 def _close(first: Tensor, second: Tensor, model: Any) -> bool:

@@ -29,13 +29,13 @@ def check_packing(path: str, config: Any) -> None:
         path (`str`): the checkpoint, for the message.
         config: its configuration.
     """
-    said = getattr(config, "quantization_config", None)
-    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
-    known = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
-    if method is not None and str(getattr(method, "value", method)) not in known:
+    declared = getattr(config, "quantization_config", None)
+    method = declared.get("quant_method") if isinstance(declared, dict) else getattr(declared, "quant_method", None)
+    supported = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    if method is not None and str(getattr(method, "value", method)) not in supported:
         raise ModelError(
-            f"checkpoint {path!r}: quantization_config.quant_method (={method!r}) must be one of {', '.join(known)}: "
-            "remove quantization_config from config.json if its weights are not packed"
+            f"checkpoint {path!r}: quantization_config.quant_method (={method!r}) must be one of "
+            f"{', '.join(supported)}: remove quantization_config from config.json if its weights are not packed"
         )
 
 

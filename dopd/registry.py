@@ -82,12 +82,12 @@ class Registry(dict[str, Entry], Generic[Entry]):
             name: what a setting says.
             field (`str`): the setting, for the message; what an entry is if left out.
         """
-        known = [*self, *self.reserved]
-        if isinstance(name, str) and (name in known or is_reference(name)):
+        names = [*self, *self.reserved]
+        if isinstance(name, str) and (name in names or is_reference(name)):
             return
         raise ConfigError(
-            f"{field or self.what} (={name!r}) must be one of {', '.join(known)}, or your own: package.module:name or "
-            f"./file.py:name.{did_you_mean(name, known, 2)}"
+            f"{field or self.what} (={name!r}) must be one of {', '.join(names)}, or your own: package.module:name or "
+            f"./file.py:name.{did_you_mean(name, names, 2)}"
         )
 
     def resolve(self, name: object, field: str = "", limit: TimeLimit = TimeLimit()) -> str:
@@ -103,7 +103,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         if name not in self.aliases:
             field = field or self.what
             code = load_code(field, name, limit)
-            registered = [known for known, one in self.code.items() if _is_same(one, code)]
+            registered = [entry for entry, one in self.code.items() if _is_same(one, code)]
             if not registered:
                 if self._adopt is None:
                     raise ConfigError(
@@ -155,9 +155,9 @@ def load_code(field: str, reference: str, limit: TimeLimit = TimeLimit()) -> Any
             f"function, not to its module{way}"
         ) from None
     except BaseException as error:  # whatever a module does when it is imported, leaving the program included
-        said = str(error) if isinstance(error, DopdError) else f"{type(error).__name__}: {first_line(error)}"
+        reason = str(error) if isinstance(error, DopdError) else f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(
-            f"{field} (={reference!r}) cannot be read: {said}. It names your own code as package.module:name or "
+            f"{field} (={reference!r}) cannot be read: {reason}. It names your own code as package.module:name or "
             "./file.py:name, which are looked for from the working directory too"
         ) from error
     return code

@@ -120,15 +120,15 @@ def rollout_settings(args: RolloutSettings) -> dict[str, Any]:
             its limits; or one that makes rollouts come from another distribution than the scored one, unless
             `off_policy_rollouts` allows it.
     """
-    given = asking(args.generation_kwargs)
+    asked = asking(args.generation_kwargs)
     if not isinstance(args.temperature, int | float) or not COLDEST <= args.temperature <= HOTTEST:
         raise ConfigError(
             f"temperature (={args.temperature!r}) must be a number from {COLDEST} to {HOTTEST:g}; for the "
             "likeliest tokens set generation_kwargs={'do_sample': False} and off_policy_rollouts=True"
         )
-    for name in given:
-        _check_name(name, given[name], uses_vllm=args.use_vllm)
-    kept = {name: given[name] for name in _NEUTRAL if name in given}
+    for name in asked:
+        _check_name(name, asked[name], uses_vllm=args.use_vllm)
+    kept = {name: asked[name] for name in _NEUTRAL if name in asked}
     if cache_implementation(args) is not None:
         kept["cache_implementation"] = cache_implementation(args)
     off = off_policy_settings(args)
@@ -144,12 +144,12 @@ def rollout_settings(args: RolloutSettings) -> dict[str, Any]:
 
 def asking(generation_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """`generation_kwargs` without values that ask for nothing, such as `None`, a `top_k` of 0 or one beam."""
-    known = {*GenerationConfig().to_dict(), *_ELSEWHERE}
+    declared = {*GenerationConfig().to_dict(), *_ELSEWHERE}
     return {
         name: value
         for name, value in as_mapping(generation_kwargs).items()
         if not (
-            (value is None and name in known)
+            (value is None and name in declared)
             or any(
                 value == one and isinstance(value, bool) == isinstance(one, bool) for one in _ASK_NOTHING.get(name, ())
             )
@@ -179,20 +179,20 @@ def _tokens_in(value: Any) -> Iterator[int]:
 
 def cache_implementation(args: RolloutSettings) -> str | None:
     """The kind of key-value cache that a run's rollouts ask for: of `generation_kwargs`, or the host's own key."""
-    given = asking(args.generation_kwargs).get("cache_implementation", args.cache_implementation)
-    return None if given is None else str(given)
+    asked = asking(args.generation_kwargs).get("cache_implementation", args.cache_implementation)
+    return None if asked is None else str(asked)
 
 
 def off_policy_settings(args: RolloutSettings) -> dict[str, Any]:
     """Settings that make rollouts come from another distribution than the student's at the run's temperature."""
     neutral = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
     own = {name: getattr(args, name) for name, values in neutral.items() if getattr(args, name) not in values}
-    given = asking(args.generation_kwargs)
-    if given.get("do_sample") is True:
-        given.pop("do_sample")
+    asked = asking(args.generation_kwargs)
+    if asked.get("do_sample") is True:
+        asked.pop("do_sample")
     if cache_implementation(args) == _ROUNDED_CACHE:
         own["cache_implementation"] = _ROUNDED_CACHE
-    return own | {name: value for name, value in given.items() if name not in (*_NEUTRAL, _ENDS)}
+    return own | {name: value for name, value in asked.items() if name not in (*_NEUTRAL, _ENDS)}
 
 
 def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
@@ -203,9 +203,9 @@ def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
             f"generation_kwargs: {name} (={quoted(value)}) is for other ways to generate than drawing one token after "
             "another: remove it"
         )
-    known = set(GenerationConfig().to_dict())
+    allowed = set(GenerationConfig().to_dict())
     # An engine of its own has settings of its own.
-    if not uses_vllm and name not in known:
+    if not uses_vllm and name not in allowed:
         raise ConfigError(
-            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig.{did_you_mean(name, known)}"
+            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig.{did_you_mean(name, allowed)}"
         )

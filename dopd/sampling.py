@@ -97,11 +97,11 @@ def mend_generation_config(model: Any) -> str | None:
     Returns:
         What was changed, in a sentence; `None` where nothing had to be.
     """
-    given = model.generation_config
-    ends = {name: getattr(given, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", _ENDS)}
-    sampling = GenerationConfig.from_dict({**given.to_dict(), "do_sample": True})
+    declared = model.generation_config
+    ends = {name: getattr(declared, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", _ENDS)}
+    sampling = GenerationConfig.from_dict({**declared.to_dict(), "do_sample": True})
     for config, change in (
-        (given, None),
+        (declared, None),
         (sampling, "do_sample=True, without which it contradicts itself"),
         (GenerationConfig(**ends), "nothing but its special tokens and stop strings, for it contradicts itself"),
     ):
@@ -131,12 +131,12 @@ def declared_stop_strings(model: Any, generation_kwargs: Mapping[str, Any] | Non
 
 def stop_strings_in(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Texts that end an answer, by the fields of a `GenerationConfig`."""
-    given = settings.get(_ENDS)
-    if given is None:
+    value = settings.get(_ENDS)
+    if value is None:
         return ()
-    strings = (given,) if isinstance(given, str) else tuple(given)
+    strings = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(string, str) and string for string in strings):
-        raise ConfigError(f"stop_strings (={given!r}) must be texts that are not empty")
+        raise ConfigError(f"stop_strings (={value!r}) must be texts that are not empty")
     return strings
 
 

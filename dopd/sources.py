@@ -47,8 +47,8 @@ SOURCES: dict[str, SourceSpec] = {
     "contrast_student": SourceSpec(
         "anchor", CONTRAST, "the privileged student, reading a wrong privileged context (column contrast_context)"
     ),
-    "praised_teacher": SourceSpec("teacher", PRAISE, "the teacher, told that the answer will be good"),
-    "criticised_teacher": SourceSpec("teacher", CRITICISM, "the teacher, told that the answer will be bad"),
+    "praised_teacher": SourceSpec("teacher", PRAISE, "the teacher, whose prompt announces a good answer"),
+    "criticised_teacher": SourceSpec("teacher", CRITICISM, "the teacher, whose prompt announces a bad answer"),
 }
 # The columns of a dataset that these views read; other views bring their own text.
 CONTEXT_COLUMNS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}

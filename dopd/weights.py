@@ -13,7 +13,7 @@ from dopd.bases import check_base
 from dopd.errors import DopdError, ModelError, first_line
 
 _NO_FRACTIONS = "are whole numbers or truth values in it, where the model has weights"
-# What `from_pretrained` is told so that `whole` can say what is wrong with a checkpoint.
+# Arguments of `from_pretrained` by which `whole` can say what is wrong with a checkpoint.
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
@@ -44,7 +44,7 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
     _check_finite(f"checkpoint {path!r}", named)
     if not any(value.is_meta or bool(value.detach().any()) for value in named.values()):
         raise ModelError(
-            f"checkpoint {path!r} holds nothing but zeros: its file was made and never filled, or is damaged. Save it "
+            f"checkpoint {path!r} holds nothing but zeros: its file was never filled, or is damaged. Save it "
             "anew, or fetch it anew"
         )
     return model
@@ -177,13 +177,13 @@ def read_weights(folder: str, model: Any) -> None:
     # As wide as the widest, for a model may hold a few weights wider than the others.
     widest = max((weight.dtype for weight in model.parameters()), key=lambda dtype: dtype.itemsize)
     try:
-        made, report = type(model).from_pretrained(
+        loaded, report = type(model).from_pretrained(
             folder, config=copy.deepcopy(model.config), dtype=widest, **REPORTING
         )
     except Exception as error:  # readers of checkpoints fail in many ways
         raise ModelError(
             f"checkpoint {folder!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
-    whole(folder, made, report)
+    whole(folder, loaded, report)
     with torch.no_grad():
-        model.load_state_dict(made.state_dict())
+        model.load_state_dict(loaded.state_dict())

@@ -73,7 +73,7 @@ def _percent(interval: Interval) -> str:
 
 def print_tasks(name: str | None) -> None:
     """All tasks with a line each, or one with an example of each privileged text."""
-    from dopd.tasks import TASKS, get_source, made_rows
+    from dopd.tasks import TASKS, get_source, rows_of_task
 
     console = Console()
     if name is None:
@@ -82,12 +82,12 @@ def print_tasks(name: str | None) -> None:
         console.print("`dopd tasks NAME` shows an example with its privileged texts.")
         return
     source = get_source(name)
-    first = made_rows(source, "train", 1, "none")[0]
+    first = rows_of_task(source, "train", 1, "none")[0]
     console.print(f"[bold]prompt[/bold]    {escape(visible(first['prompt'][0]['content']))}")
     console.print(f"[bold]solution[/bold]  {escape(visible(first['solution']))}")
     console.print(f"[bold]answer[/bold]    {escape(visible(first['answer']))}")
     for privileged_kind in source.privileged_kinds:
-        text = made_rows(source, "train", 1, privileged_kind)[0]["privileged_context"]
+        text = rows_of_task(source, "train", 1, privileged_kind)[0]["privileged_context"]
         console.print(f"[bold]{privileged_kind}[/bold]  {escape(visible(text))}")
 
 

@@ -46,11 +46,11 @@ class TokenDetails:
 
 @dataclass(frozen=True)
 class Completion:
-    """What is known of one completion beside its tokens.
+    """What a record has of one completion beside its tokens.
 
     Attributes:
         row (`dict`): its dataset row.
-        step (`int`): optimizer steps made before it was sampled.
+        step (`int`): optimizer steps before it was sampled.
         number (`int`): its place among the completions of that step.
         rollout (`int`): its place among the completions of its prompt.
         kind (`str`): one of `dopd.inspection.schema.KINDS`.
@@ -104,7 +104,7 @@ def completion_record(
     """The record of one completion of a scored batch.
 
     Args:
-        completion (`Completion`): what is known beside the tokens.
+        completion (`Completion`): what a record has beside its tokens.
         step (`Step`): scored the batch.
         batch (`ScoredBatch`): the completions.
         place (`int`): which of them.
@@ -160,7 +160,7 @@ def trace_record(
     """The record of one completion in the format of `docs/reference/trace.md`.
 
     Args:
-        completion (`Completion`): what is known beside the tokens.
+        completion (`Completion`): what a record has beside its tokens.
         table (`RoutingTable`): the method.
         tokenizer: turns ids into text.
         ids (`list[int]`): the scored tokens (N).

@@ -79,17 +79,17 @@ class Inspector:
             routed = step.loss(batch, student, targets)
         models = whole_models(student, targets)
         seen: dict[str, int] = {}
-        made = []
+        records = []
         for place in range(0, len(rows), moment.num_generations):
             row, number = rows[place], first_number + place // moment.num_generations
             key = row_key(row)
             rollout = seen[key] = seen.get(key, -1) + 1
             score = None if judged is None else judged[place]
             completion = Completion(row, moment.step, number, rollout, kind, score)
-            made.append(
+            records.append(
                 completion_record(completion, step, batch, place, models, routed.per_token, thresholds_of(batch))
             )
-        return made
+        return records
 
     def _step(self, moment: Moment) -> Step:
         """The step; where a completion has no siblings, what its row says takes their place."""

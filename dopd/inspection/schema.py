@@ -108,12 +108,12 @@ def _field_problems(
 ) -> list[str]:
     found = [f"{where} lacks {name}" for name in fields if name not in value]
     found += [f"{where} has an unknown field {name}" for name in value if name not in fields and name not in optional]
-    known = {**fields, **optional}
-    for name, given in value.items():
-        if name in known and (not isinstance(given, known[name]) or (isinstance(given, bool))):
-            found.append(f"{where}.{name} is a {type(given).__name__}")
-        elif isinstance(given, int | float) and not abs(given) < 1e300:
-            found.append(f"{where}.{name} is {given if isinstance(given, float) else type(given).__name__}")
+    types = {**fields, **optional}
+    for name, entry in value.items():
+        if name in types and (not isinstance(entry, types[name]) or (isinstance(entry, bool))):
+            found.append(f"{where}.{name} is a {type(entry).__name__}")
+        elif isinstance(entry, int | float) and not abs(entry) < 1e300:
+            found.append(f"{where}.{name} is {entry if isinstance(entry, float) else type(entry).__name__}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Targets made from a right and a wrong context."""
+"""Targets built from a right and a wrong context."""
 
 from dopd.methods.registry import register_method
 from dopd.rules import Rule

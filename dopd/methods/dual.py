@@ -119,7 +119,7 @@ def dopd_no_teacher_targets(*, top_k: Count = 128) -> RoutingTable:
 @_ablation(
     "dopd_one_divergence",
     "DOPD with one divergence in every regime",
-    "the paper does not say which; JS unless told otherwise",
+    "the paper does not say which; JS by default",
 )
 def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_divergence", top_k=top_k, divergence=divergence)
@@ -128,7 +128,7 @@ def dopd_one_divergence(*, divergence: DivergenceKind = "js", top_k: Count = 128
 @_ablation(
     "dopd_one_support",
     "DOPD with one support in every regime",
-    "the paper does not say which; top K unless told otherwise",
+    "the paper does not say which; top K by default",
 )
 def dopd_one_support(*, support: Support = "student_topk", top_k: Count = 128) -> RoutingTable:
     return _ablated("dopd_one_support", top_k=top_k, support=support)

@@ -1,4 +1,4 @@
-"""The registry of methods: what each is called, where it is from, and how its table is made."""
+"""The registry of methods: what each is called, where it is from, and how its table is built."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ AnyBuild = TypeVar("AnyBuild", bound=Build)
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a method beside its rules.
+    """A method's description: its source, its equation, and how sure we are of both.
 
     Attributes:
         about (`str`): what it does, in a line.
@@ -39,7 +39,7 @@ class Card:
     def __post_init__(self) -> None:
         check_choice("confidence", self.confidence, Confidence)
         if self.confidence == "low" and not self.departures:
-            raise ConfigError("confidence (='low') needs departures: what is not known of the method")
+            raise ConfigError("confidence (='low') needs departures: what the source leaves open")
 
     @property
     def note(self) -> str:

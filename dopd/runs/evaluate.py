@@ -14,7 +14,7 @@ from dopd.runs.circumstances import check_task, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
 from dopd.step.verifier import tried
-from dopd.tasks import get_source, made_rows
+from dopd.tasks import get_source, rows_of_task
 from dopd.trainer import DOPDConfig
 
 
@@ -70,7 +70,7 @@ def evaluate_checkpoint(
         max_new_tokens=max_new_tokens,
     )
     source = get_source(check_task(model_name, asked), **asked.task_options)
-    rows = made_rows(source, split, prompts, asked.privileged_kind)
+    rows = rows_of_task(source, split, prompts, asked.privileged_kind)
     verifier = tried(source.verify, verifier_timeout, [rows])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)

@@ -29,7 +29,7 @@ from dopd.runs.row_files import (
 from dopd.runs.settings import RunSettings
 from dopd.runs.verifiers import load_verifier
 from dopd.step.verifier import Verifier
-from dopd.tasks import get_source, made_rows
+from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.preflight import HELD_OUT
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifie
     """Training rows, held-out rows, and the verifier that a task brings."""
     if settings.task is not None:
         source = get_source(settings.task, **settings.task_options)
-        train = made_rows(source, "train", settings.train_prompts, settings.privileged_kind)
-        test = made_rows(source, "test", settings.eval_prompts, settings.privileged_kind)
+        train = rows_of_task(source, "train", settings.train_prompts, settings.privileged_kind)
+        test = rows_of_task(source, "test", settings.eval_prompts, settings.privileged_kind)
         return Dataset.from_list(train), Dataset.from_list(test), source.verify
     return *_split_rows(settings), None
 

@@ -144,7 +144,7 @@ class RunSettings:
         if self.privileged_noise:
             with problems.collected():
                 PrivilegedNoise.from_mapping(self.privileged_noise)
-        problems.tell()
+        problems.raise_any()
 
     def _unusable_names(self) -> Iterator[str]:
         layers = self.student_keep_layers or []
@@ -241,7 +241,7 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), **override
             **{key: value for key, value in read.items() if key in own},
             trainer={key: value for key, value in read.items() if key not in own},
         )
-    problems.tell()
+    problems.raise_any()
     raise AssertionError("unreachable: there was a problem")
 
 
@@ -304,7 +304,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
                 was, now = ("<secret>",) * 2 if is_secret(name) else (quoted(values[name]), quoted(value))
                 problems.add(f"--{name} is there twice, as {was} and {now}: leave one of them out")
             values[name] = value
-    problems.tell()
+    problems.raise_any()
     return values
 
 

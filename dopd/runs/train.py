@@ -76,7 +76,7 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
                 given: Any = config.generation_kwargs  # a mapping: the config has read any JSON
                 if vocab_size is not None:
                     check_named_tokens(given, vocab_size)
-    problems.tell()
+    problems.raise_any()
     assert config is not None
     for note in unread(settings, config):
         logger.warning(note)

@@ -1,4 +1,4 @@
-"""What settings may be, said once: types, limits and choices, how they are read, and what is said of wrong ones."""
+"""What settings may be, in one place: types, limits and choices, how they are read, and messages about wrong ones."""
 
 from dopd.settings.described import (
     REQUIRED,

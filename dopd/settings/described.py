@@ -58,7 +58,7 @@ class Setting:
         default: its value where it is left out; `REQUIRED` where it must be given.
         about (`str`): what it is for, in a line.
         fix (`str`): what messages add on what to do instead.
-        keys (`dict[str, Setting]`, *optional*): of a mapping, where they are known.
+        keys (`dict[str, Setting]`, *optional*): of a mapping, where they are fixed.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Setting:
         return isinstance(value, classes) or as_mapping
 
     def _meant(self, value: Any) -> Any:
-        """What is said in other words: 5e-6 as text, `no` as False, a mapping as JSON text."""
+        """The value that is meant: 5e-6 as text, `no` as False, a mapping as JSON text."""
         if isinstance(value, str) and not {str, Any} & self.kinds:
             if bool in self.kinds and value.lower() in (*_TRUE, *_FALSE):
                 return value.lower() in _TRUE
@@ -177,15 +177,15 @@ class Setting:
             return f"{path} (={shown}) {what}: it must be {self.words}. Leave the key out for its default"
         if isinstance(value, str) and {dict, list} & self.kinds and isinstance(self._meant(value), str):
             return f"{path} (={shown}) is not JSON: it must be {self.words}"
-        said = f"{path} (={shown}) must be {self.words}"
+        message = f"{path} (={shown}) must be {self.words}"
         fits = isinstance(value, str) and (str in self.kinds or bool(self.choices))
         if not of_the_value or (self.choices and not fits and not isinstance(value, int | float)):
-            said += f", got {type(value).__name__}"
+            message += f", got {type(value).__name__}"
         hint = did_you_mean(value, map(str, self.choices)) if fits else ""
-        said += f".{hint}" if hint else ""
+        message += f".{hint}" if hint else ""
         if str in self.kinds and isinstance(value, bool | int | float) and not of_the_value:
-            said += ": in YAML, quotes make it text"
-        return said + (f"; {self.fix}" if self.fix else "")
+            message += ": in YAML, quotes make it text"
+        return message + (f"; {self.fix}" if self.fix else "")
 
 
 def check(
@@ -208,9 +208,9 @@ def check(
     return read, problems
 
 
-def unknown_key(key: Any, known: Iterable[str], path: str = "") -> str:
-    """What is said of a key that does not exist."""
-    names = [*known]
+def unknown_key(key: Any, allowed: Iterable[str], path: str = "") -> str:
+    """The message about a key that does not exist."""
+    names = [*allowed]
     hint = did_you_mean(key, names)
     if path:
         ending = f".{hint}" if hint else f"; its keys are {', '.join(names) or 'none'}"
@@ -234,7 +234,7 @@ def check_attributes(owner: Any, settings: Mapping[str, Setting]) -> None:
         # The host knows its own enumerations, which are text.
         if not found and type(read) is not type(value) and not (isinstance(value, Enum) and isinstance(value, str)):
             object.__setattr__(owner, name, read)
-    problems.tell()
+    problems.raise_any()
 
 
 @functools.cache
@@ -292,7 +292,7 @@ def _plain(value: Any) -> Any:
 
 
 def _unusable(value: Any, path: str) -> str:
-    """What is said of a number that is not finite or too large, or of text that no file takes, at any depth; `""` where
+    """The message about a number that is not finite or too large, or text that no file takes, at any depth; `""` where
     there is none.
     """
     for inner, number in _scalars(value, path):
@@ -341,8 +341,8 @@ def _words(hint: Any) -> list[str]:
         described = [limit.documentation for limit in limits if isinstance(limit, DocInfo)]
         if described:
             return described
-        said = [_LIMITS[type(limit)].format(limit) for limit in limits if type(limit) in _LIMITS]
-        return [" ".join([_words(base)[0], " and ".join(said)]).strip()]
+        bounds = [_LIMITS[type(limit)].format(limit) for limit in limits if type(limit) in _LIMITS]
+        return [" ".join([_words(base)[0], " and ".join(bounds)]).strip()]
     if get_origin(hint) is Literal:
         return [repr(choice) for choice in get_args(hint)]
     if get_origin(hint) in (list, Sequence) or hint is list:

@@ -1,4 +1,4 @@
-"""Everything that is wrong with some settings, said at once."""
+"""Everything that is wrong with some settings, in one error."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ class Problems:
         """Keep problems, each once."""
         self.found += [problem for problem in problems if problem not in self.found]
 
-    def tell(self) -> None:
+    def raise_any(self) -> None:
         """Raise `SettingsError` if there is any."""
         if self.found:
             raise SettingsError(self.found)

@@ -1,4 +1,4 @@
-"""Numbers known of every token before the loss: what rules select by, weigh by, and take as advantages."""
+"""Numbers of every token that are there before the loss: what rules select by, weigh by, and take as advantages."""
 
 from dopd.signals.batch import SignalBatch
 from dopd.signals.measures import MEASURES, Measure, take_measure

@@ -1,4 +1,4 @@
-"""What is known of one optimizer batch when signals are computed.
+"""What signals are computed from: one optimizer batch.
 
 Shapes: B sequences of this rank, T completion tokens, N scored tokens of every rank.
 """
@@ -26,7 +26,7 @@ class SignalBatch:
         has_privileged (`Tensor` (B,), *optional*): whether a row has privileged context.
         has_contrast (`Tensor` (B,), *optional*): whether a row has a contrasting context.
         num_generations (`int`): rollouts of each prompt, side by side.
-        step (`int`): optimizer steps made before this batch.
+        step (`int`): optimizer steps before this batch.
         progress (`float`): share of the training that is over, in [0, 1].
         ranks (`Ranks`): the processes that share the batch.
     """

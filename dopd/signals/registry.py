@@ -16,7 +16,7 @@ from dopd.sources import SOURCES
 
 @dataclass(frozen=True)
 class Signal:
-    """A number of every token, known before the loss.
+    """A number of every token, computed before the loss.
 
     Attributes:
         compute (callable): (batch, **options) -> (B, T); what it says where the mask is 0 is not read.
@@ -62,8 +62,8 @@ def register_signal(
     """
 
     reads = [frozenset({asked} if isinstance(asked, str) else asked) for asked in (sources, measures)]
-    known: tuple[Iterable[str], ...] = (SOURCES, MEASURES)
-    for what, asked, names in zip(("sources", "measures"), reads, known, strict=True):
+    available: tuple[Iterable[str], ...] = (SOURCES, MEASURES)
+    for what, asked, names in zip(("sources", "measures"), reads, available, strict=True):
         if asked - set(names):
             raise ConfigError(f"signal {name!r}: {what} (={sorted(asked)}) must be among {', '.join(names)}")
 

@@ -48,7 +48,7 @@ class SourceScores:
     Attributes:
         tokens (`TokenScores`): of the sampled tokens (B, T).
         hidden (`Tensor` (B, T, H), *optional*): the states that predict them, where the loss reads whole distributions.
-        vocab_size (`int`, *optional*): outcomes of its distributions, where that is known.
+        vocab_size (`int`, *optional*): outcomes of its distributions; `None` where the scorer cannot tell.
     """
 
     tokens: TokenScores

@@ -24,7 +24,7 @@ class Request:
         view (`View`): B prompts as the student's processor encodes them; an answer follows these token ids.
         prompts (`list`): the same prompts before they were encoded (conversations or texts), with their images.
         max_new_tokens (`int`): most tokens of an answer.
-        step (`int`): optimizer steps made so far: an engine with weights of its own brings them up to date.
+        step (`int`): optimizer steps so far: an engine with weights of its own brings them up to date.
     """
 
     view: View

@@ -58,7 +58,7 @@ class PromptEncoder:
 
     @property
     def processing_classes(self) -> list[Any]:
-        """Whose chat templates are told `chat_template_kwargs`."""
+        """Whose chat templates receive `chat_template_kwargs`."""
         return [one for one in (self.processing_class, self.teacher_processing_class) if one is not None]
 
     def check_settings(self) -> list[str]:

@@ -37,7 +37,7 @@ class Moment:
     """Where in a run a step stands.
 
     Attributes:
-        step (`int`): optimizer steps made before.
+        step (`int`): optimizer steps before this one.
         progress (`float`): share of the training that is over, in [0, 1].
         num_generations (`int`): rollouts of each prompt, which stand side by side.
     """
@@ -62,7 +62,7 @@ class Step:
         verifier (callable, *optional*): (completion text, row) -> score in [0, 1].
         ranks (`Ranks`): the processes that share the step.
         max_prompt_tokens (`int`, *optional*): most tokens of a prompt for which the models' context has room; views
-            that show an answer of the student's are not known before.
+            that show an answer of the student's have a length only then.
         backend, chunk_tokens, merged_ids: see `dopd.fused_routed_loss`.
     """
 
@@ -81,7 +81,7 @@ class Step:
         """The rollouts with the verifier's scores; the same without a verifier.
 
         Args:
-            problems (`list[dict]`): the rows as they were brought, which is how the verifier knows them.
+            problems (`list[dict]`): the rows as they were brought, as the verifier reads them.
         """
         if self.verifier is None:
             return rollouts
@@ -106,10 +106,10 @@ class Step:
         device = rollouts.completion_ids.device
         completions = self._shown(rollouts) if self.table.needs_rewards else []
         for name in sorted(self.table.views - {PLAIN}):
-            told = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.rewards, num_generations)
-            views[name] = self.prompts.privileged_view(told, device)
+            view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.rewards, num_generations)
+            views[name] = self.prompts.privileged_view(view_rows, device)
             self._check_room(name, views[name])
-            present[name] = torch.tensor([not lacks_privileged(row) for row in told], device=device)
+            present[name] = torch.tensor([not lacks_privileged(row) for row in view_rows], device=device)
         return views, present
 
     def _shown(self, rollouts: Rollouts) -> list[str]:
@@ -208,7 +208,7 @@ class Step:
 
 
 def _check_alive(source: str, scores: SourceScores, ids: Tensor, mask: Tensor, *, trained: bool) -> None:
-    """Refuse scores that no working model gives; where the size of the vocabulary is not known there is no telling."""
+    """Refuse scores that no working model gives; where the vocabulary's size is unknown nothing is checked."""
     if scores.vocab_size is not None:
         logprobs, entropy = scores.tokens.logprobs, scores.tokens.entropy
         seen = {"ids": ids, "hidden": scores.hidden}

@@ -47,11 +47,11 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     except Exception:  # of whatever object it is
         score = math.nan
     if not 0.0 <= score <= 1.0:
-        said = (
+        message = (
             f"the verifier gave {_shown(value)} for {_quoted(completion)}: a score must be a number from 0 (wrong) to "
             "1 (right). Scale it in the verifier"
         )
-        raise ScoringError(said) if math.isfinite(score) else NotFiniteError(said, source="verifier")
+        raise ScoringError(message) if math.isfinite(score) else NotFiniteError(message, source="verifier")
     return score
 
 

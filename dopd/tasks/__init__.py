@@ -9,7 +9,7 @@ from dopd.tasks.base import (
     Example,
     TaskValidationError,
 )
-from dopd.tasks.registry import TASKS, get_source, get_task, made_rows, register_task, resolve_kind
+from dopd.tasks.registry import TASKS, get_source, get_task, register_task, resolve_kind, rows_of_task
 from dopd.tasks.text import TextTask
 
 # isort: split
@@ -37,7 +37,7 @@ __all__ = [
     "TextTask",
     "get_source",
     "get_task",
-    "made_rows",
     "register_task",
     "resolve_kind",
+    "rows_of_task",
 ]

@@ -87,21 +87,21 @@ def get_task(name: str, /, **options: Any) -> AbstractTask:
     return source
 
 
-def made_rows(source: ProblemSource, split: str, count: int, privileged_kind: str | None) -> list[dict[str, Any]]:
+def rows_of_task(source: ProblemSource, split: str, count: int, privileged_kind: str | None) -> list[dict[str, Any]]:
     """Rows of a task.
 
     Raises:
         DataError: its code raises, or returns no list of mappings.
     """
-    said = f"task {place_of(type(source))}: rows({split!r}, {count}, {privileged_kind!r})"
+    call = f"task {place_of(type(source))}: rows({split!r}, {count}, {privileged_kind!r})"
     try:
         rows = source.rows(split, count, privileged_kind)
     except DopdError:
         raise
     except Exception as error:
-        raise DataError(f"{said} raises {type(error).__name__}: {first_line(error)}") from error
+        raise DataError(f"{call} raises {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise DataError(f"{said} returns {type(rows).__name__}: it must return a list of mappings")
+        raise DataError(f"{call} returns {type(rows).__name__}: it must return a list of mappings")
     return rows
 
 

@@ -92,8 +92,8 @@ def complete_folder(final: Path, fill: Callable[[Path], Any], *, anew: bool = Fa
             raise
     except Exception as error:
         place = "another place for dopd's models (DOPD_CACHE)"
-        if told := not_written(error, final.parent, choose=place):
-            raise told from error
+        if message := not_written(error, final.parent, choose=place):
+            raise message from error
         raise
     try:
         if anew:

@@ -276,7 +276,7 @@ class DOPDConfig(DistillationConfig):
         with problems.collected():
             self.routing_table()
             check_choice_of_checkpoint(self)
-        problems.tell()
+        problems.raise_any()
 
     def routing_table(self) -> RoutingTable:
         """The routing table that `method`, `rules`, `method_options` and `privileged_student` describe."""

@@ -157,8 +157,8 @@ def image_inputs(
     parts = [None if cache is None else cache.get(backbone, image_set) for image_set in sets]
     missing = [n for n, part in enumerate(parts) if part is None]
     if missing:
-        made = _encode(backbone, [sets[n] for n in missing], [counts[n] for n in missing], device)
-        for n, part in zip(missing, made, strict=True):
+        encoded = _encode(backbone, [sets[n] for n in missing], [counts[n] for n in missing], device)
+        for n, part in zip(missing, encoded, strict=True):
             parts[n] = part
             if cache is not None:
                 cache.put(backbone, sets[n], part)
@@ -171,8 +171,8 @@ def _named(fields: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tens
 
 
 def _encode(backbone: Any, sets: Sequence[ImageSet], counts: Sequence[int], device: Any) -> list[Features]:
-    known = inspect.signature(backbone.get_image_features).parameters
-    fields = {name: value for name, value in joined(sets, device).items() if name in known}
+    parameters = inspect.signature(backbone.get_image_features).parameters
+    fields = {name: value for name, value in joined(sets, device).items() if name in parameters}
     output = backbone.get_image_features(**fields, return_dict=True)
     levels = [_flat(output.pooler_output), *map(_flat, getattr(output, "deepstack_features", None) or [])]
     if levels[0].shape[0] != sum(counts):

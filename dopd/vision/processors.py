@@ -99,14 +99,14 @@ def image_only(base: type) -> Any:
         video_section: dict[str, Any] | None = None  # of the checkpoint that this processor was read from
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            given = dict(signature.bind(self, *args, **kwargs).arguments)
-            given.pop("self")
-            extra = given.pop(further, {}) if further else {}
+            parts = dict(signature.bind(self, *args, **kwargs).arguments)
+            parts.pop("self")
+            extra = parts.pop(further, {}) if further else {}
             # The base hands its parts on by place, so meanwhile the video processor has to be one of them.
             own: dict[str, Any] = self.__dict__
             own["get_attributes"] = base.get_attributes  # type: ignore[attr-defined]
             try:
-                base.__init__(self, **{_VIDEO: self.video_processor}, **given, **extra)  # type: ignore[misc]
+                base.__init__(self, **{_VIDEO: self.video_processor}, **parts, **extra)  # type: ignore[misc]
             finally:
                 del own["get_attributes"]
             own.pop(_VIDEO, None)
@@ -120,10 +120,10 @@ def image_only(base: type) -> Any:
         def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
             # The base reads the names of its arguments off the code object, which here has none.
             kwargs.pop("return_unused_kwargs", None)
-            given = dict(zip(cls.get_attributes(), args, strict=True))
+            parts = dict(zip(cls.get_attributes(), args, strict=True))
             settings = {**processor_dict, **kwargs}
-            named = {name: settings[name] for name in signature.parameters if name in settings and name not in given}
-            processor = cls(**given, **named)
+            named = {name: settings[name] for name in signature.parameters if name in settings and name not in parts}
+            processor = cls(**parts, **named)
             processor.video_section = processor_dict.get(_VIDEO)
             return processor
 
@@ -167,8 +167,8 @@ def load_processor(path: str, **kwargs: Any) -> Any:
     try:
         if not torchvision_works():
             base = _base_of(path, kwargs)
-        made_by = AutoProcessor if base is None else image_only(base)
-        processor = made_by.from_pretrained(path, **kwargs)
+        reader = AutoProcessor if base is None else image_only(base)
+        processor = reader.from_pretrained(path, **kwargs)
     except (ImportError, ValueError, OSError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise

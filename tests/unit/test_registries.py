@@ -24,7 +24,7 @@ from dopd.registry import is_reference
 from dopd.runs import quickstart as quickstart_module
 from dopd.runs.settings import load_settings
 from dopd.signals import SIGNALS, SignalBatch
-from dopd.tasks import TASKS, get_source, get_task, made_rows
+from dopd.tasks import TASKS, get_source, get_task, rows_of_task
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-method.md"
 SHORT = (
@@ -324,7 +324,7 @@ def test_a_task_of_ones_own_is_shown_trained_on_and_judged_by(folder: Path, caps
         "task_options {'first': 3}" in said.err and len(json.loads(said.out.splitlines()[-1])["scores"]["greedy"]) == 4
     )
     assert TASKS.resolve(name) == "sevens"
-    assert made_rows(get_source("sevens", first=2), "test", 2, "none") == get_task("dag").rows(
+    assert rows_of_task(get_source("sevens", first=2), "test", 2, "none") == get_task("dag").rows(
         "test", 2, "none", start=2
     )
     values = {"model_name_or_path": "tiny:dag/student", "output_dir": "r", "task": "sevens"}
@@ -367,9 +367,9 @@ def test_what_is_no_task_is_told(folder: Path) -> None:
             return 0.0
 
     with pytest.raises(DataError, match=r"Broken.*: rows\('train', 3, 'none'\) raises ZeroDivisionError: division"):
-        made_rows(get_source("broken"), "train", 3, "none")
+        rows_of_task(get_source("broken"), "train", 3, "none")
     with pytest.raises(DataError, match=r"rows\('test', 3, 'none'\) returns str: it must return a list of mappings"):
-        made_rows(get_source("broken"), "test", 3, "none")
+        rows_of_task(get_source("broken"), "test", 3, "none")
     with pytest.raises(ConfigError, match=r"task \(='broken'\) is no dopd\.tasks\.AbstractTask"):
         get_task("broken")
 
