@@ -273,7 +273,8 @@ class ChunkPass:
             ids_CK = topk_ids(target_CV, rule.top_k)
         inside_CK = z_CV.gather(1, ids_CK)
         logit_gradient_CK = products.logit_gradient(self.head, inside_CK)
-        # With the support taken out, the tile becomes the distribution of the rest.
+        # With the support taken out, the tile becomes the distribution of the rest: a gradient of the remaining mass is
+        # spread over the other tokens in proportion to it.
         z_CV.scatter_(1, ids_CK, products.LOG_ZERO)
         rest = self.operations.softmax_(z_CV, self.head if bucket else None)
         student = Outcomes(inside_CK, rest.logsumexp_C if bucket else None)
@@ -302,6 +303,7 @@ class ChunkPass:
         logsumexp_C = target.scores.logsumexp.flatten()[index_C].to(inside_CK.dtype)
         rest_C = mass_outside(inside_CK, logsumexp_C)
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
+        # 1 - (mass inside) is cheap but cancels where the rest is tiny: it is kept where that error is harmless.
         guess = support_grad(function, student, Outcomes(inside_CK, rest_C))
         poor = _rounding_dominates(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
         for part in poor.split(max(1, len(index_C) // 4)) if poor.numel() else ():
@@ -340,6 +342,7 @@ class ChunkPass:
         return dense_C
 
     def _add_dense(self, index_C: Tensor, hidden_CH: Tensor, grad_CV: Tensor) -> None:
+        # By assignment, not added: a token is in one chunk of a pass; a token of the vocabulary is in all of them.
         if self.grad_hidden_PH is not None:
             self.grad_hidden_PH[index_C] = products.dense_hidden_grad(grad_CV, self.head)
         if self.wants[1]:

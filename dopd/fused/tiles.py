@@ -118,6 +118,7 @@ def _log_softmax_(z_RV: Tensor) -> Tensor:
 
 def _forward_kl_(log_s_RV: Tensor, log_t_RV: Tensor) -> tuple[Tensor, Tensor]:
     s_RV, t_RV = _log_softmax_(log_s_RV), _log_softmax_(log_t_RV)
+    # d KL(T || S) / dz = S - T.
     entropy_R = -torch.linalg.vecdot(s_RV, log_s_RV)
     value_R = torch.linalg.vecdot(t_RV, log_t_RV.sub_(log_s_RV))
     torch.sub(s_RV, t_RV, out=log_s_RV)
@@ -125,6 +126,7 @@ def _forward_kl_(log_s_RV: Tensor, log_t_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reverse_kl_(log_s_RV: Tensor, log_t_RV: Tensor) -> tuple[Tensor, Tensor]:
+    # d KL(S || T) / dz = S * (log S - log T - KL): the ratio minus its mean under S.
     s_RV, _ = _log_softmax_(log_s_RV), _log_softmax_(log_t_RV)
     entropy_R = -torch.linalg.vecdot(s_RV, log_s_RV)
     ratio_RV = log_s_RV.sub_(log_t_RV)
@@ -139,6 +141,7 @@ def _js_(log_s_RV: Tensor, log_t_RV: Tensor) -> tuple[Tensor, Tensor]:
     # Both probabilities below the smallest normal number: the outcome adds nothing, and log(0) would add a NaN.
     tiny = torch.finfo(s_RV.dtype).tiny
     log_m_RV = torch.add(s_RV, t_RV).mul_(0.5).clamp_(min=tiny).log_()
+    # d JS / dz = S * (log S - log M - KL(S || M)) / 2: M's own dependence on S cancels against T's term.
     kl_t_R = torch.linalg.vecdot(t_RV, log_t_RV.sub_(log_m_RV))
     ratio_RV = log_s_RV.sub_(log_m_RV)
     kl_s_R = torch.linalg.vecdot(s_RV, ratio_RV)
@@ -162,6 +165,7 @@ def _by_autograd(
     _log_softmax_(target_RV)
     entropy_R = -torch.linalg.vecdot(s_RV, z_RV)
     value_R, grad_RV = outcome_grad(function, z_RV, target_RV)
+    # Through the log-softmax: d/dz = g - S * sum(g), with g by the log-probs.
     torch.sub(grad_RV, s_RV.mul_(grad_RV.sum(-1, keepdim=True)), out=z_RV)
     return value_R, entropy_R
 

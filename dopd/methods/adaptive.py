@@ -17,6 +17,8 @@ from dopd.tables import RoutingTable
 )
 def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     unsure = {"signal": "teacher_entropy", "above": threshold}
+    # A reverse KL alone lets the student settle on one of the teacher's choices; where the teacher has several, a forward
+    # KL asks for all of them. It covers the teacher's K tokens without the rest, as in the equation.
     rules = (
         Rule(name="sampled", source="teacher", support="sampled"),
         Rule(
@@ -41,6 +43,7 @@ def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     "by the kept tokens of each sequence",
 )
 def tip(*, fraction: Share = 0.5) -> RoutingTable:
+    # The loss divides by all tokens (Eq. 11) and the paper by those that it keeps: 1 / fraction turns one into the other.
     rule = Rule(name="kept", source="teacher", select={"signal": "tip", "top": fraction}, weight=1.0 / fraction)
     return RoutingTable(name="tip", rules=(rule,))
 
@@ -59,7 +62,7 @@ def ta_opd(*, fraction: Share = 0.05) -> RoutingTable:
         source="teacher",
         support="sampled",
         select={"signal": "ta_opd", "top": fraction},
-        weight=1.0 / fraction,
+        weight=1.0 / fraction,  # mean over the tokens that are kept, as in `tip`
     )
     return RoutingTable(name="ta_opd", rules=(rule,))
 
@@ -77,6 +80,7 @@ def reopold(*, mixture: Fraction = 0.2, fraction: Share = 0.5) -> RoutingTable:
         name="kept",
         source="teacher",
         support="sampled",
+        # log T - log S has no lower bound: one token that the teacher rules out would outweigh a whole answer.
         clip=(math.log(mixture / (1.0 - mixture)), None),
         select={"signal": "student_entropy", "top": fraction},
     )
@@ -98,7 +102,7 @@ def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, hig
             source="teacher",
             divergence="list_mle",
             support="student_topk",
-            tail="renormalize",
+            tail="renormalize",  # an order has no place for the rest of the vocabulary
             top_k=top_k,
             weight=0.1,
             select={"signal": "opening", "below": opening},

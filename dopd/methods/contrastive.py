@@ -14,6 +14,8 @@ from dopd.tables import RoutingTable
     departures="the wrong context is the row's contrast_context",
 )
 def opsd_contrast(*, strength: float = 0.5, clamp: float = 0.05, top_k: int = 100) -> RoutingTable:
+    # Exponents that sum to 1 keep P_right's scale and divide by what P_wrong says as well; `contrast`, k / (k + 1), is
+    # near 0 where both contexts say the same, so that only tokens on which they disagree are taught.
     rule = Rule(
         source={"privileged_student": 1.0 + strength, "contrast_student": -strength},
         divergence="forward_kl",

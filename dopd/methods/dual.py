@@ -41,9 +41,13 @@ def dopd(
     return RoutingTable(
         name="dopd" if anchor == "current" else f"dopd_{anchor}",
         rules=(
+            # Low gap: privilege changes little, so a cheap top K is enough; less weight where both are unsure.
             light(Regime.LH, TEACHER, light_weight),
             light(Regime.LL, STUDENT, weak_weight),
+            # The teacher alone finds the token likely: the one regime with much to learn. JS over the whole vocabulary is
+            # bounded where the student gives the teacher's token next to no probability; a reverse KL is not.
             Rule(regime=Regime.HT, source=TEACHER, divergence="js", support="full", weight=strong_weight),
+            # The student with p finds it likely and the teacher does not: the target is what the student can reach.
             light(Regime.HS, STUDENT, light_weight),
         ),
         anchor=anchor,
@@ -153,6 +157,7 @@ def dopd_equal(*, top_k: Count = 128) -> RoutingTable:
 def dopd_unrouted(*, top_k: Count = 128) -> RoutingTable:
     return RoutingTable(
         name="dopd_unrouted",
+        # Halves, so that a token has the weight of one target in all; 0.6 is the paper's b_l of the student's rules.
         rules=(
             Rule(name="teacher", source=TEACHER, divergence="js", weight=0.5),
             Rule(name="student", source=STUDENT, support="student_topk", top_k=top_k, weight=0.5 * 0.6),

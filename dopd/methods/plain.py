@@ -31,6 +31,7 @@ def vanilla(
 )
 def vanilla_pg(*, merge_ends: bool = False) -> RoutingTable:
     """`merge_ends`: score all end-of-sequence tokens as one outcome (arXiv 2609.20511)."""
+    # A sampled reverse KL: -A log S(y) is its score-function estimator, so no advantage has to be named.
     rule = Rule(source="teacher", support="sampled")
     return RoutingTable(name="vanilla_pg", rules=(rule,), merge_ends=merge_ends)
 
@@ -55,6 +56,8 @@ def gkd(*, divergence: DivergenceKind = "js", beta: float = 0.5) -> RoutingTable
     departures="no PPO clipping and no rollout importance weights: rollouts are used once, so that the ratio is 1",
 )
 def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
+    # T^l R^(1 - l): the exponents sum to 1, so that l = 1 is plain distillation, and l > 1 goes beyond the teacher along
+    # its change from the reference. The normaliser of the product is no function of y and falls out of the estimator.
     source = {"teacher": extrapolation, "reference": 1.0 - extrapolation}
     rule = Rule(source=source, support="sampled")
     return RoutingTable(name="exopd", rules=(rule,))
@@ -69,6 +72,7 @@ def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
     "the student inside Q is detached (the source does not say)",
 )
 def veto(*, divergence: DivergenceKind = "forward_kl", beta: NotNegative = 0.8) -> RoutingTable:
+    # The student in the target vetoes tokens that it gives no probability; as b falls to 0 the target is the teacher's.
     source = {"teacher": 1.0, "student": {"start": beta, "end": 0.0}}
     rule = Rule(source=source, divergence=divergence)
     return RoutingTable(name="veto", rules=(rule,))
@@ -84,6 +88,7 @@ def veto(*, divergence: DivergenceKind = "forward_kl", beta: NotNegative = 0.8) 
 )
 def fast_opd(*, start: int = 1, growth: int = 256) -> RoutingTable:
     rule = Rule(source="teacher", support="sampled")
+    # Tokens after L are not masked but never sampled: the saving is in the rollouts.
     return RoutingTable(name="fast_opd", rules=(rule,), rollout_growth=(start, growth))
 
 
@@ -96,6 +101,7 @@ def fast_opd(*, start: int = 1, growth: int = 256) -> RoutingTable:
     "whose top K, and where the gradient stops, are read from reports and scripts",
 )
 def stopgrad_topk(*, top_k: int = 20) -> RoutingTable:
+    # tail="truncate": the sum is over K alone, with probabilities of the whole vocabulary, as in the equation.
     rule = Rule(
         source="teacher", divergence="reverse_kl_detached", support="student_topk", tail="truncate", top_k=top_k
     )
@@ -110,6 +116,7 @@ def stopgrad_topk(*, top_k: int = 20) -> RoutingTable:
     departures="on the student's own samples; the source uses teacher or data prefixes",
 )
 def bridge_garden() -> RoutingTable:
+    # The scales add up to 1 at every token, so that the two rules share one unit of weight.
     rules: list[dict[str, Any]] = [
         {"name": "soft", "source": "teacher", "divergence": "forward_kl", "scale": "teacher_doubt"},
         {"name": "hard", "source": "teacher", "divergence": "cross_entropy", "scale": "teacher_confidence"},

@@ -28,6 +28,7 @@ def grpo() -> RoutingTable:
     departures=f"no balancing of right and wrong rollouts, no filter of prompts; {_ONCE}",
 )
 def uni_opd(*, delta: NotNegative = 0.1) -> RoutingTable:
+    # Two rules on the same tokens add up to one policy gradient, whose advantage is the sum of theirs.
     rules = (
         Rule(name="teacher", source="teacher", support="sampled", clip=(-10.0, 10.0)),
         Rule(
@@ -83,6 +84,7 @@ def rlcsd(*, tau: NotNegative = 0.02, mix: Probability = 0.5, snapshot_steps: Co
 def sdpg(*, beta: NotNegative = 1e-3, alpha: NotNegative = 1e-3) -> RoutingTable:
     rules = (
         Rule(name="reward", divergence="policy_gradient", support="sampled", advantage="group_advantage"),
+        # The cap bounds a token's divergence: its gradient is 0 above, so that no token outweighs the rewards.
         Rule(name="self", source="privileged_student", cap=20.0, weight=beta),
         Rule(name="tether", source="reference", support="sampled", weight=alpha),
     )

@@ -18,6 +18,7 @@ SELF = "privileged_student"
     departures="none; as published, a student that equals its target is still pushed out of the top K",
 )
 def opcd(*, top_k: Count = 256, tail: Tail = "truncate") -> RoutingTable:
+    # Frozen: a live self-teacher would move with the student that it teaches.
     rule = Rule(source=SELF, support="student_topk", top_k=top_k, tail=tail)
     return RoutingTable(name="opcd", rules=(rule,), anchor="frozen")
 
@@ -37,6 +38,7 @@ def opsd(
     anchor: Anchor = "frozen",
 ) -> RoutingTable:
     """`divergence="js", clamp=None` is the first version of the paper."""
+    # The clamp bounds each outcome's term: a few style tokens that the solution makes likely would outweigh all others.
     rule = Rule(source=SELF, divergence=divergence, clamp=clamp, support=support, top_k=top_k)
     return RoutingTable(name="opsd", rules=(rule,), anchor=anchor)
 
@@ -58,7 +60,7 @@ def sdft(
         name="sdft",
         rules=(rule,),
         anchor=anchor,
-        ema_decay=ema_decay if anchor == "ema" else None,
+        ema_decay=ema_decay if anchor == "ema" else None,  # the static variant has no average to decay
     )
 
 
@@ -75,6 +77,7 @@ def sdpo(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
         divergence="js",
         support="student_topk",
         top_k=top_k,
+        # Where no rollout of the prompt is right there is no p, and the target would be the student's own past.
         select={"signal": "has_privileged", "above": 0.5},
     )
     return RoutingTable(name="sdpo", rules=(rule,), anchor="ema", ema_decay=ema_decay, context="sibling")
