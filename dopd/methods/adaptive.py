@@ -17,8 +17,8 @@ from dopd.tables import RoutingTable
 )
 def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     unsure = {"signal": "teacher_entropy", "above": threshold}
-    # A reverse KL alone lets the student settle on one of the teacher's choices; where the teacher has several, a forward
-    # KL asks for all of them. It covers the teacher's K tokens without the rest, as in the equation.
+    # A reverse KL alone lets the student settle on one of the teacher's choices; where the teacher has several, a
+    # forward KL asks for all of them. It covers the teacher's K tokens without the rest, as in the equation.
     rules = (
         Rule(name="sampled", source="teacher", support="sampled"),
         Rule(
@@ -43,7 +43,7 @@ def eopd(*, threshold: NotNegative = 0.8, top_k: Count = 16) -> RoutingTable:
     "by the kept tokens of each sequence",
 )
 def tip(*, fraction: Share = 0.5) -> RoutingTable:
-    # The loss divides by all tokens (Eq. 11) and the paper by those that it keeps: 1 / fraction turns one into the other.
+    # The loss divides by all tokens (Eq. 11), the paper by those that it keeps: 1 / fraction turns one into the other.
     rule = Rule(name="kept", source="teacher", select={"signal": "tip", "top": fraction}, weight=1.0 / fraction)
     return RoutingTable(name="tip", rules=(rule,))
 

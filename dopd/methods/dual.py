@@ -44,8 +44,8 @@ def dopd(
             # Low gap: privilege changes little, so a cheap top K is enough; less weight where both are unsure.
             light(Regime.LH, TEACHER, light_weight),
             light(Regime.LL, STUDENT, weak_weight),
-            # The teacher alone finds the token likely: the one regime with much to learn. JS over the whole vocabulary is
-            # bounded where the student gives the teacher's token next to no probability; a reverse KL is not.
+            # The teacher alone finds the token likely: the one regime with much to learn. JS over the whole vocabulary
+            # is bounded where the student gives the teacher's token next to no probability; a reverse KL is not.
             Rule(regime=Regime.HT, source=TEACHER, divergence="js", support="full", weight=strong_weight),
             # The student with p finds it likely and the teacher does not: the target is what the student can reach.
             light(Regime.HS, STUDENT, light_weight),

@@ -56,8 +56,8 @@ def gkd(*, divergence: DivergenceKind = "js", beta: float = 0.5) -> RoutingTable
     departures="no PPO clipping and no rollout importance weights: rollouts are used once, so that the ratio is 1",
 )
 def exopd(*, extrapolation: Positive = 1.25) -> RoutingTable:
-    # T^l R^(1 - l): the exponents sum to 1, so that l = 1 is plain distillation, and l > 1 goes beyond the teacher along
-    # its change from the reference. The normaliser of the product is no function of y and falls out of the estimator.
+    # T^l R^(1 - l): the exponents sum to 1, so that l = 1 is plain distillation, and l > 1 goes beyond the teacher
+    # along its change from the reference. The normaliser is no function of y and falls out of the estimator.
     source = {"teacher": extrapolation, "reference": 1.0 - extrapolation}
     rule = Rule(source=source, support="sampled")
     return RoutingTable(name="exopd", rules=(rule,))
