@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def add_report(commands: Any, command: Any) -> None:
     parser = command(
         commands,
         "report",
-        "one HTML file of one or several runs: table, curves, warnings, and every traced token",
+        "one HTML file of one or several runs: verdict, paired tests of methods over seeds, warnings, curves, tokens",
         "  dopd report runs/tiny-dag\n  dopd report runs/quickstart\n"
         "  dopd report runs/vanilla runs/dopd --output both.html",
     )
@@ -27,10 +28,31 @@ def add_report(commands: Any, command: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from dopd.report.page import write_report
+    from rich.console import Console
 
-    path = write_report(arguments.runs, arguments.output)
+    from dopd.report.page import page_path, report_data, write_page
+
+    target = page_path(arguments.runs, arguments.output)
+    data = report_data(arguments.runs)
+    path = write_page(data, target)
+    _print_verdict(Console(), data)
     print(f"{visible(path)} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser; it needs no network")
+
+
+def _print_verdict(console: Any, data: Mapping[str, Any]) -> None:
+    """The verdict, the differences where there are several methods, and what to do next."""
+    from dopd.report.terminal import print_paragraph
+
+    found = data["verdict"]
+    print_paragraph(console, "verdict", found["sentence"])
+    if len({run["label"] for run in data["runs"]}) > 1:
+        for row in found["table"]["rows"]:
+            greedy, greedy_says, sampled, sampled_says, _ = (cell["text"] for cell in row["cells"])
+            said = f"greedy {greedy}, {greedy_says}; sampled {sampled}, {sampled_says}"
+            print_paragraph(console, row["label"], said, "  ")
+        print_paragraph(console, "differences", found["note"])
+    for step in found["next"]:
+        print_paragraph(console, "next", step)
 
 
 def add_inspect(commands: Any, command: Any) -> None:

@@ -54,8 +54,9 @@ def findings(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dic
 
 
 def _merged(same: Sequence[tuple[str, Found]], of: int) -> dict[str, Any]:
-    worst = min((one for _, one in same), key=lambda one: one.level != "bad")
-    runs = [{"run": run, "text": one.text} for run, one in same]
+    worst_first = sorted(same, key=lambda named: named[1].level != "bad")
+    worst = worst_first[0][1]
+    runs = [{"run": run, "text": one.text} for run, one in worst_first]
     return {"level": worst.level, "title": worst.title, "runs": runs, "of": of, "advice": worst.advice}
 
 

@@ -49,9 +49,24 @@ def write_report(paths: Sequence[str | Path], output: str | Path | None = None) 
         DataError: a folder that holds no run.
         FileError: `check_page`.
     """
+    target = page_path(paths, output)
+    return write_page(report_data(paths), target)
+
+
+def page_path(paths: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Where `write_report` puts a page.
+
+    Raises:
+        FileError: `check_page`.
+    """
     target = Path(output or (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE)
     check_page(target, "output")
-    replace_file(target, report_page(paths).encode())
+    return target
+
+
+def write_page(data: Mapping[str, Any], target: Path) -> Path:
+    """Write the page of a data object (`report_data`) to a file that `page_path` has allowed."""
+    replace_file(target, render(data).encode())
     return target
 
 
@@ -80,6 +95,15 @@ def check_page(path: Path, flag: str) -> None:
 
 def report_page(paths: Sequence[str | Path]) -> str:
     """The page as text."""
+    return render(report_data(paths))
+
+
+def report_data(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """All that the page of some folders shows, as JSON has it.
+
+    Raises:
+        DataError: a folder that holds no run.
+    """
     summary = find_summary(paths)
     order = list(summary.get("methods", []))
     groups = sorted(
@@ -88,7 +112,7 @@ def report_page(paths: Sequence[str | Path]) -> str:
     warnings = findings(groups, summary)
     runs = [(group, run) for group in groups for run in group.runs]
     table = differences(groups)
-    data = {
+    return {
         "title": _title(groups, summary),
         "subtitle": _subtitle(groups),
         "runs": [{"label": group.label, "seed": seed_of(run), "several": len(group.runs) > 1} for group, run in runs],
@@ -99,7 +123,6 @@ def report_page(paths: Sequence[str | Path]) -> str:
         "differences": {"columns": [group.label for group in groups], "rows": table},
         "traces": pack_traces([(run.folder, [*run.trace, *run.foreign]) for _, run in runs]),
     }
-    return render(data)
 
 
 def inspection_page(title: str, subtitle: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -94,15 +94,17 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
     start, other = mine.get((START, "greedy")), mine.get((reference or "", "greedy"))
     if start is None and other is None:
         return "unknown", ""
-    parts = []
-    if start is not None:
-        parts.append(f"{_OPENINGS[start.verdict].format(method=method, pairs=start.pairs)}: greedy accuracy without p "
-                     f"went from {start.first:.1%} to {start.second:.1%}, {start.points(_UNIT)}")  # fmt: skip
-        parts += _sampled(start, mine.get((START, "sampled")))
-    if other is not None:
-        lead = "against" if parts else f"{method} against"
-        parts.append(f"{lead} {reference} {_OTHERS[other.verdict]}, {other.points(_UNIT)}")
-        parts += _sampled(other, mine.get((other.against, "sampled")))
+    parts: list[str] = []
+    for difference, words in ((start, _OPENINGS), (other, _OTHERS if start else _ALONE)):
+        if difference is None:
+            continue
+        said = words[difference.verdict].format(method=method, other=difference.against, pairs=difference.pairs)
+        if not parts:
+            change = f"went from {difference.first:.1%} to {difference.second:.1%}"
+            beside = f"is {difference.second:.1%} beside {difference.first:.1%}"
+            said += f": greedy accuracy without p {change if difference is start else beside}"
+        parts.append(f"{said}, {difference.points(_UNIT)}")
+        parts += _sampled(difference, mine.get((difference.against, "sampled")))
     first = start or other
     assert first is not None
     return first.verdict, f"{'; '.join(parts)} (95% intervals, {_basis(first)})."
@@ -115,11 +117,12 @@ _OPENINGS = {
     "untested": "{method} cannot be judged yet ({pairs} seeds are too few)",
 }
 _OTHERS = {
-    "better": "it is better",
-    "worse": "it is worse",
-    "undecided": "it makes no difference beyond chance",
-    "untested": "the difference cannot be tested",
+    "better": "it is better than {other}",
+    "worse": "it is worse than {other}",
+    "undecided": "it is no better or worse than {other} beyond chance",
+    "untested": "it cannot be tested against {other}",
 }
+_ALONE = {name: text.replace("it ", "{method} ", 1) for name, text in _OTHERS.items()}
 
 
 def _sampled(greedy: Difference, sampled: Difference | None) -> list[str]:

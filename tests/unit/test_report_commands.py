@@ -165,6 +165,17 @@ def test_report_writes_a_page_and_says_where(tmp_path: Path, capsys: pytest.Capt
     assert "not a run folder" in capsys.readouterr().err
 
 
+def test_report_of_several_runs_prints_how_they_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        for method, gain in (("vanilla", 0.1), ("dopd", 0.3)):
+            made = {"greedy": lambda t, gain=gain, seed=seed: 0.4 + (gain + 0.01 * seed * gain) * t}
+            report_kit.run_folder(tmp_path / f"{method}-{seed}", method, seed, **made)
+    assert main(["report", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "verdict: dopd made the student better" in out and "it is better than vanilla, +20.2 points" in out
+    assert "dopd against vanilla: greedy +20.2 [" in out and "Holm" in out and "next:" in out
+
+
 def test_the_report_of_a_real_run(tmp_path: Path) -> None:
     made = kit.trainer(tmp_path, trace_steps=1, trace_probes=1, max_steps=2, verifier=kit.TASK.verify)
     made.train()

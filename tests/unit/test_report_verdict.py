@@ -161,7 +161,7 @@ def test_the_page_the_terminal_and_the_summary_say_the_same(tmp_path: Path) -> N
     assert found["sentence"] in lines and found["level"] == "better"
     gain = mean_interval([value - 0.4 for value in accuracies["dopd"]])
     assert f"went from 40.0% to 61.3%, +{100 * gain.mean:.1f} points [+{100 * gain.low:.1f}," in found["sentence"]
-    assert "against vanilla it is better, +10.3 points" in found["sentence"] and "3 seeds" in found["sentence"]
+    assert "it is better than vanilla, +10.3 points" in found["sentence"] and "3 seeds" in found["sentence"]
     ours = next(row for row in found["table"]["rows"] if row["label"] == "dopd against vanilla")
     assert any(line.startswith(f"- dopd against vanilla: greedy {ours['cells'][0]['text']}, better") for line in lines)
     assert found["sentence"] in report_page([tmp_path]).replace("\\u0026", "&")
