@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs docs-reference test test-wheel test-slow test-weights test-browser lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference test test-wheel test-slow test-weights test-browser mutants lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -52,6 +52,9 @@ test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fet
 
 test-browser: $(VENV)/.installed-dev  ## the report in a headless browser: needs the packages chromium and chromium-driver
 	@$(ONE_THREAD) $(BIN)/pytest -m browser
+
+mutants: $(VENV)/.installed-dev  ## small faults that the quick tests should notice: an hour or more; see tests/MUTANTS.md
+	@$(ONE_THREAD) nice -n 19 $(BIN)/python -m lab.mutation
 
 lint: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	@$(BIN)/ruff check --fix .

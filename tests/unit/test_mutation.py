@@ -1,0 +1,94 @@
+"""The small faults of `lab.mutation`, which tests run for them, and the table of those that nothing notices."""
+
+from pathlib import Path
+
+import pytest
+
+from lab.mutation.campaign import Verdict, table
+from lab.mutation.covered import Covered
+from lab.mutation.operators import Mutant, mutants_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = '''\
+"""A docstring."""
+LIMIT = 3
+
+
+def share(part: int | None, whole: int = 4, name: str = "x") -> float:
+    """Another."""
+    if not part:
+        raise ValueError(f"part (={part + 1}) must be above 0")
+    seen.add(part)
+    return part / max(whole, LIMIT)
+'''
+
+
+def _texts(source: str) -> dict[tuple[int, str], set[str]]:
+    """The lines that mutants make, by line and kind."""
+    made: dict[tuple[int, str], set[str]] = {}
+    for mutant in mutants_of("one.py", source):
+        text = mutant.applied_to(source).splitlines()[mutant.line - 1].strip()
+        made.setdefault((mutant.line, mutant.kind), set()).add(text)
+    return made
+
+
+def test_every_kind_of_fault_and_nothing_of_texts_and_types() -> None:
+    assert _texts(SOURCE) == {
+        (2, "constant"): {"LIMIT = (4)"},
+        (5, "constant"): {'def share(part: int | None, whole: int = (5), name: str = "x") -> float:'},
+        (5, "default"): {"def share(part: int | None, whole: int = 4, name: str = ('x_')) -> float:"},
+        (7, "negation removed"): {"if (part):"},
+        (8, "statement removed"): {"pass"},
+        (9, "statement removed"): {"pass"},
+        (10, "arithmetic"): {"return (part * max(whole, LIMIT))"},
+        (10, "arguments swapped"): {"return part / (max(LIMIT, whole))"},
+        (10, "returned value"): {"return (None)"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "after"),
+    [
+        ("x = a < b", "comparison", {"x = (a <= b)", "x = (a >= b)"}),
+        ("x = a is not b", "comparison", {"x = (a is b)"}),
+        ("x = a and b", "boolean operator", {"x = (a or b)"}),
+        ("x = -a", "negation removed", {"x = (a)"}),
+        ("x = 0.5", "constant", {"x = (1.5)", "x = (0.25)"}),
+        ("x = True", "constant", {"x = (False)"}),
+        ("x = 1 if a else 2", "condition negated", {"x = 1 if (not a) else 2"}),
+        ("x = 'a' + b", "arithmetic", set()),
+        ("x: list[int] = f(y)", "constant", set()),
+    ],
+)
+def test_faults_of_one_line(before: str, kind: str, after: set[str]) -> None:
+    assert _texts(before).get((1, kind), set()) == after
+
+
+def test_every_fault_of_a_module_compiles_and_changes_one_place() -> None:
+    source = (ROOT / "dopd" / "loss.py").read_text(encoding="utf-8")
+    mutants = mutants_of("dopd/loss.py", source)
+    assert len({(one.line, one.column, one.kind, one.after) for one in mutants}) == len(mutants) > 100
+    for mutant in mutants:
+        changed = mutant.applied_to(source)
+        compile(changed, "loss.py", "exec")
+        assert changed != source and mutant.before in source
+
+
+def test_the_tests_of_a_line_come_fastest_first_and_an_import_has_those_of_its_function() -> None:
+    lines: dict[int, list[str]] = {1: [], 4: ["slow", "fast"], 5: ["fast"], 9: ["other"]}
+    covered = Covered({"slow": 2.0, "fast": 0.5, "other": 1.0}, {"a.py": lines})
+    assert covered.tests("a.py", 4, 4, (3, 6)) == ["fast", "slow"]
+    assert covered.tests("a.py", 3, 3, (3, 6)) == ["fast", "slow"]  # a default
+    assert covered.tests("a.py", 1, 1, None) == ["fast", "other", "slow"]  # a constant of the module
+    assert covered.tests("a.py", 20, 20, (20, 22)) == [] == covered.tests("b.py", 4, 4, None)
+
+
+def test_the_table_counts_packages_and_lists_what_nothing_noticed() -> None:
+    def verdict(file: str, ended: str) -> Verdict:
+        return Verdict(Mutant(file, "boolean operator", 7, 0, 7, 6, "a or b", "(a and b)", None), ended)
+
+    text = table(
+        [verdict("dopd/loss.py", "killed"), verdict("dopd/step/a.py", "stopped"), verdict("dopd/step/b.py", "survived")]
+    )
+    assert "| dopd | 1 | 1 | 100% |" in text and "| step | 2 | 1 | 50% |" in text and "| all | 3 | 2 | 67% |" in text
+    assert "| dopd/step/b.py:7 | boolean operator | `a or b` | `(a and b)` | |" in text and "a.py" not in text
