@@ -5,8 +5,6 @@ Needs the system's chromium and chromedriver (Debian: `apt install chromium chro
 """
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,91 +12,15 @@ import pytest
 
 import tests.report_kit as kit
 from dopd.inspection.schema import read_trace
-from dopd.report.page import write_report
 from dopd.report.palette import contrast
+from tests.browser_kit import DESK, PHONE, find, opened, show_first, text
 
 pytestmark = pytest.mark.browser
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("no chromium or chromedriver: apt install chromium chromium-driver", allow_module_level=True)
-
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-PHONE, DESK = (360, 740), (1280, 900)
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield started
-    started.quit()
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("runs")
-    for method in ("vanilla", "dopd"):
-        for seed in (0, 1):
-            kit.run_folder(folder / f"{method}-seed{seed}", method, seed)
-    boxes = [{"image": 0, "label": kit.EVIL, "xyxy": [0.25, 0.5, 0.75, 1.0]}]
-    for run in ("dopd-seed1", "vanilla-seed1"):  # the first has lost its picture
-        path = folder / run / "trace.jsonl"
-        seen = kit.record(9, 0, method=run[:-6], prompt="what is this?", images=["seen.png"], boxes=boxes)
-        kit.write_lines(path, [*read_trace(path), seen])
-    Image.new("RGB", (400, 200), "navy").save(folder / "vanilla-seed1" / "seen.png")
-    return write_report([folder])
-
-
-@pytest.fixture
-def page(driver: Any, report: Path) -> Any:
-    return opened(driver, report, DESK)
-
-
-def opened(driver: Any, report: Path, size: tuple[int, int], scheme: str = "light") -> Any:
-    width, height = size
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    driver.get(report.as_uri())
-    return driver
 
 
 def first_record(report: Path) -> dict[str, Any]:
     """The completion that `show_first` puts into the page."""
     return read_trace(report.parent / "dopd-seed0" / "trace.jsonl")[0]
-
-
-def show_first(page: Any) -> list[Any]:
-    page.execute_script("choose({run: 0, step: 0}); choose({rollout: 0})")
-    return find(page, "#panes .tok")
-
-
-def find(page: Any, selector: str) -> list[Any]:
-    return page.find_elements("css selector", selector)
-
-
-def text(page: Any, selector: str) -> str:
-    return page.find_element("css selector", selector).text
 
 
 def press(page: Any, *keys: str) -> None:
