@@ -44,6 +44,15 @@ def blocks_of(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return content if isinstance(content, list) else []
 
 
+def texts_of(turn: Mapping[str, Any]) -> list[str]:
+    """The texts of a turn, which is text or blocks."""
+    content = turn.get("content")
+    if isinstance(content, str):
+        return [content]
+    blocks = content if isinstance(content, list) else []
+    return [block["text"] for block in blocks if isinstance(block.get("text"), str)]
+
+
 def check_blocks(prompt: Sequence[Mapping[str, Any]]) -> None:
     """Raise `DataError` for a block that would be read otherwise than it was meant, or not at all."""
     for turn in prompt:

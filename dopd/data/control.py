@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dopd.data.blocks import blocks_of, is_image
+from dopd.data.blocks import blocks_of, is_image, texts_of
 from dopd.data.checks import TEXT_COLUMNS
 from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import Markup, texts_of
+from dopd.data.rendering import Markup
 from dopd.data.views import TEMPLATE_COLUMN, lacks_privileged, row_options
 from dopd.errors import ConfigError, DataError, cut
 

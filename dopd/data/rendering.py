@@ -5,21 +5,19 @@ nothing in the data acts as markup, and one beginning stands at the beginning.
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from dopd.data.left_out import CALLS, Trial, lost_words
 from dopd.data.privileged import Conversation, Prompt
 from dopd.errors import DataError, cut
 from dopd.interrupts import TooLongError, alarm_after
 
 CONTINUE = "continue_final_message"
 _OF_PROCESSOR = "processor_kwargs"
-_SHORTENED_ROLE = "assistant"  # templates may leave out what it thought
 _ASKING_ROLES = ("user", "tool")
-_CALLS = "tool_calls"
 _TRIAL = ("first trial block", "second trial block")
 _LONGEST, _MOST = 20, 20_000_000  # seconds that one rendering may take, characters that it may have
 # Turns before and behind one on trial, by its role.
@@ -119,29 +117,31 @@ def with_readable_calls(
     Raises:
         DataError: it can write them in no form.
     """
-    if not any(turn.get(_CALLS) for turn in turns):
+    if not any(turn.get(CALLS) for turn in turns):
         return list(turns)
+    template = template_of(processing_class, arguments)
+    known = _read_kinds(processing_class, template if isinstance(template, str) else None, "assistant")
     refusals: list[DataError] = []
-    for as_json, filled in itertools.product((False, True), (False, True)):
-        tried = [_with_calls(turn, as_json=as_json, filled=filled) if turn.get(_CALLS) else turn for turn in turns]
+    for as_json, empty in itertools.product((False, True), (None, _readable("", known))):
+        tried = [_with_calls(turn, empty, as_json=as_json) if turn.get(CALLS) else turn for turn in turns]
         try:
             rendered(processing_class, tried, arguments)
         except DataError as refusal:
             refusals.append(refusal)
         else:
             return tried
-    # What a template leaves out says more than what it fails of.
-    raise next((refusal for refusal in refusals if refusal.__cause__ is None), refusals[0])
+    # What a template leaves out says more than what it fails on; where it is given every field, that is no lack of one.
+    raise next((refusal for refusal in refusals if refusal.__cause__ is None), refusals[1])
 
 
-def _with_calls(turn: Mapping[str, Any], *, as_json: bool, filled: bool) -> dict[str, Any]:
+def _with_calls(turn: Mapping[str, Any], empty: Any, *, as_json: bool) -> dict[str, Any]:
     calls = []
-    for call in turn[_CALLS]:
+    for call in turn[CALLS]:
         named = call.get("function", call)
         named = {**named, "arguments": _arguments(named.get("arguments"), as_json=as_json)}
         calls.append({**call, "function": named} if "function" in call else named)
     content = turn.get("content")
-    return {**turn, _CALLS: calls, "content": "" if filled and content is None else content}
+    return {**turn, CALLS: calls, "content": empty if content is None else content}
 
 
 def _arguments(given: Any, *, as_json: bool) -> Any:
@@ -201,7 +201,7 @@ def rendered(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
     except Exception as error:  # a template raises what it likes: TemplateError, TypeError, UndefinedError, ...
         raise DataError(f"column 'prompt': the chat template refuses the conversation: {_first_line(error)}") from error
     check_unicode(text)
-    _check_nothing_left_out(" ".join(text.split()), turns, arguments)
+    _check_nothing_left_out(processing_class, text, turns, arguments)
     return text
 
 
@@ -223,32 +223,29 @@ def _written(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
     return text
 
 
-def _check_nothing_left_out(squeezed: str, turns: Sequence[Any], arguments: Mapping[str, Any]) -> None:
-    """Raise `DataError` unless words of the turns, and names of tools, are in a rendering (its breaks as spaces)."""
-    for turn in turns:
-        for words in texts_of(turn) if turn["role"] != _SHORTENED_ROLE else ():
-            # Some templates write contents as JSON.
-            written = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
-            if not any(" ".join(form.split()) in squeezed for form in written):
-                raise DataError(
-                    f"column 'prompt': the chat template leaves out text of the {turn['role']}'s turn: "
-                    f"{cut(words)!r} is not in what it renders. Does it read contents of this kind (text, blocks)?"
-                )
-    calls = [(f"the {turn['role']}'s call of the tool", call) for turn in turns for call in turn.get(_CALLS) or ()]
-    tools = [("the tool", tool) for tool in arguments.get("tools") or () if isinstance(tool, Mapping)]
-    needed = Counter[str]()
-    for what, tool in (*tools, *calls):  # the name stands once in the list of tools, and once in every call
-        name = _name_of(tool)
-        needed[name] += 1
-        if squeezed.count(name) < needed[name]:
-            raise DataError(
-                f"column 'prompt' or 'tools': the chat template leaves out {what} {name!r}. Leave tools and their "
-                "calls out, or set a chat template that writes them (chat_template_kwargs={'chat_template': ...})"
-            )
+def _check_nothing_left_out(
+    processing_class: Any, text: str, turns: Sequence[Any], arguments: Mapping[str, Any]
+) -> None:
+    trial, template = Trial.of(turns, arguments), template_of(processing_class, arguments)
+    place = _lost_in(processing_class, template if isinstance(template, str) else repr(template), trial)
+    lost = trial.parts[place].what if place is not None else lost_words(text, turns)
+    if lost is not None:
+        raise DataError(
+            f"column 'prompt' or 'tools': the chat template leaves out {lost}. Leave it out of the row, or set a chat "
+            "template that writes contents of this kind (chat_template_kwargs={'chat_template': ...})"
+        )
 
 
-def _name_of(tool: Mapping[str, Any]) -> str:
-    return str(tool.get("function", tool).get("name"))
+@lru_cache(maxsize=1024)
+def _lost_in(processing_class: Any, template: str, trial: Trial) -> int | None:
+    """The place among its parts of the first one that a chat template leaves out of a trial."""
+    try:
+        text = _written(processing_class, trial.turns, trial.arguments)
+    except EndlessError:
+        raise
+    except Exception:  # it reads the texts, and takes no others in their place: nothing can be said
+        return None
+    return trial.lost_in(text)
 
 
 def check_unicode(text: str) -> None:
@@ -273,15 +270,6 @@ def check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:
             f"column 'prompt': it begins with two {tokenizer.bos_token!r} tokens: the chat template or the text writes "
             "one and so does the tokenizer. Remove the one in the text"
         )
-
-
-def texts_of(turn: Mapping[str, Any]) -> list[str]:
-    """The texts of a turn, which is text or blocks."""
-    content = turn.get("content")
-    if isinstance(content, str):
-        return [content]
-    blocks = content if isinstance(content, list) else []
-    return [block["text"] for block in blocks if isinstance(block.get("text"), str)]
 
 
 @dataclass(frozen=True)

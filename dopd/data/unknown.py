@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dopd.data.blocks import texts_of
 from dopd.data.control import strings_in
 from dopd.data.encode import text_of, tokenizer_of
 from dopd.data.findings import Findings
 from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank, with_turns
-from dopd.data.rendering import texts_of
 from dopd.data.views import TEMPLATE_COLUMN, row_options
 from dopd.errors import DataError, cut
 

@@ -2,6 +2,7 @@
 places where nobody looks for it; text that is none.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import trl
 from compatibility import tried
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from test_prompts import CHATML, tokenizer, trained
 
 from dopd.data import rendering
@@ -104,6 +106,121 @@ def test_a_template_that_would_leave_the_tools_out_is_refused() -> None:
     tried("dataset", "column tools, a template that does not write them", "refused: names the tool")
 
 
+WRITTEN = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+CALLS = "{% for c in m['tool_calls'] or [] %}{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %} "
+REPEATED = [{"role": "user", "content": "w1 add"}, {"role": "assistant", "content": "w2"}]
+SAME: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a tool, gemma3": ("gemma3", {"prompt": REPEATED[:1], "tools": [ADD]}, "the tool 'add'"),
+    "a tool, phi3": ("phi3", {"prompt": REPEATED[:1], "tools": [ADD]}, "the tool 'add'"),
+    "a tool, deepseekv3": ("deepseekv3", {"prompt": conversation(MAPPING), "tools": [ADD]}, "the tool 'add'"),
+    "a part of a word": ("gemma3", {"prompt": [{"role": "user", "content": "additional"}], "tools": [ADD]}, "the tool"),
+    "the description of a tool": (
+        WRITTEN + "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}",
+        {"prompt": [{"role": "user", "content": "w1"}], "tools": [ADD]},
+        "the description of the tool 'add'",
+    ),
+    "the result of a tool": (
+        WRITTEN.replace("{{ m['content'] }}", CALLS + "{{ m['content'] if m['role'] != 'tool' }}"),
+        {"prompt": [*conversation(MAPPING)[:2], {"role": "tool", "content": "w1 w2"}]},
+        "text of the tool's turn: 'w1 w2'",
+    ),
+    "an argument of a call": (
+        WRITTEN.replace("}} ", "}} {% for c in m['tool_calls'] or [] %}{{ c.function.name }}{% endfor %}"),
+        {"prompt": conversation({"b": "w1"}, "")},
+        "an argument .'b'. of the assistant's call of the tool 'add'",
+    ),
+    "a system prompt": (
+        WRITTEN.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] != 'system' }}"),
+        {"prompt": [{"role": "system", "content": "w1"}, *REPEATED[:1]]},
+        "text of the system's turn: 'w1'",
+    ),
+    "all turns but the last": (
+        "{{ messages[-1]['content'] }}",
+        {"prompt": [*REPEATED, REPEATED[0]]},
+        "text of the user's turn: 'w1 add'",
+    ),
+    "an answer": (
+        WRITTEN.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}"),
+        {"prompt": [*REPEATED, {"role": "user", "content": "w2"}]},
+        "text of the assistant's turn: 'w2'",
+    ),
+    "what a turn before it said": (
+        WRITTEN.replace(
+            "{{ m['content'] }}", "{{ m['content'] if loop.first or m['content'] != messages[0]['content'] }}"
+        ),
+        {"prompt": [*REPEATED, REPEATED[0]]},
+        "text of the user's turn: 'w1 add' .it is there 2 times",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_a_template_leaves_out_is_missed_though_its_words_stand_elsewhere(name: str) -> None:
+    template, row, words = SAME[name]
+    tok = published(template) if template.isidentifier() else tokenizer()
+    if not template.isidentifier():
+        tok.chat_template = template
+    with pytest.raises(DataError, match=f"the chat template leaves out {words}"):
+        encode_prompts(tok, [plain_prompt(row)], {})
+    tried("prompt", f"a template that leaves out {name}, whose words stand elsewhere", "refused: names it")
+
+
+ALL_PUBLISHED = sorted(path.stem for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
+def function(name: str = "add", **more: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name, **more}}]
+
+
+TARGETS = TARGET, NAME = "w41", "w42"
+ASKED = {"role": "user", "content": "w1 w2"}
+USING = json.loads(json.dumps(conversation({"a": 1, "b": TARGET})).replace('"add"', f'"{NAME}"', 1))
+BRINGS: dict[str, dict[str, Any]] = {
+    "a system prompt": {"prompt": [{"role": "system", "content": TARGET}, ASKED]},
+    "an earlier question": {
+        "prompt": [{"role": "user", "content": TARGET}, {"role": "assistant", "content": "w2"}, ASKED]
+    },
+    "an earlier answer": {"prompt": [ASKED, {"role": "assistant", "content": TARGET}, ASKED]},
+    "a tool": {"prompt": [ASKED], "tools": function(TARGET, description="w9", parameters=PARAMETERS)},
+    "the description of a tool": {
+        "prompt": [ASKED],
+        "tools": function("w9", description=TARGET, parameters=PARAMETERS),
+    },
+    "an argument of a call": {"prompt": [*USING[:2], {**USING[2], "content": "w9"}]},
+    "the result of a call": {"prompt": [*USING[:2], {**USING[2], "content": TARGET}]},
+}
+
+
+def as_transformers_writes(tok: Any, row: dict[str, Any]) -> str | None:
+    """A row in the first form that its template takes: contents as text or blocks, arguments as a mapping or JSON."""
+    for blocks, as_json in itertools.product((False, True), (False, True)):
+        turns = json.loads(json.dumps(row["prompt"]))
+        for one in turns:
+            one["content"] = [{"type": "text", "text": one["content"] or ""}] if blocks else one["content"] or ""
+            for call in one.get("tool_calls", ()) if as_json else ():
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+        try:
+            text = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, tools=row.get("tools"))
+        except (TemplateError, TypeError, AttributeError):
+            continue
+        if "w1 w2" in text and "'type'" not in text:
+            return str(text)
+    return None
+
+
+@pytest.mark.parametrize("what", BRINGS)
+@pytest.mark.parametrize("name", ALL_PUBLISHED)
+def test_what_a_published_template_leaves_out_is_refused_and_nothing_else(name: str, what: str) -> None:
+    tok = published(name)
+    text = as_transformers_writes(tok, BRINGS[what])
+    repeated = json.loads(json.dumps(BRINGS[what]).replace(TARGET, "w1").replace(NAME, "w2"))
+    if text is not None and all(word in text for word in TARGETS if word in json.dumps(BRINGS[what])):
+        encode_prompts(tok, [plain_prompt(repeated)], {})
+    else:
+        with pytest.raises(DataError, match=r"the chat template (leaves out|refuses)"):
+            encode_prompts(tok, [plain_prompt(repeated)], {})
+
+
 def test_arguments_that_other_rows_have_are_no_part_of_a_call() -> None:
     """One schema for all rows: `datasets` fills the arguments that a call does not have, and fields of blocks, with
     None.
@@ -123,10 +240,6 @@ def test_arguments_that_other_rows_have_are_no_part_of_a_call() -> None:
 
 def turn(role: str = "user", content: Any = "w1", **more: Any) -> dict[str, Any]:
     return {"prompt": [{"role": role, "content": content, **more}]}
-
-
-def function(name: str = "add", **more: Any) -> list[dict[str, Any]]:
-    return [{"type": "function", "function": {"name": name, **more}}]
 
 
 def told(**options: Any) -> dict[str, Any]:
