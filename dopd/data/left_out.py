@@ -23,10 +23,12 @@ class Part:
     """A text of a conversation.
 
     Attributes:
+        column (`str`): where it was brought.
         what (`str`): it is, in messages.
         stand_in (`str`): the word in its place.
     """
 
+    column: str
     what: str
     stand_in: str
 
@@ -54,6 +56,7 @@ class Trial:
         other_turns = [_turn(turn, parts) for turn in turns]
         other = dict(arguments)
         if arguments.get(TOOLS):
+            parts.column = TOOLS
             other[TOOLS] = [_tool(tool, parts) if isinstance(tool, Mapping) else tool for tool in arguments[TOOLS]]
         key = json.dumps([other_turns, other], default=repr)
         return cls(key, other_turns, other, parts.needed)
@@ -68,6 +71,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self._count = 0
+        self.column = "prompt"
         self.needed: list[Part] = []
 
     def replaced(self, text: str, what: str | None) -> str:
@@ -77,7 +81,7 @@ class _Parts:
         self._count += 1
         word = f"q{self._count}xstandinq"
         if what is not None:
-            self.needed.append(Part(what, word))
+            self.needed.append(Part(self.column, what, word))
         return word
 
 
@@ -162,7 +166,13 @@ def lost_words(text: str, turns: Sequence[Mapping[str, Any]]) -> str | None:
         turns (`list[dict]`): a conversation.
     """
     squeezed = _squeezed(text)
-    given = [(turn["role"], words) for turn in turns if turn["role"] != _ABRIDGED_ROLE for words in texts_of(turn)]
+    given = [
+        (turn["role"], words)
+        for turn in turns
+        if turn["role"] != _ABRIDGED_ROLE
+        for words in texts_of(turn)
+        if words.split()
+    ]
     everything = [_squeezed(words) for _, words in given]
     for role, words in given:
         # Some templates write contents as JSON.
@@ -181,4 +191,4 @@ def _squeezed(text: str) -> str:
 
 def _count(words: str, text: str) -> int:
     """How often words are in a text, overlapping ones counted."""
-    return len(re.findall(f"(?={re.escape(words)})", text)) if words else 1
+    return len(re.findall(f"(?={re.escape(words)})", text))

@@ -228,11 +228,13 @@ def _check_nothing_left_out(
 ) -> None:
     trial, template = Trial.of(turns, arguments), template_of(processing_class, arguments)
     place = _lost_in(processing_class, template if isinstance(template, str) else repr(template), trial)
-    lost = trial.parts[place].what if place is not None else lost_words(text, turns)
+    part = trial.parts[place] if place is not None else None
+    lost = lost_words(text, turns) if part is None else part.what
     if lost is not None:
         raise DataError(
-            f"column 'prompt' or 'tools': the chat template leaves out {lost}. Leave it out of the row, or set a chat "
-            "template that writes contents of this kind (chat_template_kwargs={'chat_template': ...})"
+            f"column {part.column if part else 'prompt'!r}: the chat template leaves out {lost}. Leave it out of the "
+            "row, or set a chat template that writes contents of this kind (chat_template_kwargs={'chat_template': "
+            "...})"
         )
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,6 +29,25 @@ def warn_of_collapse(stats: Mapping[str, float], table: RoutingTable, step: int)
                 f"step {step}: {share:.1%} of the tokens are in regime {name[6:]}, so the routing says almost nothing. "
                 "Are teacher and student the checkpoints you meant, and does p tell them anything?"
             )
+
+
+def warn_of_missing_ends(metrics: Mapping[str, float], limit: int, ends: Sequence[int], step: int) -> None:
+    """Warn, at steps 0, 1, 2, 4, 8, ..., where no answer of a batch ends, and none was cut at the limit: the engine
+    takes off what ended them.
+
+    Args:
+        metrics (`dict`): of `rollout_metrics`.
+        limit (`int`): most tokens of an answer.
+        ends (`list[int]`): end-of-sequence tokens.
+        step (`int`): optimizer steps made before.
+    """
+    if step & (step - 1) or metrics["completions/eos_ratio"] > 0 or metrics["completions/max_length"] >= limit:
+        return
+    logger.warning(
+        f"step {step}: no answer ends with an end-of-sequence token ({', '.join(map(str, ends))}) although all have "
+        f"fewer than {limit} tokens: the rollout engine leaves that token out. Answers without an end score 0 with "
+        "every verifier, and the student does not learn to end one: have the engine return it as an answer's last token"
+    )
 
 
 class StepSums:

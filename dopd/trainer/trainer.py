@@ -42,7 +42,7 @@ from dopd.trainer.progress import RunProgress
 from dopd.trainer.recording import KeptRun, RecordingTrainer
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.saving import OneRun, StopWhereAsked
-from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse
+from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse, warn_of_missing_ends
 from dopd.vocabulary import declares
 
 
@@ -277,15 +277,19 @@ class DOPDTrainer(RecordingTrainer):
         rows = self.prompts.read_by_student(problems, self.table)
         prompts = [plain_prompt(row) for row in rows]
         view = self.prompts.shared_view(prompts, self.accelerator.device)
-        step, most = self.state.global_step, int(self.max_completion_length or 0)
-        limit = min(most, self.table.rollout_limit(step) or most)
-        request = Request(view, prompts, limit, step)
+        limit = self._answer_limit()
+        request = Request(view, prompts, limit, self.state.global_step)
         answers = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
         rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))
         check_rollouts(
             rollouts, self.unwrapped_student, self.models.vocab_size, limit, off_policy=self.args.off_policy_rollouts
         )
         return rollouts
+
+    def _answer_limit(self) -> int:
+        """Most tokens of an answer at this step."""
+        most = int(self.max_completion_length or 0)
+        return min(most, self.table.rollout_limit(self.state.global_step) or most)
 
     def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
         balance = Balance() if self.balance_coefficient else None
@@ -317,7 +321,10 @@ class DOPDTrainer(RecordingTrainer):
         ranks = self.step.ranks
         self.record_tokens(num_tokens(rollouts, ranks))
         needed = self.table.needs_privileged
-        self.record(rollout_metrics(rollouts, self.ending, ranks, needs_privileged=needed))
+        metrics = rollout_metrics(rollouts, self.ending, ranks, needs_privileged=needed)
+        self.record(metrics)
+        if self.accelerator.is_main_process:
+            warn_of_missing_ends(metrics, self._answer_limit(), self.ending.token_ids, self.state.global_step)
         self.record(routing_metrics(batch, ranks))
         if self.log_completions:
             answers = [self.prompts.text(ids) for ids in rollouts.answers]

@@ -197,6 +197,39 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
         kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
 
 
+@pytest.mark.parametrize("strips", [True, False])
+def test_an_engine_that_takes_the_ends_off_answers_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strips: bool
+) -> None:
+    """Answers without an end score 0: the accuracy, not the model, shows that the engine takes it off."""
+    end = kit.TOKENIZER.eos_token_id
+
+    class Fixed:
+        answers = ([11, 12], [11, 12, 13])
+
+        def generate(self, request: Request) -> list[list[int]]:
+            ends = [] if strips else [end]
+            return [[*self.answers[place % 2], *ends] for place in range(len(request.prompts))]
+
+    made = kit.trainer(tmp_path, rollout_engine=Fixed(), max_steps=4, verifier=lambda text, row: 1.0, logging_steps=1)
+    made.train()
+    accuracies = [line["rollout/accuracy"] for line in made.state.log_history if "rollout/accuracy" in line]
+    assert set(accuracies) == {0.0 if strips else 1.0}
+    said = [r.message for r in caplog.records if "no answer ends with an end-of-sequence token" in r.message]
+    assert [line.partition(":")[0] for line in said] == ([f"step {n}" for n in (0, 1, 2)] if strips else [])
+    assert all(f"({end})" in line for line in said)
+
+
+def test_answers_at_the_limit_are_cut_and_not_stripped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Long:
+        def generate(self, request: Request) -> list[list[int]]:
+            return [[11] * (request.max_new_tokens - place % 2) for place in range(len(request.prompts))]
+
+    kit.scored(made := kit.trainer(tmp_path, rollout_engine=Long(), max_steps=1))
+    made.train()
+    assert not [r for r in caplog.records if "no answer ends" in r.message]
+
+
 def test_what_an_engine_raises_is_said_of_it(tmp_path: Path) -> None:
     class Failing:
         def generate(self, request: Request) -> list[list[int]]:
