@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs docs-reference test test-wheel test-slow test-weights test-browser mutants lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-browser mutants lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -68,6 +68,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 docs: $(VENV)/.installed-docs  ## the documentation as a site in build/site; links and headings are checked
 	@$(BIN)/python docs/tools/site.py build/pages
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+screenshots: $(VENV)/.installed-dev  ## pictures of the report for the documentation, from two short runs: needs chromium, chromium-driver
+	@$(ONE_THREAD) $(BIN)/python docs/tools/screenshots.py
 
 docs-reference: $(VENV)/.installed-dev  ## the pages of docs/reference that are made from the code
 	@$(ONE_THREAD) TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python docs/tools/reference.py
