@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
@@ -17,6 +17,7 @@ from dopd.methods import table
 from dopd.rollout_settings import rollout_settings
 from dopd.secrets import is_secret, without_secrets
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
+from dopd.settings.documented import document_fields
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 from dopd.trainer.best import check_choice_of_checkpoint, student_metric
@@ -31,8 +32,8 @@ _TRL_BETA_DEFAULT = 1.0
 @dataclass
 class DOPDConfig(DistillationConfig):
     r"""
-    Configuration of [`DOPDTrainer`]: every field of TRL's `DistillationConfig` and `transformers.TrainingArguments`,
-    and:
+    Configuration of [`DOPDTrainer`]: these fields, and every field of TRL's `DistillationConfig` and
+    `transformers.TrainingArguments`.
 
     Parameters:
         > Parameters that control the method
@@ -112,8 +113,15 @@ class DOPDConfig(DistillationConfig):
         trace_max_bytes (`int`, *optional*, defaults to 64 MiB):
             Largest size of `trace.jsonl`; completions that do not fit are counted and left out.
 
-        > Parameters of the host with more to choose from
+        > Parameters of the host with more to choose from, or another default
 
+        learning_rate (`float`, *optional*, defaults to `5e-6`):
+            Initial learning rate of AdamW (the paper's).
+        lr_scheduler_type (`str`, *optional*, defaults to `"cosine"`):
+            Learning-rate schedule (the paper's).
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Switch dropout off in the student, in every view: dropout in one view of shared weights and not in another
+            is noise in the gap.
         resume_from_checkpoint (`bool` or `str`, *optional*):
             `True`, `"true"` or `"last"` (the last whole checkpoint in `output_dir`), or the folder of a checkpoint.
         resume_with_changes (`list[str]` or `str`, *optional*):
@@ -121,83 +129,46 @@ class DOPDConfig(DistillationConfig):
             Anything else that decides the steps and differs is refused by name.
         metric_for_best_model (`str`, *optional*):
             Also a metric of the student's evaluation, such as `"accuracy_greedy"`, with or without `eval_`.
-
-    > [!NOTE]
-    > Defaults that differ from TRL's are the paper's settings: `learning_rate` 5e-6, `lr_scheduler_type` cosine; and
-    > `disable_dropout` True, because dropout in one view of shared weights and not in another is noise in the gap.
     """
 
-    learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate of AdamW (the paper's)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (the paper's)."})
+    learning_rate: float = 5e-6
+    lr_scheduler_type: str = "cosine"
     # `True` too; the parsers of transformers and TRL cannot read a union with `bool` in it.
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "`true`, `last`, or the folder of a checkpoint."}
-    )
-    resume_with_changes: list[str] | str | None = field(
-        default=None, metadata={"help": "What may differ from the run that is resumed: names, with commas."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the student, in every view."})
+    resume_from_checkpoint: str | None = None
+    resume_with_changes: list[str] | str | None = None
+    disable_dropout: bool = True
 
-    method: str = field(
-        default="dopd",
-        metadata={"help": "Name of a routing table (see `dopd methods`), or package.module:function of your own."},
-    )
+    method: str = "dopd"
     # `str` in second place is what the parsers of transformers and TRL read a command line as.
-    rules: list[dict[str, Any]] | str | None = field(
-        default=None, metadata={"help": "Rows of your own routing table (on a command line: JSON)."}
-    )
-    method_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the named table (on a command line: JSON)."}
-    )
-    privileged_student: Anchor | None = field(
-        default=None, metadata={"help": "`current`, `frozen`, `ema` or `snapshot`."}
-    )
-    ema_decay: Annotated[float, Gt(0), Lt(1)] = field(
-        default=0.98, metadata={"help": "Decay per step of privileged_student='ema'."}
-    )
+    rules: list[dict[str, Any]] | str | None = None
+    method_options: dict[str, Any] | str | None = None
+    privileged_student: Anchor | None = None
+    ema_decay: Annotated[float, Gt(0), Lt(1)] = 0.98
+    snapshot_steps: Count = 10
 
-    snapshot_steps: Count = field(
-        default=10, metadata={"help": "Steps between copies of privileged_student='snapshot'."}
-    )
+    num_generations: Count = 4
+    off_policy_rollouts: bool = False
+    privileged_template: Text | None = None
+    prompt_format: PromptFormat = "auto"
+    max_prompt_length: Count | None = None
+    max_context: Count | None = None
+    overlong_prompts: Overlong = "error"
+    skip_broken_images: bool = False
 
-    num_generations: Count = field(default=4, metadata={"help": "Rollouts per prompt."})
-    off_policy_rollouts: bool = field(
-        default=False, metadata={"help": "Allow rollouts from another distribution than the scored one."}
-    )
-    privileged_template: Text | None = field(
-        default=None, metadata={"help": "Text with {prompt} and {privileged_context}."}
-    )
-    prompt_format: PromptFormat = field(
-        default="auto", metadata={"help": "`auto` (text is a user's turn for chat models) or `text` (as it stands)."}
-    )
-    max_prompt_length: Count | None = field(default=None, metadata={"help": "Most tokens of any view of a prompt."})
-    max_context: Count | None = field(default=None, metadata={"help": "Most tokens of prompt and completion together."})
-    overlong_prompts: Overlong = field(default="error", metadata={"help": "`error` or `drop` (counted)."})
-    skip_broken_images: bool = field(default=False, metadata={"help": "Leave rows with broken images out (counted)."})
+    per_device_scoring_batch_size: Count | None = None
+    share_prompts: bool = True
+    loss_backend: Backend = "auto"
+    router_aux_loss_coef: NotNegative | None = None
+    loss_chunk_tokens: Count | None = None
 
-    per_device_scoring_batch_size: Count | None = field(
-        default=None, metadata={"help": "Sequences per forward pass without gradient."}
-    )
-    share_prompts: bool = field(default=True, metadata={"help": "Run each prompt once for all its rollouts."})
-    loss_backend: Backend = field(default="auto", metadata={"help": "`auto`, `chunked`, `triton` or `reference`."})
-    router_aux_loss_coef: NotNegative | None = field(
-        default=None, metadata={"help": "Factor of the load-balancing loss of experts; the model's own if left out."}
-    )
-    loss_chunk_tokens: Count | None = field(default=None, metadata={"help": "Tokens whose logits exist at a time."})
-
-    student_eval_steps: Count | None = field(
-        default=None, metadata={"help": "Evaluate the student without privileged context every so many steps."}
-    )
-    student_eval_prompts: Count = field(default=128, metadata={"help": "Prompts that each evaluation answers."})
-    verifier_timeout: Positive | None = field(
-        default=60.0,
-        metadata={"help": "Seconds that the verifier may take for one answer, and the import of its module."},
-    )
-    student_eval_batch_size: Count = field(default=64, metadata={"help": "Prompts answered at a time on each device."})
-    trace_steps: Count | None = field(default=None, metadata={"help": "Write traced completions every so many steps."})
-    trace_examples: Count = field(default=4, metadata={"help": "Completions written each time."})
-    trace_probes: Natural = field(default=0, metadata={"help": "Prompts answered again for every trace."})
-    trace_max_bytes: Count = field(default=2**26, metadata={"help": "Largest size of trace.jsonl."})
+    student_eval_steps: Count | None = None
+    student_eval_prompts: Count = 128
+    verifier_timeout: Positive | None = 60.0
+    student_eval_batch_size: Count = 64
+    trace_steps: Count | None = None
+    trace_examples: Count = 4
+    trace_probes: Natural = 0
+    trace_max_bytes: Count = 2**26
 
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
 
@@ -290,6 +261,9 @@ class DOPDConfig(DistillationConfig):
             return RoutingTable.from_dicts(rules, name="custom" if self.method == "dopd" else self.method, **anchor)
         options: Any = self.method_options or {}
         return table(self.method, **options, **anchor)
+
+
+document_fields(DOPDConfig)
 
 
 def _plain(value: Any) -> Any:
