@@ -2,17 +2,21 @@
 
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from dopd.shown import visible
 
+_Thing = TypeVar("_Thing")
 _DELAY = 2.0  # seconds before a bar is shown; what ends sooner needs none
 _LINE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 
 
-def progress_bar(label: str, total: int, unit: str, *, initial: int = 0, delay: float = _DELAY) -> Any:
+def progress_bar(
+    label: str, total: int, unit: str, *, initial: int = 0, delay: float = _DELAY, shown: bool = True
+) -> Any:
     """A `tqdm` bar with the time left, in the width of the terminal; it shows nothing where nobody watches.
 
     Args:
@@ -20,7 +24,8 @@ def progress_bar(label: str, total: int, unit: str, *, initial: int = 0, delay: 
         total (`int`): units of work.
         unit (`str`): what one is, for example `prompt`.
         initial (`int`): units that are done already.
-        delay (`float`): seconds before it is shown.
+        delay (`float`): seconds before it is shown; such a bar goes when it is closed.
+        shown (`bool`): whether this process shows it.
     """
     return tqdm(
         total=total,
@@ -30,8 +35,17 @@ def progress_bar(label: str, total: int, unit: str, *, initial: int = 0, delay: 
         delay=delay,
         bar_format=_LINE,
         dynamic_ncols=True,
-        disable=not is_watched(),
+        leave=not delay,
+        disable=not (shown and is_watched()),
     )
+
+
+def tracked(label: str, unit: str, things: Sequence[_Thing]) -> Iterator[_Thing]:
+    """The things one after the other, with a bar that moves."""
+    with progress_bar(label, len(things), unit) as bar:
+        for thing in things:
+            yield thing
+            bar.update()
 
 
 def say(text: str) -> None:

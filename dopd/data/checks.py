@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
 from dopd.data.privileged import Prompt, is_blank
 from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
+from dopd.progress import tracked
 
 # Columns of text that go into a privileged view.
 TEXT_COLUMNS = ("privileged_context", "contrast_context")
@@ -252,7 +251,7 @@ def check_prompts(
     broken: list[str] = []
     kinds: set[type] = set()
     # A bar that appears where this takes longer than one waits: images are read, one by one.
-    for index in tqdm(range(len(dataset)), desc="checking prompts", delay=5, leave=False):
+    for index in tracked("checking prompts", "row", range(len(dataset))):
         row = _row_of(dataset, index)
         check_row(row, index)
         check_kind(row, index, kinds)

@@ -15,6 +15,7 @@ from dopd.data.privileged import Prompt
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
 from dopd.generation import answers
 from dopd.methods import table
+from dopd.progress import progress_bar
 from dopd.sampling import Ending, sampling_config
 from dopd.scoring import View, evaluation_mode, random_state_kept
 from dopd.sources import LIVE
@@ -113,8 +114,11 @@ class StudentEvaluator:
         result = EvaluationResult()
         with evaluation_mode(model), random_state_kept(model), torch.no_grad():
             torch.manual_seed(self.seed + shard[0])
-            for start in range(0, len(rows), self.batch_size):
-                result = result + self._evaluate_batch(model, teacher, rows[start : start + self.batch_size])
+            with progress_bar("evaluation", len(rows), "prompt", shown=shard[0] == 0) as bar:
+                for start in range(0, len(rows), self.batch_size):
+                    batch = rows[start : start + self.batch_size]
+                    result = result + self._evaluate_batch(model, teacher, batch)
+                    bar.update(len(batch))
         return result
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> EvaluationResult:

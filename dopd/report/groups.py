@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dopd.errors import DataError
+from dopd.progress import tracked
 from dopd.report.records import CONFIG_FILE, RunRecord, evaluation_of, json_of, own_text, read_run
 
 SUMMARY_FILE = "summary.json"
@@ -48,7 +49,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
             raise DataError(f"{str(path)!r} is not a run folder (it has no {CONFIG_FILE}), nor does it hold any")
         folders += inside
     unique = {folder.resolve(): folder for folder in folders}
-    return [read_run(folder) for folder in unique.values()]
+    return [read_run(folder) for folder in tracked("reading runs", "run", list(unique.values()))]
 
 
 def find_summary(paths: Iterable[str | Path]) -> dict[str, Any]:

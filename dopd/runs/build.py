@@ -1,13 +1,17 @@
 """Models by name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from dopd.checkpoints import TINY, config_of, files_of, keep_layers, load, origin_of, reason_of, resolve_model, where_of
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
+from dopd.progress import is_watched
 from dopd.runs.hub import unreachable
 from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
@@ -43,12 +47,26 @@ def load_model(
     check_model(path, **where_of(options))
     try:
         check_kind(f"model {name!r}", config_of(path, **where_of(options)))
-        return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
+        with _bar_of_loading(name):
+            return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
     except DopdError:
         raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {reason_of(error)}") from error
+
+
+@contextmanager
+def _bar_of_loading(name: str) -> Iterator[None]:
+    """Inside, the host shows how far it is with the weights, where somebody watches; tiny models are there at once."""
+    shown = is_watched() and not name.startswith(TINY) and not logging.is_progress_bar_enabled()
+    if shown:
+        logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.disable_progress_bar()
 
 
 def check_model(path: str, **where: Any) -> None:

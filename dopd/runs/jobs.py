@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dopd.errors import ConfigError, DopdError
 from dopd.files import make_folder
@@ -67,7 +67,13 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, console: Console) -> None:
     if at_once < 1:
         raise ConfigError(f"jobs (={at_once}) must be at least 1")
     waiting, running = list(jobs), list[Job]()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     bars: dict[int, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         try:

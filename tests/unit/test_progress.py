@@ -1,5 +1,6 @@
 """What a person sees of a run: tokens per second, the time left, and silence in CI."""
 
+import io
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -118,3 +119,32 @@ def test_a_notebook_has_one_display_that_is_renewed_and_needs_no_widgets(monkeyp
     callback.on_train_end(None, STATE, None)
     assert len(displays) == 1 and "step 2/4" in pages[-1] and "<td>100%</td>" in pages[-1]
     assert "noise" not in pages[-1] and "<b>" not in pages[-1]
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", ["60", "80"])
+def test_what_takes_long_has_a_bar_with_the_time_left_in_the_width_of_the_terminal(
+    width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("CI", "")
+    monkeypatch.setenv("COLUMNS", width)
+    bar = dopd.progress.progress_bar("reading", 4, "run", delay=0)
+    bar.set_postfix(dict.fromkeys(("greedy", "sampled", "rollouts", "entropy", "loss", "tokens/s"), "0.123"))
+    bar.update(2)
+    bar.refresh()
+    bar.close()
+    lines = [line for line in screen.getvalue().replace("\n", "\r").split("\r") if line.strip()]
+    assert "left" in lines[-1] or int(width) < 80
+    assert max(map(len, lines)) <= int(width)
+
+
+def test_nothing_is_shown_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(dopd.progress.tracked("reading", "run", [1, 2])) == [1, 2] and stream.getvalue() == ""
