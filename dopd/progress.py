@@ -1,6 +1,7 @@
 """What a person sees while a command works: one line with the time left, where somebody watches it."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ def progress_bar(
         unit=unit,
         delay=delay,
         bar_format=_LINE,
-        dynamic_ncols=True,
+        ncols=shutil.get_terminal_size().columns - 1,
         leave=not delay,
         disable=not (shown and is_watched()),
     )
