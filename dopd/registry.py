@@ -85,6 +85,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         names = [*self, *self.reserved]
         if isinstance(name, str) and (name in names or is_reference(name)):
             return
+        names = [one for one in names if not is_reference(one)]
         raise ConfigError(
             f"{field or self.what} (={name!r}) must be one of {', '.join(names)}, or your own: package.module:name or "
             f"./file.py:name.{did_you_mean(name, names, 2)}"

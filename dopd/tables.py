@@ -163,9 +163,19 @@ class RoutingTable:
 
     @cached_property
     def needs_rewards(self) -> bool:
-        """Whether a verifier has to judge the rollouts before the loss."""
+        """Whether a signal reads rewards."""
+        return any(use.signal.needs_rewards for rule in self.rules for use in rule.uses)
+
+    @cached_property
+    def needs_scores(self) -> bool:
+        """Whether it matters which rollouts are right: to a signal, or where a view shows a right or wrong one."""
         siblings = "sibling" in (self.context, self.contrast) and self.views != {PLAIN}
-        return siblings or any(use.signal.needs_rewards for rule in self.rules for use in rule.uses)
+        return siblings or any(use.signal.needs_scores for rule in self.rules for use in rule.uses)
+
+    @cached_property
+    def is_judged(self) -> bool:
+        """Whether rollouts have to be judged before the loss."""
+        return self.needs_rewards or self.needs_scores
 
     def rollout_limit(self, step: int) -> int | None:
         """Most tokens of an answer at an optimizer step; `None` without a schedule of the table's own."""

@@ -93,6 +93,7 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
         "eval_dataset",
         "processing_class",
         "verifier",
+        "reward_funcs",
         "peft_config",
         "rollout_engine",
         "teacher_processing_class",

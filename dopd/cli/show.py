@@ -161,7 +161,7 @@ def needs_of(table: "RoutingTable") -> list[str]:
     needs += ["privileged_context"] if table.needs_privileged else []
     if any(source.view == CONTRAST for source in sources) and table.contrast == "column":
         needs.append("contrast_context")
-    needs += ["a verifier"] if table.needs_rewards else []
+    needs += ["a verifier"] if table.needs_scores else ["rewards (reward_funcs or a verifier)"] * table.needs_rewards
     if any(source.model == "initial" for source in sources) or (table.anchor != "current"):
         needs.append("a second copy of the student")
     return needs

@@ -63,9 +63,9 @@ class Inspector:
         """
         step = self._step(moment)
         rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows)
-        judged = rollouts.rewards
-        if judged is None and step.table.needs_rewards:
-            rollouts = replace(rollouts, rewards=[0.0] * len(rows))
+        judged = rollouts.scores
+        if not step.judge.gives_rewards and step.table.is_judged:
+            rollouts = replace(rollouts, rewards=[0.0] * len(rows), scores=[0.0] * len(rows))
         averages = None
         if thresholds is not None:
             averages = Thresholds(thresholds["gap"], thresholds["confidence"], 0.0, int(rollouts.mask.sum()), 0)
@@ -94,7 +94,7 @@ class Inspector:
     def _step(self, moment: Moment) -> Step:
         """The step; where a completion has no siblings, what its row says takes their place."""
         table = self.step.table
-        if moment.num_generations > 1 and self.step.verifier is not None:
+        if moment.num_generations > 1 and self.step.judge.gives_rewards:
             return self.step
         return replace(self.step, table=_without_siblings(table))
 

@@ -1,4 +1,4 @@
-"""Methods that read a verifier's rewards."""
+"""Methods that learn from rewards."""
 
 from dopd.methods.registry import register_method
 from dopd.rules import Rule

@@ -7,13 +7,15 @@ from dopd.checkpoints import TINY
 from dopd.errors import did_you_mean
 from dopd.runs.rows import check_splits
 from dopd.runs.settings import RunSettings, all_settings
-from dopd.runs.verifiers import VERIFIERS
 from dopd.settings import Problems, as_mapping, quoted
+from dopd.step.named import VERIFIERS, check_reward_names
+from dopd.step.rewards import VERIFIER, Judge
+from dopd.step.verifier import unjudged
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
 from dopd.trainer.packages import missing_here
-from dopd.trainer.setup import check_batch_sizes, check_trackers
+from dopd.trainer.setup import check_batch_sizes, check_judged, check_trackers
 
 # What the host's own evaluation returns.
 _HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
@@ -38,6 +40,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     if settings.verifier is not None:
         with problems.collected():
             VERIFIERS.check_name(settings.verifier)
+    with problems.collected():
+        _check_rewards(settings, config)
     if config.teacher_model_name_or_path is None:
         with problems.collected():
             check_models(None, None, config.routing_table())
@@ -50,6 +54,17 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
         with problems.collected():
             check_batch_sizes(config)
     return problems.found
+
+
+def _check_rewards(settings: RunSettings, config: DOPDConfig) -> None:
+    """Raise `ConfigError` for rewards that cannot be given, without reading anybody's code."""
+    given = settings.reward_funcs
+    names = [given] if isinstance(given, str) else list(given or ())
+    check_reward_names(names)
+    stand_ins = {name: None if name == VERIFIER else unjudged for name in names}
+    weights = config.reward_weights or [1.0] * len(stand_ins)
+    is_verified = settings.verifier is not None or settings.task is not None
+    check_judged(Judge(unjudged if is_verified else None, stand_ins, tuple(weights)), config.routing_table())
 
 
 def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:

@@ -47,7 +47,9 @@ _HERE = {
     "num_generations": "n num_samples num_rollouts rollouts num_return_sequences group_size",
     "temperature": "temp sampling_temperature",
     "generation_kwargs": "generation_config sampling_params",
-    "verifier, a function that scores an answer": "reward_funcs reward_fn reward_function reward_model reward",
+    "reward_funcs, functions of a batch, or verifier, a function that scores an answer": "reward_fn reward_function "
+    "rewards reward reward_func",
+    "reward_funcs, with a function that asks the model": "reward_model reward_model_name_or_path reward_model_path",
     "privileged_template, with {prompt} and {privileged_context}": "teacher_prompt_template reprompt_template "
     "solution_template feedback_template",
     "privileged_student: current, frozen, ema or snapshot": "teacher_model_kind",
@@ -71,7 +73,7 @@ _NOT_HERE = {
     "max_reprompt_len",
     "a teacher runs in this process: name it as teacher_model_name_or_path": "use_teacher_server teacher_server_urls "
     "teacher_model_server_url",
-    "the method says how rewards act: see `dopd methods`": "scale_rewards reward_weights success_reward_threshold "
+    "the method says how rewards act: see `dopd methods`": "scale_rewards success_reward_threshold "
     "multi_objective_aggregation mask_truncated_completions top_entropy_quantile entropy_coef",
     "every token of an answer is learned from, as the method routes it: see `dopd methods`": "num_loss_tokens_to_skip "
     "assistant_only_loss completion_only_loss train_on_prompt",

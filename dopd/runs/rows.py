@@ -27,7 +27,7 @@ from dopd.runs.row_files import (
     splits_of_folder,
 )
 from dopd.runs.settings import RunSettings
-from dopd.runs.verifiers import load_verifier
+from dopd.step.named import load_verifier
 from dopd.step.verifier import Verifier
 from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.preflight import HELD_OUT

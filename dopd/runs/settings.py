@@ -48,6 +48,7 @@ _PLACES = (
     "model_name_or_path",
     "output_dir",
     "resume_from_checkpoint",
+    "reward_funcs",
     "task",
     "teacher_model_name_or_path",
     "verifier",
@@ -57,7 +58,7 @@ _SWITCHED = ("true", "false", "yes", "no", "on", "off", "null", "~")
 
 @dataclass(kw_only=True)
 class RunSettings:
-    """What a run needs beside `DOPDConfig`: models, data and the verifier.
+    """What a run needs beside `DOPDConfig`: models, data, the verifier and reward functions.
 
     Attributes:
         model_name_or_path (`str`): the student: a hub id, a folder, or `tiny:TASK/ROLE` (an embedded model; a checkout
@@ -82,6 +83,8 @@ class RunSettings:
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
             `package.module:function` or `./file.py:function`; a task brings its own.
+        reward_funcs (`list[str]` or `str`, *optional*): as in TRL, with `reward_weights`: functions of your own as
+            `package.module:function` or `./file.py:function`, and `verifier` for the verifier's score.
         use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters,
             lora_modules_to_save, use_rslora, use_dora: as in TRL. A student that is an adapter's folder goes on
             training it without `use_peft`; with it, the adapter becomes part of the weights below a new one.
@@ -109,6 +112,7 @@ class RunSettings:
     train_prompts: PromptCount = 4096
     eval_prompts: PromptCount = 512
     verifier: Text | None = None
+    reward_funcs: Annotated[list[Text], MinLen(1)] | Text | None = None
     use_peft: bool = False
     lora_r: Count = 16
     lora_alpha: Count = 32

@@ -34,6 +34,8 @@ from dopd.runs.quiet import quiet_libraries
 from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
+from dopd.step.named import load_reward_functions
+from dopd.step.rewards import judge_of
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
@@ -42,7 +44,7 @@ from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
-from dopd.trainer.setup import tried_on_rows
+from dopd.trainer.setup import tried_judge
 from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
@@ -185,7 +187,9 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     options = _student_options(settings, config)
     peft_config = on_revision(_peft_config(settings), settings.model_name_or_path, options)
     train_rows, held_out, verifier = load_rows(settings, verifier_timeout=config.verifier_timeout)
-    verifier = tried_on_rows(verifier, config, train_rows, held_out)
+    functions = load_reward_functions(settings.reward_funcs, config.verifier_timeout)
+    judge = judge_of(verifier, functions, config.reward_weights, config.verifier_timeout)
+    judge = tried_judge(judge, table, train_rows, held_out)
     student = load_model(
         settings.model_name_or_path,
         trainable=True,
@@ -208,7 +212,8 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             train_dataset=train_rows,
             eval_dataset=held_out,
             processing_class=load_processing_class(settings.model_name_or_path, **options),
-            verifier=verifier,
+            verifier=judge.verifier,
+            reward_funcs=[*judge.functions.values()],
             peft_config=peft_config,
         )
     except DataError as error:

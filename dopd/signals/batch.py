@@ -22,7 +22,9 @@ class SignalBatch:
         logprobs (`dict[str, Tensor]`): source -> log-probs of the sampled tokens (B, T), nats.
         entropies (`dict[str, Tensor]`): source -> entropies (B, T), nats.
         measures (`dict[str, Tensor]`): measure -> (B, T).
-        rewards (`Tensor` (B,), *optional*): scores of a verifier, in [0, 1].
+        rewards (`Tensor` (B,), *optional*): of reward functions or a verifier: finite numbers on any scale, NaN where
+            no function applies.
+        scores (`Tensor` (B,), *optional*): how right each answer is by the verifier, in [0, 1].
         has_privileged (`Tensor` (B,), *optional*): whether a row has privileged context.
         has_contrast (`Tensor` (B,), *optional*): whether a row has a contrasting context.
         num_generations (`int`): rollouts of each prompt, side by side.
@@ -36,6 +38,7 @@ class SignalBatch:
     entropies: Mapping[str, Tensor]
     measures: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
+    scores: Tensor | None = None
     has_privileged: Tensor | None = None
     has_contrast: Tensor | None = None
     num_generations: int = 1
@@ -57,23 +60,33 @@ class SignalBatch:
         return values_B.double().unsqueeze(1).expand(self.mask.shape)
 
     def rewards_of_groups(self) -> Tensor:
-        """Rewards (B / G, G) of the rollouts of each prompt.
+        """Rewards (B / G, G) of the rollouts of each prompt, NaN where no reward function applies.
 
         Raises:
-            ConfigError: no verifier gave rewards, or a rank holds a part of a prompt's rollouts.
+            ConfigError: nobody gave rewards, or a rank holds a part of a prompt's rollouts.
         """
-        if self.rewards is None:
+        needs = "rewards: pass reward_funcs=... or verifier=... to the trainer (a task brings a verifier)"
+        return self._of_groups(self.rewards, f"{needs}, or rewards to SignalBatch")
+
+    def scores_of_groups(self) -> Tensor:
+        """The verifier's scores (B / G, G) of the rollouts of each prompt.
+
+        Raises:
+            ConfigError: no verifier gave scores, or a rank holds a part of a prompt's rollouts.
+        """
+        needs = "to know which answers are right: pass verifier=... to the trainer (a task brings its own)"
+        return self._of_groups(self.scores, f"{needs}, or scores to SignalBatch")
+
+    def _of_groups(self, values_B: Tensor | None, needs: str) -> Tensor:
+        if values_B is None:
+            raise ConfigError(f"this method needs {needs}")
+        if len(values_B) % self.num_generations:
             raise ConfigError(
-                "this method needs rewards: pass verifier=... to the trainer (a task brings its own), or rewards to "
-                "SignalBatch"
-            )
-        if len(self.rewards) % self.num_generations:
-            raise ConfigError(
-                f"a rank holds {len(self.rewards)} completions, which is not a multiple of num_generations "
+                f"a rank holds {len(values_B)} completions, which is not a multiple of num_generations "
                 f"(={self.num_generations}): this method compares the rollouts of a prompt. Set "
                 "per_device_train_batch_size * gradient_accumulation_steps to a multiple of num_generations"
             )
-        return self.rewards.double().view(-1, self.num_generations)
+        return values_B.double().view(-1, self.num_generations)
 
     def sequence_mean(self, values_BT: Tensor) -> Tensor:
         """Mean over the scored tokens of every sequence, float64 (B,); 0 where there are none."""

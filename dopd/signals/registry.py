@@ -23,7 +23,8 @@ class Signal:
         about (`str`): in words, with its equation.
         sources (`frozenset[str]`): whose scores of the sampled tokens it reads.
         measures (`frozenset[str]`): which measures it reads.
-        needs_rewards (`bool`): whether it reads a verifier's scores.
+        needs_rewards (`bool`): whether it reads rewards, on whatever scale they are.
+        needs_scores (`bool`): whether it reads which answers are right by the verifier.
     """
 
     compute: Callable[..., Tensor]
@@ -31,6 +32,7 @@ class Signal:
     sources: frozenset[str] = frozenset()
     measures: frozenset[str] = frozenset()
     needs_rewards: bool = False
+    needs_scores: bool = False
 
 
 SIGNALS: Registry[Signal] = Registry("signal")
@@ -44,6 +46,7 @@ def register_signal(
     sources: Iterable[str] = (),
     measures: Iterable[str] = (),
     needs_rewards: bool = False,
+    needs_scores: bool = False,
 ) -> Callable[[AnyCompute], AnyCompute]:
     """Register a signal: the decorated function gets a `SignalBatch` and returns a number of every token, (B, T).
 
@@ -55,7 +58,8 @@ def register_signal(
         about (`str`, *optional*): in words, with its equation.
         sources (`list[str]`): keys of `batch.logprobs` and `batch.entropies` that it reads (`dopd.sources.SOURCES`).
         measures (`list[str]`): keys of `batch.measures` that it reads (`dopd.signals.MEASURES`).
-        needs_rewards (`bool`): whether it reads `batch.rewards`.
+        needs_rewards (`bool`): whether it reads `batch.rewards`, on whatever scale they are.
+        needs_scores (`bool`): whether it reads `batch.scores`, the verifier's, in [0, 1].
 
     Raises:
         ConfigError: a name that other code has, or a source or measure that does not exist.
@@ -68,7 +72,7 @@ def register_signal(
             raise ConfigError(f"signal {name!r}: {what} (={sorted(asked)}) must be among {', '.join(names)}")
 
     def register(compute: AnyCompute) -> AnyCompute:
-        SIGNALS.register(name, Signal(compute, about, reads[0], reads[1], needs_rewards), compute)
+        SIGNALS.register(name, Signal(compute, about, reads[0], reads[1], needs_rewards, needs_scores), compute)
         return compute
 
     return register

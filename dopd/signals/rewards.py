@@ -1,4 +1,4 @@
-"""Signals that read a verifier's rewards. Shapes: B sequences, T completion tokens, G rollouts of a prompt."""
+"""Signals that read rewards or scores. Shapes: B sequences, T completion tokens, G rollouts of a prompt."""
 
 import torch
 from torch import Tensor
@@ -15,15 +15,21 @@ _EVEN = 1e-8
 def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     """(r - mean) / std over the rollouts of a prompt (GRPO, arXiv 2402.03300), at each of their tokens; (B, T).
 
-    The standard deviation is the sample's (divided by G - 1). A group of equal rewards has advantage 0.
+    The standard deviation is the sample's (divided by G - 1). A group of equal rewards has advantage 0, and so has a
+    rollout to which no reward function applies, which counts in neither mean nor deviation.
 
     Args:
         scaled (`bool`): divide by the standard deviation.
     """
     rewards_GG = batch.rewards_of_groups()
-    centred_GG = rewards_GG - rewards_GG.mean(1, keepdim=True)
+    known_GG = ~torch.isnan(rewards_GG)
+    num_known_G1 = known_GG.sum(1, keepdim=True)
+    mean_G1 = torch.where(known_GG, rewards_GG, 0.0).sum(1, keepdim=True) / num_known_G1.clamp(min=1)
+    centred_GG = torch.where(known_GG, rewards_GG - mean_G1, 0.0)
     if scaled and rewards_GG.shape[1] > 1:
-        spread_G1 = rewards_GG.std(1, keepdim=True)
+        some_known_G1 = (centred_GG.square().sum(1, keepdim=True) / (num_known_G1 - 1).clamp(min=1)).sqrt()
+        all_known_G1 = num_known_G1 == rewards_GG.shape[1]
+        spread_G1 = torch.where(all_known_G1, rewards_GG.std(1, keepdim=True), some_known_G1)
         centred_GG = torch.where(spread_G1 > _EVEN, centred_GG / spread_G1.clamp(min=_EVEN), 0.0)
     return batch.per_token(centred_GG.flatten())
 
@@ -32,7 +38,7 @@ def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     "uni_opd_margin",
     "half of the margin that log T - log S lacks between right and wrong rollouts, signed",
     sources={"student", "teacher"},
-    needs_rewards=True,
+    needs_scores=True,
 )
 def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: float = 0.5) -> Tensor:
     """The additive shift of Uni-OPD (arXiv 2605.03677), mode "both"; (B, T), nats.
@@ -42,10 +48,10 @@ def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: floa
 
     Args:
         delta (`float`): the margin asked for, nats.
-        threshold (`float`): reward from which a rollout is right.
+        threshold (`float`): score from which a rollout is right.
     """
     means_B = batch.sequence_mean(batch.logprobs["teacher"].double() - batch.logprobs["student"].double())
-    right_GG = batch.rewards_of_groups() >= threshold
+    right_GG = batch.scores_of_groups() >= threshold
     means_GG = means_B.view(right_GG.shape)
     num_right_G1, num_wrong_G1 = right_GG.sum(1, keepdim=True), (~right_GG).sum(1, keepdim=True)
     right_G1 = torch.where(right_GG, means_GG, 0.0).sum(1, keepdim=True) / num_right_G1.clamp(min=1)

@@ -1,7 +1,7 @@
 """One training step as plain data: rollouts -> views -> scores -> assignment -> loss.
 
 The one path of training, evaluation, inspection and traces. Read in this order: `step` (the path), `prompts` (rows to
-views), `engine` (answers), `scorer` (what models say of them), `batch` (what a step knows).
+views), `engine` (answers), `rewards` (what they are worth), `scorer` (what models say of them), `batch` (their data).
 """
 
 from dopd.step.batch import Rollouts, ScoredBatch, SourceScores

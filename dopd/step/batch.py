@@ -4,7 +4,7 @@ Shapes: B completions of this rank, T completion tokens, H hidden size of a sour
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,14 +26,18 @@ class Rollouts:
         view (`View`): these prompts, as everyone who reads the plain view reads them.
         completion_ids (`LongTensor` (B, T)): right-padded; the same in every view.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
-        rewards (`list[float]`, *optional*): a verifier's scores, in [0, 1].
+        scores (`list[float]`, *optional*): how right the answers are by the verifier, in [0, 1].
+        rewards (`list[float]`, *optional*): what methods learn from: any finite numbers, NaN where nothing applies.
+        rewards_by_function (`dict[str, list[float]]`): of each reward function, NaN where it does not apply.
     """
 
     rows: Sequence[Mapping[str, Any]]
     view: View
     completion_ids: Tensor
     mask: Tensor
+    scores: list[float] | None = None
     rewards: list[float] | None = None
+    rewards_by_function: Mapping[str, list[float]] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What is logged of a step before it is learned from, over all processes."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -31,7 +32,10 @@ def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_p
     }
     if needs_privileged:
         columns["missing"] = [float(lacks_privileged(row)) for row in rollouts.rows]
-    if rollouts.rewards is not None:
+    if rollouts.scores is not None:
+        columns["score"] = rollouts.scores
+    if rollouts.rewards is not None and rollouts.rewards_by_function:
+        columns |= {f"rewards/{name}": values for name, values in rollouts.rewards_by_function.items()}
         columns["reward"] = rollouts.rewards
     rows = torch.tensor([*zip(*columns.values(), strict=True)], dtype=torch.float64, device=rollouts.mask.device)
     of_all = dict(zip(columns, ranks.gathered(rows).unbind(1), strict=True))
@@ -45,9 +49,22 @@ def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_p
     metrics["completions/eos_ratio"] = ended_N.mean().item()
     # The host takes a sampled padding token at the length limit for an end; an answer without an end was cut.
     metrics["completions/clipped_ratio"] = 1.0 - metrics["completions/eos_ratio"]
-    for column, name in (("missing", "privileged/missing_ratio"), ("reward", "rollout/accuracy")):
+    for column, name in (("missing", "privileged/missing_ratio"), ("score", "rollout/accuracy")):
         if column in of_all:
             metrics[name] = of_all[column].mean().item()
+    return metrics | _reward_metrics({name: of_all[name] for name in of_all if name.startswith("reward")})
+
+
+def _reward_metrics(rewards: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean and standard deviation of rewards (N,) where they apply, by the names that TRL gives them."""
+    metrics: dict[str, float] = {}
+    for name, values_N in rewards.items():
+        known_N = values_N[~torch.isnan(values_N)]
+        mean, deviation = (name, f"{name}_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
+        metrics |= {mean: known_N.mean().item()} if len(known_N) else {}
+        metrics |= {deviation: known_N.std().item()} if len(known_N) > 1 else {}
+    if "reward" in rewards:  # answers to which no reward function applies teach nothing
+        metrics["reward/missing_ratio"] = torch.isnan(rewards["reward"]).double().mean().item()
     return metrics
 
 

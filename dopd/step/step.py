@@ -13,7 +13,7 @@ from torch import Tensor
 from dopd.assignment import assign
 from dopd.data.contexts import rows_for_view
 from dopd.data.views import lacks_privileged
-from dopd.errors import NotFiniteError, ScoringError
+from dopd.errors import ScoringError
 from dopd.fused import fused_routed_loss, measures
 from dopd.fused.api import Backend
 from dopd.heads import Head
@@ -27,8 +27,8 @@ from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SOURCES
 from dopd.step.batch import Rollouts, ScoredBatch, SourceScores
 from dopd.step.liveness import check_alive
 from dopd.step.prompts import PromptEncoder
+from dopd.step.rewards import Judge
 from dopd.step.scorer import Scorer
-from dopd.step.verifier import Verifier, judged
 from dopd.tables import RoutingTable
 
 
@@ -59,7 +59,7 @@ class Step:
         prompts (`PromptEncoder`): reads rows as views.
         scorer (`Scorer`): of the sources.
         ending (`Ending`): of the answers.
-        verifier (callable, *optional*): (completion text, row) -> score in [0, 1].
+        judge (`Judge`): gives answers scores and rewards.
         ranks (`Ranks`): the processes that share the step.
         max_prompt_tokens (`int`, *optional*): most tokens of a prompt for which the models' context has room; views
             that show an answer of the student's have a length only then.
@@ -70,7 +70,7 @@ class Step:
     prompts: PromptEncoder
     scorer: Scorer
     ending: Ending
-    verifier: Verifier | None = None
+    judge: Judge = field(default_factory=Judge)
     ranks: Ranks = field(default_factory=Alone)
     max_prompt_tokens: int | None = None
     backend: Backend = "auto"
@@ -78,23 +78,15 @@ class Step:
     merged_ids: Sequence[int] = ()
 
     def judged(self, rollouts: Rollouts, problems: Sequence[Mapping[str, Any]]) -> Rollouts:
-        """The rollouts with the verifier's scores; the same without a verifier.
+        """The rollouts with scores and rewards, where the step has a judge that gives any.
 
         Args:
-            problems (`list[dict]`): the rows as they were brought, as the verifier reads them.
+            problems (`list[dict]`): the rows as they were brought, as users' code reads them.
         """
-        if self.verifier is None:
+        if not self.judge.gives_rewards:
             return rollouts
-        rewards = []
-        for number, (row, ids) in enumerate(zip(problems, rollouts.answers, strict=True)):
-            try:
-                # A completion cut at the length limit is not a finished answer.
-                ended = self.ending.ended(ids)
-                rewards.append(judged(self.verifier, self.prompts.text(ids), row) if ended else 0.0)
-            except NotFiniteError as error:
-                error.rows = (number,)
-                raise
-        return replace(rollouts, rewards=rewards)
+        texts = [self.prompts.text(ids) for ids in rollouts.answers]
+        return self.judge.judged(rollouts, problems, texts, [self.ending.ended(ids) for ids in rollouts.answers])
 
     def views(self, rollouts: Rollouts, num_generations: int = 1) -> tuple[dict[str, View], dict[str, Tensor]]:
         """The views that the table reads, by name, and which rows have the context of a view (B,), by name.
@@ -104,9 +96,9 @@ class Step:
         """
         views, present = {PLAIN: rollouts.view}, dict[str, Tensor]()
         device = rollouts.completion_ids.device
-        completions = self._shown(rollouts) if self.table.needs_rewards else []
+        completions = self._shown(rollouts) if self.table.needs_scores else []
         for name in sorted(self.table.views - {PLAIN}):
-            view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.rewards, num_generations)
+            view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.scores, num_generations)
             views[name] = self.prompts.privileged_view(view_rows, device)
             self._check_room(name, views[name])
             present[name] = torch.tensor([not lacks_privileged(row) for row in view_rows], device=device)
@@ -147,13 +139,13 @@ class Step:
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
         measured = self._states({name: sources[name] for name in self.table.measured_sources})
-        rewards = rollouts.rewards
         signals = SignalBatch(
             mask,
             {name: scores.tokens.logprobs for name, scores in sources.items()},
             {name: scores.tokens.entropy for name, scores in sources.items()},
             measures(self.table.measures, measured, mask, chunk_tokens=self.chunk_tokens),
-            rewards=None if rewards is None else torch.tensor(rewards, dtype=torch.float64, device=mask.device),
+            rewards=_numbers(rollouts.rewards, mask.device),
+            scores=_numbers(rollouts.scores, mask.device),
             has_privileged=present.get(PRIVILEGED),
             has_contrast=present.get(CONTRAST),
             num_generations=moment.num_generations,
@@ -205,6 +197,10 @@ class Step:
             scores={name: scores.tokens for name, scores in batch.sources.items()},
             merged_ids=self.merged_ids,
         )
+
+
+def _numbers(values: list[float] | None, device: torch.device) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def _check_alive(source: str, scores: SourceScores, ids: Tensor, mask: Tensor, *, trained: bool) -> None:

@@ -34,7 +34,7 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         raise
     except BaseException as error:  # SystemExit, too: it would end a run as if it were done
         raise ScoringError(
-            f"the verifier raised {type(error).__name__}: {first_line(error)}, for {_quoted(completion)}. It is called "
+            f"the verifier raised {type(error).__name__}: {first_line(error)}, for {quoted(completion)}. It is called "
             f"with the answer's text and the dataset's row ({', '.join(map(str, row))}), and gives a number from 0 "
             "(wrong) to 1 (right) for whatever a model writes"
         ) from error
@@ -48,7 +48,7 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         score = math.nan
     if not 0.0 <= score <= 1.0:
         message = (
-            f"the verifier gave {_shown(value)} for {_quoted(completion)}: a score must be a number from 0 (wrong) to "
+            f"the verifier gave {shown(value)} for {quoted(completion)}: a score must be a number from 0 (wrong) to "
             "1 (right). Scale it in the verifier"
         )
         raise ScoringError(message) if math.isfinite(score) else NotFiniteError(message, source="verifier")
@@ -74,11 +74,11 @@ class TimedVerifier:
             ScoringError: it took longer.
         """
         try:
-            with alarm_after(self.seconds, f"the verifier, for {_quoted(completion)},"):
+            with alarm_after(self.seconds, f"the verifier, for {quoted(completion)},"):
                 return self.verifier(completion, row)
         except TooLongError:
             raise ScoringError(
-                f"the verifier took more than verifier_timeout (={self.seconds:g}) seconds for {_quoted(completion)}: "
+                f"the verifier took more than verifier_timeout (={self.seconds:g}) seconds for {quoted(completion)}: "
                 "make it faster, or raise verifier_timeout"
             ) from None
 
@@ -91,6 +91,13 @@ class TriedVerifier:
 
     def __call__(self, completion: str, row: Mapping[str, Any]) -> float:
         return self.score(completion, row)
+
+
+def written_code(verifier: Verifier) -> Verifier:
+    """A verifier as the user wrote it, without what was put around it."""
+    if isinstance(verifier, TriedVerifier):
+        verifier = verifier.score
+    return verifier.verifier if isinstance(verifier, TimedVerifier) else verifier
 
 
 def tried(verifier: Verifier, seconds: float | None, datasets: Iterable[Any]) -> TriedVerifier:
@@ -116,7 +123,8 @@ def tried(verifier: Verifier, seconds: float | None, datasets: Iterable[Any]) ->
     return made
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The `repr` of whatever object it is, short."""
     try:
         text = repr(value)
     except Exception:  # of whatever object it is
@@ -124,5 +132,6 @@ def _shown(value: Any) -> str:
     return cut(text, _SHOWN)
 
 
-def _quoted(completion: str) -> str:
+def quoted(completion: str) -> str:
+    """An answer for a message."""
     return f"the answer {completion[:_SHOWN]!r}{'...' if len(completion) > _SHOWN else ''}"

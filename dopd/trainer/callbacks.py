@@ -37,11 +37,11 @@ class AnchorUpdate(TrainerCallback):
 class IdleSteps(TrainerCallback):
     """Says that logged steps had no gradient: nothing was learned in them."""
 
-    def __init__(self, needs_rewards: bool) -> None:
+    def __init__(self, is_judged: bool) -> None:
         self._reason = (
             "every prompt's answers had equal rewards, so none was better than another. Use easier or harder prompts, "
-            "more num_generations, or a verifier with more values"
-            if needs_rewards
+            "more num_generations, or rewards with more values"
+            if is_judged
             else "targets and student agree, or every weight is 0"
         )
         self.count = 0

@@ -53,6 +53,9 @@ class DOPDConfig(DistillationConfig):
         snapshot_steps (`int`, *optional*, defaults to `10`):
             Optimizer steps after which the copy of `"snapshot"` is renewed, where the method has none of its own.
 
+        reward_weights (`list[float]`, *optional*):
+            Weights of the trainer's `reward_funcs`, as in TRL's GRPO; 1 for each if left out.
+
         > Parameters that control the data
 
         num_generations (`int`, *optional*, defaults to `4`):
@@ -101,8 +104,8 @@ class DOPDConfig(DistillationConfig):
         student_eval_batch_size (`int`, *optional*, defaults to `64`):
             Prompts answered at a time on each device.
         verifier_timeout (`float`, *optional*, defaults to 60):
-            Seconds that the verifier may take for one answer, or the import of its module, before the run stops; `None`
-            for any time.
+            Seconds that the verifier, or a reward function for each answer of a call, may take before the run stops,
+            and the import of their modules; `None` for any time.
         trace_steps (`int`, *optional*):
             Write some completions with their tokens' regimes to `trace.jsonl` every so many steps. `None`: never.
         trace_examples (`int`, *optional*, defaults to `4`):
@@ -145,6 +148,8 @@ class DOPDConfig(DistillationConfig):
     privileged_student: Anchor | None = None
     ema_decay: Annotated[float, Gt(0), Lt(1)] = 0.98
     snapshot_steps: Count = 10
+
+    reward_weights: list[float] | None = None
 
     num_generations: Count = 4
     off_policy_rollouts: bool = False

@@ -19,13 +19,15 @@ def describe_run(
     train_dataset: Any,
     eval_dataset: Any,
     verifier: Any,
+    reward_funcs: Any,
     peft_config: Any,
 ) -> str:
     """A run as flat YAML, in the keys of `dopd train`; an object is written as its class and what tells it from others.
 
     Args:
         args (`DOPDConfig`): of which settings that were left at their defaults are not written.
-        model, teacher_model, train_dataset, eval_dataset, verifier, peft_config: as `DOPDTrainer` was given them.
+        model, teacher_model, train_dataset, eval_dataset, verifier, reward_funcs, peft_config: as `DOPDTrainer` was
+            given them.
     """
     objects = {
         "model_name_or_path": _described(model),
@@ -33,6 +35,7 @@ def describe_run(
         "dataset_name": _described(train_dataset),
         "dataset_eval_name": _described(eval_dataset),
         "verifier": _described(verifier),
+        "reward_funcs": _each_described(reward_funcs),
     }
     known = {name: text for name, text in objects.items() if text is not None} | _adapter(peft_config)
     chosen = {"method": args.method, "output_dir": args.output_dir, **args.chosen()}
@@ -43,6 +46,10 @@ def _described(given: Any) -> str | None:
     if given is None or isinstance(given, str):
         return given
     return GIVEN_IN_PYTHON + _in_words(given)
+
+
+def _each_described(given: Any) -> list[str | None] | str | None:
+    return [*map(_described, given)] if isinstance(given, list | tuple) else _described(given)
 
 
 def _in_words(given: Any) -> str:

@@ -20,7 +20,7 @@ from trl.trainer.utils import repeat_iterable_dataset
 from dopd.sampling import Ending
 from dopd.settings import as_mapping
 from dopd.step import PromptEncoder, ScoredBatch
-from dopd.step.verifier import Verifier
+from dopd.step.rewards import Judge
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.config import DOPDConfig
@@ -60,7 +60,7 @@ class HostTrainer(DistillationTrainer):
         prompts (`PromptEncoder`): reads rows as views.
         models (`TrainedModels`): student, teacher and the student's other weights.
         ending (`Ending`): of the answers.
-        verifier (callable, *optional*): scores an answer.
+        judge (`Judge`): gives answers scores and rewards.
         teacher_candidate: the teacher's own processor, if it has other settings than the student's; it is used if it
             encodes prompts otherwise.
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
@@ -83,7 +83,7 @@ class HostTrainer(DistillationTrainer):
     prompts: PromptEncoder
     models: "TrainedModels"
     ending: Ending
-    verifier: Verifier | None
+    judge: Judge
     teacher_candidate: Any
     balance_coefficient: float
     anchor: AbstractAnchor

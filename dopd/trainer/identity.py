@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
 from dopd.methods import own_code
+from dopd.registry import files_of
 from dopd.secrets import without_secrets
 from dopd.settings import as_mapping
 from dopd.trainer.anchor import FrozenAnchor
@@ -117,6 +118,7 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         ),
         "train_dataset": _rows_digest(trainer.train_dataset),
         "own_code (files of the method)": own_code(None if args.rules is not None else args.method, trainer.table),
+        "reward_funcs (what answers are judged by)": _judged_by(trainer),
         "optimizer_state": "saved",
         "processes": trainer.accelerator.num_processes,
     }
@@ -181,6 +183,15 @@ def _not_saved(trainer: HostTrainer, student: Any) -> list[tuple[str, Tensor]]:
         return [(name, weight) for name, weight in student.named_parameters() if not weight.requires_grad]
     held = [a for a in (trainer.anchor, trainer.initial) if isinstance(a, FrozenAnchor) and not a.saves]
     return [pair for anchor in held for pair in anchor.held.items()]
+
+
+def _judged_by(trainer: HostTrainer) -> str:
+    """Functions with their weights, and the files of users' code; what is only logged may differ."""
+    judge = trainer.judge
+    if not trainer.table.is_judged:
+        return "none"
+    functions = [f"{weight:g} x {name}" for name, weight in zip(judge.functions, judge.weights, strict=True)]
+    return f"{', '.join(functions) or 'the verifier'} (own code: {files_of(judge.code)})"
 
 
 def _attention(model: nn.Module) -> list[str]:

@@ -62,7 +62,7 @@ def _make_probe(host: HostTrainer, step: Step) -> Probe | None:
     models = _OfThisProcess(host.models)
     batch_size = args.student_eval_batch_size
     scorer = LocalScorer(models, batch_size, host.temperature, step.chunk_tokens, step.merged_ids)
-    evaluator = answering(host, [], host.verifier or unjudged)
+    evaluator = answering(host, [], host.judge.verifier or unjudged)
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
     inspector = Inspector(replace(step, scorer=scorer, ranks=Alone()), evaluator, models, host.temperature)
     return Probe(inspector, rows)

@@ -17,7 +17,8 @@ from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
-from dopd.step.verifier import TriedVerifier, Verifier, tried
+from dopd.step.rewards import Judge
+from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.config import DOPDConfig
@@ -44,28 +45,30 @@ def check_batch_sizes(args: DOPDConfig) -> None:
         )
 
 
-def check_rewards(table: RoutingTable, verifier: Verifier | None) -> None:
-    """Raise `ConfigError` if the method learns from rewards and nobody gives any."""
-    if table.needs_rewards and verifier is None:
+def check_judged(judge: Judge, table: RoutingTable) -> None:
+    """Raise `ConfigError` if the method learns from rewards, or asks which answers are right, and nobody says so."""
+    if table.needs_rewards and not judge.gives_rewards:
         raise ConfigError(
-            f"method {table.name!r} learns from rewards: pass verifier=... to the trainer, or set verifier in "
-            "the config "
-            "(a task brings its own)"
+            f"method {table.name!r} learns from rewards: pass reward_funcs=... or verifier=... to the trainer, or set "
+            "reward_funcs or verifier in the config (a task brings a verifier)"
+        )
+    if table.needs_scores and judge.verifier is None:
+        raise ConfigError(
+            f"method {table.name!r} asks which answers are right: pass verifier=... to the trainer, or set verifier in "
+            "the config (a task brings its own); rewards, which may have any scale, do not say it"
         )
 
 
-def tried_on_rows(
-    verifier: Verifier | None, args: DOPDConfig, train_dataset: Any, eval_dataset: Any
-) -> TriedVerifier | None:
-    """The verifier, stopped in time, after a call for each dataset; before models are loaded.
+def tried_judge(judge: Judge, table: RoutingTable, train_dataset: Any, eval_dataset: Any) -> Judge:
+    """A judge whose verifier and reward functions were called for each dataset; before models are loaded.
 
     Raises:
-        ScoringError: it raises, or gives no score.
+        ConfigError: as `check_judged`.
+        ScoringError: users' code raises, takes too long, or gives no finite number.
     """
+    check_judged(judge, table)
     held_out = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-    if verifier is None:
-        return None
-    return tried(verifier, args.verifier_timeout, [train_dataset, *held_out])
+    return judge.tried_on([train_dataset, *held_out])
 
 
 def check_trackers(args: DOPDConfig) -> None:
@@ -209,13 +212,13 @@ def make_evaluator(host: HostTrainer, num_prompts: int | None = None) -> Student
             f"eval_dataset is a dict ({', '.join(map(str, dataset))}), and the evaluation of the student answers one "
             "dataset: pass that one, or join them (datasets.concatenate_datasets)"
         )
-    if host.verifier is None or dataset is None or isinstance(dataset, IterableDataset):
+    if host.judge.verifier is None or dataset is None or isinstance(dataset, IterableDataset):
         raise ConfigError(
             "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
             "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"
         )
     rows = [dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))]
-    return answering(host, rows, host.verifier)
+    return answering(host, rows, host.judge.verifier)
 
 
 def answering(host: HostTrainer, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:

@@ -44,7 +44,7 @@ class Probe:
     ) -> list[dict[str, Any]]:
         """One record of each row, routed by the averages of a batch."""
         # Methods that compare rollouts need as many of them as training makes; the others read each for itself.
-        count = moment.num_generations if self.inspector.step.table.needs_rewards else 1
+        count = moment.num_generations if self.inspector.step.table.is_judged else 1
         return self.inspector.records(
             [row for row in self.rows for _ in range(count)],
             thresholds=thresholds,
@@ -128,7 +128,7 @@ class TraceWriter:
         for number, row in enumerate(rollouts.rows[:count]):
             key = row_key(row)
             rollout = seen.get(key, 0)
-            score = None if rollouts.rewards is None else rollouts.rewards[number]
+            score = None if rollouts.scores is None else rollouts.scores[number]
             self._pending[number] = Completion(row, moment.step, number, rollout, "batch", score)
             seen[key] = rollout + 1
         self._thresholds = thresholds_of(batch)

@@ -23,6 +23,8 @@ from dopd.ranks import AcceleratorRanks
 from dopd.scoring import Balance, skipping_padding
 from dopd.step import Engine, LocalScorer, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
 from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
+from dopd.step.named import RewardFunctions, load_reward_functions, load_verifier
+from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
@@ -71,7 +73,12 @@ class DOPDTrainer(RecordingTrainer):
         train_dataset, eval_dataset: rows with `prompt` (text or conversation), `privileged_context` (text or None,
             where the method reads it) and whatever the verifier reads.
         processing_class: as in TRL: a tokenizer, or the processor of a vision-language model.
-        verifier (callable, *optional*): (completion text, row) -> score in [0, 1]. With it, accuracies are logged.
+        verifier (callable or `str`, *optional*): (completion text, row) -> score in [0, 1], or a name, as in a config.
+            With it, accuracies are logged.
+        reward_funcs (callable, `str`, or a list of them, *optional*): as in TRL's `GRPOTrainer`, with
+            `args.reward_weights`: f(prompts=..., completions=..., completion_ids=..., **columns) -> a reward, or None,
+            for each completion. What methods with rewards learn from, in place of the verifier's score; `"verifier"`
+            in the list is that score.
         teacher_processing_class (*optional*): processor of a teacher that encodes images otherwise than the student;
             read from `teacher_model` if that is a name or a folder.
         rollout_engine ([`~dopd.step.Engine`], *optional*): draws the answers, in place of transformers' `generate` or
@@ -99,7 +106,8 @@ class DOPDTrainer(RecordingTrainer):
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        verifier: Verifier | None = None,
+        verifier: Verifier | str | None = None,
+        reward_funcs: RewardFunctions | None = None,
         teacher_processing_class: Any = None,
         rollout_engine: Engine | None = None,
         **host_options: Any,
@@ -117,14 +125,17 @@ class DOPDTrainer(RecordingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             verifier=verifier,
+            reward_funcs=reward_funcs,
             peft_config=host_options.get("peft_config"),
         )
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
-        setup.check_rewards(self.table, verifier)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
-        self.verifier = setup.tried_on_rows(verifier, args, train_dataset, eval_dataset)
+        functions = load_reward_functions(reward_funcs, args.verifier_timeout)
+        verifier = load_verifier(verifier, args.verifier_timeout)
+        judge = judge_of(verifier, functions, args.reward_weights, args.verifier_timeout)
+        self.judge = setup.tried_judge(judge, self.table, train_dataset, eval_dataset)
         given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
         setup.check_before_loading(
             model, teacher_model, self.table, args, **given, teacher_processing_class=teacher_processing_class
@@ -195,7 +206,7 @@ class DOPDTrainer(RecordingTrainer):
             self.prompts,
             scorer,
             self.ending,
-            self.verifier,
+            self.judge,
             ranks=AcceleratorRanks(self.accelerator),
             max_prompt_tokens=room_for_prompts(self),
             backend=args.loss_backend,
@@ -211,7 +222,7 @@ class DOPDTrainer(RecordingTrainer):
         self.add_callback(KeptRun(self))
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
-        self.add_callback(IdleSteps(self.table.needs_rewards))
+        self.add_callback(IdleSteps(self.table.is_judged))
         self.add_callback(MetricsFile(self.run_folder))
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)

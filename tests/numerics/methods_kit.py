@@ -50,6 +50,7 @@ class Logits:
         present = torch.ones(len(self.ids), dtype=torch.bool)
         options: dict[str, Any] = {
             "rewards": self.rewards,
+            "scores": self.rewards,
             "num_generations": GROUP,
             "has_privileged": present,
             "has_contrast": present,

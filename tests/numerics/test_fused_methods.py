@@ -34,7 +34,7 @@ def test_every_method_agrees_with_the_reference(name: str) -> None:
         assert_same(case.run(table, "chunked", assignment=assignment, upstream=1.7, **options), reference, 1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not method(name).needs_rewards])
+@pytest.mark.parametrize("name", [name for name in METHODS if not method(name).is_judged])
 def test_decisions_made_from_hidden_states_are_those_made_from_logits(name: str) -> None:
     case, table = make_case((4, 5, 6, 61)), method(name)
     every_source(case)

@@ -13,7 +13,7 @@ from dopd.runs.build import keep_layers, load_model, resolve_model
 from dopd.runs.jobs import Job, JobError, run_jobs
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings, parse_flags
-from dopd.runs.verifiers import load_verifier
+from dopd.step.named import load_verifier
 from dopd.tiny import TinySpec, build_model, build_tokenizer
 
 MINIMAL = {"model_name_or_path": "student", "task": "dag", "output_dir": "runs/x"}

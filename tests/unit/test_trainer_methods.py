@@ -63,7 +63,7 @@ def test_a_method_that_is_not_verified_says_so_and_others_do_not(
 
 
 def test_rewarded_method_without_a_verifier_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="method 'grpo' learns from rewards: pass verifier="):
+    with pytest.raises(ConfigError, match="method 'grpo' learns from rewards: pass reward_funcs="):
         kit.trainer(tmp_path, "grpo")
 
 

@@ -22,7 +22,7 @@ from dopd import interrupts
 from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer
-from dopd.runs.verifiers import load_verifier
+from dopd.step.named import load_verifier
 from dopd.step.verifier import TimedVerifier, Verifier, judged
 
 ROW = {"prompt": "q", "answer": "1"}
