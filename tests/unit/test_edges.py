@@ -3,15 +3,20 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dopd
 from dopd.assignment import assign
 from dopd.cli import doctor, show
+from dopd.data.images import image_key
 from dopd.errors import ConfigError
+from dopd.settings import settings_of_call
+from dopd.settings.described import Setting
 from dopd.signals import SignalBatch
 from dopd.trainer import lock
+from dopd.trainer.progress import Speed
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 1.5])
@@ -59,3 +64,53 @@ def test_without_locks_of_the_system_a_folder_nobody_has_is_free(monkeypatch: py
     monkeypatch.setattr(lock, "fcntl", None)
     assert lock._lock(-1, {}) is True
     assert lock._lock(-1, {"host": "another machine", "pid": 1}) is False
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_sampled_ids_have_one_dimension_less_than_logits(shape: tuple[int, ...]) -> None:
+    student, target = torch.randn(*shape, 5), torch.randn(*shape, 5)
+    ids = torch.randint(5, shape)
+    value = dopd.divergence(student, target, kind="reverse_kl", support="sampled", sampled_ids=ids)
+    log_s, log_t = (logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1) for logits in (student, target))
+    torch.testing.assert_close(value, log_s - log_t)
+    with pytest.raises(ConfigError, match="must have the shape"):
+        dopd.divergence(student, target, kind="reverse_kl", support="sampled", sampled_ids=ids.unsqueeze(-1))
+
+
+def test_a_loss_is_shown_without_its_sums() -> None:
+    logits = torch.randn(1, 2, 3)
+    table = dopd.table("vanilla")
+    result = dopd.routed_loss(logits, {"teacher": logits}, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), table)
+    assert "loss=" in repr(result) and "sums" not in repr(result)
+
+
+def test_pictures_of_the_same_bytes_and_other_shapes_or_types_are_others() -> None:
+    flat = np.arange(12, dtype=np.uint8)
+    keys = {image_key(flat.reshape(shape)) for shape in ((2, 2, 3), (1, 4, 3), (4, 1, 3))}
+    assert len(keys) == 3 and image_key(flat.reshape(2, 2, 3)) in keys
+    assert image_key(flat) != image_key(flat.view(np.int8))
+
+
+def test_the_time_left_counts_from_the_first_step_of_the_run() -> None:
+    times = iter([0.0, 10.0])
+    assert Speed(clock=lambda: next(times)).read(1, 3, None) == {"s left": "20"}
+
+
+class _Described:
+    def to_dict(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def test_an_object_stands_for_a_mapping_and_for_nothing_else() -> None:
+    assert Setting("where", dict).read(_Described())[1] == []
+    assert Setting("where", int).read(_Described())[1] != []
+
+
+def _signal(batch: Any, start=0.5, parts=(1, 2)) -> Any:  # type: ignore[no-untyped-def]
+    """Without annotations, as a user may write it."""
+
+
+def test_an_argument_without_a_type_has_that_of_its_default() -> None:
+    settings = settings_of_call(_signal)
+    assert settings["start"].read("high")[1] != [] and settings["start"].read(0.25) == (0.25, [])
+    assert settings["parts"].read("anything") == ("anything", [])
