@@ -258,7 +258,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
         compute_as_stored(read)
         return read
     run = _run_beside(path)
-    _tell_other_base(path, origin[0], run)
+    _warn_of_other_base(path, origin[0], run)
     loading = {name: value for name, value in options.items() if name not in WHERE}
     if "quantization_config" not in loading and (packed := quantization_config(run)) is not None:
         loading["quantization_config"] = packed
@@ -268,7 +268,7 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
     return _with_adapter(path, where, base, trainable=trainable, merged=merged)
 
 
-def _tell_other_base(path: str, base: str, run: Mapping[str, Any]) -> None:
+def _warn_of_other_base(path: str, base: str, run: Mapping[str, Any]) -> None:
     """Warn where an adapter's base is another folder than the one that its run was trained from."""
     trained = run.get("model_name_or_path", "")
     trained = resolve_model(trained) if trained.startswith(TINY) else trained

@@ -97,7 +97,7 @@ def leave_out_tokens(folder: Path) -> None:
     """Have no token of the environment in the texts that libraries have written into a folder.
 
     Weights and pickles are no texts. What a tokenizer reads or writes with is left as it is, because other words would
-    be another model: a token in it is told by name.
+    be another model: a token in it is named.
     """
     for path in sorted(folder.rglob("*")):
         if path.suffix not in _TEXTS or path.is_symlink() or not path.is_file():

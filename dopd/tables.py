@@ -103,7 +103,7 @@ class RoutingTable:
 
     @cached_property
     def routed(self) -> bool:
-        """Whether tokens are told apart by regime, which takes log-probs of both privileged views."""
+        """Whether tokens are sorted by regime, which takes log-probs of both privileged views."""
         return any(rule.regime is not None for rule in self.rules)
 
     @cached_property

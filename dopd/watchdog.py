@@ -43,13 +43,13 @@ class Watchdog:
         Where no process can be started, nothing happens.
         """
         number = next(self._numbers)
-        self._tell(f"{number} {time.monotonic() + seconds!r} {' '.join(line.split())}")
+        self._write(f"{number} {time.monotonic() + seconds!r} {' '.join(line.split())}")
         try:
             yield
         finally:
-            self._tell(f"{number}")
+            self._write(f"{number}")
 
-    def _tell(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         with self._lock:
             if not self._is_started:
                 self._is_started, self._pipe = True, _started()

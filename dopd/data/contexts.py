@@ -25,7 +25,7 @@ def rows_for_view(
     scores: Sequence[float] | None = None,
     num_generations: int = 1,
 ) -> list[dict[str, Any]]:
-    """The rows with what a view is told in the place of `privileged_context` (and `privileged_images`).
+    """The rows with a view's context in the place of `privileged_context` (and `privileged_images`).
 
     Args:
         view (`str`): one of the views of `dopd.sources`, not the plain one.
@@ -57,7 +57,7 @@ def rows_for_view(
 
 
 def rows_known_before(table: RoutingTable, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row as every view beside the plain one is told it, for the views whose contexts do not come from rollouts."""
+    """A row with the context of each privileged view, for those whose contexts do not come from rollouts."""
     origins = {PRIVILEGED: table.context, CONTRAST: table.contrast}
     views = (table.views - {PLAIN}) | ({PRIVILEGED} if table.needs_privileged else set())
     return [rows_for_view(view, table, [row])[0] for view in sorted(views) if origins.get(view) != "sibling"]

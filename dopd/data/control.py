@@ -38,9 +38,9 @@ def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:
                 "Remove it; a prompt that a chat template has rendered is to be given as the conversation that it "
                 "was, or with prompt_format='text'"
             )
-    told = _told_markup(row_options(row), markup)
-    if told:
-        name, token = told
+    written = _markup_in_options(row_options(row), markup)
+    if written:
+        name, token = written
         column = name if name in row else TEMPLATE_COLUMN
         place = "it" if column == name else f"{name!r}"
         raise DataError(
@@ -88,7 +88,7 @@ def check_control_tokens_of_settings(
             "markup: what follows would stand outside of the user's turn. Remove it; the chat template writes the turn"
         )
     named = {*markup.tokenizer.special_tokens_map}
-    found = _told_markup({name: value for name, value in options.items() if name not in named}, markup)
+    found = _markup_in_options({name: value for name, value in options.items() if name not in named}, markup)
     if found:
         raise ConfigError(
             f"chat_template_kwargs: a text (or a name) in {found[0]!r} holds {found[1]!r}, which the tokenizer reads "
@@ -96,7 +96,7 @@ def check_control_tokens_of_settings(
         )
 
 
-def _told_markup(options: Mapping[str, Any], markup: Markup) -> tuple[str, str] | None:
+def _markup_in_options(options: Mapping[str, Any], markup: Markup) -> tuple[str, str] | None:
     """The first argument of a chat template that holds markup, and that markup; a template itself may hold any."""
     for name, value in options.items():
         token = None if name == "chat_template" else markup.first_in(strings_in({name: value}))

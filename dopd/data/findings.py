@@ -1,4 +1,4 @@
-"""What is found in rows and refuses none of them: counted, and told once."""
+"""What is found in rows and refuses none of them: counted, with one warning each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What chat templates are told, and whether they read it."""
+"""Options of chat templates, and whether they read them."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any])
     """What a run tells chat templates and none of them reads, one sentence for each name.
 
     Args:
-        processing_classes: tokenizers or processors, whose templates are told it.
+        processing_classes: tokenizers or processors, whose templates receive it.
         options (`dict`): arguments of `apply_chat_template`.
 
     Raises:
@@ -48,7 +48,7 @@ def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any])
 
 
 def check_generation_prompt(processing_class: Any, options: Mapping[str, Any], closing: str | None) -> list[str]:
-    """What is to be told where a prompt ends as an answer does, and no turn is begun for the next.
+    """The warning where a prompt ends as an answer does, and no turn is begun for the next.
 
     Args:
         processing_class: a tokenizer or a processor.
@@ -117,7 +117,7 @@ def _is_of_host(processing_class: Any, name: str) -> bool:
 
 
 def _names(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-    """What a run may tell its templates."""
+    """The options that a run's templates read."""
     read = {name for owner in processing_classes for name in _variables(owner, options) or ()}
     special = {name for owner in processing_classes for name in tokenizer_of(owner).special_tokens_map}
     return sorted(read - _GIVEN - special)
@@ -125,7 +125,7 @@ def _names(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> lis
 
 def _reads(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> str:
     names = _names(processing_classes, options)
-    return f"What may be told: {', '.join(names)}" if names else "It reads nothing that may be told: leave it out"
+    return f"The options that are read: {', '.join(names)}" if names else "It reads no options: leave it out"
 
 
 def _variables(processing_class: Any, options: Mapping[str, Any]) -> frozenset[str] | None:

@@ -46,7 +46,7 @@ Prompt = str | list[dict[str, Any]]  # a conversation, where it is no text
 
 
 def with_turns(prompt: Prompt, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Other turns in the place of a conversation's, with what its chat template is told kept."""
+    """Other turns in the place of a conversation's, with the options of its chat template kept."""
     return Conversation(turns, prompt.options) if isinstance(prompt, Conversation) else turns
 
 

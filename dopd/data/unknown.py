@@ -14,8 +14,8 @@ from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank, with_turn
 from dopd.data.views import TEMPLATE_COLUMN, row_options
 from dopd.errors import DataError, cut
 
-# What a view is told (p, `None` for the plain one), and its prompt.
-ToldPrompt = tuple[str | None, Prompt]
+# The context of a view (p, `None` for the plain one), and its prompt.
+ShownPrompt = tuple[str | None, Prompt]
 Span = tuple[int, int]
 
 # Two letters that share no byte: a tokenizer that reads both alike reads them as unknown.
@@ -34,7 +34,7 @@ _FIX = "Write it in words of the vocabulary, or take models with another tokeniz
 @dataclass(frozen=True)
 class _Piece:
     """Texts of a row: what they are of, the turn that they stand in, and whether a view without a word of them is of
-    no use. Texts that a template is told stand in no turn, and may stand nowhere.
+    no use. Texts among a template's options stand in no turn, and may stand nowhere.
     """
 
     field: str
@@ -139,20 +139,20 @@ class UnknownWords(Findings):
         """Whether there are words that a tokenizer does not know."""
         return bool(self._readers)
 
-    def look(self, row: Mapping[str, Any], where: str, views: Iterable[ToldPrompt]) -> list[str]:
+    def look(self, row: Mapping[str, Any], where: str, views: Iterable[ShownPrompt]) -> list[str]:
         """Columns (and settings) of a row in which words are unknown.
 
         Args:
             row (`dict`): of the dataset.
             where (`str`): which row it is, for messages.
-            views: what each view of it is told, and its prompt.
+            views: the context of each view of it, and its prompt.
 
         Raises:
             DataError: none of the words of the last user turn, or of p, is known.
         """
         found: dict[str, str] = {}
-        for told, prompt in views:
-            pieces = _pieces(row, told, prompt, self.template, self.chat_template_kwargs)
+        for context, prompt in views:
+            pieces = _pieces(row, context, prompt, self.template, self.chat_template_kwargs)
             for reader in self._readers:
                 for name, word in _unread(reader, prompt, self.chat_template_kwargs, pieces, where).items():
                     found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
@@ -164,17 +164,21 @@ class UnknownWords(Findings):
 
 
 def _pieces(
-    row: Mapping[str, Any], told: str | None, prompt: Prompt, template: PrivilegedTemplate, options: Mapping[str, Any]
+    row: Mapping[str, Any],
+    context: str | None,
+    prompt: Prompt,
+    template: PrivilegedTemplate,
+    options: Mapping[str, Any],
 ) -> list[_Piece]:
     """The texts of a view."""
     asked = row["prompt"]
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     last = max(number for number, turn in enumerate(turns) if turn["role"] == "user")
     pieces = [_Piece(_PROMPT, texts_of(turn), n, needed=n == last) for n, turn in enumerate(turns)]
-    if told is not None and not is_blank(told):
-        column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == told), None)
+    if context is not None and not is_blank(context):
+        column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == context), None)
         name = _METHOD if column is None else f"column {column!r}"
-        pieces.append(_Piece(name, [told], last, needed=column is not None))
+        pieces.append(_Piece(name, [context], last, needed=column is not None))
         pieces += [_Piece(_TEMPLATE, [text], last) for text in template.own_texts(prompt)]
     own = row_options(row)
     for name, value in {**options, **own}.items() if not isinstance(asked, str) else ():

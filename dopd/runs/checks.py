@@ -35,7 +35,7 @@ def check_answering(
     """
     for sentence in evaluator.prompts.check_settings():
         logger.warning(sentence)
-    _tell_unknown_words(evaluator, rows)
+    _warn_of_unknown_words(evaluator, rows)
     prompts = _with_pictures(evaluator, rows) if reads_images(evaluator.prompts.processing_class) else []
     if teacher is not None:
         for sentence in check_one_vocabulary(model, teacher, evaluator.prompts.processing_class):
@@ -52,7 +52,7 @@ def check_answering(
             check_generation(name, tried, view)
 
 
-def _tell_unknown_words(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> None:
+def _warn_of_unknown_words(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> None:
     prompts = evaluator.prompts
     processors = (prompts.processing_class, prompts.teacher_processing_class)
     unknown = UnknownWords(*processors, prompts.chat_template_kwargs, prompts.template)

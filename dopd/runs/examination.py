@@ -180,5 +180,5 @@ def row_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Prompt]]:
         if view == PLAIN:
             yield view, readers[view], plain_prompt(asked)
         elif origins.get(view) != "sibling":  # those are answers, which there are none of yet
-            (told,) = rows_for_view(view, table, [asked])
-            yield view, readers[view], privileged_prompt(told, trainer.prompts.template)
+            (view_row,) = rows_for_view(view, table, [asked])
+            yield view, readers[view], privileged_prompt(view_row, trainer.prompts.template)

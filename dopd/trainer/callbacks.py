@@ -17,7 +17,7 @@ from dopd.trainer.best import student_metric
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.owned import begin_growing, own, seal_growing
 from dopd.trainer.saving import SavingTrainer
-from dopd.trainer.trace import tell_torn
+from dopd.trainer.trace import warn_of_torn_records
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class MetricsFile(TrainerCallback):
         self._ended = False
         own(self._path.parent, (), complete=False)
         begin_growing(self._path.parent, METRICS_FILE, start)
-        tell_torn(self._path, mend_lines(self._path, keep))
+        warn_of_torn_records(self._path, mend_lines(self._path, keep))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -41,7 +41,7 @@ class Evidence:
         """The answers are scored; nothing that is large is kept."""
         self._scores = {name: unpadded(one.tokens.logprobs, batch.mask) for name, one in batch.sources.items()}
 
-    def told(self, error: NotFiniteError, step: int) -> NotFiniteError:
+    def with_evidence(self, error: NotFiniteError, step: int) -> NotFiniteError:
         """The error, with the place of the file in which the step now stands."""
         record = json.dumps(self._record(error, step), indent=1, default=_described)
         try:

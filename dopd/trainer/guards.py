@@ -1,5 +1,5 @@
-"""What is compared before a run starts: models that cannot be compared token by token are refused, oddities are
-told.
+"""What is compared before a run starts: models that cannot be compared token by token are refused; you get
+warnings of oddities.
 """
 
 import logging

@@ -192,7 +192,7 @@ def check_mappings(args: DistillationConfig) -> list[str]:
     problems += _inside(args, "accelerator_config", known)
     problems += _file_problems(args)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
-        problems += _inside_what_is_known(args, name, LOADING)
+        problems += _inside_fixed_keys(args, name, LOADING)
     return problems
 
 
@@ -343,7 +343,7 @@ def _inside(args: DistillationConfig, name: str, known: Mapping[str, Setting]) -
     return problems
 
 
-def _inside_what_is_known(args: DistillationConfig, name: str, hints: Mapping[str, Any]) -> list[str]:
+def _inside_fixed_keys(args: DistillationConfig, name: str, hints: Mapping[str, Any]) -> list[str]:
     given, problems = getattr(args, name), []
     if not isinstance(given, dict):
         return []

@@ -153,7 +153,9 @@ def check_identity(
     wrong = fixed or [name for name in changed if name not in meant]
     if not wrong:
         return changed
-    said = "; ".join(f"{names[n]} is {_said(saved[names[n]])} there and {_said(mine[names[n]])} here" for n in wrong)
+    differences = "; ".join(
+        f"{names[n]} is {_in_text(saved[names[n]])} there and {_in_text(mine[names[n]])} here" for n in wrong
+    )
     way = (
         "Nothing that was saved could be used: start a new run, with the checkpoint as model_name_or_path if its "
         "weights are wanted"
@@ -161,7 +163,7 @@ def check_identity(
         else f"Resume with the settings of the run that saved it, or, if that is meant: resume_with_changes="
         f"{','.join(changed)}"
     )
-    raise ConfigError(f"resume_from_checkpoint (={str(checkpoint)!r}) is of another run: {said}. {way}")
+    raise ConfigError(f"resume_from_checkpoint (={str(checkpoint)!r}) is of another run: {differences}. {way}")
 
 
 def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -246,6 +248,6 @@ def _checksum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _said(value: Any) -> str:
+def _in_text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return cut(text, 200)

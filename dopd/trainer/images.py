@@ -73,7 +73,7 @@ def processor_for(model: Any, processing_class: Any, **where: Any) -> Any:
 
 
 def _check_family(processor: Any) -> None:
-    """Refuse a processor whose images cannot be read before a model is loaded; what else is wrong is said of rows."""
+    """Refuse a processor whose images cannot be read before a model is loaded; other faults are errors of rows."""
     try:
         encode_prompts(processor, _noise_prompts(1), {})
     except ModelError:
@@ -116,7 +116,7 @@ def _features(dataset: Any) -> Mapping[str, Any]:
     return (dataset.features if isinstance(dataset, Dataset | IterableDataset) else None) or {}
 
 
-def tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
+def warn_of_unread_columns(columns: Sequence[str], dataset: Any) -> None:
     """Say which columns hold pictures, by their types or their names, where nothing looks for any."""
     kinds = _features(dataset)
     seen = [name for name, kind in kinds.items() if _holds_media(kind) and name not in _READ]

@@ -25,7 +25,7 @@ from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.options import UnreadOptions
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
-from dopd.data.unknown import ToldPrompt, UnknownWords
+from dopd.data.unknown import ShownPrompt, UnknownWords
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import DataError
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
@@ -53,10 +53,10 @@ def prepare_datasets(host: HostTrainer) -> None:
         checked = {name: _prepared_held_out(host, part, name) for name, part in (parts or {HELD_OUT: given}).items()}
         host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[HELD_OUT]
         for name, part in checked.items():
-            _tell_overlap(host.train_dataset, part, name)
+            _warn_of_overlap(host.train_dataset, part, name)
 
 
-def _tell_overlap(train: Any, held_out: Any, name: str) -> None:
+def _warn_of_overlap(train: Any, held_out: Any, name: str) -> None:
     """Say how many held-out rows ask what is trained on; streams have no end to look at."""
     if not isinstance(train, Dataset) or not isinstance(held_out, Dataset):
         return
@@ -87,7 +87,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     allowed = max_prompt_tokens(host)
     drop = host.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
-    _tell_unread_columns(dataset.column_names or [], dataset)
+    _warn_of_unread_columns(dataset.column_names or [], dataset)
     num_tokens = images.prompt_lengths(host, host.scored_vocab_size)
     markup = host.prompts.markup
     unknown = UnknownWords(
@@ -98,13 +98,13 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
 
     def look(row: dict[str, Any], index: int) -> list[tuple[Findings, str]]:
         where = f"row {index}"
-        words = unknown.look(row, where, _told(host, row, held_out)) if unknown.may_be else []
+        words = unknown.look(row, where, _shown_prompts(host, row, held_out)) if unknown.may_be else []
         return [*((unknown, name) for name in words), *((unread, name) for name in unread.look(row, where))]
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = host.prompts.asked_row(row)
         images.check_readable(row, host.processing_class)
-        prompts = [prompt for _, prompt in _told(host, row, held_out)]
+        prompts = [prompt for _, prompt in _shown_prompts(host, row, held_out)]
         if reads_images(host.processing_class):
             for prompt in prompts:
                 check_placeholders(host.processing_class, prompt)
@@ -115,13 +115,13 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
 
     if isinstance(dataset, IterableDataset):
 
-        def tell(row: dict[str, Any], index: int) -> None:
+        def warn(row: dict[str, Any], index: int) -> None:
             for found, name in look(row, index):
                 count = found.counts[name]
-                if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end to tell at
+                if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end at which to warn
                     logger.warning(found.sentence(name, f"{count} rows of the stream so far"))
 
-        return _checked_stream(host, dataset, views, num_tokens, tell, allowed, needs_privileged=needs_privileged)
+        return _checked_stream(host, dataset, views, num_tokens, warn, allowed, needs_privileged=needs_privileged)
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -133,7 +133,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         skip_broken_images=host.args.skip_broken_images,
         look=look,
     )
-    _tell(report, needs_privileged)
+    _warn(report, needs_privileged)
     for found in (unknown, unread):
         for sentence in found.sentences(report.num_rows, held_out or "train_dataset"):
             logger.warning(sentence)
@@ -145,8 +145,8 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     return dataset
 
 
-def _told(host: HostTrainer, row: dict[str, Any], held_out: str) -> list[ToldPrompt]:
-    """What every view of a row that is known before rollouts is told, and its prompt; the plain view first."""
+def _shown_prompts(host: HostTrainer, row: dict[str, Any], held_out: str) -> list[ShownPrompt]:
+    """The context and the prompt of every view of a row that exists before rollouts; the plain view first."""
     row = host.prompts.asked_row(row)
     rows = rows_known_before(host.table, row)
     if held_out and not lacks_privileged(row):
@@ -157,7 +157,7 @@ def _told(host: HostTrainer, row: dict[str, Any], held_out: str) -> list[ToldPro
     ]
 
 
-def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
+def _warn_of_unread_columns(columns: Sequence[str], dataset: Any) -> None:
     unread = unread_columns(columns)
     if unread:
         logger.warning(
@@ -165,7 +165,7 @@ def _tell_unread_columns(columns: Sequence[str], dataset: Any) -> None:
             "'prompt', hints into 'privileged_context', schemas of functions into 'tools', what else a chat template "
             "reads (documents) into 'chat_template_kwargs'"
         )
-    images.tell_unread_columns(columns, dataset)
+    images.warn_of_unread_columns(columns, dataset)
 
 
 def _checked_stream(
@@ -181,7 +181,7 @@ def _checked_stream(
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped, broken
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
-            _tell_unread_columns(list(row), stream)
+            _warn_of_unread_columns(list(row), stream)
         check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)
@@ -205,7 +205,7 @@ def _checked_stream(
     return stream.filter(fits, with_indices=True)
 
 
-def _tell(report: DatasetReport, needs_privileged: bool) -> None:
+def _warn(report: DatasetReport, needs_privileged: bool) -> None:
     for sentence in report.sentences():
         logger.warning(sentence)
     if needs_privileged and report.num_without_privileged == report.num_rows:

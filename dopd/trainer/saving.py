@@ -84,7 +84,7 @@ class SavingTrainer(HostTrainer):
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
                 raise
             except NotFiniteError as error:
-                raise self.evidence.told(error, self.state.global_step) from error
+                raise self.evidence.with_evidence(error, self.state.global_step) from error
             except OSError as error:
                 raise self._not_written(error) from error
             if self.requests_of_all():  # the host's evaluation had the last word about saving

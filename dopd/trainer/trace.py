@@ -106,7 +106,7 @@ class TraceWriter:
                 return True
 
             begin_growing(self._path.parent, TRACE_FILE, step)
-            tell_torn(self._path, mend_lines(self._path, keep))
+            warn_of_torn_records(self._path, mend_lines(self._path, keep))
 
     def follow(self, rollouts: Rollouts, batch: ScoredBatch, moment: Moment, last_step: int, *, first: bool) -> None:
         """Choose what to trace of a scored batch, for `observe`.
@@ -181,7 +181,7 @@ class TraceWriter:
         self.dropped += 1
 
 
-def tell_torn(path: Path, count: int) -> None:
+def warn_of_torn_records(path: Path, count: int) -> None:
     """Say that lines of a file were not whole, and are left out."""
     if count:
         logger.warning(f"{path}: {count} line(s) that were cut off, or are no records, are left out")

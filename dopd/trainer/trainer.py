@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
-from dopd.data.given import as_rows, held_out_as_rows
+from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError

@@ -47,7 +47,7 @@ def check_passes(host: HostTrainer, trial: Trial | None, encoding_once: frozense
                 _refuse_uneven_passes(name, model, switch, longest)
             continue  # tried with the first batch, when the weights are whole
         elif switch is not None and longest > switch and is_student:
-            _tell_of_switch(host, model, switch, longest)
+            _warn_of_switch(host, model, switch, longest)
         with evaluation_mode(model), host.accelerator.autocast():
             view = None if trial is None else trial.of(host, model)
             once = architecture(model) in encoding_once
@@ -58,14 +58,14 @@ def check_passes(host: HostTrainer, trial: Trial | None, encoding_once: frozense
                     raise ModelError(f"{error}. {_ITS_PROCESSOR}") from error
                 raise
             if is_student and host.args.disable_dropout:
-                _tell_of_noise(host, model, view, as_features=once)
+                _warn_of_noise(host, model, view, as_features=once)
             if is_student and not host.use_vllm:
                 check_generation(name, model, view, as_features=once)
 
 
-def _tell_of_noise(host: HostTrainer, student: Any, view: View | None, *, as_features: bool) -> None:
+def _warn_of_noise(host: HostTrainer, student: Any, view: View | None, *, as_features: bool) -> None:
     if has_adapters(student) and active_dropout(student):
-        return  # an adapter's own, which was asked for and told
+        return  # an adapter's own, which was asked for, with its own warning
     route = partial(view_hidden_states, as_features=as_features)
     noise = passes.training_noise(student, view, hidden_states=route)
     if not noise <= rounding(student, half=host.is_half):
@@ -76,7 +76,7 @@ def _tell_of_noise(host: HostTrainer, student: Any, view: View | None, *, as_fea
         )
 
 
-def _tell_of_switch(host: HostTrainer, model: Any, switch: int, longest: int) -> None:
+def _warn_of_switch(host: HostTrainer, model: Any, switch: int, longest: int) -> None:
     crosses = (
         "are scored with the frequencies of their whole length all the same (off_policy_rollouts)"
         if host.args.off_policy_rollouts

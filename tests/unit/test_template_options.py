@@ -46,10 +46,10 @@ def test_a_name_that_nothing_reads_is_told_once(tmp_path: Path, caplog: pytest.L
     held_out = Dataset.from_list([{"prompt": [{"role": "user", "content": "w9"}], "privileged_context": "w3"}])
     trained(tmp_path, ROWS, chat_template_kwargs={"date": "w5", "enable_thinking": False}, eval_dataset=held_out)
     assert told(caplog) == [
-        "chat_template_kwargs: 'date' is read by no chat template of this run and changes nothing. What may be told: "
-        "enable_thinking"
+        "chat_template_kwargs: 'date' is read by no chat template of this run and changes nothing. The options that "
+        "are read: enable_thinking"
     ]
-    tried("setting", "chat_template_kwargs with a name that nothing reads", "told; what may be told")
+    tried("setting", "chat_template_kwargs with a name that nothing reads", "warned; the options that are read")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -60,7 +60,7 @@ def test_rows_that_tell_what_nothing_reads_are_counted(
     data = IterableDataset.from_generator(lambda: iter(rows)) if streamed else Dataset.from_list(rows)
     list(trained(tmp_path, data).train_dataset)
     start = "column 'chat_template_kwargs', 'documents': not read by the chat template in"
-    end = ", the first in row 1. What may be told: enable_thinking"
+    end = ", the first in row 1. The options that are read: enable_thinking"
     counted = [f"{n} rows of the stream so far" for n in (1, 2)] if streamed else ["2 of 4 rows of train_dataset"]
     assert told(caplog) == [f"{start} {rows}{end}" for rows in counted]
     tried("dataset", "chat_template_kwargs of rows that the template does not read", "told: name, rows and count")
