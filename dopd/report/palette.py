@@ -32,7 +32,7 @@ def label_colours(labels: Iterable[str]) -> dict[str, str]:
 def label_meanings(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """What every label of a table's rows stands for, in the order of a legend."""
     names = [label for label in dict.fromkeys(labels) if label not in REGIMES]
-    return {**REGIMES, **{name: (name, "a row of the table that carries this name") for name in names}}
+    return {**REGIMES, **{name: (name, "a rule of the table that carries this name") for name in names}}
 
 
 # Custom properties of the style sheet. `tint` is the strongest share of a regime's colour behind a token's text.

@@ -60,7 +60,7 @@ def test_a_name_of_elsewhere_is_answered_with_what_it_is_here() -> None:
             load_settings(None, **BASE | {name: 1})
     asked = "group_by_length max_length torch_dtype attn_implementation model_revision overwrite_output_dir batch_size"
     assert set(f"{asked} lmbda max_new_tokens lr epochs".split()) <= set(FOREIGN)
-    refused("beta .* each row of the routing table", beta=0.5)
+    refused("beta .* each rule of the routing table", beta=0.5)
 
 
 @pytest.mark.parametrize("other", [GKDConfig, SDFTConfig, ServerDistillationConfig], ids=lambda one: one.__name__)

@@ -303,7 +303,7 @@ def test_noise_of_a_model_that_is_no_dropout_is_told(tmp_path: Path, caplog: pyt
         ({"method_options": {"topk": 3}}, "no option topk"),
         ({"method_options": "top_k=3"}, "method_options .* is not JSON"),
         ({"rules": "{}"}, "rules .* must be list of mapping, got dict"),
-        ({"rules": [{"source": "teacher"}], "method_options": {"top_k": 3}}, "write them into the rows"),
+        ({"rules": [{"source": "teacher"}], "method_options": {"top_k": 3}}, "write them into the rules"),
         ({"student_eval_steps": 1}, "needs? a verifier and an eval_dataset"),
         ({"max_completion_length": 600}, "leaves no room for a prompt"),
         ({"max_prompt_length": 510}, "do not fit together"),
