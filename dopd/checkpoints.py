@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
-from dopd.quantized import check_packing, compute_as_stored, is_quantized
+from dopd.names import check_name
+from dopd.quantized import check_packing, compute_as_stored, is_quantized, quantization_config
 from dopd.remote_code import only_if_asked
 from dopd.settings import read_yaml_file
 from dopd.vision import is_vision_config
@@ -31,13 +33,6 @@ _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Names inside of an adapted layer, of the layer itself and of copies of it.
 _INSIDE_LAYERS = ("weight", "base_layer", "token_adapter", "original_module", "modules_to_save")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
-QUANTIZATION = (
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "use_bnb_nested_quant",
-    "bnb_4bit_quant_storage",
-)
 
 
 def resolve_model(name: str) -> str:
@@ -220,10 +215,15 @@ def files_of(path: str, **where: Any) -> tuple[str, dict[str, Any]]:
 
 
 def config_of(path: str, **where: Any) -> Any:
-    """The configuration of a model by folder or hub id; of an adapter's base for an adapter."""
+    """The configuration of a model by folder or hub id; of an adapter's base for an adapter.
+
+    Raises:
+        ModelError: the name can be none, or see `origin_of`.
+    """
     origin = origin_of(path, **where)
     if origin is not None:
         return config_of(origin[0], **origin[1])
+    check_name(path, where.get("subfolder"))
     return AutoConfig.from_pretrained(path, **only_if_asked(where))
 
 
@@ -324,6 +324,18 @@ def _with_adapter(path: str, where: Mapping[str, Any], base: Any, *, trainable: 
     return whole_model
 
 
+def check_adapter_files(path: str, **where: Any) -> None:
+    """Raise `ModelError` for an adapter's folder whose weights are not there, or whose file is torn."""
+    place = adapter_place(path, **where)
+    files = [place / name for name in _ADAPTER_WEIGHTS if place is not None and (place / name).is_file()]
+    if not files:
+        raise ModelError(f"{path!r} is an adapter without weights: it has none of {', '.join(_ADAPTER_WEIGHTS)}")
+    with adapter_errors(path):
+        if files[0].suffix == ".safetensors":
+            with safe_open(files[0], framework="pt"):
+                pass
+
+
 def _saved_rows(path: str, base: Any) -> int | None:
     """Rows of the embeddings that an adapter brings, because tokens were added; `None` if it brings none."""
     from peft.utils import load_peft_weights
@@ -345,30 +357,6 @@ def untie(model: Any) -> None:
     if output is not None and output.weight is model.get_input_embeddings().weight:
         output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=output.weight.requires_grad)
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-
-
-def quantization_config(values: Mapping[str, Any]) -> Any:
-    """What `load_in_4bit`, `load_in_8bit` and the like ask of bitsandbytes, in TRL's words; `None` for nothing.
-
-    Raises:
-        ConfigError: both at once, an unknown kind, or bitsandbytes is missing.
-    """
-    from trl import ModelConfig, get_quantization_config
-
-    asked = {name: values[name] for name in QUANTIZATION if values.get(name) is not None}
-    if not (asked.get("load_in_4bit") or asked.get("load_in_8bit")):
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-
-        dtype = values.get("dtype") or "float32"
-        return get_quantization_config(ModelConfig(**asked, dtype="bfloat16" if dtype == "auto" else dtype))
-    except ImportError:
-        raise ConfigError("load_in_4bit and load_in_8bit need bitsandbytes: pip install 'dopd[quantized]'") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{', '.join(f'{key} (={value!r})' for key, value in asked.items())}: {first_line(error)}"
-        ) from None
 
 
 def reason_of(error: Exception) -> str:

@@ -1,13 +1,22 @@
 """What the packed weights of a quantised model are."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from dopd.errors import ModelError
+from dopd.errors import ConfigError, ModelError, first_line
+
+_ASKED = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+)
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -114,3 +123,27 @@ def rounded_alike(module: Any, weight: Tensor) -> Tensor:
         quant_type=packed.quant_state.quant_type,
     )
     return functional.dequantize_4bit(codes, state)
+
+
+def quantization_config(values: Mapping[str, Any]) -> Any:
+    """What `load_in_4bit`, `load_in_8bit` and the like ask of bitsandbytes, in TRL's words; `None` for nothing.
+
+    Raises:
+        ConfigError: both at once, an unknown kind, or bitsandbytes is missing.
+    """
+    from trl import ModelConfig, get_quantization_config
+
+    asked = {name: values[name] for name in _ASKED if values.get(name) is not None}
+    if not (asked.get("load_in_4bit") or asked.get("load_in_8bit")):
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+
+        dtype = values.get("dtype") or "float32"
+        return get_quantization_config(ModelConfig(**asked, dtype="bfloat16" if dtype == "auto" else dtype))
+    except ImportError:
+        raise ConfigError("load_in_4bit and load_in_8bit need bitsandbytes: pip install 'dopd[quantized]'") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{', '.join(f'{key} (={value!r})' for key, value in asked.items())}: {first_line(error)}"
+        ) from None

@@ -1,5 +1,6 @@
 """Models by name."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +9,21 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from dopd.checkpoints import TINY, config_of, files_of, keep_layers, load, origin_of, reason_of, resolve_model, where_of
+from dopd.checkpoints import (
+    TINY,
+    check_adapter_files,
+    config_of,
+    files_of,
+    keep_layers,
+    load,
+    origin_of,
+    reason_of,
+    resolve_model,
+    where_of,
+)
 from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, DopdError, ModelError, first_line
+from dopd.names import check_name
 from dopd.progress import is_watched
 from dopd.runs.hub import unreachable
 from dopd.trainer.passes import check_kind
@@ -73,12 +86,36 @@ def check_model(path: str, **where: Any) -> None:
     """Raise `ModelError` for a hub id that is neither in the cache nor on a hub that can be reached, of an adapter's
     base too.
     """
+    if not os.path.isdir(path):  # which may be that of a tokenizer alone
+        check_name(path)
     reason = unreachable(path, "model", **where)
     if reason:
         raise ModelError(f"model {path!r} cannot be read: {reason}")
     origin = origin_of(path, **where)
     if origin is not None:
         check_model(origin[0], **origin[1])
+
+
+def check_files(name: str, **where: Any) -> None:
+    """Compare the names and shapes of a folder's tensors with its model, without reading a weight.
+
+    Args:
+        name (`str`): a folder; what is on a hub or another machine, or is still to be made, is left alone.
+        where: as of `from_pretrained`, which files are meant.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`, as far as that can be seen without weights.
+    """
+    if "://" in name:
+        check_name(name)
+    if not os.path.isdir(name):
+        return
+    origin = origin_of(name, **where)
+    if origin is not None:
+        check_adapter_files(name, **where)
+        check_files(origin[0], **origin[1])
+    elif getattr(config_of(name, **where), "quantization_config", None) is None:  # packing needs a device
+        load_model(name, dtype="auto", device_map="meta", **where)
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:

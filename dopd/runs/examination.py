@@ -16,6 +16,7 @@ from dopd.errors import DopdError
 from dopd.files import leaving_no_folder
 from dopd.runs import memory
 from dopd.runs.beforehand import run_problems
+from dopd.runs.build import check_files
 from dopd.runs.hub import unreachable
 from dopd.runs.row_files import names_files
 from dopd.runs.settings import RunSettings
@@ -23,6 +24,7 @@ from dopd.runs.train import make_config, make_trainer
 from dopd.settings import Problems, as_mapping
 from dopd.sources import PLAIN, SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.images import where_from
 
 Level = Literal["ok", "note", "here", "fail"]
 
@@ -55,11 +57,11 @@ def examine(settings: RunSettings, *, token_ids: bool = False) -> Iterator[Findi
     absent = list(_absent(settings, config))
     yield from (Finding("here", text) for text in absent)
     if not absent:
-        enough = True
-        for finding in _memory(settings, config):
-            enough = enough and finding.level == "ok"
+        loads = True
+        for finding in (*_memory(settings, config), *_files(settings, config)):
+            loads = loads and finding.level == "ok"
             yield finding
-        yield from _loaded(settings, config, token_ids=token_ids) if enough else ()
+        yield from _loaded(settings, config, token_ids=token_ids) if loads else ()
     yield from (Finding("here", problem) for problem in _lacking(settings))
 
 
@@ -84,6 +86,18 @@ def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
         reason = None if data is None or names_files(data) else unreachable(str(data), "dataset")
         if reason:
             yield f"{key} (={data!r}) cannot be looked at: {reason}"
+
+
+def _files(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
+    """The tensors of models in folders beside their classes; no weight is read for it."""
+    teacher = config.teacher_model_name_or_path if config.routing_table().needs_teacher else None
+    models = ((settings.model_name_or_path, False), (teacher, True))
+    problems = Problems()
+    for name, is_teacher in models:
+        if name is not None:
+            with problems.collected():
+                check_files(name, **where_from(config, teacher=is_teacher))
+    yield from (Finding("fail", problem) for problem in problems.found)
 
 
 def _memory(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:

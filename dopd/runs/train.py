@@ -19,11 +19,12 @@ import torch
 from trl import ModelConfig, get_peft_config
 
 from dopd.adapters import check_adapter_config
-from dopd.checkpoints import adapter_config, config_of, quantization_config, where_of
+from dopd.checkpoints import adapter_config, config_of, where_of
 from dopd.errors import ConfigError, DataError, DopdError, FileError, ModelError, first_line
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
+from dopd.quantized import quantization_config
 from dopd.report.curves import CURVES_FILE
 from dopd.report.page import REPORT_FILE
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE

@@ -18,6 +18,8 @@ from dopd.inspection.schema import record_of
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = 2
+_OF_EVERY_VERSION = ("config.yaml", "table.txt", "metrics.jsonl")
 MARKER_FILE, CARD_FILE = "dopd_run.json", "README.md"
 KEPT = "_kept"  # in a run folder: what users had put in the place of its model
 
@@ -28,12 +30,27 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
         value = json.loads(read_plain(folder / MARKER_FILE))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or value.get("format") != 2 or not isinstance(value.get("files"), dict):
+    if not isinstance(value, dict) or value.get("format") != _FORMAT or not isinstance(value.get("files"), dict):
         return None
     files = {
         name: entry for name, entry in value["files"].items() if _is_inside(name) and isinstance(entry, dict | None)
     }
     return {**value, "files": files}
+
+
+def other_version(folder: Path) -> str | None:
+    """What says that a folder is the run of another version of dopd, which does not say in our way what it owns."""
+    try:
+        value = json.loads(read_plain(folder / MARKER_FILE))
+    except FileNotFoundError:
+        is_run = all((folder / name).is_file() for name in _OF_EVERY_VERSION)
+        return f"it has {', '.join(_OF_EVERY_VERSION)} and no {MARKER_FILE}" if is_run else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    known = isinstance(value, dict) and isinstance(value.get("files"), dict | list) and "format" in value
+    if not known or value["format"] == _FORMAT:
+        return None
+    return f"its {MARKER_FILE} is of format {value['format']!r}, and this version writes {_FORMAT}"
 
 
 def _listed(folder: Path) -> dict[str, Any]:
@@ -43,7 +60,7 @@ def _listed(folder: Path) -> dict[str, Any]:
 
 def write_marker(folder: Path, marker: Mapping[str, Any]) -> None:
     """Write what `read_marker` reads."""
-    replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": 2}, indent=1) + "\n").encode())
+    replace_file(folder / MARKER_FILE, (json.dumps({**marker, "format": _FORMAT}, indent=1) + "\n").encode())
 
 
 def own(folder: Path, files: Mapping[str, Any] | Iterable[str], *, complete: bool | None = None) -> None:

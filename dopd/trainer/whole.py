@@ -14,7 +14,7 @@ from typing import Any
 
 from dopd.errors import ConfigError
 from dopd.files import checksum, is_part, is_unchanged, make_folder, read_plain, replace_file
-from dopd.trainer.owned import KEPT, MARKER_FILE, check_free, own, read_marker
+from dopd.trainer.owned import KEPT, MARKER_FILE, check_free, other_version, own, read_marker
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,10 @@ def damage(folder: Path, *, checksums: bool = True) -> str | None:
         return "is no folder"
     manifest = manifest_of(folder)
     if manifest is None:
-        return f"has no {MANIFEST_FILE} that can be read: its writing was cut off, or another program made it"
+        return (
+            f"has no {MANIFEST_FILE} that can be read: its writing was cut off, or another program or version of dopd "
+            "made it (its weights may be named as model_name_or_path of a new run)"
+        )
     named = _NAME.fullmatch(folder.name)
     if named and int(named.group(1)) != manifest.get("step"):
         return f"was made at step {manifest.get('step')}, and its name says another: give it its name again"
@@ -186,6 +189,13 @@ def check_places(run: Path, steps: int | None) -> None:
     Raises:
         ConfigError: it names the first of them.
     """
+    version = other_version(run)
+    if version is not None:
+        raise ConfigError(
+            f"output_dir (={str(run)!r}) is the run of another version of dopd ({version}): it can be evaluated, "
+            "reported and named as a model, but neither gone on with nor replaced, because nothing says which of its "
+            "files have been edited since. Move it away, or choose another output_dir"
+        )
     places = [
         place for place in (ABANDONED, KEPT, UNFINISHED) if os.path.lexists(run / place) and not _is_folder(run / place)
     ]

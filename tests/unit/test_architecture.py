@@ -25,7 +25,7 @@ LAYERS = [
     ["signals"],
     ["rules"],
     ["tables"],
-    ["quantized"],
+    ["quantized", "names"],
     ["adapters"],
     ["bases"],
     ["weights"],

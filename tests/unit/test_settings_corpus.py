@@ -59,7 +59,7 @@ VALUES = [
     {"a": 1},
 ]
 # What names the key in messages about what is inside of it.
-INSIDE = {"task_options": "knob", "method_options": "has no option", "rules": "has no rules"}
+INSIDE = {"task_options": "knob", "method_options": "has no option", "rules": "has no rule"}
 WORDS = {"true": True, "yes": True, "no": False}
 
 
