@@ -59,7 +59,7 @@ VALUES = [
     {"a": 1},
 ]
 # What names the key in messages about what is inside of it.
-INSIDE = {"task_options": "knob", "method_options": "has no option", "rules": "has no rule"}
+INSIDE = {"task_options": "knob", "method_options": "has no option", "rules": "has no rules"}
 WORDS = {"true": True, "yes": True, "no": False}
 
 
@@ -203,7 +203,10 @@ def inside() -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
     for field in fields(Rule):
         for value in values:
             for row in rows:
-                names = (field.name, *("regime", "row", "source")[: 3 if field.name in ("regime", "divergence") else 1])
+                names = (
+                    field.name,
+                    *("regime", "rule", "source")[: 3 if field.name in ("regime", "divergence") else 1],
+                )
                 yield names, value, {"rules": [row | {field.name: value}]}
     for name, signal in SIGNALS.items():
         for option in list(settings_of_call(signal.compute))[1:]:
