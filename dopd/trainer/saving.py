@@ -29,6 +29,7 @@ from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import check_free, clear_way, move_in, own, users, write_own
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
+from dopd.trainer.room import tell_room, way_of_previous
 from dopd.weights import read_weights
 
 logger = logging.getLogger(__name__)
@@ -322,7 +323,7 @@ class SavingTrainer(HostTrainer):
             return error
         last = whole.newest_whole(run, checksums=False)
         kept = f"; {last} is whole, and resume_from_checkpoint=true goes on from it" if last else ""
-        return FileError(f"{found}{kept}")
+        return FileError(f"{found}{way_of_previous(run, str(found))}{kept}")
 
     def _write(self, model: nn.Module, trial: Any, made: Path) -> None:
         self._writing = True
@@ -365,12 +366,17 @@ def _find_best(state: TrainerState, run: Path) -> None:
 class OneRun(TrainerCallback):
     """Keeps the checkpoints of a folder those of one run; comes before whatever else changes the folder."""
 
+    def __init__(self, trainer: SavingTrainer) -> None:
+        self._trainer = trainer
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:
             run = Path(args.output_dir)
             whole.clear_unfinished(run)
             whole.set_aside_after(run, state.global_step)
             _find_best(state, run)
+        if state.is_world_process_zero:
+            tell_room(self._trainer)
 
 
 class StopWhereAsked(TrainerCallback):

@@ -218,7 +218,7 @@ class DOPDTrainer(RecordingTrainer):
         args = self.args
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
             self.remove_callback(callback)
-        self.add_callback(OneRun())
+        self.add_callback(OneRun(self))
         self.add_callback(KeptRun(self))
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
