@@ -75,7 +75,7 @@ def way_of_previous(run: Path, said: str | None = None) -> str:
         return ""
     size = sum(os.lstat(path).st_size for path in aside.rglob("*") if path.is_file() and not path.is_symlink())
     return (
-        f"; the run that is replaced takes {in_words(size)} until the new one has ended: where it is not needed any more, "
+        f"; the run that is replaced takes {in_words(size)} until the new one has ended: where it is not needed, "
         f"delete it ({PREVIOUS}, or what is here without it) before you start again"
     )
 

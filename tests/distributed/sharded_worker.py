@@ -1,5 +1,6 @@
 """What each of two processes runs for test_sharded.py: FSDP2 on CPUs, where accelerate does not offer it."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 import trainer_kit as kit
 from accelerate.state import DistributedType, PartialState
 from datasets import Dataset
+from resume_kit import comparable, resumable
 from torch.distributed.tensor import DTensor
+
+from dopd.trainer.whole import checkpoints_of
 
 torch.set_num_threads(1)
 _init = PartialState.__init__
@@ -23,18 +27,52 @@ def as_accelerators(self: Any, *args: Any, **kwargs: Any) -> None:
         self.distributed_type = DistributedType.MULTI_GPU
 
 
+SHARDED: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]},
+}
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """A run of four steps, gone on with from what is in its folder."""
+    made = resumable(folder, steps=4, per_device_train_batch_size=2, save_total_limit=2, **SHARDED)
+    made.train(resume_from_checkpoint=bool(checkpoints_of(folder)))
+    return {"weights": kit.parameters(made.model), "steps": made.state.global_step, "records": comparable(folder)}
+
+
+def cut_off(folder: Path, run: Path, *, torn: bool) -> None:
+    """A copy of a run as it was after two steps, or while a later checkpoint was torn."""
+    if torch.distributed.get_rank() == 0:
+        shutil.copytree(run, folder)
+        if torn:
+            shards = sorted(folder.glob("checkpoint-4/**/*.distcp"))
+            shards[0].write_bytes(shards[0].read_bytes()[:-1])
+        else:
+            shutil.rmtree(folder / "checkpoint-4")
+    torch.distributed.barrier()
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """A run that is not cut off, and two that are."""
+    found = {"whole": ended(folder / "whole")}
+    for name in ("killed", "torn"):
+        cut_off(folder / name, folder / "whole", torn=name == "torn")
+        found[name] = ended(folder / name)
+        found[name]["checkpoints"] = [step for step, _ in checkpoints_of(folder / name)]
+    return found
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     PartialState.__init__ = as_accelerators  # type: ignore[method-assign]
-    results = {}
+    results: dict[str, Any] = {"resumed": resumed(folder)}
     for method in ("vanilla", "dopd"):
         made, _, _ = kit.one_step(
             folder / method,
             method,
             4,
             1,
-            fsdp=True,
-            fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]},
+            **SHARDED,
             verifier=kit.TASK.verify,
             eval_dataset=Dataset.from_list(kit.task_rows(3, split="test")),
             student_eval_steps=1,

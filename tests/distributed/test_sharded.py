@@ -34,3 +34,13 @@ def test_sharding_the_student_changes_neither_loss_nor_update(
 def test_ranks_with_sharded_weights_evaluate_every_prompt_together(sharded: dict[str, Any]) -> None:
     """Three prompts, one at a time, would be two passes on one rank and one on the other: a hang."""
     assert [record["eval_num_prompts"] for record in sharded["dopd"]["evaluated"]] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("way", ["killed", "torn"])
+def test_sharded_runs_go_on_to_the_bit_from_the_newest_whole_checkpoint(sharded: dict[str, Any], way: str) -> None:
+    """A torn shard of the last checkpoint is found, and the one before is taken."""
+    whole, again = sharded["resumed"]["whole"], sharded["resumed"][way]
+    assert whole["steps"] == again["steps"] == 4 and again["checkpoints"] == [2, 4]
+    assert whole["weights"].keys() == again["weights"].keys()
+    assert all(torch.equal(value, again["weights"][name]) for name, value in whole["weights"].items())
+    assert again["records"] == whole["records"]
