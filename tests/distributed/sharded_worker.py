@@ -45,8 +45,9 @@ def cut_off(folder: Path, run: Path, *, torn: bool) -> None:
     if torch.distributed.get_rank() == 0:
         shutil.copytree(run, folder)
         if torn:
-            shards = sorted(folder.glob("checkpoint-4/**/*.distcp"))
-            shards[0].write_bytes(shards[0].read_bytes()[:-1])
+            files = [path for path in folder.glob("checkpoint-4/**/*") if path.is_file()]
+            largest = max(files, key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:-1])
         else:
             shutil.rmtree(folder / "checkpoint-4")
     torch.distributed.barrier()

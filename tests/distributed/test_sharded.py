@@ -38,7 +38,7 @@ def test_ranks_with_sharded_weights_evaluate_every_prompt_together(sharded: dict
 
 @pytest.mark.parametrize("way", ["killed", "torn"])
 def test_sharded_runs_go_on_to_the_bit_from_the_newest_whole_checkpoint(sharded: dict[str, Any], way: str) -> None:
-    """A torn shard of the last checkpoint is found, and the one before is taken."""
+    """A torn file of the last checkpoint is found, and the one before is taken."""
     whole, again = sharded["resumed"]["whole"], sharded["resumed"][way]
     assert whole["steps"] == again["steps"] == 4 and again["checkpoints"] == [2, 4]
     assert whole["weights"].keys() == again["weights"].keys()
