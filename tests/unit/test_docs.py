@@ -130,3 +130,17 @@ def test_every_pitfall_has_a_test_or_a_reason() -> None:
     assert [
         mistake for mistake, verdict in rows if not (NAMED_TEST.search(verdict) or verdict.startswith(VERDICTS))
     ] == []
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    """Messages, comments and recipes send their readers to pages of the documentation."""
+    named = re.compile(r"\bdocs/[\w/-]+\.\w+")
+    sources = [path for folder in ("dopd", "lab", "benchmarks") for path in (ROOT / folder).rglob("*")]
+    found = {
+        (str(path.relative_to(ROOT)), page)
+        for path in sources
+        if path.suffix in (".py", ".yaml", ".js", ".html")
+        for page in named.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(found) > 10
+    assert sorted((path, page) for path, page in found if not (ROOT / page).exists()) == []
