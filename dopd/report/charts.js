@@ -166,8 +166,8 @@ function heatChart(chart) {
   const width = (CHART.width - left - CHART.right) / chart.x.length;
   chart.layers.forEach((layer, row) => {
     layer.y.forEach((share, n) => node.append(svg("rect", {
-      x: left + n * width, y: y(row + 1), width: width + 0.4, height: y(row) - y(row + 1) + 0.4,
-      style: "fill:var(--ink)", opacity: (0.85 * Math.sqrt(share / most)).toFixed(3),
+      x: left + n * width, y: y(row + 1), width, height: y(row) - y(row + 1),
+      style: "fill:var(--ink)", "shape-rendering": "crispEdges", opacity: (0.85 * Math.sqrt(share / most)).toFixed(3),
     })));
   });
   const x = (step) => left + (chart.x.indexOf(step) + 0.5) * width;

@@ -132,8 +132,10 @@ function legendRows(legend, width) {
 
 // Header and rows of a table as texts; a cell with an interval becomes the three columns mean, low and high.
 function tableCells(node) {
-  const header = [...node.querySelectorAll("thead th")].map((cell) => cell.textContent);
-  const rows = [...node.querySelectorAll("tbody tr")].map((row) => [...row.children]);
+  const names = [...node.querySelectorAll("thead th")].map((cell) => cell.textContent);
+  const kept = names.map((_, n) => n).filter((n) => n === 0 || names[n]);  // a column without a name is a drawing
+  const header = kept.map((n) => names[n]);
+  const rows = [...node.querySelectorAll("tbody tr")].map((row) => kept.map((n) => row.children[n]));
   const split = header.map((_, n) => rows.some((row) => row[n] && row[n].dataset.mean !== undefined));
   const text = (cell) => ((cell && cell.dataset.text) || (cell ? (cell.querySelector(":scope > span, code") || cell).textContent : ""));
   const numbers = (cell) => ["mean", "low", "high"].map((name) => (cell && cell.dataset[name]) || "");
@@ -163,7 +165,8 @@ const LATEX = {
 };
 
 function latexCell(text) {
-  return text.replace(/[\\{}$&#_%^~<>|"]/g, (sign) => LATEX[sign]).replace(/[\x00-\x1f\x7f]+/g, " ");
+  return text.replace(/[\\{}$&#_%^~<>|"]/g, (sign) => LATEX[sign]).replace(/[\x00-\x1f\x7f]+/g, " ")
+    .replace(/(^|[\s[])-(?=\d)/g, "$1$$-$$");
 }
 
 function tableLatex(node, name) {

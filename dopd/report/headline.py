@@ -17,7 +17,7 @@ ACCURACIES = {
     "accuracy_privileged": "greedy WITH p",
 }
 _ONLY_WITH_IMAGES = "accuracy_blank"
-_MEANS = ("entropy", "length", "KL to teacher", "runs")
+_MEANS = ("entropy (nats)", "length (tokens)", "KL to teacher (nats)", "runs")
 
 
 def headline(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _over_seeds(results: Sequence[Mapping[str, Any]], accuracies: Sequence[str])
 def _plain_cells(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     cells = []
     for name, form in (
-        ("entropy", "{:.3f} nats"),
-        ("length", "{:.1f} tokens"),
-        ("divergence_to_teacher", "{:.3f} nats"),
+        ("entropy", "{:.3f}"),
+        ("length", "{:.1f}"),
+        ("divergence_to_teacher", "{:.3f}"),
     ):
         values = [result["metrics"][name] for result in results if result["metrics"].get(name) is not None]
         cells.append({"text": form.format(sum(values) / len(values)) if values else "-"})

@@ -114,7 +114,7 @@ function wordTable(run, order) {
   }
   const labels = ["HT", "HS", "LH", "LL"];
   const rows = [...counts.values()].sort((a, b) => b[order] - a[order] || b.total - a.total || (a.text < b.text ? -1 : 1));
-  return table(`words by regime, ${runName(run)}`, ["word", "all", ...labels, "mix"], rows.slice(0, MAX_LISTED).map((entry) => {
+  return table(`words by regime, ${runName(run)}`, ["word", "all", ...labels, ""], rows.slice(0, MAX_LISTED).map((entry) => {
     const mix = el("div", { class: "mix", "aria-hidden": "true" }, labels.map((label) => {
       const piece = el("i");
       Object.assign(piece.style, { width: (100 * entry[label]) / entry.total + "%", background: regimeColour(label) });

@@ -139,6 +139,8 @@ def test_tables_are_saved_as_csv_with_the_numbers_of_the_page(driver: Any, saved
     for row, of_page in zip(rows[1:], shown["rows"], strict=True):
         cell = of_page["cells"][0]
         assert [float(value) for value in row[1:4]] == [cell["mean"], cell["low"], cell["high"]]
+    with saved("#words", "CSV").open(newline="", encoding="utf-8") as file:
+        assert next(csv.reader(file)) == ["word", "all", "HT", "HS", "LH", "LL"]
     with saved("#comparisons", "CSV").open(newline="", encoding="utf-8") as file:
         compared = list(csv.reader(file))
     assert len({len(row) for row in compared}) == 1 and len(compared) > 1
@@ -150,7 +152,9 @@ def test_tables_are_saved_as_latex(driver: Any, saved: Any) -> None:
     columns = len(driver.execute_script("return DATA.verdict.table.columns")) + 1
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
     assert "\\toprule" in text_of and f"{{l{'r' * (columns - 1)}}}" in text_of
-    assert "dopd against vanilla" in text_of and not re.search(r"(?<!\\)[%#$_]", body)
+    assert "dopd against vanilla" in text_of and not re.search(r"(?<!\\)[%#_]", body)
+    minus = driver.execute_script("return latexCell('-0.8 [-4.4, +2.7], well-known')")
+    assert minus == "$-$0.8 [$-$4.4, +2.7], well-known"
 
 
 def test_what_a_model_wrote_runs_nowhere_in_a_saved_table(driver: Any, saved: Any) -> None:
