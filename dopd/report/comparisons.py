@@ -54,16 +54,23 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`"better"`, `"worse"`, `"undecided"`, or `"untested"` where there are too few seeds.
+        """`"better"`, `"worse"`, `"undecided"`, or `"untested"` (`why_untested`).
 
         One pair is judged by its interval over prompts, which says nothing about other seeds.
         """
-        if self.pairs > 1 and self.p is None:
+        if self.why_untested:
             return "untested"
         decided = self._excludes_zero if self.p is None else self.p < SIGNIFICANT
         if not decided:
             return "undecided"
         return "better" if self.interval.mean > 0 else "worse"
+
+    @property
+    def why_untested(self) -> str:
+        """What is missing for a judgement; empty if nothing is."""
+        if self.pairs > 1:
+            return "" if self.p is not None else f"{self.pairs} seeds are too few"
+        return "" if math.isfinite(self.interval.low) else "the number of prompts is unknown"
 
     @property
     def _excludes_zero(self) -> bool:
@@ -77,7 +84,7 @@ class Difference:
     def words(self) -> str:
         """What it says, for a table."""
         if self.verdict == "untested":
-            return f"not tested: {self.pairs} seeds are too few"
+            return f"not tested: {self.why_untested}"
         if self.pairs < 2:
             said = {"better": "better", "worse": "worse"}.get(self.verdict, "no difference")
             return f"{said} on these prompts; one seed says nothing about others"
@@ -167,5 +174,4 @@ def _of_one_pair(method: str, against: str, measure: str, first: Result, second:
 
 
 def _prompts(result: Result) -> int:
-    count = result["metrics"].get("num_prompts", 0)
-    return int(count) if 0 <= count < 1e9 else 0
+    return int(result["metrics"].get("num_prompts", 0))

@@ -108,7 +108,8 @@ def _labels(members: Sequence[Sequence[RunRecord]]) -> list[str]:
     for name, group in zip(names, members, strict=True):
         same = [settings_of(other[0]) for other, label in zip(members, names, strict=True) if label == name]
         mine = settings_of(group[0])
-        keys = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
+        # As text, in which a number that is none equals itself.
+        keys = [key for key in mine if any(repr(other.get(key)) != repr(mine[key]) for other in same)]
         parts = ", ".join(f"{key}={_show(mine[key])}" for key in keys[:3])
         labels.append(f"{name} ({parts})" if parts else name)
     return [label if labels.count(label) == 1 else f"{label} #{n}" for n, label in enumerate(labels, 1)]

@@ -12,6 +12,7 @@ from dopd.inspection.schema import METRICS_FILE, SCHEMA_VERSION, TRACE_FILE, pro
 from dopd.settings.reading import read_yaml
 
 _MAX_FILE = 2**30  # bytes
+_MAX_PROMPTS = 10**9  # of one evaluation
 _MAX_TEXT = 10_000  # characters of a setting, and entries of one
 CONFIG_FILE, TABLE_FILE, RESULT_FILE = "config.yaml", "table.txt", "result.json"
 GIVEN_IN_PYTHON = "given in Python: "  # before what an object was that a program gave to a run
@@ -150,7 +151,11 @@ def _is_interval(value: Any) -> bool:
 
 
 def _is_metric(name: str, value: Any) -> bool:
-    return _is_share(value) if name.removeprefix("eval_").startswith("accuracy_") else _is_number(value)
+    """Whether a value can be what its metric measures: an accuracy is a share, and prompts are counted."""
+    name = name.removeprefix("eval_")
+    if name == "num_prompts":
+        return _is_number(value) and 0 <= value <= _MAX_PROMPTS
+    return _is_share(value) if name.startswith("accuracy_") else _is_number(value)
 
 
 def _is_share(value: Any) -> bool:

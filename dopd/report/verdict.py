@@ -27,6 +27,7 @@ _PROBLEMS = (
     "verifier",
 )
 _MOST_STEPS = 3  # that are told
+_HIGH_RATE = 1.0  # nobody trains with more
 _UNIT = " points"
 
 
@@ -98,23 +99,23 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
     for difference, words in ((start, _OPENINGS), (other, _OTHERS if start else _ALONE)):
         if difference is None:
             continue
-        said = words[difference.verdict].format(method=method, other=difference.against, pairs=difference.pairs)
+        said = words[difference.verdict].format(method=method, other=difference.against, why=difference.why_untested)
         if not parts:
             change = f"went from {difference.first:.1%} to {difference.second:.1%}"
             beside = f"is {difference.second:.1%} beside {difference.first:.1%}"
             said += f": greedy accuracy without p {change if difference is start else beside}"
         parts.append(f"{said}, {difference.points(_UNIT)}")
         parts += _sampled(difference, mine.get((difference.against, "sampled")))
-    first = start or other
-    assert first is not None
-    return first.verdict, f"{'; '.join(parts)} (95% intervals, {_basis(first)})."
+    told = [difference for difference in (start, other) if difference is not None]
+    basis = " and ".join(dict.fromkeys(map(_basis, told)))
+    return told[0].verdict, f"{'; '.join(parts)} (95% intervals, {basis})."
 
 
 _OPENINGS = {
     "better": "{method} made the student better",
     "worse": "{method} made the student worse",
     "undecided": "{method} changed nothing beyond chance",
-    "untested": "{method} cannot be judged yet ({pairs} seeds are too few)",
+    "untested": "{method} cannot be judged yet ({why})",
 }
 _OTHERS = {
     "better": "it is better than {other}",
@@ -172,7 +173,7 @@ def _next_steps(found: Sequence[Difference], groups: Sequence[RunGroup], level: 
         other = "vanilla" if method != "vanilla" else "privileged_teacher"
         steps.append(f"To see what {method} adds, train `method: {other}` with the same seeds and report both.")
     rate = config.get("learning_rate")
-    if isinstance(rate, float) and level in ("worse", "undecided"):
+    if isinstance(rate, float) and 0 < rate < _HIGH_RATE and level in ("worse", "undecided"):
         way, value = ("lower", rate / 3) if level == "worse" else ("higher", rate * 3)
         more = "" if level == "worse" else ", or twice the `max_steps`"
         steps.append(f"Try a {way} rate (`learning_rate: {value:.2g}`; it was {rate:.2g}){more}.")
@@ -213,8 +214,8 @@ def _note(found: Sequence[Difference], groups: Sequence[RunGroup]) -> str:
     if tested:
         parts.append(
             f"Runs of equal seeds are paired; intervals and p are Student's over {max(d.pairs for d in tested)} seeds, "
-            "and p is corrected by Holm's method for the "
-            f"{max(d.family for d in tested)} methods of each comparison. A difference counts with p below 0.05."
+            f"and p is corrected by Holm's method across the methods (up to {max(d.family for d in tested)}) that are "
+            "compared with the same thing. A difference counts with p below 0.05."
         )
         parts.append("All answer the same held-out problems; intervals do not cover other problems.")
     if any(difference.pairs < 2 for difference in found):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 import tests.report_kit as kit
-from dopd.report.page import write_report
+from dopd.report.page import inspection_page, write_report
 from tests.browser_kit import PHONE_390, find, opened, show_first, text
 
 pytestmark = pytest.mark.browser
@@ -192,6 +192,14 @@ def test_a_token_with_signs_that_xml_cannot_hold_is_saved_too(driver: Any, tmp_p
     drawn = driver.execute_script("return svgText(stripSvg(TRACES[0]))")
     assert ElementTree.fromstring(drawn.encode()).tag == f"{SVG}svg"
     assert driver.execute_script("encodeURIComponent(svgText(stripSvg(TRACES[0]))); return true")
+
+
+def test_a_page_of_one_prompt_has_its_tokens_and_no_verdict(driver: Any, tmp_path: Path) -> None:
+    page = tmp_path / "look.html"
+    page.write_text(inspection_page("One prompt", "student a", [kit.record(0, 0)]), encoding="utf-8")
+    opened(driver, page, (1280, 900))
+    shown = [node.get_attribute("id") for node in find(driver, "main > section") if node.is_displayed()]
+    assert shown == ["microscope", "lists"] and driver.get_log("browser") == []
 
 
 # --- Curves

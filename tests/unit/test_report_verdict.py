@@ -194,6 +194,27 @@ def test_a_run_that_was_never_evaluated_gets_no_verdict(tmp_path: Path) -> None:
     assert "2 serious warnings" in found["next"][0] and "`student_eval_steps`" in found["next"][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_prompts", -1),
+        ("num_prompts", 1e299),
+        ("num_prompts", 0),
+        ("accuracy_greedy", 7.0),
+        ("accuracy_greedy", -1),
+    ],
+)
+def test_evaluations_that_cannot_be_are_left_out(tmp_path: Path, name: str, value: float) -> None:
+    run = kit.run_folder(tmp_path / "run", config={"learning_rate": float("nan"), "max_steps": 10**30})
+    records = [{**line, f"eval_{name}": value} if "eval_entropy" in line else line for line in kit.metrics(6)]
+    kit.write_lines(run / "metrics.jsonl", records)
+    (run / "result.json").write_text(json.dumps({"metrics": {name: value}, "scores": {"greedy": [1e299, -1e299]}}))
+    found = verdict(group_runs(find_runs([run])), {}, 0)
+    assert report_page([run]) and "nan" not in json.dumps(found).lower()
+    assert found["level"] == ("unknown" if name == "accuracy_greedy" else "untested")
+    assert name == "accuracy_greedy" or "the number of prompts is unknown" in found["sentence"]
+
+
 def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     _, sentence, _ = levels(tmp_path / "run", config={"max_steps": 60})
     assert sentence.startswith("So far (step 6 of 60): ")
