@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -118,7 +118,7 @@ def _is_of_host(processing_class: Any, name: str) -> bool:
 
 def _names(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
     """The options that a run's templates read."""
-    read = {name for owner in processing_classes for name in _variables(owner, options) or ()}
+    read = {name for owner in processing_classes for name in _settings(owner, options)}
     special = {name for owner in processing_classes for name in tokenizer_of(owner).special_tokens_map}
     return sorted(read - _GIVEN - special)
 
@@ -130,16 +130,45 @@ def _reads(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> str
 
 def _variables(processing_class: Any, options: Mapping[str, Any]) -> frozenset[str] | None:
     """Names of the values that the chat templates of a tokenizer read; `None` where that cannot be said."""
+    found = [_Names.of(text) if isinstance(text, str) else None for text in _templates(processing_class, options)]
+    return None if None in found else frozenset[str]().union(*(names.read for names in found if names))
+
+
+def _settings(processing_class: Any, options: Mapping[str, Any]) -> frozenset[str]:
+    """Names among them that are meant to be set, and not the templates' own."""
+    texts = [text for text in _templates(processing_class, options) if isinstance(text, str)]
+    return frozenset[str]().union(*(names.settings for names in map(_Names.of, texts) if names))
+
+
+def _templates(processing_class: Any, options: Mapping[str, Any]) -> Iterable[Any]:
     template = template_of(processing_class, options)
-    texts: Iterable[Any] = template.values() if isinstance(template, Mapping) else [template or ""]
-    found = [_variables_of(text) if isinstance(text, str) else None for text in texts]
-    return None if None in found else frozenset[str]().union(*filter(None, found))
+    return template.values() if isinstance(template, Mapping) else [template or ""]
 
 
-@lru_cache(maxsize=64)
-def _variables_of(template: str) -> frozenset[str] | None:
-    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", template))))
-    except TemplateError:  # what is wrong with it is said where a row is rendered
-        return None
+@dataclass(frozen=True)
+class _Names:
+    """Names of a chat template.
+
+    Attributes:
+        read (`frozenset[str]`): of values that it may be given.
+        settings (`frozenset[str]`): without those that it assigns, unless it asks whether they were given.
+    """
+
+    read: frozenset[str]
+    settings: frozenset[str]
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(template: str) -> "_Names | None":
+        environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        try:
+            parsed = environment.parse(_GENERATION.sub("", template))
+            read = frozenset(meta.find_undeclared_variables(parsed))
+        except TemplateError:  # what is wrong with it is said where a row is rendered
+            return None
+        assigned = {name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"}
+        own = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "param"}
+        tests = (test.node for test in parsed.find_all(nodes.Test) if test.name in ("defined", "undefined"))
+        defaults = (one.node for one in parsed.find_all(nodes.Filter) if one.name in ("default", "d"))
+        asked = {node.name for node in (*tests, *defaults) if isinstance(node, nodes.Name)}
+        return _Names(read, read - own - (assigned - asked))

@@ -1,5 +1,6 @@
 """Held-out rows whose question is also trained on: an accuracy on these says nothing about held-out questions."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +15,8 @@ _COLUMNS = ("prompt", *COLUMNS)
 def prompt_key(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Equal for rows that ask the same: their turns without system prompts, and their images.
 
-    Case, white space and forms of Unicode do not count, nor whether a question is text or a user's turn.
+    Case, forms of Unicode and white space (but between two digits) do not count, nor whether a question is text or a
+    user's turn.
     """
     prompt = plain_prompt(row)
     if isinstance(prompt, str):
@@ -43,4 +45,5 @@ def _text(turn: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<!\d) | (?!\d)", "", folded)

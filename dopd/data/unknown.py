@@ -1,8 +1,10 @@
 """Words of a row that a tokenizer does not know: it reads the unknown token for them, or nothing at all."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,7 @@ from dopd.data.blocks import texts_of
 from dopd.data.control import strings_in
 from dopd.data.encode import text_of, tokenizer_of
 from dopd.data.findings import Findings
+from dopd.data.left_out import CALLS
 from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank, with_turns
 from dopd.data.views import TEMPLATE_COLUMN, row_options
 from dopd.errors import DataError, cut
@@ -57,7 +60,6 @@ class Reader:
     tokenizer: Any = field(init=False)
     unknown: frozenset[int] = field(init=False)
     names: frozenset[str] = field(init=False, default=frozenset())
-    drops: bool = field(init=False, default=False)
     loses: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -73,15 +75,14 @@ class Reader:
                 self.unknown |= {first[-1]}
             self.names = frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(self.unknown))))
             self.loses = bool(self.unknown & set(self.tokenizer(_ALL_BYTES, add_special_tokens=False)["input_ids"]))
-            self.drops = not self.loses and bool(self.spans(_ALL_BYTES))
+            self.loses = self.loses or bool(self.spans(_ALL_BYTES))
         except Exception:  # a tokenizer that fails of what it does not know says so where a row is encoded
             return
-        self.loses = self.loses or self.drops
 
-    @property
-    def instead(self) -> str:
-        """What it reads in the place of a word that it does not know."""
-        return "nothing" if self.drops else " or ".join(map(repr, sorted(self.names)))
+    def instead_of(self, text: str) -> str:
+        """What it reads in the place of text that it does not know: the unknown token, or nothing."""
+        read = set(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return " or ".join(map(repr, sorted(self.names))) if self.unknown & read else "nothing"
 
     def spans(self, text: str) -> list[Span]:
         """Where text is unknown: from each first character to the one behind the last."""
@@ -155,7 +156,7 @@ class UnknownWords(Findings):
             pieces = _pieces(row, context, prompt, self.template, self.chat_template_kwargs)
             for reader in self._readers:
                 for name, word in _unread(reader, prompt, self.chat_template_kwargs, pieces, where).items():
-                    found.setdefault(name, f"{word} in {where}, for which {reader.who} reads {reader.instead}")
+                    found.setdefault(name, word)
         return self.add(found)
 
     def sentence(self, name: str, rows: str) -> str:
@@ -175,6 +176,8 @@ def _pieces(
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     last = max(number for number, turn in enumerate(turns) if turn["role"] == "user")
     pieces = [_Piece(_PROMPT, texts_of(turn), n, needed=n == last) for n, turn in enumerate(turns)]
+    calls = [text for turn in turns for text in _texts_of_calls(turn)]
+    pieces.append(_Piece(_PROMPT, calls, None))
     if context is not None and not is_blank(context):
         column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == context), None)
         name = _METHOD if column is None else f"column {column!r}"
@@ -186,6 +189,18 @@ def _pieces(
         texts = [*strings_in(value)] if name != "chat_template" else []
         pieces.append(_Piece(f"column {column!r}" if name in own else TEMPLATE_COLUMN, texts, None))
     return pieces
+
+
+def _texts_of_calls(turn: Mapping[str, Any]) -> list[str]:
+    """What a chat template may write of a turn's tool calls: their names, and names and values of arguments."""
+    texts = list[str]()
+    for call in turn.get(CALLS) or ():
+        named = call.get("function", call)
+        given = named.get("arguments")
+        with suppress(json.JSONDecodeError):  # a text that stands as it is
+            given = json.loads(given) if isinstance(given, str) else given
+        texts += [str(named.get("name")), *strings_in(given)]
+    return texts
 
 
 def _unread(
@@ -215,12 +230,14 @@ def _unread(
             if lost:
                 together = lost[0][0] < start or end < lost[0][1]
                 beside = " (a template writes it with what stands beside it)" if together else ""
-                lost_words.append(f"{_word(within, (start, end), lost[0])!r}{beside}")
+                instead = reader.instead_of(within[slice(*lost[0])])
+                word = f"{_word(within, (start, end), lost[0])!r}{beside}"
+                lost_words.append(f"{word} in {where}, for which {reader.who} reads {instead}")
         if lost_words and piece.needed and not said:
-            shown = cut("\n".join(piece.texts))
+            whole = "\n".join(piece.texts)
             raise DataError(
-                f"{where}, {piece.field} (={shown!r}): {reader.who} knows none of its words and reads "
-                f"{reader.instead} for them. {_FIX}, or leave the row out"
+                f"{where}, {piece.field} (={cut(whole)!r}): {reader.who} knows none of its words and reads "
+                f"{reader.instead_of(whole)} for them. {_FIX}, or leave the row out"
             )
         if lost_words:
             found.setdefault(piece.field, lost_words[0])

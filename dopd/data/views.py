@@ -52,6 +52,11 @@ def row_options(row: Mapping[str, Any]) -> dict[str, Any]:
     forbidden = sorted(set(options) & set(RESERVED_OPTIONS))
     if forbidden:
         raise DataError(f"column {TEMPLATE_COLUMN!r}: {forbidden[0]} cannot be set there")
+    if "chat_template" in options:  # what would be markup is looked for in one template
+        raise DataError(
+            f"column {TEMPLATE_COLUMN!r}: a row has no chat_template of its own. Set one for the run "
+            "(chat_template_kwargs={'chat_template': ...} in a config), which may read what rows tell it"
+        )
     tools = _row_value(row, TOOLS_COLUMN, list)
     for tool in tools or ():
         function = tool.get("function", tool) if isinstance(tool, dict) else None

@@ -1,5 +1,6 @@
 """Look at one prompt without training: the student answers it, and every token is scored and routed."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from dopd.data.checks import check_row
 from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.privileged import PrivilegedTemplate, is_blank
 from dopd.data.unknown import Reader
 from dopd.data.views import privileged_prompt
 from dopd.errors import ConfigError, DataError
@@ -25,6 +26,8 @@ from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import FixedModels, LocalScorer, PromptEncoder, Step
 from dopd.step.verifier import unjudged
 from dopd.tables import RoutingTable
+
+logger = logging.getLogger(__name__)
 
 
 def inspect_prompt(
@@ -91,6 +94,7 @@ def inspect_prompt(
     answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
+    _warn_if_blank(privileged_context)
     row = prompts.asked_row({"prompt": prompt, "privileged_context": privileged_context})
     check_control_tokens(row, prompts.markup)
     check_joined_texts(privileged_prompt(row, prompts.template), prompts.markup)
@@ -108,12 +112,20 @@ def inspect_prompt(
     )
 
 
+def _warn_if_blank(privileged_context: str | None) -> None:
+    if privileged_context is not None and is_blank(privileged_context):
+        logger.warning(
+            f"privileged context (={privileged_context!r}) is blank: the privileged views read the plain prompt"
+        )
+
+
 def _completion_ids(tokenizer: Any, completion: str) -> list[int]:
     reader = Reader("the tokenizer", tokenizer)
     word = reader.first_in(completion)
     if word is not None:
+        instead = reader.instead_of(word)
         raise DataError(
-            f"completion (={completion[:60]!r}): the tokenizer does not know {word!r} and reads {reader.instead} for "
+            f"completion (={completion[:60]!r}): the tokenizer does not know {word!r} and reads {instead} for "
             "it, which is not what would be scored. Leave the word out"
         )
     return list(tokenizer(completion, add_special_tokens=False)["input_ids"])

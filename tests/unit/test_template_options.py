@@ -14,7 +14,7 @@ from test_prompts import PUBLISHED, tokenizer, trained
 
 from dopd.data.options import UnreadOptions, check_generation_prompt, check_options
 from dopd.data.rendering import Markup
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DataError
 
 CHAT = {"prompt": [{"role": "user", "content": "w1 w2"}], "privileged_context": "w3"}
 ROWS = [CHAT] * 4
@@ -107,6 +107,24 @@ def test_what_changes_a_published_rendering_is_read(path: Path) -> None:
         assert not (changes and unread), name
         assert unread or name != "x", "no template reads that"
     assert check_options([tok], {"tools": [], "chat_template": tok.chat_template}) == []
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "nemotron_3_nano", "gemma4", "glm4moe"])
+def test_a_template_s_own_variables_are_not_offered(name: str) -> None:
+    tok = tokenizer()
+    path = next(path for path in PUBLISHED if path.stem == name)
+    tok.chat_template = path.read_text(encoding="utf-8")
+    (sentence,) = check_options([tok], {"zzzzzz": 1})
+    offered = sentence.rpartition("The options that are read: ")[2].split(", ")
+    assert "enable_thinking" in offered
+    assert not {"c", "role", "reasoning_content", "ns_args", "thinking_text"} & set(offered)
+
+
+def test_a_row_has_no_template_of_its_own(tmp_path: Path) -> None:
+    own = {"chat_template_kwargs": {"chat_template": "{{ messages[0]['content'] }}"}}
+    with pytest.raises(DataError, match="row 0: column 'chat_template_kwargs': a row has no chat_template of its own"):
+        trained(tmp_path, [row | own for row in ROWS])
+    tried("dataset", "chat_template in a row's chat_template_kwargs", "refused: set it for the run")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)

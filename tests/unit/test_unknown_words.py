@@ -3,6 +3,7 @@
 Which words are known is what each vocabulary was made of here.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,53 @@ def test_unknown_words_that_a_template_is_told_are_told(
     tried("dataset" if of_row else "setting", "unknown words in chat_template_kwargs", "told: rows and word")
 
 
+CALLED = CHATML.replace(
+    "CONTENT", "{{ m['content'] }} {% for c in m['tool_calls'] or [] %} {{ c.function.name }} FIELDS{% endfor %}"
+)
+FIELDS = "{% for n, v in c.function.arguments.items() %} {{ n }} {{ v }} {% endfor %}"
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["mapping", "JSON"])
+@pytest.mark.parametrize("place", ["name", "argument", "value"])
+def test_unknown_words_of_calls_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, as_json: bool
+) -> None:
+    tok = tokenizer()
+    tok.chat_template = CALLED.replace("FIELDS", FIELDS)
+    words = {"name": "w9", "argument": "w10", "value": "w11"} | {place: "zzz"}
+
+    def rows(words: dict[str, str]) -> list[dict[str, Any]]:
+        arguments: Any = {words["argument"]: words["value"]}
+        call = {"function": {"name": words["name"], "arguments": json.dumps(arguments) if as_json else arguments}}
+        turns = [{"role": "assistant", "content": "w3", "tool_calls": [call]}, {"role": "user", "content": "w4"}]
+        return [CHAT | {"prompt": [*CHAT["prompt"], *turns]}] * 4
+
+    trained(tmp_path, rows(words), tok)
+    said = [record.message for record in caplog.records if "unknown words" in record.message]
+    assert len(said) == 1 and said[0].startswith(
+        "column 'prompt': unknown words in 4 of 4 rows of train_dataset, the first 'zzz' in row 0"
+    )
+    caplog.clear()
+    trained(tmp_path, rows(dict.fromkeys(words, "w9")), tok)
+    assert not [record for record in caplog.records if "unknown words" in record.message]
+    tried("dataset", f"an unknown word as {place} of a tool call", "warning: column, row and word")
+
+
+def test_what_a_tokenizer_drops_is_not_said_to_be_its_unknown_token(caplog: pytest.LogCaptureFixture) -> None:
+    dropping = fast(
+        models.WordLevel({"[UNK]": 0, "hello": 1}, unk_token="[UNK]"),
+        pre_tokenizers.WhitespaceSplit(),
+        norm=normalizers.Replace("\u2211", ""),
+        unk_token="[UNK]",
+    )
+    found = UnknownWords(dropping, None, {}, PrivilegedTemplate())
+    for text, instead in (("hello \u2211", "nothing"), ("hello zzz", "'[UNK]'")):
+        assert instead == ("nothing" if dropping(text)["input_ids"] == [1] else "'[UNK]'")
+        found._first.clear()
+        found.look({"prompt": text}, "row 0", [(None, text)])
+        assert found._first["column 'prompt'"].endswith(f"the tokenizer reads {instead}")
+
+
 GLUES = "{% for b in m['content'] %}{% if b['type'] == 'text' %}{{ b['text'] }}{% endif %}{% endfor %}"
 
 
@@ -310,6 +358,9 @@ def test_inspection_and_evaluation_look_too(caplog: pytest.LogCaptureFixture) ->
     prompt = "A B"
     with pytest.raises(DataError, match=r"column 'privileged_context' \(='hello world zzz'\).*'<unk>'"):
         inspect_prompt(student, teacher, prompt, "hello world zzz")
+    inspect_prompt(student, teacher, prompt, " ", max_new_tokens=2)
+    assert "privileged context (=' ') is blank" in caplog.records[-1].message
+    caplog.clear()
     with pytest.raises(DataError, match=r"column 'prompt' \(='hello'\)"):
         inspect_prompt(student, teacher, "hello", None)
     for empty in ("", " ", "\ufeff"):
