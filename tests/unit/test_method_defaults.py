@@ -50,3 +50,8 @@ def test_every_method_with_a_number_of_its_own_is_listed() -> None:
     for name in METHODS:
         own = {one.name for one in inspect.signature(METHODS[name]).parameters.values()} - shared
         assert name in PUBLISHED or name.startswith(("dopd_", "vanilla")) or not own, name
+
+
+def test_without_routing_every_token_has_half_of_each_target() -> None:
+    teacher, student = dopd.table("dopd_unrouted").rules
+    assert (teacher.weight, student.weight) == pytest.approx((0.5, 0.5 * 0.6))
