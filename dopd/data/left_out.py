@@ -185,6 +185,18 @@ def lost_words(text: str, turns: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
+def lost_tool(text: str, arguments: Mapping[str, Any]) -> str | None:
+    """The first tool whose name is nowhere in a rendering, for templates that take no stand-ins.
+
+    Args:
+        text (`str`): what a chat template wrote.
+        arguments (`dict`): that it was given.
+    """
+    tools = [tool.get("function", tool) for tool in arguments.get(TOOLS) or () if isinstance(tool, Mapping)]
+    names = [str(tool.get("name")) for tool in tools]
+    return next((f"the tool {name!r}" for name in names if name not in text), None)
+
+
 def _squeezed(text: str) -> str:
     return " ".join(text.split())
 

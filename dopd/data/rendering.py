@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dopd.data.left_out import CALLS, Trial, lost_words
+from dopd.data.left_out import CALLS, TOOLS, Trial, lost_tool, lost_words
 from dopd.data.privileged import Conversation, Prompt
 from dopd.errors import DataError, cut
 from dopd.interrupts import TooLongError, alarm_after
@@ -229,10 +229,12 @@ def _check_nothing_left_out(
     trial, template = Trial.of(turns, arguments), template_of(processing_class, arguments)
     place = _lost_in(processing_class, template if isinstance(template, str) else repr(template), trial)
     part = trial.parts[place] if place is not None else None
-    lost = lost_words(text, turns) if part is None else part.what
+    tool = lost_tool(text, arguments) if part is None else None
+    lost = tool or (lost_words(text, turns) if part is None else part.what)
+    column = part.column if part else TOOLS if tool else "prompt"
     if lost is not None:
         raise DataError(
-            f"column {part.column if part else 'prompt'!r}: the chat template leaves out {lost}. Leave it out of the "
+            f"column {column!r}: the chat template leaves out {lost}. Leave it out of the "
             "row, or set a chat template that writes contents of this kind (chat_template_kwargs={'chat_template': "
             "...})"
         )

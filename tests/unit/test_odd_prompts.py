@@ -172,6 +172,15 @@ def function(name: str = "add", **more: Any) -> list[dict[str, Any]]:
     return [{"type": "function", "function": {"name": name, **more}}]
 
 
+def test_a_template_that_takes_no_other_names_of_tools_is_looked_through_for_them() -> None:
+    tok = tokenizer()
+    knows = "{% for t in tools or [] %}{{ raise_exception('unknown') if t.function.name != 'add' }}{% endfor %}"
+    tok.chat_template = knows + WRITTEN
+    prompt = plain_prompt({"prompt": [{"role": "user", "content": "w1"}], "tools": [ADD]})
+    with pytest.raises(DataError, match="column 'tools': the chat template leaves out the tool 'add'"):
+        encode_prompts(tok, [prompt], {})
+
+
 TARGETS = TARGET, NAME = "w41", "w42"
 ASKED = {"role": "user", "content": "w1 w2"}
 USING = json.loads(json.dumps(conversation({"a": 1, "b": TARGET})).replace('"add"', f'"{NAME}"', 1))
