@@ -103,8 +103,8 @@ def print_methods(name: str | None) -> None:
         lines = {
             "what": card.about,
             "loss": card.equation,
-            "source": f"{card.source or 'your own'} (confidence: {card.confidence})",
-            "departures": card.departures or "none known",
+            "source": f"{card.source} (confidence: {card.confidence})" if card.source else "your own",
+            "departures": card.departures or ("none known" if card.source else ""),
             "needs": _needs_in_words(built),
             "options": ". ".join(map(str, settings_of_call(METHODS[registered]).values())) or "none",
         }

@@ -78,15 +78,60 @@ def register_signal(
     return register
 
 
+class _DeclaredScores(dict[str, Tensor]):
+    """Scores that a signal was registered with; others are refused by name, also where the table happens to have them:
+    beside other rules, or in another table, they would be missing.
+    """
+
+    def __init__(self, signal: str, field: str, argument: str, scores: Mapping[str, Tensor], asked: Iterable[str]):
+        super().__init__({name: values for name, values in scores.items() if name in asked})
+        self._words = f"signal {signal!r} reads batch.{field}[{{!r}}] and is not registered with it: add {argument}="
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ConfigError(f"{self._words.format(name)}{sorted({*self, name})!r} to its register_signal")
+
+
+class _DeclaredBatch(SignalBatch):
+    """A batch with what a signal was registered with."""
+
+    _undeclared: Mapping[str, str]  # attribute -> what is said of it
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("rewards", "scores"):
+            undeclared = object.__getattribute__(self, "_undeclared")
+            if name in undeclared:
+                raise ConfigError(undeclared[name])
+        return object.__getattribute__(self, name)
+
+
+def _declared(name: str, signal: Signal, batch: SignalBatch) -> SignalBatch:
+    sources = signal.sources
+    made = object.__new__(_DeclaredBatch)
+    vars(made).update(vars(batch))
+    vars(made).update(
+        logprobs=_DeclaredScores(name, "logprobs", "sources", batch.logprobs, sources),
+        entropies=_DeclaredScores(name, "entropies", "sources", batch.entropies, sources),
+        measures=_DeclaredScores(name, "measures", "measures", batch.measures, signal.measures),
+        _undeclared={
+            field: f"signal {name!r} reads batch.{field} and is not registered with it: add needs_{field}=True to its "
+            "register_signal"
+            for field, is_declared in (("rewards", signal.needs_rewards), ("scores", signal.needs_scores))
+            if not is_declared
+        },
+    )
+    return made
+
+
 def signal_values(name: str, batch: SignalBatch, options: Mapping[str, Any]) -> Tensor:
     """A signal's values (B, T).
 
     Raises:
+        ConfigError: it reads what it was not registered with.
         ScoringError: its code raises, or returns something of another shape.
     """
     signal = SIGNALS.find(name)
     try:
-        values = signal.compute(batch, **options)
+        values = signal.compute(_declared(name, signal, batch), **options)
     except (DopdError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -197,7 +197,8 @@ def check_rollouts(rollouts: Rollouts, student: Any, vocab_size: int, max_new_to
     for ids in rollouts.answers:
         if not ids or len(ids) > max_new_tokens:
             raise ScoringError(
-                f"the rollout engine gave an answer of {len(ids)} tokens, and was asked for 1 to {max_new_tokens}"
+                f"the rollout engine gave an answer of {len(ids)} tokens, and was asked for 1 to {max_new_tokens} "
+                "(max_completion_length, or less by the table's rollout_growth): it must obey request.max_new_tokens"
             )
         if forbidden & set(ids):
             raise ScoringError(

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
+from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt
@@ -66,7 +67,8 @@ class DOPDTrainer(RecordingTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the student.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the student; a text is a hub id, a
+            folder, or `tiny:TASK/ROLE`.
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*): the frozen teacher; may be left out
             when no rule of the table reads it.
         args ([`DOPDConfig`], *optional*): configuration.
@@ -128,6 +130,8 @@ class DOPDTrainer(RecordingTrainer):
             reward_funcs=reward_funcs,
             peft_config=host_options.get("peft_config"),
         )
+        model = resolve_model(model) if isinstance(model, str) else model
+        teacher_model = resolve_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
