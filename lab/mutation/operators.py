@@ -146,7 +146,8 @@ def _constant(node: ast.Constant) -> Iterator[tuple[ast.expr, str]]:
     if isinstance(value, bool):
         yield node, repr(not value)
     elif isinstance(value, int | float):
-        yield node, repr(value + 1)
+        if value + 1 != value:
+            yield node, repr(value + 1)
         if isinstance(value, float) and value not in (0.0, 1.0):
             yield node, repr(value / 2)
 
