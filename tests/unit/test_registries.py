@@ -279,7 +279,7 @@ def test_a_signal_has_options_and_needs_to_say_what_it_reads(folder: Path) -> No
 
 
 SIGNALS_GONE_WRONG: dict[str, tuple[Any, str]] = {
-    "reads what it did not name": (lambda b: b.logprobs["teacher"], r"raises KeyError: 'teacher'.*sources=\[\]"),
+    "raises": (lambda b: {}["teacher"], r"raises KeyError: 'teacher'.*sources=\[\]"),
     "one number": (lambda b: b.mask.sum(), r"returns \(\): it must return a tensor \(B, T\) \(2, 3\)"),
     "no tensor": (lambda b: [1.0], "returns list: it must return a tensor"),
     "not finite": (lambda b: b.mask * float("nan"), "a signal is not finite"),
