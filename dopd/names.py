@@ -43,7 +43,8 @@ def check_name(name: str, subfolder: str | None = None) -> None:
     except HFValidationError:
         home = " ('~' is a folder in files of settings and in shells alone)" if name.startswith("~") else ""
         raise ModelError(
-            f"{said} is no hub id, and no folder of that name is here{home}: {_GIVE}.{_close(Path(name))}"
+            f"{said} cannot be read: it is no hub id, and no folder of that name is here{home}. {_GIVE.capitalize()}."
+            f"{_close(Path(name))}"
         ) from None
 
 

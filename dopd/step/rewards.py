@@ -166,6 +166,8 @@ class Judge:
                 row = next(iter(dataset))
             except Exception:  # what is wrong with the dataset is said elsewhere
                 continue
+            if not untried or "prompt" not in row:
+                continue
             judge._called([row, row], ["", ""], [[0], [0]])  # two of them, as the rewards must be as many
         functions = {
             name: one if one is None or isinstance(one, TriedFunction) else TriedFunction(one)

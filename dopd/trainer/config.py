@@ -286,5 +286,7 @@ def _changed(config: DOPDConfig) -> Iterator[str]:
     """Names of the fields that have another value than their default."""
     for one in fields(config):
         default = one.default_factory() if one.default_factory is not MISSING else one.default
-        if getattr(config, one.name) != default:
+        value = getattr(config, one.name)
+        # Of another type is another value; some, such as arrays, cannot be compared.
+        if value is not default and (type(value) is not type(default) or value != default):
             yield one.name

@@ -121,6 +121,8 @@ def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
         return source.config
     try:
         return config_of(source, **where)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
     except DopdError:
         raise
     except Exception as error:  # readers of checkpoints fail in many ways

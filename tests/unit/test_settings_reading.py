@@ -252,7 +252,7 @@ def test_config_prints_what_is_checked(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["config", "lora-drop"]) == 0
     assert capsys.readouterr().out.startswith("lora_dropout: float of at least 0 and below 1; default 0.0 (TRL)\n")
     assert main(["config", "learning_rate"]) == 0
-    assert "default 5e-06 (transformers; TRL's default is 1e-06)" in capsys.readouterr().out
+    assert "default 5e-06 (transformers; TRL's default is 1e-06)" in " ".join(capsys.readouterr().out.split())
     assert main(["config", "no_such_key"]) == 2
     assert "no key has 'no_such_key' in its name or description" in capsys.readouterr().err
 

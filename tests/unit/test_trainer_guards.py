@@ -85,7 +85,7 @@ def test_the_teacher_named_in_the_config_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model", "teacher_model"])
 def test_an_unreadable_checkpoint_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match=f"{name} .*nowhere.* cannot be read"):
+    with pytest.raises(ModelError, match=f"^{name}: .*nowhere.* cannot be read"):
         kit.trainer(tmp_path, **{name: str(tmp_path / "nowhere")})
 
 
