@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dopd.inspection.schema import SCHEMA_VERSION, prompt_key
+from dopd.report.groups import find_runs, group_runs
 
 REGIMES = ("LH", "LL", "HT", "HS")
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>window.owned=1</script>&amp;"
@@ -157,3 +158,16 @@ def shown(value: float, digits: int = 3) -> str:
 
 def probability(logprob: float) -> str:
     return shown(math.exp(logprob))
+
+
+def four_runs(folder: Path) -> Path:
+    """A folder with runs of two methods, two seeds each."""
+    for method in ("vanilla", "dopd"):
+        for seed in (0, 1):
+            run_folder(folder / f"{method}-seed{seed}", method, seed, greedy=lambda t, s=seed: 0.4 + 0.1 * s * t)
+    return folder
+
+
+def groups_of(*folders: Path) -> Any:
+    """The runs in some folders, as the report groups them."""
+    return group_runs(find_runs(folders))

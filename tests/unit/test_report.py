@@ -17,7 +17,7 @@ import tests.report_kit as kit
 from dopd.errors import DataError
 from dopd.inspection.schema import problems, read_trace
 from dopd.report import palette, traces
-from dopd.report.groups import differences, find_runs, find_summary, group_runs
+from dopd.report.groups import differences, find_runs, find_summary
 from dopd.report.headline import headline
 from dopd.report.page import inspection_page, report_page, write_report
 from dopd.report.series import charts, thin
@@ -33,38 +33,31 @@ def data_of(page: str) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for method in ("vanilla", "dopd"):
-        for seed in (0, 1):
-            kit.run_folder(tmp_path / f"{method}-seed{seed}", method, seed, greedy=lambda t, s=seed: 0.4 + 0.1 * s * t)
-    return tmp_path
-
-
-def groups_of(*folders: Path) -> Any:
-    return group_runs(find_runs(folders))
+    return kit.four_runs(tmp_path)
 
 
 # --- Which runs
 
 
 def test_a_folder_of_runs_is_grouped_by_method_and_seed(folder: Path) -> None:
-    groups = groups_of(folder)
+    groups = kit.groups_of(folder)
     assert [(group.label, [run.config["seed"] for run in group.runs]) for group in groups] == [
         ("dopd", [0, 1]),
         ("vanilla", [0, 1]),
     ]
-    assert len(groups_of(folder, folder / "dopd-seed0")[0].runs) == 2
+    assert len(kit.groups_of(folder, folder / "dopd-seed0")[0].runs) == 2
 
 
 def test_runs_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         kit.run_folder(tmp_path / f"run{rate}", config={"learning_rate": rate})
-    groups = groups_of(tmp_path)
+    groups = kit.groups_of(tmp_path)
     assert [group.label for group in groups] == ["dopd (learning_rate=0.0001)", "dopd (learning_rate=0.001)"]
     assert differences(groups) == [("learning_rate", ["0.0001", "0.001"]), ("seed", ["0", "0"])]
 
 
 def test_one_run_has_no_differences_to_show(tmp_path: Path) -> None:
-    assert differences(groups_of(kit.run_folder(tmp_path / "run"))) == []
+    assert differences(kit.groups_of(kit.run_folder(tmp_path / "run"))) == []
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -76,7 +69,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_headline_has_start_and_methods_with_their_intervals(folder: Path) -> None:
-    rows = headline(groups_of(folder), {})["rows"]
+    rows = headline(kit.groups_of(folder), {})["rows"]
     assert [(row["label"], row["kind"]) for row in rows] == [
         ("start (student)", "start"),
         ("dopd", "method"),
@@ -106,7 +99,7 @@ def test_quickstarts_evaluations_of_start_and_teacher_are_read(folder: Path) -> 
 
 
 def test_every_curve_of_the_issue_is_there(folder: Path) -> None:
-    titles = [chart["title"] for chart in charts(groups_of(folder), {})]
+    titles = [chart["title"] for chart in charts(kit.groups_of(folder), {})]
     for words in (
         "Accuracy without p, greedy",
         "Accuracy WITH p",
@@ -123,21 +116,21 @@ def test_every_curve_of_the_issue_is_there(folder: Path) -> None:
 
 
 def test_a_curve_is_the_mean_over_seeds_with_each_seed_behind_it(folder: Path) -> None:
-    chart = charts(groups_of(folder), {})[0]
+    chart = charts(kit.groups_of(folder), {})[0]
     series = chart["series"][0]
     assert series["x"] == [0, 2, 4, 6] and series["y"][-1] == pytest.approx(0.45)
     assert [seed["y"][-1] for seed in series["seeds"]] == pytest.approx([0.4, 0.5])
 
 
 def test_shares_of_a_stack_add_up(folder: Path) -> None:
-    for chart in charts(groups_of(folder), {}):
+    for chart in charts(kit.groups_of(folder), {}):
         if chart["kind"] in ("stack", "heat") and chart["unit"] == "share":
             sums = [sum(layer["y"][n] for layer in chart["layers"]) for n in range(len(chart["x"]))]
             assert sums == pytest.approx([1.0] * len(sums), abs=1e-3)
 
 
 def test_the_loss_share_weighs_losses_by_tokens(folder: Path) -> None:
-    (chart,) = [c for c in charts(groups_of(folder), {}) if c["title"] == "Share of the loss by regime: dopd"]
+    (chart,) = [c for c in charts(kit.groups_of(folder), {}) if c["title"] == "Share of the loss by regime: dopd"]
     assert {layer["label"]: layer["y"][0] for layer in chart["layers"]} == pytest.approx(
         {"HT": 0.3, "HS": 0.2, "LH": 0.4, "LL": 0.1}
     )

@@ -10,23 +10,15 @@ import pytest
 import tests.report_kit as kit
 from dopd.report import palette
 from dopd.report.findings import findings
-from dopd.report.groups import find_runs, group_runs
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for method in ("vanilla", "dopd"):
-        for seed in (0, 1):
-            kit.run_folder(tmp_path / f"{method}-seed{seed}", method, seed, greedy=lambda t, s=seed: 0.4 + 0.1 * s * t)
-    return tmp_path
-
-
-def groups_of(*folders: Path) -> Any:
-    return group_runs(find_runs(folders))
+    return kit.four_runs(tmp_path)
 
 
 def titles(*folders: Path) -> set[str]:
-    return {warning["title"] for method in findings(groups_of(*folders), {}) for warning in method["warnings"]}
+    return {warning["title"] for method in findings(kit.groups_of(*folders), {}) for warning in method["warnings"]}
 
 
 def only_warning(groups: Any, summary: Any = None) -> dict[str, Any]:
@@ -35,7 +27,7 @@ def only_warning(groups: Any, summary: Any = None) -> dict[str, Any]:
 
 
 def test_a_healthy_run_has_no_warnings(folder: Path) -> None:
-    assert findings(groups_of(folder), {}) == []
+    assert findings(kit.groups_of(folder), {}) == []
 
 
 def test_collapse(tmp_path: Path) -> None:
@@ -58,7 +50,7 @@ def test_a_drifting_privileged_student(tmp_path: Path) -> None:
 
 def test_one_regime_takes_all(tmp_path: Path) -> None:
     series: Any = {"shares": lambda t: (0.995, 0.005, 0.0, 0.0)}
-    found = only_warning(groups_of(kit.run_folder(tmp_path / "run", **series)))
+    found = only_warning(kit.groups_of(kit.run_folder(tmp_path / "run", **series)))
     assert found["title"] == "one regime (LH) takes all" and "6 of 6" in found["runs"][0]["text"]
 
 
@@ -94,7 +86,7 @@ def test_words_that_the_untrained_student_shares_with_p_are_no_leak(tmp_path: Pa
     assert titles(kit.run_folder(tmp_path / "always", trace=early + late)) == set()
     clean = [kit.record(0, row, privileged_context=hint) for row in range(4)]
     run = kit.run_folder(tmp_path / "learned", trace=clean + late[:1] + [kit.record(5, 1, privileged_context=hint)])
-    assert "1 of 2 traced completions (50%; 0% before training)" in only_warning(groups_of(run))["runs"][0]["text"]
+    assert "1 of 2 traced completions (50%; 0% before training)" in only_warning(kit.groups_of(run))["runs"][0]["text"]
 
 
 def test_a_leak_of_a_script_without_spaces(tmp_path: Path) -> None:
@@ -127,7 +119,7 @@ def test_clipped_answers_and_lengths(tmp_path: Path, cut: Any, lengths: Any, tit
     if title is None:
         assert titles(run) == set()
         return
-    warning = only_warning(groups_of(run))
+    warning = only_warning(kit.groups_of(run))
     assert (warning["title"], warning["level"]) == (title, level)
     assert title != "answers grow longer" or "from 20 to 34 tokens" in warning["runs"][0]["text"]
 
@@ -137,7 +129,7 @@ def test_warnings_are_grouped_by_method_with_a_count(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         kit.run_folder(tmp_path / f"dopd{seed}", seed=seed, **(fall if seed else {}))
         kit.run_folder(tmp_path / f"vanilla{seed}", "vanilla", seed)
-    (method,) = findings(groups_of(tmp_path), {})
+    (method,) = findings(kit.groups_of(tmp_path), {})
     (warning,) = method["warnings"]
     assert (method["method"], warning["title"], warning["of"]) == ("dopd", "collapse", 3)
     assert [run["run"] for run in warning["runs"]] == ["seed 1", "seed 2"]
@@ -157,5 +149,5 @@ def test_advice_names_settings_that_exist() -> None:
 
 def test_a_teacher_that_is_no_better(folder: Path) -> None:
     summary = {"start": {"metrics": {"accuracy_greedy": 0.5}}, "teacher_result": {"metrics": {"accuracy_greedy": 0.4}}}
-    found = only_warning(groups_of(folder), summary)
+    found = only_warning(kit.groups_of(folder), summary)
     assert found["title"] == "the teacher is no better than the student"
