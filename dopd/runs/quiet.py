@@ -1,6 +1,7 @@
 """Commands say what is dopd's, and leave out what the host's libraries say."""
 
 import logging
+import sys
 import warnings
 
 import transformers
@@ -15,6 +16,16 @@ class _VisibleFormatter(logging.Formatter):
         return visible(super().format(record))
 
 
+class _StandardErrorHandler(logging.Handler):
+    """Writes to what `sys.stderr` is when a message comes: a notebook or a caller may have replaced it since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def quiet_libraries() -> None:
     """Keep host libraries' chatter out of a run; warnings of dopd stay."""
     transformers.logging.set_verbosity_error()
@@ -23,7 +34,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # PEFT looks for a whole model below an adapter on an adapter.
     warnings.filterwarnings("ignore", message="Could not find a config file in .* - will assume that the vocabulary")
-    handler = logging.StreamHandler()
+    handler = _StandardErrorHandler()
     handler.setFormatter(_VisibleFormatter("%(levelname)s: %(message)s"))
     own = logging.getLogger("dopd")
     if not own.handlers:

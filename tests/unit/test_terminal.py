@@ -1,6 +1,8 @@
 """What commands print, at any width and into any pipe."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from dopd.errors import cut, did_you_mean
 from dopd.methods import METHODS
 from dopd.report.summary import summary_rows
 from dopd.report.terminal import print_paragraph, print_table
+from dopd.runs.quiet import quiet_libraries
 from dopd.shown import visible
 
 WIDTHS = (30, 60, 80, 200)
@@ -178,3 +181,15 @@ def test_what_models_and_tables_hold_is_shown_and_not_obeyed(capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert not set(shown) & set("\x00\x07\x1b\r\x9b\u202e")
     assert shown.count("[bold]") >= 3
+
+
+def test_warnings_reach_the_stream_that_stands_for_standard_error_when_they_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under pytest, in notebooks and under `redirect_stderr` the stream of the first command is gone by the second."""
+    quiet_libraries()
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+        quiet_libraries()
+        logging.getLogger("dopd.anything").warning("seen")
+        assert stream.getvalue() == "WARNING: seen\n"
