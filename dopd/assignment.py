@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dopd.errors import ConfigError, NotFiniteError, ScoringError
+from dopd.ranks import Remembering
 from dopd.routing import UNROUTED, Thresholds, classify, gap_thresholds, privilege_gap
 from dopd.rules import Rule, Select
 from dopd.signals import SignalBatch
@@ -28,6 +29,8 @@ class Assignment:
         advantages (`dict[int, Tensor]`): index of a policy-gradient rule -> advantages (B, T).
         progress (`float`): share of the training that is over, for exponents that move.
         thresholds (`Thresholds`, *optional*): the averages that decided the regimes.
+        ranks (`Remembering`, *optional*): what signals and averages asked of the whole batch: with it other completions
+            are decided about as these were.
     """
 
     regimes: Tensor
@@ -36,11 +39,20 @@ class Assignment:
     advantages: Mapping[int, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     thresholds: Thresholds | None = None
+    ranks: Remembering | None = None
 
     def chosen(self, index: int, rule: Rule) -> Tensor:
         """The tokens that a rule teaches, bool (B, T)."""
         chosen_BT = self.regimes != UNROUTED if rule.regime is None else self.regimes == int(rule.regime)
         return chosen_BT & (self.factors[index] != 0) if index in self.factors else chosen_BT
+
+    def weights(self, table: RoutingTable) -> Tensor:
+        """What the divergences of every token are multiplied with (B, T), summed over the rules that teach it."""
+        total_BT = torch.zeros(self.regimes.shape, dtype=torch.float64, device=self.regimes.device)
+        for index, rule in enumerate(table.rules):
+            weight = rule.weight * self.factors[index] if index in self.factors else rule.weight
+            total_BT += torch.where(self.chosen(index, rule), weight, 0.0)
+        return total_BT
 
     def at(self, sequences: Tensor) -> "Assignment":
         """The decisions about some sequences, in the order in which `sequences` (LongTensor) names them."""
@@ -81,6 +93,8 @@ def assign(table: RoutingTable, batch: SignalBatch, *, thresholds: Thresholds | 
         ScoringError: a score is not finite.
     """
     _check_scored(table, batch)
+    ranks = Remembering(batch.ranks)
+    batch = replace(batch, ranks=ranks)
     keep_BT = batch.keep
     gap_BT = None
     if table.routed:
@@ -96,7 +110,7 @@ def assign(table: RoutingTable, batch: SignalBatch, *, thresholds: Thresholds | 
             factors[index] = torch.where(keep_BT, factor_BT, 0.0)
         if rule.advantage is not None:
             advantages[index] = _finite(rule, rule.advantage.compute(batch), keep_BT)
-    return Assignment(regimes_BT, gap_BT, factors, advantages, batch.progress, thresholds)
+    return Assignment(regimes_BT, gap_BT, factors, advantages, batch.progress, thresholds, ranks)
 
 
 def _routed(

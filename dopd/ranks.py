@@ -1,11 +1,14 @@
 """What processes tell one another in a step."""
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from dopd.errors import ScoringError
 
 
 class Ranks(Protocol):
@@ -54,3 +57,57 @@ class AcceleratorRanks:
         counts = self._accelerator.gather(torch.tensor([len(values_N)], device=values_N.device))
         longest = len(padded_N)
         return torch.cat([gathered[rank * longest : rank * longest + int(n)] for rank, n in enumerate(counts)])
+
+
+class Remembering:
+    """Ranks whose answers are kept, in the order in which they were asked, for `Replayed`.
+
+    Attributes:
+        told (`list[Tensor]`): the answers.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.told: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        return self._ranks.count
+
+    def total(self, values: Tensor) -> Tensor:
+        return self._kept(self._ranks.total, values)
+
+    def gathered(self, values_N: Tensor) -> Tensor:
+        return self._kept(self._ranks.gathered, values_N)
+
+    def _kept(self, ask: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        self.told.append(ask(values).detach().clone())
+        return self.told[-1].clone()
+
+
+class Replayed:
+    """Tells other completions what a step's processes told one another, so that they are looked at with the numbers of
+    that step and not with their own.
+
+    Args:
+        step (`Remembering`): the ranks of that step.
+    """
+
+    def __init__(self, step: Remembering) -> None:
+        self._told = iter(step.told)
+        self.count = step.count
+
+    def total(self, values: Tensor) -> Tensor:
+        return self._next()
+
+    def gathered(self, values_N: Tensor) -> Tensor:
+        return self._next()
+
+    def _next(self) -> Tensor:
+        told = next(self._told, None)
+        if told is not None:
+            return told.clone()
+        raise ScoringError(
+            "a signal asked for numbers of the whole batch more often than at the step whose numbers are shown: call "
+            "everywhere() equally often for every batch, as several processes need it too"
+        )

@@ -3,6 +3,7 @@
 Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import cached_property
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -145,13 +147,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards the random states of the CPU and of the devices that hold the model are what they were.
+    """Afterwards the random states of Python, NumPy, the CPU and the devices that hold the model are what they were.
 
     Other devices are left alone: a process may see many that it does not use.
     """
     devices = {parameter.device for parameter in model.parameters()}
     kinds = sorted({device.type for device in devices} - {"cpu", "meta"})
     with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in kinds:
             own = [device for device in devices if device.type == kind]

@@ -133,6 +133,7 @@ def completion_record(
         targets=details,
         columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
         regimes=batch.assignment.regimes[place][kept].tolist() if step.table.routed else None,
+        weights=batch.assignment.weights(step.table)[place][kept].tolist(),
         losses=per_token[place][kept].detach().tolist(),
         thresholds=thresholds,
     )
@@ -154,6 +155,7 @@ def trace_record(
     targets: Mapping[str, TokenDetails],
     columns: Mapping[str, list[float] | None],
     regimes: list[int] | None,
+    weights: list[float],
     losses: list[float],
     thresholds: Mapping[str, float] | None,
 ) -> dict[str, Any]:
@@ -168,6 +170,7 @@ def trace_record(
         targets (`dict[str, TokenDetails]`): the distributions that rules of the table pull towards, by source.
         columns (`dict[str, list[float]]`): `gap`, `logprob_teacher`, `logprob_student`: values (N), or `None`.
         regimes (`list[int]`, *optional*): numbers of the regimes (N) of a routed table.
+        weights (`list[float]`): what the divergences of a token are multiplied with (N).
         losses (`list[float]`): weight times divergence (N), nats.
         thresholds (`dict`, *optional*): batch averages that routed these tokens.
     """
@@ -185,7 +188,7 @@ def trace_record(
                 **{name: None if values is None else json_number(values[n]) for name, values in columns.items()},
                 "logprob_plain": json_number(float(student.logprobs[n])),
                 "entropy": json_number(float(student.entropy[n])),
-                "weight": rule.weight,
+                "weight": json_number(weights[n]),
                 "loss": json_number(losses[n]),
                 "top_target": None if target is None else _top(target, n, tokenizer),
                 "top_student": _top(student, n, tokenizer),

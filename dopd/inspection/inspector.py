@@ -1,11 +1,13 @@
 """Completions looked at outside of a training batch: answered, scored from every view, routed, and recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from dopd.assignment import Assignment
 from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
@@ -44,6 +46,7 @@ class Inspector:
         answers: Sequence[list[int]] | None = None,
         greedy: bool = False,
         thresholds: Mapping[str, float] | None = None,
+        batch: Assignment | None = None,
         kind: str = "inspect",
         moment: Moment = START,
         first_number: int = 0,
@@ -56,27 +59,27 @@ class Inspector:
             greedy (`bool`): the student's likeliest tokens in place of drawn ones.
             thresholds (`dict`, *optional*): `gap` and `confidence` that route the tokens; the averages over these
                 completions if left out.
+            batch (`Assignment`, *optional*): decisions about the batch that these completions are shown with: averages,
+                extremes and shares are of that batch.
             kind: what the records say of themselves.
             moment (`Moment`): where in a run this is. With `num_generations` above 1 rows stand side by side as often;
                 they count as one another's rollouts, and the first of them is recorded.
             first_number (`int`): number of the first record.
         """
-        step = self._step(moment)
-        rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows)
-        judged = rollouts.scores
-        if not step.judge.gives_rewards and step.table.is_judged:
-            rollouts = replace(rollouts, rewards=[0.0] * len(rows), scores=[0.0] * len(rows))
-        averages = None
-        if thresholds is not None:
-            averages = Thresholds(thresholds["gap"], thresholds["confidence"], 0.0, int(rollouts.mask.sum()), 0)
-        with torch.no_grad():
-            batch = step.score(rollouts, moment, thresholds=averages)
+        with self._random_state_kept(), torch.no_grad():
+            step = self._step(moment)
+            rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows)
+            judged = rollouts.scores
+            if not step.judge.gives_rewards and step.table.is_judged:
+                rollouts = replace(rollouts, rewards=[0.0] * len(rows), scores=[0.0] * len(rows))
+            averages = _averages(thresholds, rollouts)
+            scored = step.score(rollouts, moment, thresholds=averages, batch=batch)
             live = step.scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
             if live.hidden is None:
                 raise ScoringError("the scorer gives no hidden states of the student, which a look at its tokens needs")
             student = (live.hidden, step.scorer.head(LIVE))
-            targets = step.targets(batch)
-            routed = step.loss(batch, student, targets)
+            targets = step.targets(scored)
+            routed = step.loss(scored, student, targets)
         models = whole_models(student, targets)
         seen: dict[str, int] = {}
         records = []
@@ -87,7 +90,7 @@ class Inspector:
             score = None if judged is None else judged[place]
             completion = Completion(row, moment.step, number, rollout, kind, score)
             records.append(
-                completion_record(completion, step, batch, place, models, routed.per_token, thresholds_of(batch))
+                completion_record(completion, step, scored, place, models, routed.per_token, thresholds_of(scored))
             )
         return records
 
@@ -98,13 +101,21 @@ class Inspector:
             return self.step
         return replace(self.step, table=_without_siblings(table))
 
+    @contextmanager
+    def _random_state_kept(self) -> Iterator[None]:
+        """Inside, what is drawn depends on the seed alone: users' signals and reward functions may draw numbers too."""
+        with self.student.whole_student() as student:
+            kept = random_state_kept(student)
+        with kept:
+            torch.manual_seed(self.answering.seed)
+            yield
+
     def _rollouts(
         self, rows: Sequence[Mapping[str, Any]], answers: Sequence[list[int]] | None, *, greedy: bool
     ) -> Rollouts:
         prompts = self.step.prompts
         asked = prompts.read_by_student(rows, self.step.table)
-        with self.student.whole_student() as student, torch.no_grad(), random_state_kept(student):
-            torch.manual_seed(self.answering.seed)
+        with self.student.whole_student() as student, torch.no_grad():
             plain = [plain_prompt(row) for row in asked]
             if answers is None:
                 with evaluation_mode(student):
@@ -118,3 +129,9 @@ class Inspector:
 
 def _without_siblings(table: RoutingTable) -> RoutingTable:
     return replace(table, context="none" if table.context == "none" else "column", contrast="column")
+
+
+def _averages(thresholds: Mapping[str, float] | None, rollouts: Rollouts) -> Thresholds | None:
+    if thresholds is None:
+        return None
+    return Thresholds(thresholds["gap"], thresholds["confidence"], 0.0, int(rollouts.mask.sum()), 0)

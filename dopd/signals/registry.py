@@ -51,7 +51,8 @@ def register_signal(
     """Register a signal: the decorated function gets a `SignalBatch` and returns a number of every token, (B, T).
 
     Rules read it by name in `select`, `scale` and `advantage`; its other arguments are the signal's options. What it
-    returns where the mask is 0 is not read.
+    returns where the mask is 0 is not read. What it takes of the whole batch (an average, an extreme, a rank) it takes
+    of `batch.everywhere(values)`, which has the tokens of all processes.
 
     Args:
         name (`str`): the name.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopd.assignment import assign
+from dopd.assignment import Assignment, assign
 from dopd.data.contexts import rows_for_view
 from dopd.data.views import lacks_privileged
 from dopd.errors import ScoringError
@@ -18,7 +18,7 @@ from dopd.fused import fused_routed_loss, measures
 from dopd.fused.api import Backend
 from dopd.heads import Head
 from dopd.loss import RoutedLoss
-from dopd.ranks import Alone, Ranks
+from dopd.ranks import Alone, Ranks, Replayed
 from dopd.routing import Thresholds
 from dopd.sampling import Ending
 from dopd.scoring import View
@@ -118,7 +118,14 @@ class Step:
                 "of one are allowed. Lower max_completion_length or max_prompt_length"
             )
 
-    def score(self, rollouts: Rollouts, moment: Moment = START, *, thresholds: Thresholds | None = None) -> ScoredBatch:
+    def score(
+        self,
+        rollouts: Rollouts,
+        moment: Moment = START,
+        *,
+        thresholds: Thresholds | None = None,
+        batch: Assignment | None = None,
+    ) -> ScoredBatch:
         """Score completions from every source that the table reads, and decide what each token receives.
 
         Args:
@@ -126,6 +133,8 @@ class Step:
             moment (`Moment`): where in the run they stand.
             thresholds (`Thresholds`, *optional*): averages that route the tokens; those of all ranks' completions if
                 left out.
+            batch (`Assignment`, *optional*): decisions about the completions of another batch: averages, extremes and
+                shares are of that batch, and not of these completions.
 
         Raises:
             ScoringError, NotFiniteError: scores that cannot come from a working model.
@@ -151,7 +160,7 @@ class Step:
             num_generations=moment.num_generations,
             step=moment.step,
             progress=moment.progress,
-            ranks=self.ranks,
+            ranks=self.ranks if batch is None or batch.ranks is None else Replayed(batch.ranks),
         )
         assignment = assign(self.table, signals, thresholds=thresholds)
         kept = {name: self._kept(name, scores) for name, scores in sources.items()}

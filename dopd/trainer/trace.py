@@ -6,12 +6,13 @@ probable tokens are made for the trace alone, from hidden states of the traced c
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dopd.assignment import Assignment
 from dopd.files import append_line
 from dopd.heads import Head
 from dopd.inspection.details import Completion, completion_record, thresholds_of, whole_models
@@ -39,19 +40,11 @@ class Probe:
     inspector: Inspector
     rows: Sequence[Mapping[str, Any]]
 
-    def records(
-        self, moment: Moment, *, thresholds: Mapping[str, float] | None, first_number: int
-    ) -> list[dict[str, Any]]:
-        """One record of each row, routed by the averages of a batch."""
-        # Methods that compare rollouts need as many of them as training makes; the others read each for itself.
-        count = moment.num_generations if self.inspector.step.table.is_judged else 1
-        return self.inspector.records(
-            [row for row in self.rows for _ in range(count)],
-            thresholds=thresholds,
-            kind="probe",
-            moment=replace(moment, num_generations=count),
-            first_number=first_number,
-        )
+    def records(self, moment: Moment, *, batch: Assignment, first_number: int) -> list[dict[str, Any]]:
+        """One record of each row, decided about as the tokens of a batch were."""
+        # As many rollouts of each as training makes: signals compare them, and need not say so.
+        rows = [row for row in self.rows for _ in range(moment.num_generations)]
+        return self.inspector.records(rows, batch=batch, kind="probe", moment=moment, first_number=first_number)
 
 
 class TraceWriter:
@@ -133,7 +126,7 @@ class TraceWriter:
             seen[key] = rollout + 1
         self._thresholds = thresholds_of(batch)
         if self._probe is not None:
-            made = self._probe.records(moment, thresholds=self._thresholds, first_number=count)
+            made = self._probe.records(moment, batch=batch.assignment, first_number=count)
             self._records = {record["row"]: record for record in made}
 
     def observe(

@@ -14,8 +14,8 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "ranks"],
-    ["interrupts"],
+    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout"],
+    ["interrupts", "ranks"],
     ["shown", "registry", "files", "examples"],
     ["progress"],
     ["settings"],

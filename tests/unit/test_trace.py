@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 
+import dopd
 import tests.trainer_kit as kit
 from dopd.errors import DataError
 from dopd.inspection import schema
+from dopd.signals import SignalBatch
 from dopd.trainer.trace import TraceWriter, read_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,16 +182,60 @@ def test_gradient_shares_do_not_depend_on_how_a_batch_is_cut(tmp_path: Path) -> 
 
 
 def test_probes_answer_the_same_prompts_at_every_traced_step_and_change_nothing(tmp_path: Path) -> None:
-    with_probes, records = traced(tmp_path / "with", trace_probes=2, max_steps=3, model=kit.many_ends(kit.student()))
-    without, _ = traced(tmp_path / "without", max_steps=3, model=kit.many_ends(kit.student()))
+    drawn = {"name": "drawn", "source": "teacher", "select": {"signal": "random", "top": 0.5}}
+    options: dict[str, Any] = {
+        "max_steps": 2,
+        "rules": [*dopd.table("dopd").to_dicts(), drawn],
+        "verifier": lambda text, row: random.random(),  # users' code may draw numbers as well
+    }
+    with_probes, records = traced(tmp_path / "with", trace_probes=2, model=kit.many_ends(kit.student()), **options)
+    without, _ = traced(tmp_path / "without", model=kit.many_ends(kit.student()), **options)
+    assert kit.records(with_probes, "rollout/accuracy") == kit.records(without, "rollout/accuracy") != []
     probes = [record for record in records if record["kind"] == "probe"]
-    assert [record["step"] for record in probes] == [0, 0, 1, 1, 2, 2]
+    assert [record["step"] for record in probes] == [0, 0, 1, 1]
     assert len({record["prompt_key"] for record in probes}) == 2
-    assert [schema.problems(record) for record in probes] == [[]] * 6
+    assert [schema.problems(record) for record in probes] == [[]] * 4
     batch = next(record for record in records if record["kind"] == "batch" and record["step"] == 1)
     assert probes[2]["thresholds"] == batch["thresholds"]
     expected = kit.parameters(without.model)
     assert all(torch.equal(value, expected[name]) for name, value in with_probes.model.named_parameters())
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("method", ["tip", "opsa"])
+def test_a_probe_is_weighed_among_the_tokens_of_the_batch(tmp_path: Path, method: str) -> None:
+    """From full logits of the completions that were trained on, and the published equations."""
+
+    @dopd.register_signal("rollouts_of_a_prompt")
+    def rollouts(batch: SignalBatch) -> torch.Tensor:
+        return torch.full(batch.mask.shape, batch.num_generations - 1.0)  # reads groups, and no rewards
+
+    rule = {**dopd.table(method).to_dicts()[0], "scale": "rollouts_of_a_prompt"}
+    model = kit.many_ends(kit.student())
+    options = {"trace_examples": 8, "trace_probes": 2, "learning_rate": 0.0, "verifier": None}
+    made, records = traced(tmp_path, rules=[rule], model=model, **options)
+    scores = [token_scores(made, record) for record in records]
+    h_N, d_N, logp_N = (torch.cat(columns) for columns in zip(*scores, strict=True))
+    size = sum(len(record["tokens"]) for record in records[:8])  # of the batch; the probes come behind it
+    low, high = (torch.stack([v[:size].min(), v[:size].max()]) for v in (h_N, d_N))
+    h_N, e_N = (((v - v_low) / (v_high - v_low)).clamp(0, 1) for v, (v_low, v_high) in ((h_N, low), (d_N, high)))
+    values_N, share = (h_N + e_N - h_N * e_N, 0.5) if method == "tip" else (-logp_N, 0.2)
+    chosen_N = values_N >= values_N[:size].topk(round(share * size)).values[-1]
+    weight, loss_N = (2.0, d_N) if method == "tip" else (1.0, 0.5 + 0.5 * h_N)  # -A: a surrogate has its value
+    tokens = [token for record in records for token in record["tokens"]]
+    assert [record["kind"] for record in records] == ["batch"] * 8 + ["probe"] * 2 and len(tokens) - size > 4
+    assert [token["weight"] for token in tokens] == (weight * chosen_N).tolist()
+    assert [token["loss"] for token in tokens] == pytest.approx((weight * chosen_N * loss_N).tolist(), abs=2e-5)
+
+
+def token_scores(made: Any, record: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Student entropy, KL(student || teacher) and log-prob of the token, of each token of a record."""
+    ids = [token["id"] for token in record["tokens"]]
+    models = (made.unwrapped_student, made.unwrapped_teacher or made.unwrapped_student)
+    log_s_NV, log_t_NV = (logits(made, model, record, ids, privileged=False) for model in models)
+    log_ratio_NV = log_s_NV - log_t_NV
+    kl_N, entropy_N = ((log_s_NV.exp() * values).sum(-1) for values in (log_ratio_NV, -log_s_NV))
+    return entropy_N, kl_N, log_s_NV[range(len(ids)), ids]
 
 
 def test_a_probe_says_what_the_trace_of_a_batch_says(tmp_path: Path) -> None:
