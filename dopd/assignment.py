@@ -106,7 +106,7 @@ def assign(table: RoutingTable, batch: SignalBatch, *, thresholds: Thresholds | 
         if rule.select is not None or rule.scale is not None:
             factor_BT = _finite(rule, rule.scale.compute(batch), keep_BT) if rule.scale else keep_BT.double()
             if rule.select is not None:
-                factor_BT = torch.where(_selected(rule.select, batch), factor_BT, 0.0)
+                factor_BT = torch.where(_selected(rule, rule.select, batch), factor_BT, 0.0)
             factors[index] = torch.where(keep_BT, factor_BT, 0.0)
         if rule.advantage is not None:
             advantages[index] = _finite(rule, rule.advantage.compute(batch), keep_BT)
@@ -135,9 +135,9 @@ def _routed(
     return regimes_BT, privilege_gap(teacher_BT, student_BT).masked_fill(~batch.keep, 0.0), thresholds
 
 
-def _selected(select: Select, batch: SignalBatch) -> Tensor:
+def _selected(rule: Rule, select: Select, batch: SignalBatch) -> Tensor:
     """Which tokens a selection picks, bool (B, T); shares are of the scored tokens of every rank."""
-    values_BT = select.use.compute(batch).double()
+    values_BT = _finite(rule, select.use.compute(batch), batch.keep, infinite=True)
     if select.bound in ("above", "below"):
         inside_BT = values_BT > select.value if select.bound == "above" else values_BT < select.value
         return inside_BT & batch.keep
@@ -150,9 +150,11 @@ def _selected(select: Select, batch: SignalBatch) -> Tensor:
     return (values_BT <= values_N.topk(count, largest=False).values[-1]) & batch.keep
 
 
-def _finite(rule: Rule, values_BT: Tensor, keep_BT: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values_BT[keep_BT]).all()):
-        bad_B = (keep_BT & ~torch.isfinite(values_BT)).any(1)
+def _finite(rule: Rule, values_BT: Tensor, keep_BT: Tensor, *, infinite: bool = False) -> Tensor:
+    """Values of a signal at scored tokens, 0 elsewhere; those that are only compared may be infinite."""
+    wrong_BT = keep_BT & (torch.isnan(values_BT) if infinite else ~torch.isfinite(values_BT))
+    bad_B = wrong_BT.any(1)
+    if bool(bad_B.any()):
         raise NotFiniteError(
             f"rule {rule.label!r}: a signal is not finite at a scored token: check the checkpoints",
             source=f"signal of rule {rule.label!r}",

@@ -3,15 +3,13 @@
 Shapes: B sequences, P prompt tokens (left-padded), T completion tokens (right-padded), H hidden size.
 """
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 from dopd.adapters import without_adapters
 from dopd.errors import ModelError
 from dopd.lengths import forget_longer_passes, same_regimes
+from dopd.random_states import random_states_kept
 from dopd.vision.media import FeatureCache, ImageSet, image_inputs
 from dopd.vision.tokens import types_behind
 
@@ -145,22 +144,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards the random states of Python, NumPy, the CPU and the devices that hold the model are what they were.
-
-    Other devices are left alone: a process may see many that it does not use.
-    """
-    devices = {parameter.device for parameter in model.parameters()}
-    kinds = sorted({device.type for device in devices} - {"cpu", "meta"})
-    with ExitStack() as stack:
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            own = [device for device in devices if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(own, device_type=kind))
-        yield
+def random_state_kept(model: nn.Module) -> AbstractContextManager[None]:
+    """Afterwards the random states of Python, NumPy, the CPU and the devices that hold the model are what they were."""
+    return random_states_kept(*{parameter.device for parameter in model.parameters()})
 
 
 # What two routes to the same numbers may differ by, relative to the largest number: rounding alone.

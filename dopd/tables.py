@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dopd.errors import ConfigError, check_choice
 from dopd.routing import Regime
 from dopd.rules import Rule
-from dopd.signals import MEASURES
+from dopd.signals import MEASURES, try_signal
 from dopd.sources import ANCHOR_SOURCES, LIVE, PLAIN, PRIVILEGED, ROUTING_SOURCES, SOURCES, TEACHER_SOURCES, Anchor
 
 Context = Literal["column", "sibling", "none"]
@@ -65,6 +65,7 @@ class RoutingTable:
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
             raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
         self._check_rules()
+        self._try_signals()
         if self.merge_ends and any(rule.support != "sampled" for rule in self.rules):
             raise ConfigError(
                 f"table {self.name!r}: merge_ends scores the sampled token alone; give every rule support='sampled'"
@@ -100,6 +101,15 @@ class RoutingTable:
             raise ConfigError(
                 f"table {self.name!r}: every weight is 0, nothing would be learned; give one rule a weight above 0"
             )
+
+    def _try_signals(self) -> None:
+        for rule in self.rules:
+            for use in rule.uses:
+                compared = rule.select is not None and use is rule.select.use
+                try:
+                    try_signal(use.name, dict(use.options), self.views, compared=compared)
+                except ConfigError as error:
+                    raise ConfigError(f"table {self.name!r}, rule {rule.label!r}: {error}") from error
 
     @cached_property
     def routed(self) -> bool:

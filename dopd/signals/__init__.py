@@ -3,6 +3,7 @@
 from dopd.signals.batch import SignalBatch
 from dopd.signals.measures import MEASURES, Measure, take_measure
 from dopd.signals.registry import SIGNALS, Signal, register_signal, signal_values
+from dopd.signals.trial import try_signal
 
 # isort: split
 # In the order in which signals are listed.
@@ -22,4 +23,5 @@ __all__ = [
     "signal_values",
     "take_measure",
     "tokens",
+    "try_signal",
 ]

@@ -280,19 +280,42 @@ def test_a_signal_has_options_and_needs_to_say_what_it_reads(folder: Path) -> No
 
 SIGNALS_GONE_WRONG: dict[str, tuple[Any, str]] = {
     "raises": (lambda b: {}["teacher"], r"raises KeyError: 'teacher'.*sources=\[\]"),
-    "one number": (lambda b: b.mask.sum(), r"returns \(\): it must return a tensor \(B, T\) \(2, 3\)"),
+    "one number": (lambda b: b.mask.sum(), r"returns \(\): it must return a tensor \(B, T\) \(\d, \d\)"),
     "no tensor": (lambda b: [1.0], "returns list: it must return a tensor"),
-    "not finite": (lambda b: b.mask * float("nan"), "a signal is not finite"),
+    "not finite": (lambda b: b.mask * float("nan"), "not finite|gives nan at 13 of 13 scored tokens"),
+    "undeclared": (lambda b: b.per_token(b.rewards), r"reads batch\.rewards .*: add needs_rewards=True"),
 }
 
 
+@pytest.mark.parametrize("use", ["scale", "select"])
 @pytest.mark.parametrize("what", SIGNALS_GONE_WRONG)
-def test_a_signal_that_goes_wrong_is_told_by_name(what: str) -> None:
+def test_a_signal_that_goes_wrong_is_told_by_name_before_and_in_training(what: str, use: str) -> None:
     compute, words = SIGNALS_GONE_WRONG[what]
     dopd.register_signal("wrong")(compute)
-    made = dopd.RoutingTable(name="x", rules=(dopd.Rule(name="wrong", source="teacher", scale="wrong"),))
-    with pytest.raises(ScoringError, match=rf"'wrong'.*{words}"):
-        assign(made, batch())
+    # It goes wrong with the two sequences of `batch` alone, so that the trial cannot find it.
+    dopd.register_signal("late")(lambda b: compute(b) if len(b.mask) == 2 else torch.rand(b.mask.shape))
+    rules = [dopd.Rule(source="teacher", **{use: of(use, name)}) for name in ("wrong", "late")]
+    with pytest.raises(ConfigError, match=rf"table 'x', rule 'all': signal 'wrong'.*({words})"):
+        dopd.RoutingTable(name="x", rules=rules[:1])
+    state = torch.get_rng_state()
+    late = dopd.RoutingTable(name="x", rules=rules[1:])
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises((ScoringError, ConfigError), match=rf"('late'|rule 'all').*({words})"):
+        assign(late, batch())
+
+
+def of(use: str, name: str) -> Any:
+    return {"signal": name, "top": 0.5} if use == "select" else name
+
+
+def test_a_dry_run_tries_signals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = "def last(batch):\n    return batch.logprobs['student'][:, 9]\n"
+    (folder / "my_code.py").write_text(f"import dopd\n@dopd.register_signal('last', sources=['student'])\n{last}")
+    rules = ["--rules", "[{source: teacher, scale: './my_code.py:last'}]", "--method_options", "{}"]
+    assert main(["train", "tiny-dag", *rules, "--output_dir", "run", "--dry-run"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.fullmatch(r"error: table 'custom', rule 'all': signal '[^']*last', .*raises IndexError.*", said)
+    assert not (folder / "run").exists()
 
 
 TASK = """
