@@ -6,7 +6,9 @@ from typing import get_args
 
 
 class DopdError(Exception):
-    """Base class: the command line prints its message, without a traceback, and exits with status 2."""
+    """Base class: the command line prints its message, without a traceback, and exits with its `exit_status`."""
+
+    exit_status = 2
 
 
 class ConfigError(DopdError, ValueError):
@@ -36,6 +38,16 @@ class NotFiniteError(ScoringError):
     def __init__(self, message: str, *, source: str, rows: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.source, self.rows = source, rows
+
+
+class ServerError(DopdError, RuntimeError):
+    """A server that refuses what it is asked, or whose replies cannot be right."""
+
+
+class ServerLostError(ServerError):
+    """A server that does not answer, however often it is asked: the same run may go on when it is back."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h, which batch systems know as "try again later"
 
 
 class FileError(DopdError, OSError):

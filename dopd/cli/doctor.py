@@ -35,9 +35,10 @@ _SIGNS = {
 }
 
 
-def run_doctor(config: str | None, flags: Sequence[str], *, token_ids: bool) -> int:
+def run_doctor(config: str | None, flags: Sequence[str], *, token_ids: bool, local_teacher: str | None = None) -> int:
     """Print findings; exit status 2 if something cannot work on this machine."""
-    findings = chain(environment(), of_config(config, flags, token_ids=token_ids) if config or flags else ())
+    asked = of_config(config, flags, token_ids=token_ids, local_teacher=local_teacher)
+    findings = chain(environment(), asked if config or flags or local_teacher else ())
     failed = print_findings(findings, ("fail", "here"))
     print("all well" if not failed else f"{failed} problem(s)")
     return 2 if failed else 0
@@ -52,13 +53,15 @@ def print_findings(findings: Iterable[Finding], counted: Sequence[str]) -> int:
     return count
 
 
-def of_config(config: str | None, flags: Sequence[str], *, token_ids: bool) -> Iterator[Finding]:
+def of_config(
+    config: str | None, flags: Sequence[str], *, token_ids: bool, local_teacher: str | None = None
+) -> Iterator[Finding]:
     """What a config would meet, settings that cannot work among it."""
     quiet_libraries()
     try:
         if config is None:
             raise ConfigError("a config is missing: dopd doctor CONFIG [--key value ...]")
-        yield from examine(load_settings(config, flags), token_ids=token_ids)
+        yield from examine(load_settings(config, flags), token_ids=token_ids, local_teacher=local_teacher)
     except SettingsError as error:
         yield from (Finding("fail", problem) for problem in error.problems)
     except DopdError as error:

@@ -56,9 +56,10 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except (DopdError, OSError) as error:
+        status = error.exit_status if isinstance(error, DopdError) else USER_ERROR
         if arguments.debug:
             print(visible(traceback.format_exc()), file=sys.stderr)
-            return USER_ERROR
+            return status
         line = str(error)
         if not isinstance(error, DopdError):
             # A file that cannot be written: a full disk, a folder that is not there or is not ours.
@@ -68,7 +69,7 @@ def _main(argv: Sequence[str] | None) -> int:
             said = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
             line = f"{said} (--debug shows where)"
         print(f"error: {visible(line)}", file=sys.stderr)
-        return USER_ERROR
+        return status
     except KeyboardInterrupt:  # outside of the main thread signals are Python's own
         print("interrupted", file=sys.stderr)
         return exit_status(signal.SIGINT)
@@ -326,8 +327,9 @@ def _add_doctor(commands: "argparse._SubParsersAction") -> None:
         "  dopd doctor\n  dopd doctor tiny-dag\n  dopd doctor tiny-dag --learning_rate 3e-4 --token-ids\n"
         "HERE: what this machine lacks, and another may have; FAIL: what works nowhere",
     )
-    parser.usage = "dopd doctor [CONFIG] [--token-ids] [--key value ...]"
+    parser.usage = "dopd doctor [CONFIG] [--token-ids] [--local-teacher MODEL] [--key value ...]"
     _add_token_ids(parser)
+    parser.add_argument("--local-teacher", metavar="MODEL", help="compare the teacher on teacher_server with this one")
     parser.set_defaults(run=_doctor)
 
 
@@ -336,7 +338,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from dopd.runs.settings import split_arguments
 
     config, flags = split_arguments(arguments.rest)
-    return run_doctor(config, flags, token_ids=arguments.token_ids)
+    return run_doctor(config, flags, token_ids=arguments.token_ids, local_teacher=arguments.local_teacher)
 
 
 def _add_lab(commands: "argparse._SubParsersAction") -> None:

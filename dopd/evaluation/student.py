@@ -172,6 +172,7 @@ class StudentEvaluator:
     def _score_tokens(self, models: FixedModels, rollouts: Rollouts, result: EvaluationResult) -> None:
         scorer = LocalScorer(models, self.batch_size)
         live = scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
+        assert live.tokens.entropy is not None  # models of this process give it
         result.entropy = live.tokens.entropy.sum(1).tolist()
         if models.teacher is not None and live.hidden is not None:
             step = Step(table("vanilla"), self.prompts, scorer, self.ending)

@@ -94,8 +94,8 @@ def fused_routed_loss(
         chunk_tokens (`int`, *optional*): tokens whose logits exist at a time; as many as fit a fixed number of bytes
             if left out (`dopd.fused.products`).
         scores (`dict[str, TokenScores]`, *optional*): source name -> what `score_tokens` returned for these hidden
-            states and this head (not for older weights of it). A source that is read for routing alone may then be
-            left out of `targets` (not with `"reference"`).
+            states and this head (not for older weights of it). A source may then be left out of `targets` if that is
+            all that is read of it (`TokenScores.give`; not with `"reference"`).
 
     Returns:
         `RoutedLoss`; `per_token` carries a gradient with `backend="reference"` alone, `loss` always.
@@ -105,12 +105,12 @@ def fused_routed_loss(
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
     head = Head.of(student_head)
-    # A source that only decides may come as scores; a source of a rule gives its whole distribution.
-    provided = {*targets, *(set(scores or {}) - table.target_sources - table.measured_sources)}
+    given = {} if scores is None else scores
+    provided = {*targets, *_sources_by_scores(table, given, head.vocab_size, decide_alone=backend == "reference")}
     table.check_provided(provided, decided=assignment is not None)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
     _check_batch({"student_hidden": (student_hidden, head), **_named(sources)}, completion_ids, mask)
-    _check_scores(scores or {}, mask)
+    _check_scores(given, mask)
     if backend == "reference":
         return routed_loss(
             head.gathered(student_hidden.dtype).logits(student_hidden),
@@ -139,9 +139,28 @@ def fused_routed_loss(
             chunk_tokens=chunk_tokens,
             assignment=assignment,
             num_sequences=num_sequences,
-            scores=scores or {},
+            scores=given,
             merged_ids=merged_ids,
         )
+
+
+def _sources_by_scores(
+    table: RoutingTable, scores: Mapping[str, TokenScores], vocab_size: int, *, decide_alone: bool
+) -> set[str]:
+    """Sources that need not come with hidden states: their scores are all that is read of them.
+
+    Args:
+        decide_alone (`bool`): whether scores are read for decisions alone, and every target as a whole distribution.
+    """
+    rules = [rule for rule in table.rules if rule.weight]
+    found = set(scores) - table.measured_sources
+    if decide_alone:
+        return found - table.target_sources
+    return {
+        name
+        for name in found
+        if all(scores[name].give(rule, vocab_size) for rule in rules if name in rule.target_names)
+    }
 
 
 def _resolve(backend: Backend, chunk_tokens: int | None, hidden: Tensor) -> Backend:

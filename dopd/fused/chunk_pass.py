@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dopd.divergences import divergence_function, pick, sampled_terms
 from dopd.fused import products
-from dopd.fused.scores import TokenScores
-from dopd.fused.supports import Outcomes, SupportGrad, mass_outside, support_grad, topk_ids
+from dopd.fused.supports import Outcomes, mass_outside, support_grad, topk_ids
+from dopd.fused.targets import Target, listed_outcomes, rounding_dominates
 from dopd.fused.tiles import TileOperations, score_tile
 from dopd.heads import Head
 from dopd.rules import Rule
@@ -30,17 +30,6 @@ from dopd.sources import LIVE
 TAIL_SHARE = 1 / 16
 # A logit so far below the largest stands for -inf (`products.LOG_ZERO`).
 RULED_OUT = products.LOG_ZERO / 10
-# Rounding of a log-sum-exp, in units of the spacing of numbers of its size; measured with hidden sizes to 2048.
-LOGSUMEXP_ULPS = 4
-
-
-@dataclass(frozen=True)
-class Target:
-    """One source: hidden states (P, H), a working head, and its scores, where it has been scored."""
-
-    hidden_PH: Tensor
-    head: Head
-    scores: TokenScores | None
 
 
 @dataclass
@@ -130,7 +119,10 @@ class ChunkPass:
             return all(self.targets[name].scores is not None for name in rule.target_names)
         if rule.target is None or rule.target.single is None:
             return False
-        scores = self.targets[rule.target.single].scores
+        target = self.targets[rule.target.single]
+        if target.hidden_PH is None:
+            return True  # the columns are listed
+        scores = target.scores
         # Outcomes outside the support need the target's log-sum-exp, which scoring has left behind.
         has_normaliser = rule.tail == "renormalize" or (scores is not None and scores.logsumexp is not None)
         return (
@@ -213,8 +205,7 @@ class ChunkPass:
         return total_CV.masked_fill_(ruled_out_CV, products.LOG_ZERO)
 
     def _source_logits(self, name: str, index_C: Tensor, out_CV: Tensor) -> Tensor:
-        target = self.targets[name]
-        return products.dense_logits(target.hidden_PH[index_C], target.head, out_CV)
+        return self.targets[name].logits(index_C, out_CV)
 
     def _source_logprobs(self, name: str, index_C: Tensor, live_C: Tensor) -> Tensor:
         """Log-probs of the sampled tokens; `live_C` has the student's."""
@@ -266,7 +257,10 @@ class ChunkPass:
     def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C, z_CV)
         bucket = rule.tail != "renormalize"
-        if rule.support == "student_topk":
+        listed = self._listed(rule, index_C)
+        if listed is not None:
+            ids_CK = listed[0]
+        elif rule.support == "student_topk":
             ids_CK = topk_ids(z_CV, rule.top_k)
         else:
             assert target_CV is not None
@@ -279,13 +273,20 @@ class ChunkPass:
         rest = self.operations.softmax_(z_CV, self.head if bucket else None)
         student = Outcomes(inside_CK, rest.logsumexp_C if bucket else None)
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
-        target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
+        if listed is not None:
+            target = listed_outcomes(listed[1].to(inside_CK.dtype), bucket=bucket)
+        else:
+            target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
         result = support_grad(function, student, target)
         scale_C = self._scale(rule, index_C).unsqueeze(-1)
         columns_CK = result.columns_CK * scale_C * logit_gradient_CK
         rest_C = None if result.rest_C is None else result.rest_C * scale_C.squeeze(-1)
         dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
         return _entropy(inside_CK, rest.logsumexp_C, rest.neg_entropy_C), result.value_C, dense_C
+
+    def _listed(self, rule: Rule, index_C: Tensor) -> tuple[Tensor, Tensor] | None:
+        single = None if rule.target is None else rule.target.single
+        return None if single is None else self.targets[single].listed(index_C, rule.top_k)
 
     def _target_outcomes(
         self, rule: Rule, index_C: Tensor, ids_CK: Tensor, target_CV: Tensor | None, student: Outcomes
@@ -296,7 +297,7 @@ class ChunkPass:
             return Outcomes(inside_CK, self._rest(target_CV, ids_CK) if bucket else None)
         assert rule.target is not None and rule.target.single is not None
         target = self.targets[rule.target.single]
-        inside_CK = products.column_logits(target.hidden_PH[index_C], target.head, ids_CK)
+        inside_CK = target.columns(index_C, ids_CK)
         if not bucket:
             return Outcomes(inside_CK, None)
         assert target.scores is not None and target.scores.logsumexp is not None
@@ -305,7 +306,7 @@ class ChunkPass:
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
         # 1 - (mass inside) is cheap but cancels where the rest is tiny: it is kept where that error is harmless.
         guess = support_grad(function, student, Outcomes(inside_CK, rest_C))
-        poor = _rounding_dominates(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
+        poor = rounding_dominates(guess, rest_C, logsumexp_C).nonzero().squeeze(1)
         for part in poor.split(max(1, len(index_C) // 4)) if poor.numel() else ():
             logits_CV = self._source_logits(rule.target.single, index_C[part], self._tile(1, len(part)))
             rest_C[part] = self._rest(logits_CV, ids_CK[part])
@@ -373,19 +374,6 @@ def _entropy(inside_CK: Tensor, rest_C: Tensor, rest_neg_entropy_C: Tensor) -> T
     log_p_CK = inside_CK - logsumexp_C.unsqueeze(-1)
     log_rest_C = rest_C - logsumexp_C
     return -((log_p_CK.exp() * log_p_CK).sum(-1) + log_rest_C.exp() * (log_rest_C + rest_neg_entropy_C))
-
-
-def _rounding_dominates(guess: SupportGrad, rest_C: Tensor, logsumexp_C: Tensor) -> Tensor:
-    """Tokens whose divergence would feel the rounding of the target's remaining mass.
-
-    1 - (mass of K columns) is exact to the rounding of the log-sum-exp. That is harmless unless the divergence leans on
-    the logarithm of a mass that small; those few tokens get the sum over the other tokens.
-    """
-    assert guess.sensitivity_C is not None
-    eps = torch.finfo(rest_C.dtype).eps
-    mass_error_C = LOGSUMEXP_ULPS * eps * logsumexp_C.abs().clamp(min=1.0)
-    error_C = guess.sensitivity_C * mass_error_C / (rest_C - logsumexp_C).exp()
-    return ~(error_C <= 0.25 * eps**0.5)  # written so that a NaN counts as poor
 
 
 def _tail_matters(columns_CK: Tensor, rest_C: Tensor | None, dtype: torch.dtype) -> Tensor:

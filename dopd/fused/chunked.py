@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dopd.assignment import Assignment, assign
-from dopd.fused.chunk_pass import ChunkPass, Target
+from dopd.fused.chunk_pass import ChunkPass
 from dopd.fused.products import working_head
 from dopd.fused.scores import TokenScores, measures, score
+from dopd.fused.targets import Target
 from dopd.fused.tiles import TileOperations
 from dopd.heads import Head, widened, working_dtype
 from dopd.loss import RoutedLoss, routing_sums, sequence_mean
@@ -105,9 +106,7 @@ def chunked_routed_loss(
     dtype = heads["student"].weight.dtype
     scale_BT = _loss_scale(mask, num_sequences, widened(dtype), student_hidden.device)
     sources = {
-        name: Target(
-            targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1), heads[name], available.get(name)
-        )
+        name: Target(_states(targets, heads, name), heads.get(name), available.get(name))
         for name in table.target_sources
     }
     losses: list[Tensor] = []
@@ -146,6 +145,11 @@ def chunked_routed_loss(
     ordered = [per_rule[index] for index in sorted(per_rule)]
     sums = routing_sums(table, assignment, ordered, entropy_BT)
     return RoutedLoss(sum(losses[1:], losses[0]), torch.stack(ordered).sum(0), assignment.regimes, sums)
+
+
+def _states(targets: Mapping[str, tuple[Tensor, Head]], heads: Mapping[str, Head], name: str) -> Tensor | None:
+    """Hidden states (P, H) of a source in the dtype of its working head; `None` where its scores alone are there."""
+    return targets[name][0].detach().to(heads[name].weight.dtype).flatten(0, 1) if name in targets else None
 
 
 def _numbers(group: list[tuple[int, Rule]], assignment: Assignment, *, everyone: bool) -> Tensor:
@@ -225,7 +229,7 @@ def _signals(
     return SignalBatch(
         batch.mask,
         {name: one.logprobs for name, one in scores.items()},
-        {name: one.entropy for name, one in scores.items()},
+        {name: one.entropy for name, one in scores.items() if one.entropy is not None},
         measures(batch.table.measures, measured, batch.mask, chunk_tokens=chunk_tokens),
     )
 

@@ -12,7 +12,25 @@ from torch import Tensor
 from dopd.fused.products import chunk_size, dense_logits, working_head
 from dopd.fused.tiles import TileOperations, score_tile
 from dopd.heads import Head, widened, working_dtype
+from dopd.rules import Rule
 from dopd.signals import MEASURES, take_measure
+
+
+@dataclass(frozen=True)
+class TopLogprobs:
+    """The most probable tokens of a source at every position, K of them.
+
+    Attributes:
+        ids (`LongTensor` (B, T, K)): likeliest first.
+        logprobs (`Tensor` (B, T, K)): of the whole distribution, nats, float32 or wider.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+
+    def at(self, rows: Tensor) -> "TopLogprobs":
+        """Some completions, in the order in which `rows` (LongTensor) names them."""
+        return TopLogprobs(self.ids[rows], self.logprobs[rows])
 
 
 @dataclass(frozen=True)
@@ -21,14 +39,34 @@ class TokenScores:
 
     Attributes:
         logprobs (`Tensor` (B, T)): log-prob of every completion token, nats, float32 or wider; 0 where not scored.
-        entropy (`Tensor` (B, T)): entropy of the whole distribution at every position, nats; 0 where not scored.
+        entropy (`Tensor` (B, T), *optional*): entropy of the whole distribution at every position, nats; 0 where not
+            scored. `None` from a scorer that does not see whole distributions.
         logsumexp (`Tensor` (B, T), *optional*): log of the sum of the exponentials of the logits, nats; with it, a loss
             over K tokens needs only K logits of this source.
+        top (`TopLogprobs`, *optional*): its most probable tokens, from a scorer that has no hidden states to give.
     """
 
     logprobs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     logsumexp: Tensor | None = None
+    top: TopLogprobs | None = None
+
+    def at(self, rows: Tensor) -> "TokenScores":
+        """Some completions, in the order in which `rows` (LongTensor) names them."""
+        return TokenScores(
+            self.logprobs[rows],
+            None if self.entropy is None else self.entropy[rows],
+            None if self.logsumexp is None else self.logsumexp[rows],
+            None if self.top is None else self.top.at(rows),
+        )
+
+    def give(self, rule: Rule, vocab_size: int) -> bool:
+        """Whether the target of a rule can be taken from these scores alone, without hidden states."""
+        if rule.support == "sampled":
+            return True
+        listed = 0 if self.top is None else self.top.ids.shape[-1]
+        is_single = rule.target is not None and rule.target.single is not None
+        return rule.support == "target_topk" and is_single and rule.top_k <= listed and rule.top_k < vocab_size
 
 
 @torch.no_grad()

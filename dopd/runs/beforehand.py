@@ -42,7 +42,7 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
             VERIFIERS.check_name(settings.verifier)
     with problems.collected():
         _check_rewards(settings, config)
-    if config.teacher_model_name_or_path is None:
+    if config.teacher_model_name_or_path is None and config.loads_teacher:
         with problems.collected():
             check_models(None, None, config.routing_table())
     with problems.collected():

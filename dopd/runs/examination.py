@@ -12,19 +12,21 @@ from dopd.checkpoints import TINY, config_of, family_of, resolve_model, where_of
 from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
-from dopd.errors import DopdError
+from dopd.errors import ConfigError, DopdError, ServerError
 from dopd.files import leaving_no_folder
 from dopd.runs import memory
 from dopd.runs.beforehand import run_problems
 from dopd.runs.build import check_files
 from dopd.runs.hub import unreachable
 from dopd.runs.row_files import names_files
+from dopd.runs.servers import compare_with_local, describe_servers
 from dopd.runs.settings import RunSettings
 from dopd.runs.train import make_config, make_trainer
 from dopd.settings import Problems, as_mapping
 from dopd.sources import PLAIN, SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.images import where_from
+from dopd.trainer.served import ask_server
 
 Level = Literal["ok", "note", "here", "fail"]
 
@@ -42,17 +44,23 @@ class Finding:
     text: str
 
 
-def examine(settings: RunSettings, *, token_ids: bool = False) -> Iterator[Finding]:
+def examine(settings: RunSettings, *, token_ids: bool = False, local_teacher: str | None = None) -> Iterator[Finding]:
     """Look at a run without training: names, memory, models, vocabularies, rows, and how row 0 is read.
 
     Args:
         settings (`RunSettings`): the run.
         token_ids (`bool`): also give the token ids of row 0.
+        local_teacher (`str`, *optional*): a model that the one on `teacher_server` is compared with.
 
     Raises:
         SettingsError, ConfigError: settings that cannot work on any machine.
     """
     config = make_config(settings, elsewhere=True)
+    if local_teacher is not None and (config.teacher_server is None or not config.routing_table().needs_teacher):
+        raise ConfigError(
+            f"--local-teacher (={local_teacher!r}) is compared with the teacher on teacher_server, which the run does "
+            "not read: leave it out"
+        )
     yield Finding("ok", f"settings and table fit together: {config.routing_table().describe().splitlines()[0]}")
     absent = list(_absent(settings, config))
     yield from (Finding("here", text) for text in absent)
@@ -61,7 +69,7 @@ def examine(settings: RunSettings, *, token_ids: bool = False) -> Iterator[Findi
         for finding in (*_memory(settings, config), *_files(settings, config)):
             loads = loads and finding.level == "ok"
             yield finding
-        yield from _loaded(settings, config, token_ids=token_ids) if loads else ()
+        yield from _loaded(settings, config, token_ids=token_ids, local_teacher=local_teacher) if loads else ()
     yield from (Finding("here", problem) for problem in _lacking(settings))
 
 
@@ -76,8 +84,12 @@ def _lacking(settings: RunSettings) -> list[str]:
 
 
 def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
-    """Models and data of a hub that cannot be reached from here."""
-    teacher = config.teacher_model_name_or_path if config.routing_table().needs_teacher else None
+    """Models and data of a hub, and servers, that cannot be reached from here."""
+    try:
+        ask_server(config)
+    except ServerError as error:
+        yield str(error)
+    teacher = config.teacher_model_name_or_path if config.loads_teacher else None
     for key, name in (("model_name_or_path", settings.model_name_or_path), ("teacher_model_name_or_path", teacher)):
         reason = None if name is None or name.startswith(TINY) else unreachable(name, "model")
         if reason:
@@ -90,7 +102,7 @@ def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
 
 def _files(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
     """The tensors of models in folders beside their classes; no weight is read for it."""
-    teacher = config.teacher_model_name_or_path if config.routing_table().needs_teacher else None
+    teacher = config.teacher_model_name_or_path if config.loads_teacher else None
     models = ((settings.model_name_or_path, False), (teacher, True))
     problems = Problems()
     for name, is_teacher in models:
@@ -108,7 +120,7 @@ def _memory(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
     teacher_options = {"dtype": "auto", **as_mapping(config.teacher_model_init_kwargs)}
     try:
         student = _size(settings.model_name_or_path, dtype, options)
-        name = config.teacher_model_name_or_path if table.needs_teacher else None
+        name = config.teacher_model_name_or_path if config.loads_teacher else None
         teacher = None if name is None else _size(name, teacher_options.pop("dtype") or "auto", teacher_options)
     except DopdError as error:
         yield Finding("fail", str(error))
@@ -146,7 +158,9 @@ def _in_gib(count: float) -> str:
     return f"{count / memory.GIB:.1f} GiB" if count >= memory.GIB else f"{count / 2**20:.0f} MiB"
 
 
-def _loaded(settings: RunSettings, config: DOPDConfig, *, token_ids: bool) -> Iterator[Finding]:
+def _loaded(
+    settings: RunSettings, config: DOPDConfig, *, token_ids: bool, local_teacher: str | None
+) -> Iterator[Finding]:
     try:
         with leaving_no_folder(settings.output_dir):  # the host makes it
             trainer = make_trainer(settings, config)
@@ -158,11 +172,34 @@ def _loaded(settings: RunSettings, config: DOPDConfig, *, token_ids: bool) -> It
         if model is not None:
             count = sum(parameter.numel() for parameter in model.parameters())
             yield Finding("ok", f"{name}: {type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}")
+    yield from _served(config, trainer, local_teacher)
     yield Finding("ok", plan(trainer))
     for view, readers, prompt in row_views(trainer):
-        ids = trainer.prompts.view([prompt], "cpu").prompt_ids[0].tolist()
+        ids = _ids(trainer, prompt)
         text = f"row 0, {view} view ({', '.join(readers)}), {len(ids)} tokens:\n{trainer.tokenizer.decode(ids)}"
         yield Finding("ok", f"{text}\n{ids}" if token_ids else text)
+
+
+def _served(config: DOPDConfig, trainer: DOPDTrainer, local_teacher: str | None) -> Iterator[Finding]:
+    """The teacher on a server: what it is, and what each rule gets of it."""
+    served = config.served_table()
+    if trainer.served is None or served is None:
+        return
+    try:
+        yield from (Finding("ok", text) for text in describe_servers(trainer.served))
+        if local_teacher is not None:
+            *_, (_, _, prompt) = row_views(trainer)
+            yield Finding("ok", compare_with_local(trainer.served, local_teacher, _ids(trainer, prompt)))
+    except DopdError as error:
+        yield Finding("fail", str(error))
+    level: Level = "ok" if config.teacher_server_support == "exact" else "note"
+    yield from (Finding(level, f"from the server: {note}") for note in served.notes)
+
+
+def _ids(trainer: DOPDTrainer, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt."""
+    ids: list[int] = trainer.prompts.view([prompt], "cpu").prompt_ids[0].tolist()
+    return ids
 
 
 def plan(trainer: DOPDTrainer) -> str:

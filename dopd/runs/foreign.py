@@ -17,6 +17,8 @@ _HERE = {
     "per_gpu_train_batch_size generation_batch_size steps_per_generation",
     "model_name_or_path": "model student student_model model_name model_id model_path base_model",
     "teacher_model_name_or_path": "teacher teacher_model teacher_name teacher_name_or_path",
+    "teacher_server": "teacher_server_urls teacher_server_url teacher_model_server_url",
+    "teacher_server, the address of the server": "use_teacher_server",
     "dataset_name": "dataset data data_path train_file train_dataset dataset_path",
     "dataset_eval_name, or dataset_test_split for a split of dataset_name": "eval_dataset validation_file eval_file",
     "output_dir": "output out out_dir save_dir logging_dir",
@@ -71,8 +73,6 @@ _NOT_HERE = {
     "padding_free eval_packing",
     "nothing is truncated; overlong_prompts says what becomes of rows that are too long": "truncation_mode truncation "
     "max_reprompt_len",
-    "a teacher runs in this process: name it as teacher_model_name_or_path": "use_teacher_server teacher_server_urls "
-    "teacher_model_server_url",
     "the method says how rewards act: see `dopd methods`": "scale_rewards success_reward_threshold "
     "multi_objective_aggregation mask_truncated_completions top_entropy_quantile entropy_coef",
     "every token of an answer is learned from, as the method routes it: see `dopd methods`": "num_loss_tokens_to_skip "

@@ -45,6 +45,7 @@ from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
+from dopd.trainer.served import ask_server
 from dopd.trainer.setup import tried_judge
 from dopd.trainer.whole import newest_whole
 
@@ -103,7 +104,10 @@ def describe(settings: RunSettings, config: DOPDConfig) -> str:
         f"{steps}; {completions} completions a step on {config.world_size} process(es): "
         f"{completions // config.num_generations} prompts x {config.num_generations} rollouts"
     )
-    return f"{settings.to_yaml()}\n{plan}\n\n{table.describe()}\nsource: {table.source_note or 'your own rows'}"
+    served = config.served_table()
+    notes = [] if served is None else ["teacher on a server:", *(f"  {note}" for note in served.notes)]
+    said = [table.describe(), *notes, f"source: {table.source_note or 'your own rows'}"]
+    return "\n".join([settings.to_yaml(), plan, "", *said])
 
 
 def train(settings: RunSettings) -> Path:
@@ -185,6 +189,7 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
 def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     """Models, data and trainer of a run, ready to train."""
     table = config.routing_table()
+    ask_server(config)
     options = _student_options(settings, config)
     peft_config = on_revision(_peft_config(settings), settings.model_name_or_path, options)
     train_rows, held_out, verifier = load_rows(settings, verifier_timeout=config.verifier_timeout)
@@ -202,7 +207,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     if settings.student_keep_layers is not None:
         student = keep_layers(student, settings.student_keep_layers)
     teacher = None
-    if table.needs_teacher and config.teacher_model_name_or_path is not None:
+    if config.loads_teacher and config.teacher_model_name_or_path is not None:
         teacher = resolve_model(config.teacher_model_name_or_path)
         check_model(teacher, **where_from(config, teacher=True))
     try:

@@ -22,6 +22,7 @@ class Signal:
         compute (callable): (batch, **options) -> (B, T); what it says where the mask is 0 is not read.
         about (`str`): in words, with its equation.
         sources (`frozenset[str]`): whose scores of the sampled tokens it reads.
+        entropies (`frozenset[str]`): whose entropies it reads among these.
         measures (`frozenset[str]`): which measures it reads.
         needs_rewards (`bool`): whether it reads rewards, on whatever scale they are.
         needs_scores (`bool`): whether it reads which answers are right by the verifier.
@@ -33,6 +34,7 @@ class Signal:
     measures: frozenset[str] = frozenset()
     needs_rewards: bool = False
     needs_scores: bool = False
+    entropies: frozenset[str] = frozenset()
 
 
 SIGNALS: Registry[Signal] = Registry("signal")
@@ -47,6 +49,7 @@ def register_signal(
     measures: Iterable[str] = (),
     needs_rewards: bool = False,
     needs_scores: bool = False,
+    entropies: Iterable[str] | None = None,
 ) -> Callable[[AnyCompute], AnyCompute]:
     """Register a signal: the decorated function gets a `SignalBatch` and returns a number of every token, (B, T).
 
@@ -61,19 +64,23 @@ def register_signal(
         measures (`list[str]`): keys of `batch.measures` that it reads (`dopd.signals.MEASURES`).
         needs_rewards (`bool`): whether it reads `batch.rewards`, on whatever scale they are.
         needs_scores (`bool`): whether it reads `batch.scores`, the verifier's, in [0, 1].
+        entropies (`list[str]`, *optional*): which of `sources` it reads the entropies of; all of them if left out. A
+            teacher on a server gives none.
 
     Raises:
         ConfigError: a name that other code has, or a source or measure that does not exist.
     """
 
-    reads = [frozenset({asked} if isinstance(asked, str) else asked) for asked in (sources, measures)]
-    available: tuple[Iterable[str], ...] = (SOURCES, MEASURES)
-    for what, asked, names in zip(("sources", "measures"), reads, available, strict=True):
+    entropies = sources if entropies is None else entropies
+    reads = [frozenset({asked} if isinstance(asked, str) else asked) for asked in (sources, measures, entropies)]
+    available: tuple[Iterable[str], ...] = (SOURCES, MEASURES, sorted(reads[0]))
+    for what, asked, names in zip(("sources", "measures", "entropies"), reads, available, strict=True):
         if asked - set(names):
             raise ConfigError(f"signal {name!r}: {what} (={sorted(asked)}) must be among {', '.join(names)}")
 
     def register(compute: AnyCompute) -> AnyCompute:
-        SIGNALS.register(name, Signal(compute, about, reads[0], reads[1], needs_rewards, needs_scores), compute)
+        made = Signal(compute, about, reads[0], reads[1], needs_rewards, needs_scores, reads[2])
+        SIGNALS.register(name, made, compute)
         return compute
 
     return register
@@ -111,7 +118,13 @@ def _declared(name: str, signal: Signal, batch: SignalBatch) -> SignalBatch:
     vars(made).update(vars(batch))
     vars(made).update(
         logprobs=_DeclaredScores(name, "logprobs", "sources", batch.logprobs, sources),
-        entropies=_DeclaredScores(name, "entropies", "sources", batch.entropies, sources),
+        entropies=_DeclaredScores(
+            name,
+            "entropies",
+            "sources" if signal.entropies == sources else "entropies",
+            batch.entropies,
+            signal.entropies,
+        ),
         measures=_DeclaredScores(name, "measures", "measures", batch.measures, signal.measures),
         _undeclared={
             field: f"signal {name!r} reads batch.{field} and is not registered with it: add needs_{field}=True to its "

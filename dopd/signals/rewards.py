@@ -38,6 +38,7 @@ def group_advantage(batch: SignalBatch, scaled: bool = True) -> Tensor:
     "uni_opd_margin",
     "half of the margin that log T - log S lacks between right and wrong rollouts, signed",
     sources={"student", "teacher"},
+    entropies=(),
     needs_scores=True,
 )
 def uni_opd_margin(batch: SignalBatch, delta: NotNegative = 0.1, threshold: float = 0.5) -> Tensor:

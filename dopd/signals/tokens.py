@@ -30,7 +30,10 @@ def _student_logprob(batch: SignalBatch) -> Tensor:
 
 
 @register_signal(
-    "privilege_gap", "|log T(y|x,p) - log S(y|x,p)|, nats", sources={"privileged_teacher", "privileged_student"}
+    "privilege_gap",
+    "|log T(y|x,p) - log S(y|x,p)|, nats",
+    sources={"privileged_teacher", "privileged_student"},
+    entropies=(),
 )
 def _privilege_gap(batch: SignalBatch) -> Tensor:
     return privilege_gap(batch.logprobs["privileged_teacher"], batch.logprobs["privileged_student"])
@@ -91,6 +94,7 @@ def _tip(batch: SignalBatch) -> Tensor:
     "ta_opd",
     "scaled |log T(y) - log S(y)| times scaled teacher mass on the student's top 16 (5% and 95% quantiles)",
     sources=BOTH,
+    entropies=(),
     measures={"compatibility"},
 )
 def _ta_opd(batch: SignalBatch) -> Tensor:
@@ -108,6 +112,7 @@ def _opsa(batch: SignalBatch) -> Tensor:
     "cal_opd",
     "clip(log S, l0 - c down, l0 + c up) - log S; l0 = log T, down and up: how far praise and criticism move it",
     sources=BOTH | {"praised_teacher", "criticised_teacher"},
+    entropies=(),
 )
 def _cal_opd(batch: SignalBatch, tolerance: NotNegative = 5.0) -> Tensor:
     plain_BT, student_BT = batch.logprobs["teacher"].double(), batch.logprobs["student"].double()

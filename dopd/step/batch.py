@@ -60,11 +60,8 @@ class SourceScores:
     vocab_size: int | None = None
 
     def at(self, rows: Tensor) -> "SourceScores":
-        logsumexp = self.tokens.logsumexp
-        tokens = TokenScores(
-            self.tokens.logprobs[rows], self.tokens.entropy[rows], None if logsumexp is None else logsumexp[rows]
-        )
-        return replace(self, tokens=tokens, hidden=None if self.hidden is None else self.hidden[rows])
+        hidden = None if self.hidden is None else self.hidden[rows]
+        return replace(self, tokens=self.tokens.at(rows), hidden=hidden)
 
 
 @dataclass(frozen=True)

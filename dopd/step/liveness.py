@@ -17,7 +17,7 @@ _DIVERGED = (
 def check_alive(
     source: str,
     logprobs: Tensor,
-    entropy: Tensor,
+    entropy: Tensor | None,
     mask: Tensor,
     vocab_size: int,
     *,
@@ -33,7 +33,8 @@ def check_alive(
 
     Args:
         source (`str`): its name, for the message.
-        logprobs, entropy (`Tensor` (B, T)): scores of the sampled tokens, nats.
+        logprobs, entropy (`Tensor` (B, T)): scores of the sampled tokens, nats; a scorer that does not see whole
+            distributions gives no entropy.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
         vocab_size (`int`): size of the vocabulary.
         ids (`LongTensor` (B, T), *optional*): the sampled tokens.
@@ -41,33 +42,36 @@ def check_alive(
         trained (`bool`): whether steps of this run may have moved the source since it was loaded.
     """
     cause = _DIVERGED if trained else "check the checkpoint path, its precision and any offloading"
-    values, entropies = logprobs[mask != 0].double(), entropy[mask != 0].double()
+    known = logprobs if entropy is None else entropy
+    values = logprobs[mask != 0].double()
+    entropies = None if entropy is None else entropy[mask != 0].double()
     if values.numel() < 8:
         return
-    if not bool(torch.isfinite(entropies).all()):
-        bad = ((mask != 0) & ~torch.isfinite(entropy)).any(1)
+    if not bool(torch.isfinite(values if entropies is None else entropies).all()):
+        bad = ((mask != 0) & ~torch.isfinite(known)).any(1)
         raise NotFiniteError(
             f"{source}: its distributions are not finite (NaN or infinite logits): {cause}",
             source=source,
             rows=tuple(bad.nonzero().flatten().tolist()),
         )
     uniform = torch.log(torch.tensor(float(vocab_size))).item()
-    if float(entropies.min()) > uniform - 1e-3:
+    if entropies is not None and float(entropies.min()) > uniform - 1e-3:
         raise ScoringError(
             f"{source} is dead: its distribution is uniform over {vocab_size} tokens at all {values.numel()} scored "
             f"positions. Its weights are not those of a trained model: {cause}"
         )
     # Answers of one token to one prompt are scored at one position: there, equal scores say nothing.
     several_positions = int((mask != 0).sum(1).max()) > 1
-    if not several_positions or float(entropies.std()) >= _EQUAL:
+    if not several_positions or (entropies is not None and float(entropies.std()) >= _EQUAL):
         return
     certain = float(values.min()) > -_CERTAIN
     equal = float(values.std()) < _EQUAL or (ids is not None and _follow_from_tokens(values, ids, mask))
     one_state = hidden is not None and _all_one(hidden[mask != 0])
     if one_state or (equal and not certain):
+        of_entropy = "" if entropies is None else f" (entropy {float(entropies[0]):.4f} nats)"
         raise ScoringError(
-            f"{source} is dead: one distribution (entropy {float(entropies[0]):.4f} nats) at all {values.numel()} "
-            f"scored tokens. Its output does not depend on its input: {cause}"
+            f"{source} is dead: one distribution{of_entropy} at all {values.numel()} scored tokens. Its output "
+            f"does not depend on its input: {cause}"
         )
 
 

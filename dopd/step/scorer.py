@@ -3,7 +3,7 @@
 Shapes: B completions, T completion tokens, H hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,18 +28,24 @@ ALL_SUPPORTS = frozenset(get_args(Support))
 
 
 class Scorer(Protocol):
-    """Scores completions behind the prompts of a view.
+    """Scores completions behind the prompts of a view."""
 
-    Attributes:
-        supports (`frozenset[str]`): over which outcomes it can give a target: `"full"` takes whole distributions,
-            `"sampled"` the log-probs of the sampled tokens alone.
-    """
-
-    @property
-    def supports(self) -> frozenset[str]: ...
+    def supports(self, source: str) -> frozenset[str]:
+        """Over which outcomes it can give a source as a target: `"full"` takes whole distributions, `"target_topk"` the
+        most probable tokens, `"sampled"` the log-probs of the sampled tokens alone.
+        """
 
     def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         """What a source says about completions (B, T), without gradient."""
+
+    def score_all(
+        self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor
+    ) -> Iterator[tuple[str, SourceScores]]:
+        """What several sources say about completions (B, T), one after the other, in the order in which it is known.
+
+        Args:
+            views (`dict[str, View]`): source -> the prompts that it reads.
+        """
 
     def head(self, source: str) -> Head:
         """The output head of a source whose hidden states a loss reads."""
@@ -48,12 +54,14 @@ class Scorer(Protocol):
 def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
     """Raise `ConfigError` where a rule of the table takes its target over outcomes that the scorer cannot give."""
     for rule in table.rules:
-        if rule.target_names - {LIVE} and rule.support not in scorer.supports:
-            raise ConfigError(
-                f"method {table.name!r}: rule {rule.label!r} takes its target over support={rule.support!r}, and the "
-                f"scorer gives {', '.join(sorted(scorer.supports))}: choose another method or support, or a scorer "
-                "with the models in this process"
-            )
+        for source in sorted(rule.target_names - {LIVE}) if rule.weight else ():
+            given = scorer.supports(source)
+            if rule.support not in given:
+                raise ConfigError(
+                    f"method {table.name!r}: rule {rule.label!r} takes its target over support={rule.support!r}, and "
+                    f"the scorer gives {', '.join(sorted(given))} of {source}: choose another method or support, or a "
+                    "scorer with the models in this process"
+                )
 
 
 class Models(Protocol):
@@ -137,7 +145,15 @@ class LocalScorer:
     temperature: float = 1.0
     chunk_tokens: int | None = None
     merged_ids: Sequence[int] = ()
-    supports: frozenset[str] = ALL_SUPPORTS
+
+    def supports(self, source: str) -> frozenset[str]:
+        return ALL_SUPPORTS
+
+    def score_all(
+        self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor
+    ) -> Iterator[tuple[str, SourceScores]]:
+        for source in sorted(views):
+            yield source, self.score(source, views[source], completion_ids, mask)
 
     def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         with self.models.source_model(source) as model, evaluation_mode(model), torch.no_grad():

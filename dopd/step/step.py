@@ -142,8 +142,8 @@ class Step:
         views, present = self.views(rollouts, moment.num_generations)
         ids, mask = rollouts.completion_ids, rollouts.mask
         sources = {}
-        for source in sorted(self.table.sources):
-            scores = self.scorer.score(source, views[SOURCES[source].view], ids, mask)
+        read = {source: views[SOURCES[source].view] for source in self.table.sources}
+        for source, scores in self.scorer.score_all(read, ids, mask):
             moved = SOURCES[source].model != "teacher" and moment.step > 0
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
@@ -151,7 +151,7 @@ class Step:
         signals = SignalBatch(
             mask,
             {name: scores.tokens.logprobs for name, scores in sources.items()},
-            {name: scores.tokens.entropy for name, scores in sources.items()},
+            {name: s.tokens.entropy for name, s in sources.items() if s.tokens.entropy is not None},
             measures(self.table.measures, measured, mask, chunk_tokens=self.chunk_tokens),
             rewards=_numbers(rollouts.rewards, mask.device),
             scores=_numbers(rollouts.scores, mask.device),

@@ -70,7 +70,9 @@ def card_text(
 
 
 def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str, Any]) -> Iterator[list[str]]:
-    if table.needs_teacher:
+    if table.needs_teacher and run.get("teacher_server"):
+        yield ["teacher", f"{run.get('teacher_server_model') or 'a model'} on a server"]
+    elif table.needs_teacher:
         yield ["teacher", _model(run.get("teacher_model_name_or_path"))]
     known = None if settings.get("rules") else CARDS.get(METHODS.resolve(str(settings["method"])))
     yield ["method", f"`{table.name}`{f': {known.about}' if known is not None and known.about else ''}"]

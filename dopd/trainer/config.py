@@ -16,6 +16,7 @@ from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.rollout_settings import rollout_settings
 from dopd.secrets import is_secret, without_secrets
+from dopd.servers import ServedTable, ServerSupport, served_table, server_urls
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.settings.documented import document_fields
 from dopd.sources import Anchor
@@ -55,6 +56,28 @@ class DOPDConfig(DistillationConfig):
 
         reward_weights (`list[float]`, *optional*):
             Weights of the trainer's `reward_funcs`, as in TRL's GRPO; 1 for each if left out.
+
+        > Parameters that control a teacher on a server
+
+        teacher_server (`str` or `list[str]`, *optional*):
+            Address of a vLLM server that has the teacher, or several between which requests are spread, in place of
+            `teacher_model_name_or_path`. A key is read from the environment variable `DOPD_TEACHER_API_KEY`.
+        teacher_server_model (`str`, *optional*):
+            The teacher's name there; needed where a server has several models.
+        teacher_server_support (`str`, *optional*, defaults to `"exact"`):
+            `"exact"` trains with what a server can give exactly, and refuses other methods; `"target_topk"` reads rules
+            over the whole vocabulary, or over the student's top k, over the teacher's most probable tokens, with one
+            outcome for all others.
+        teacher_server_top_k (`int`, *optional*, defaults to `20`):
+            The teacher's most probable tokens that such rules read (`vllm serve` gives 20 unless `--max-logprobs` says
+            otherwise).
+        teacher_server_requests (`int`, *optional*, defaults to `16`):
+            Sequences that each process has scored at a time.
+        teacher_server_timeout (`float`, *optional*, defaults to `300`):
+            Seconds that a request may take.
+        teacher_server_retries (`int`, *optional*, defaults to `8`):
+            How often a request that failed is sent again, with pauses from 0.5 to 30 seconds. Then the run saves a
+            checkpoint and ends with status 75.
 
         > Parameters that control the data
 
@@ -150,6 +173,14 @@ class DOPDConfig(DistillationConfig):
     snapshot_steps: Count = 10
 
     reward_weights: list[float] | None = None
+
+    teacher_server: list[str] | str | None = None
+    teacher_server_model: Text | None = None
+    teacher_server_support: ServerSupport = "exact"
+    teacher_server_top_k: Count = 20
+    teacher_server_requests: Count = 16
+    teacher_server_timeout: Positive = 300.0
+    teacher_server_retries: Natural = 8
 
     num_generations: Count = 4
     off_policy_rollouts: bool = False
@@ -252,10 +283,52 @@ class DOPDConfig(DistillationConfig):
         with problems.collected():
             self.routing_table()
             check_choice_of_checkpoint(self)
+        if self.teacher_server is not None:
+            self._check_server(problems)
         problems.raise_any()
 
+    def _check_server(self, problems: Problems) -> None:
+        with problems.collected():
+            server_urls("teacher_server", self.teacher_server)
+        if self.teacher_model_name_or_path is not None:
+            problems.add(
+                f"teacher_server and teacher_model_name_or_path (={self.teacher_model_name_or_path!r}) both name the "
+                "teacher: leave one of them out"
+            )
+        if self.temperature != 1.0:
+            problems.add(
+                f"temperature (={self.temperature:g}) must be 1 with teacher_server: servers give the log-probs of "
+                "prompts at temperature 1, whatever they are asked for"
+            )
+        if self.loss_backend == "reference":
+            problems.add(
+                "loss_backend (='reference') makes whole distributions of the teacher, which teacher_server does not "
+                "give: leave it at 'auto'"
+            )
+
     def routing_table(self) -> RoutingTable:
-        """The routing table that `method`, `rules`, `method_options` and `privileged_student` describe."""
+        """The routing table that `method`, `rules`, `method_options` and `privileged_student` describe, as a teacher on
+        a server can give it if there is one.
+        """
+        served = self.served_table()
+        return self._own_table() if served is None else served.table
+
+    def served_table(self) -> ServedTable | None:
+        """What the routing table gets from a teacher on a server; `None` without one.
+
+        Raises:
+            ConfigError: a rule that cannot be served.
+        """
+        if self.teacher_server is None:
+            return None
+        return served_table(self._own_table(), self.teacher_server_support, self.teacher_server_top_k)
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the run needs a teacher in this process."""
+        return self.teacher_server is None and self.routing_table().needs_teacher
+
+    def _own_table(self) -> RoutingTable:
         anchor = {} if self.privileged_student is None else {"anchor": self.privileged_student}
         if self.rules is not None:
             if self.method_options:

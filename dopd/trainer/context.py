@@ -68,6 +68,8 @@ def _rotary(text: Any) -> bool:
 def room_for_prompts(host: HostTrainer) -> int:
     """Most tokens of a prompt for which the models' context has room, in front of an answer."""
     context = common_context(host.loaded_models, host.args.max_context)
+    if host.served is not None and host.served.context is not None:
+        context = min(context, host.served.context)
     room = context - (host.max_completion_length or 0)
     if room < 1:
         raise ConfigError(

@@ -18,6 +18,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset
 
 from dopd.sampling import Ending
+from dopd.servers import ServedTeacher
 from dopd.settings import as_mapping
 from dopd.step import PromptEncoder, ScoredBatch
 from dopd.step.rewards import Judge
@@ -65,6 +66,7 @@ class HostTrainer(DistillationTrainer):
             encodes prompts otherwise.
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
+        served (`ServedTeacher`, *optional*): the teacher, where it is on a server.
     """
 
     # The host declares these more widely than they are here.
@@ -88,6 +90,7 @@ class HostTrainer(DistillationTrainer):
     balance_coefficient: float
     anchor: AbstractAnchor
     initial: AbstractAnchor
+    served: ServedTeacher | None
 
     # --- What the host knows
 

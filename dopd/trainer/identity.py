@@ -98,6 +98,9 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
     """What decides the steps of a run, by name: settings, models, data and processes, as JSON has them."""
     args = trainer.args
     known = {name: _written(name, _plain(getattr(args, name))) for name in _SETTINGS if hasattr(args, name)}
+    if trainer.served is not None:  # its address may become another one
+        known["teacher_server_model (what is served)"] = trainer.served.model
+        known |= {name: getattr(args, name) for name in ("teacher_server_support", "teacher_server_top_k")}
     if known.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
         known = {name: value for name, value in known.items() if name not in _LENGTH}
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher

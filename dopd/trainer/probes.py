@@ -11,10 +11,11 @@ from datasets import IterableDataset
 from dopd.inspection.inspector import Inspector
 from dopd.ranks import Alone
 from dopd.sources import LIVE
-from dopd.step import LocalScorer, Step
+from dopd.step import Step
 from dopd.step.verifier import unjudged
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.models import TrainedModels
+from dopd.trainer.served import make_scorer
 from dopd.trainer.setup import answering
 from dopd.trainer.trace import Probe, TraceWriter
 
@@ -61,7 +62,7 @@ def _make_probe(host: HostTrainer, step: Step) -> Probe | None:
         return None
     models = _OfThisProcess(host.models)
     batch_size = args.student_eval_batch_size
-    scorer = LocalScorer(models, batch_size, host.temperature, step.chunk_tokens, step.merged_ids)
+    scorer = make_scorer(host, models, batch_size, step.merged_ids, Alone())
     evaluator = answering(host, [], host.judge.verifier or unjudged)
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
     inspector = Inspector(replace(step, scorer=scorer, ranks=Alone()), evaluator, models, host.temperature)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dopd.bases import write_base
-from dopd.errors import ConfigError, FileError, NotFiniteError
+from dopd.errors import ConfigError, FileError, NotFiniteError, ServerLostError
 from dopd.files import fingerprint, leave_out_tokens, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
@@ -31,6 +31,9 @@ from dopd.trainer.owned import check_free, clear_way, move_in, own, users, write
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
 from dopd.trainer.room import tell_room, way_of_previous
 from dopd.weights import read_weights
+
+if TYPE_CHECKING:
+    from dopd.trainer.stopping import RandomStates
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class SavingTrainer(HostTrainer):
     _waits_for_hub = False
     _changes: tuple[str, ...] = ()
     _sealed_step: int | None = None
+    at_start: "RandomStates | None" = None  # of the step that is under way, where it may have to be left
 
     # --- Going on
 
@@ -84,6 +88,8 @@ class SavingTrainer(HostTrainer):
             except Stopped:
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
                 raise
+            except ServerLostError as error:
+                raise self._kept_for_later(error) from error
             except NotFiniteError as error:
                 raise self.evidence.with_evidence(error, self.state.global_step) from error
             except OSError as error:
@@ -183,6 +189,20 @@ class SavingTrainer(HostTrainer):
             return self._requests.number
         mine = torch.tensor(self._requests.number, device=self.accelerator.device)
         return int(self.accelerator.gather(mine).max())
+
+    def _kept_for_later(self, error: ServerLostError) -> ServerLostError:
+        """Save the last whole step; the error says how to go on from it."""
+        step, folder = self.state.global_step, self.run_folder / f"checkpoint-{self.state.global_step}"
+        if step and not folder.is_dir():
+            if self.at_start is not None:
+                self.at_start.restore(self.accelerator.device)
+            self._save_checkpoint(self.model, None)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        way = (
+            f"Stopped after step {step} of {self.state.max_steps}, saved as {folder}. When the server is back: the "
+            "same again with resume_from_checkpoint=true"
+        )
+        return ServerLostError(f"{error}. {way if step else 'Nothing was trained: start it again when it is back'}")
 
     def stopped(self) -> Stopped:
         """What is raised once a checkpoint was saved for a signal."""
@@ -377,20 +397,3 @@ class OneRun(TrainerCallback):
             _find_best(state, run)
         if state.is_world_process_zero:
             tell_room(self._trainer)
-
-
-class StopWhereAsked(TrainerCallback):
-    """Saves and stops after the step in which a signal came; comes behind what decides whether to save."""
-
-    def __init__(self, trainer: SavingTrainer) -> None:
-        self._trainer = trainer
-        self._asked = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._asked = bool(self._trainer.requests_of_all())
-        if self._asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._asked:
-            raise self._trainer.stopped()

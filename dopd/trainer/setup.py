@@ -24,6 +24,7 @@ from dopd.trainer import adapting, guards, images, passes
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
+from dopd.trainer.served import check_served
 from dopd.vocabulary import vocab_size_of
 
 logger = logging.getLogger(__name__)
@@ -100,11 +101,13 @@ def check_before_loading(
             "for those of the published method"
         )
     adapting.check_configs(model, peft_config, args)
-    if table.needs_teacher and teacher_model is None:
+    if args.loads_teacher and teacher_model is None:
         guards.check_models(None, None, table)
+    if args.teacher_server is not None and teacher_model is not None:
+        raise ConfigError("teacher_server and teacher_model both bring the teacher: leave one of them out")
     student_config = _config("model", model, images.where_from(args))
     passes.check_kind("model", student_config)
-    if table.needs_teacher:
+    if args.loads_teacher:
         teacher_config = _config("teacher_model", teacher_model, images.where_from(args, teacher=True))
         passes.check_kind("teacher_model", teacher_config)
         guards.check_vocab_sizes(
@@ -147,7 +150,9 @@ def check_loaded(
     whole, half = not host.is_split, host.is_half
     with host.accelerator.autocast():
         adapting.prepare(student, half=half, whole=whole)
-    guards.check_models(student, teacher, host.table)
+    if host.args.loads_teacher:
+        guards.check_models(student, teacher, host.table)
+    check_served(host)
     host.eos_token_ids = ends_of(student, host.tokenizer)
     _check_special_ids(student, host.tokenizer, host.eos_token_ids)
     mended = mend_generation_config(without_adapters(student))

@@ -22,14 +22,14 @@ from dopd.errors import ConfigError
 from dopd.heads import Head
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import Balance, skipping_padding
-from dopd.step import Engine, LocalScorer, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
+from dopd.step import Engine, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
 from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
 from dopd.step.named import RewardFunctions, load_reward_functions, load_verifier
 from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
-from dopd.trainer import adapting, images, preflight, setup, trials
+from dopd.trainer import adapting, images, preflight, served, setup, trials
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
@@ -44,8 +44,9 @@ from dopd.trainer.probes import make_trace
 from dopd.trainer.progress import RunProgress
 from dopd.trainer.recording import KeptRun, RecordingTrainer
 from dopd.trainer.sampler import EpochRepeatSampler
-from dopd.trainer.saving import OneRun, StopWhereAsked
+from dopd.trainer.saving import OneRun
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse, warn_of_missing_ends
+from dopd.trainer.stopping import KeepStart, StopWhereAsked
 from dopd.vocabulary import declares
 
 
@@ -144,8 +145,10 @@ class DOPDTrainer(RecordingTrainer):
         setup.check_before_loading(
             model, teacher_model, self.table, args, **given, teacher_processing_class=teacher_processing_class
         )
+        self.served = served.connect(args, served.ask_server(args))
         given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
-        teacher_source = teacher_model if self.table.needs_teacher else None
+        served.check_reads_text(self.served, given["processing_class"])
+        teacher_source = teacher_model if args.loads_teacher else None
         peft_config = adapting.on_revision(given["peft_config"], model, images.where_from(args))
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
         given["quantization_config"] = host_options.get("quantization_config")
@@ -203,7 +206,8 @@ class DOPDTrainer(RecordingTrainer):
         # All tokens that end an answer, if the table scores them as one outcome.
         merged_ids = sorted(self.eos_token_ids) if self.table.merge_ends else ()
         batch_size = args.per_device_scoring_batch_size or 4 * args.per_device_train_batch_size
-        scorer = LocalScorer(self.models, batch_size, self.temperature, args.loss_chunk_tokens, merged_ids)
+        ranks = AcceleratorRanks(self.accelerator)
+        scorer = served.make_scorer(self, self.models, batch_size, merged_ids, ranks)
         check_scorer(self.table, scorer)
         return Step(
             self.table,
@@ -211,7 +215,7 @@ class DOPDTrainer(RecordingTrainer):
             scorer,
             self.ending,
             self.judge,
-            ranks=AcceleratorRanks(self.accelerator),
+            ranks=ranks,
             max_prompt_tokens=room_for_prompts(self),
             backend=args.loss_backend,
             chunk_tokens=args.loss_chunk_tokens,
@@ -232,6 +236,8 @@ class DOPDTrainer(RecordingTrainer):
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
         self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))
+        if self.served is not None:
+            self.add_callback(KeepStart(self))
         self.add_callback(StopWhereAsked(self))
 
     # --- Batches: num_generations rollouts of each prompt

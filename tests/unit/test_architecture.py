@@ -36,6 +36,7 @@ LAYERS = [
     ["data", "prefix", "sampling", "rollout_settings"],
     ["generation"],
     ["step"],  # one path of training, evaluation, inspection and traces
+    ["servers"],
     ["tiny"],
     ["checkpoints"],
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer

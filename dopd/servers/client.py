@@ -1,0 +1,203 @@
+"""How requests travel to servers: spread over them, again after what passes, with a key that is written nowhere."""
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+from dopd.errors import ConfigError, ServerError, ServerLostError, cut, first_line
+from dopd.secrets import without_tokens
+
+KEY_VARIABLE = "DOPD_TEACHER_API_KEY"
+Json = Mapping[str, object]
+Result = TypeVar("Result")
+
+# Replies that say "later": too slow, too many, or a server (or a proxy in front of it) that is not well.
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
+_REPLY_SHOWN = 200  # characters
+
+
+class PassingError(Exception):
+    """What went wrong with a request may go right the next time."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long servers are waited for.
+
+    Attributes:
+        timeout (`float`): seconds that one request may take.
+        retries (`int`): how often a request is sent again.
+    """
+
+    timeout: float = 300.0
+    retries: int = 8
+
+
+def server_urls(field: str, value: object) -> list[str]:
+    """The addresses that a setting names, without a slash or `/v1` at their ends.
+
+    Args:
+        field (`str`): the setting's name.
+        value: a URL or a list of them.
+
+    Raises:
+        ConfigError: what is no address of a server, with the reason.
+    """
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not given:
+        raise ConfigError(f"{field} (={value!r}) must be a URL such as http://localhost:8000, or a list of URLs")
+    urls = [_url(field, one) for one in given]
+    if len(set(urls)) < len(urls):
+        raise ConfigError(f"{field} names one address twice: {', '.join(urls)}")
+    return urls
+
+
+def _url(field: str, value: object) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known:
+        shown = without_tokens(str(value))
+        raise ConfigError(f"{field} (={shown!r}) must be a URL with http:// or https://, such as http://localhost:8000")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"{field} has a name or a password in the address of {parts.hostname}, which would be written down: put "
+            f"the key into the environment variable {KEY_VARIABLE}"
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{field}: the address of {parts.hostname} must end before ? and #")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class Client:
+    """Servers of one model; safe to use from several threads.
+
+    Args:
+        urls (`list[str]`): their addresses.
+        patience (`Patience`): how long they are waited for.
+        connections (`int`): most requests at a time.
+    """
+
+    def __init__(self, urls: Sequence[str], patience: Patience, connections: int = 16) -> None:
+        self.urls = list(urls)
+        self._patience = patience
+        self._key = os.environ.get(KEY_VARIABLE, "")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        # A redirected request would carry the key elsewhere: redirects are not followed, and are refusals.
+        self._http = httpx2.Client(headers=headers, timeout=patience.timeout, limits=limits, follow_redirects=False)
+        weakref.finalize(self, self._http.close)
+        self._busy = dict.fromkeys(self.urls, 0)
+        self._lock = threading.Lock()
+
+    def get(self, url: str, path: str) -> Json:
+        """The reply of one server, asked once.
+
+        Raises:
+            ServerError: it refuses, or does not answer.
+        """
+        try:
+            return self._ask("GET", url, path, None)
+        except PassingError as error:
+            raise ServerError(f"{url} does not answer: {error}") from error
+
+    def post(self, path: str, body: Json, read: Callable[[Json], Result], *, url: str | None = None) -> Result:
+        """What `read` makes of a server's reply; asked again where that may help, of the next server if there is one.
+
+        Args:
+            path (`str`): behind the address.
+            body (`dict`): what is sent, as JSON.
+            read (callable): checks a reply; may raise `PassingError` for one that is worth asking for again.
+            url (`str`, *optional*): the only server to ask; the least busy one if left out.
+
+        Raises:
+            ServerError: a refusal, or what `read` raises.
+            ServerLostError: no server answered.
+        """
+        begun, failed, last = time.monotonic(), "", PassingError("not asked")
+        for attempt in range(self._patience.retries + 1):
+            if attempt:
+                time.sleep(_pause(attempt, last))
+            chosen = self._take(failed) if url is None else url
+            try:
+                return read(self._ask("POST", chosen, path, body))
+            except PassingError as error:
+                failed, last = chosen, error
+            finally:
+                if url is None:
+                    self._give_back(chosen)
+        raise ServerLostError(
+            f"{' and '.join(self.urls) if url is None else url}: no answer after {self._patience.retries + 1} attempts "
+            f"in {time.monotonic() - begun:.0f} s (the last one: {last})"
+        ) from last
+
+    def _take(self, failed: str) -> str:
+        """The server with the fewest requests under way; the one that failed last if there is no other."""
+        with self._lock:
+            url = min(self.urls, key=lambda one: (one == failed, self._busy[one]))
+            self._busy[url] += 1
+        return url
+
+    def _give_back(self, url: str) -> None:
+        with self._lock:
+            self._busy[url] -= 1
+
+    def _ask(self, how: str, url: str, path: str, body: Json | None) -> Json:
+        try:
+            reply = self._http.request(how, f"{url}{path}", json=body)
+        except httpx2.TimeoutException as error:
+            raise PassingError(f"{url}{path} took more than {self._patience.timeout:g} s") from error
+        except httpx2.HTTPError as error:  # connections that are refused or end, replies that are cut off
+            raise PassingError(f"{url}{path}: {type(error).__name__}: {self._said(first_line(error))}") from error
+        said = self._said(" ".join(reply.text.split()))
+        if reply.status_code in _PASSING:
+            raise _Later(f"{url}{path}: HTTP {reply.status_code}: {said}", reply.headers.get("retry-after"))
+        if reply.status_code != 200:
+            raise ServerError(f"{url}{path} refuses with HTTP {reply.status_code}: {said}{_help(reply.status_code)}")
+        try:
+            found = reply.json()
+        except ValueError as error:
+            raise PassingError(f"{url}{path}: the reply is cut off or no JSON: {said}") from error
+        if not isinstance(found, dict):
+            raise ServerError(f"{url}{path}: the reply is no JSON object: {said}")
+        return found
+
+    def _said(self, text: str) -> str:
+        """A server's words without the key, whatever it repeats."""
+        hidden = text.replace(self._key, f"<{KEY_VARIABLE}>") if self._key else text
+        return cut(without_tokens(hidden), _REPLY_SHOWN) or "nothing"
+
+
+class _Later(PassingError):
+    """A server that says how long it wants to be left alone."""
+
+    def __init__(self, message: str, retry_after: str | None) -> None:
+        super().__init__(message)
+        given = retry_after or ""
+        self.seconds = min(float(given), _LONGEST_PAUSE) if given.isdecimal() else 0.0
+
+
+def _pause(attempt: int, last: Exception) -> float:
+    """Seconds before an attempt: twice as long each time, spread so that many requests do not come back as one."""
+    longest = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
+    return max(random.uniform(0.5, 1.0) * longest, getattr(last, "seconds", 0.0))
+
+
+def _help(status: int) -> str:
+    if status in (401, 403):
+        return f". The server wants a key: put it into the environment variable {KEY_VARIABLE}"
+    if status == 404:
+        return ". Is this the address of a vLLM server, without a path behind it?"
+    return ""

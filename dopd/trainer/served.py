@@ -1,0 +1,92 @@
+"""The teacher of a run on a server: asked who it is before anything is loaded, tried before the first step."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from dopd.data.encode import reads_images
+from dopd.errors import ConfigError
+from dopd.ranks import Ranks
+from dopd.servers import (
+    Client,
+    Introduction,
+    Patience,
+    ServedScorer,
+    ServedTeacher,
+    check_tokens,
+    introduced,
+    server_urls,
+)
+from dopd.step import LocalScorer, Models, Scorer
+from dopd.trainer.config import DOPDConfig
+from dopd.trainer.host import HostTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def ask_server(args: DOPDConfig) -> Introduction | None:
+    """What the teacher's servers say of themselves; `None` where the run reads no teacher on a server.
+
+    Raises:
+        ServerError: an address that does not answer as a model server.
+        ConfigError: no such model is served there.
+    """
+    if args.teacher_server is None or not args.routing_table().needs_teacher:
+        return None
+    return introduced(_client(args), args.teacher_server_model)
+
+
+def connect(args: DOPDConfig, introduction: Introduction | None) -> ServedTeacher | None:
+    """The teacher on the servers that a run asks."""
+    served = args.served_table()
+    if introduction is None or served is None:
+        return None
+    workers = args.teacher_server_requests
+    return ServedTeacher(_client(args), introduction, top_k=served.top_k, workers=workers)
+
+
+def _client(args: DOPDConfig) -> Client:
+    urls = server_urls("teacher_server", args.teacher_server)
+    patience = Patience(args.teacher_server_timeout, args.teacher_server_retries)
+    return Client(urls, patience, args.teacher_server_requests)
+
+
+def check_reads_text(teacher: ServedTeacher | None, processing_class: Any) -> None:
+    """Raise `ConfigError` where rows may have images, which are not sent to servers."""
+    if teacher is not None and reads_images(processing_class):
+        raise ConfigError(
+            "teacher_server: images are not sent to servers: load the teacher here (teacher_model_name_or_path), or "
+            "give the student its tokenizer as processing_class, to train on text alone"
+        )
+
+
+def check_served(host: HostTrainer) -> None:
+    """Compare what the server scores with the student's vocabulary; what is odd but not wrong is logged.
+
+    Raises:
+        ConfigError, ModelError: see `dopd.servers.check_tokens`.
+    """
+    teacher = host.served
+    if teacher is None:
+        return
+    if teacher.top_k >= host.scored_vocab_size:
+        raise ConfigError(
+            f"teacher_server_top_k (={teacher.top_k}) must be below the {host.scored_vocab_size} tokens of the "
+            "student's vocabulary"
+        )
+    for note in check_tokens(teacher, host.tokenizer):
+        logger.warning(note)
+
+
+def make_scorer(host: HostTrainer, models: Models, batch_size: int, merged_ids: Sequence[int], ranks: Ranks) -> Scorer:
+    """What scores the sources of a run: models of this process, and servers.
+
+    Args:
+        host (`HostTrainer`): the run.
+        models (`Models`): of this process.
+        batch_size (`int`): sequences of a forward pass.
+        merged_ids (`list[int]`): tokens that count as one outcome.
+        ranks (`Ranks`): the processes that score together.
+    """
+    local = LocalScorer(models, batch_size, host.temperature, host.args.loss_chunk_tokens, merged_ids)
+    return local if host.served is None else ServedScorer(local, host.served, models.vocab_size, ranks)
