@@ -1,5 +1,7 @@
 """Values at the edge of a condition, where one wrong sign, bound or default shows."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 import dopd
 from dopd.assignment import assign
 from dopd.cli import doctor, show
-from dopd.data.images import image_key
+from dopd.data.images import image_key, path_in
+from dopd.data.privileged import Conversation
 from dopd.errors import ConfigError
+from dopd.files import fingerprint, is_part, is_unchanged
 from dopd.settings import settings_of_call
 from dopd.settings.described import Setting
 from dopd.signals import SignalBatch
+from dopd.tiny.shipped import complete_folder
 from dopd.trainer import lock
+from dopd.trainer.owned import MARKER_FILE, read_marker
 from dopd.trainer.progress import Speed
 
 
@@ -114,3 +120,52 @@ def test_an_argument_without_a_type_has_that_of_its_default() -> None:
     settings = settings_of_call(_signal)
     assert settings["start"].read("high")[1] != [] and settings["start"].read(0.25) == (0.25, [])
     assert settings["parts"].read("anything") == ("anything", [])
+
+
+# --- Files and names
+
+
+def test_a_part_of_a_file_is_known_by_the_name_of_the_file() -> None:
+    name = "a" * 200
+    assert is_part(".run.json.0123abcd.part", ["run.json"]) and is_part(f".{name[:100]}.0123abcd.part", [name])
+    for other in ("run.json", ".run.json.0123abcd", ".run.json.0123abcg.part", ".other.json.0123abcd.part"):
+        assert not is_part(other, ["run.json"])
+
+
+@pytest.mark.parametrize(("size", "seen"), [(41, True), (2**20, True), (2**20 + 1, False)])
+def test_another_content_of_the_same_size_is_seen_up_to_a_mebibyte(size: int, seen: bool, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * size)
+    written = fingerprint(path)
+    assert is_unchanged(path, written)
+    path.write_bytes(b"a" * (size - 1) + b"b")
+    assert is_unchanged(path, written) is not seen
+
+
+@pytest.mark.parametrize("name", ["", "/etc/hosts", "../other/run.json", "a/../../b"])
+def test_a_marker_is_not_believed_about_files_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / MARKER_FILE).write_text(json.dumps({"format": 2, "files": {name: None, "a/b.json": None}}))
+    marker = read_marker(tmp_path)
+    assert marker is not None and list(marker["files"]) == ["a/b.json"]
+
+
+def test_a_folder_of_another_content_is_not_taken_for_the_model_that_was_made(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    final.mkdir()
+    (final / "mine.txt").write_text("kept")
+    with pytest.raises(OSError, match="not empty"):
+        complete_folder(final, lambda folder: (folder / "weights").write_text("made"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "mine.txt"]
+
+
+@pytest.mark.parametrize("value", [None, 3, b"a.png", ["a.png"], "", "  "])
+def test_what_is_no_text_is_no_path(value: Any) -> None:
+    assert path_in(value) is None
+
+
+def test_conversations_are_equal_with_equal_options() -> None:
+    turns = [{"role": "user", "content": "a"}]
+    tools = {"tools": [{"name": "f"}]}
+    assert Conversation(turns, tools) == Conversation(turns, tools) and Conversation(turns, {}) == turns
+    assert Conversation(turns, tools) != Conversation(turns, {}) and Conversation(turns, tools) != turns
+    assert Conversation(turns, tools) != Conversation([], tools)

@@ -1,0 +1,225 @@
+"""Checks of models, adapters and tasks just at what they are to notice, on both sides of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import trainer_kit as kit
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dopd.adapters import check_change, tuned_layers
+from dopd.data.encode import encode_prompts
+from dopd.errors import ConfigError, DataError, ModelError
+from dopd.lengths import forget_longer_passes
+from dopd.runs.checks import check_answering
+from dopd.sampling import declared_ends
+from dopd.tasks import get_source
+from dopd.tasks.base import TaskValidationError
+from dopd.tasks.dag import DagTask
+from dopd.tasks.program import _run
+from dopd.tasks.registry import register_task
+from dopd.tiny import TinySpec, build_model, build_tokenizer
+from dopd.trainer import setup
+from dopd.trainer.adapting import on_revision
+from dopd.trainer.callbacks import IdleSteps, MetricsFile
+from dopd.trainer.guards import same_weights
+from dopd.trainer.passes import check_self_divergence
+
+
+def _part_of_a_split(model: nn.Linear, part: torch.Tensor) -> nn.Linear:
+    """As ZeRO-3 leaves a model: every weight empty, its shape and this process's part beside it."""
+    shape = model.weight.shape
+    model.weight = nn.Parameter(torch.empty(0))
+    model.weight.ds_tensor, model.weight.ds_shape = part, shape  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize(("changed", "expected"), [(None, True), (0, False), (3, False), (5, True)])
+def test_weights_of_which_a_process_has_a_part_are_compared_by_that_part(changed: int | None, expected: bool) -> None:
+    """Of 6 numbers the first process has 4; the others are for the next process to see."""
+    plain = nn.Linear(3, 2, bias=False)
+    whole = plain.weight.detach().flatten().clone()
+    split = _part_of_a_split(nn.Linear(3, 2, bias=False), whole[:4].clone())
+    if changed is not None:
+        plain.weight.data.view(-1)[changed] += 1.0
+    assert same_weights(split, plain) is expected and same_weights(plain, split) is expected
+    other = _part_of_a_split(nn.Linear(3, 2, bias=False), plain.weight.detach().flatten()[:4].clone())
+    assert same_weights(split, other) is expected
+    assert not same_weights(split, _part_of_a_split(nn.Linear(2, 3, bias=False), whole[:4].clone()))
+
+
+def test_a_long_pass_leaves_nothing_behind_in_dynamic_rotations() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
+    config = LlamaConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, rope_parameters=rope,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight)
+    short, long = torch.arange(8)[None], torch.arange(20)[None]
+    with torch.no_grad():
+        before = model(input_ids=short).logits
+        model(input_ids=long)
+        model.model.rotary_emb.max_seq_len_cached = 10**6  # so that transformers does not go back by itself
+        assert not torch.equal(model(input_ids=short).logits, before)
+        forget_longer_passes(model, config)
+        assert torch.equal(model(input_ids=short).logits, before)
+
+
+@pytest.mark.parametrize("alpha", [1, 10**6])
+def test_an_adapter_is_tried_against_its_merged_weights_at_every_size(
+    alpha: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), LoraConfig(r=2, lora_alpha=alpha, target_modules=["0"]))
+    (layer,) = tuned_layers(model).values()
+    check_change(layer)
+    merged = type(layer).get_delta_weight
+    monkeypatch.setattr(type(layer), "get_delta_weight", lambda *given: 1.05 * merged(*given))
+    with pytest.raises(ModelError, match="its merged weights do not give what the layer gives"):
+        check_change(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_unknown_step_after_the_head_is_seen_in_every_precision(dtype: torch.dtype) -> None:
+    model = kit.student().to(dtype)
+    check_self_divergence("model", model)
+    model.register_forward_hook(lambda module, args, output: output.__setitem__("logits", output["logits"] * 1.1))
+    with pytest.raises(ModelError, match="differ by KL"):
+        check_self_divergence("model", model)
+
+
+@pytest.mark.parametrize("declared", ["</s>", [1, "</s>"], True, [1, True], 1.0])
+def test_an_end_of_answers_is_the_id_of_a_token(declared: Any) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=declared))
+    with pytest.raises(ModelError, match="must be the id of a token, or a list of ids"):
+        declared_ends(model)
+
+
+def test_a_teacher_of_another_vocabulary_answers_no_questions() -> None:
+    rows = kit.task_rows(1)
+    evaluator = kit.evaluator(rows, lambda *_: 1.0, 4)
+    small = build_model(TinySpec(num_layers=1, hidden_size=16, num_heads=2), build_tokenizer(), 0)
+    small.resize_token_embeddings(5)
+    with pytest.raises(ModelError, match="vocabulary"):
+        check_answering(evaluator, rows, kit.student(), small)
+
+
+# --- Adapters and tokenizers of a revision or a folder
+
+
+def test_an_adapter_says_which_revision_of_its_base_is_meant(tmp_path: Path) -> None:
+    kit.student().save_pretrained(tmp_path)
+    given = kit.lora()
+    meant = on_revision(given, str(tmp_path), {"revision": "v2"})
+    assert meant.revision == "v2" and given.revision is None
+    for model, options in ((str(tmp_path), {}), (kit.student(), {"revision": "v2"})):
+        assert on_revision(given, model, options) is given
+
+
+def test_the_tokenizer_of_a_teacher_is_read_from_where_its_model_is(tmp_path: Path) -> None:
+    kit.TOKENIZER.save_pretrained(tmp_path / "inner")
+    args = kit.config(tmp_path / "run", teacher_model_init_kwargs={"subfolder": "inner"})
+    assert setup._tokenizer(str(tmp_path), args).get_vocab() == kit.TOKENIZER.get_vocab()
+
+
+# --- What is logged
+
+
+def test_nothing_learned_is_told_at_the_first_step_with_a_gradient_of_zero(caplog: pytest.LogCaptureFixture) -> None:
+    callback = IdleSteps(is_judged=True)
+    with caplog.at_level(logging.WARNING):
+        for step, logs in enumerate(({"grad_norm": 0.5}, {"grad_norm": 1.0}, {"loss": 0.0}, {"grad_norm": 0.0})):
+            state = SimpleNamespace(is_world_process_zero=True, global_step=step)
+            callback.on_log(None, state, None, dict(logs))
+    assert [record.getMessage()[:29] for record in caplog.records] == ["step 3: the gradient is 0, not"[:29]]
+
+
+def test_the_main_process_alone_drops_records_behind_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for is_main, expected in ((False, 2), (True, 1)):
+        path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n')
+        state = SimpleNamespace(is_world_process_zero=is_main, global_step=1)
+        MetricsFile(tmp_path).on_train_begin(None, state, None)
+        assert len(path.read_text().splitlines()) == expected
+
+
+# --- Tasks
+
+
+def _lenient(words: Sequence[str], gold: Sequence[str]) -> dict[str, bool]:
+    """Verifiers that let through one kind of wrong answer, by the name that a task's proof has for it."""
+    changed = [place for place, (one, other) in enumerate(zip(words, gold, strict=False)) if one != other]
+    as_long = len(words) == len(gold)
+    return {
+        "last word cut": list(words) == list(gold[:-1]),
+        "second half only": list(words) == list(gold[len(gold) // 2 + 1 :]),
+        "trailing word": list(words) == [*gold, *gold[:1]],
+        "unknown last word": as_long and changed == [len(gold) - 1] and words[-1] == "<unk>",
+        # Variable, two arguments, two values and the result: the sixth word.
+        "first step has a wrong result": as_long and changed == [5],
+    }
+
+
+@pytest.mark.parametrize("name", _lenient(["<unk>"], ["<unk>"]))
+def test_a_verifier_that_lets_a_wrong_answer_through_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = DagTask._solves
+
+    def lenient(task: DagTask, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        return strict(task, words, row) or _lenient(words, row["solution"].split())[name]
+
+    monkeypatch.setattr(DagTask, "_solves", lenient)
+    with pytest.raises(TaskValidationError, match=f"near miss '{name}' does not score 0.0"):
+        DagTask(num_needed=3, num_variables=4).validate(2)
+
+
+def test_programs_do_what_their_names_say() -> None:
+    items = list("abcde")
+    meant = {
+        "rev": items[::-1],
+        "rotl": [*items[1:], items[0]],
+        "rotr": [items[-1], *items[:-1]],
+        "swap": [items[1], items[0], *items[2:]],
+        "tail": [*items[:3], items[4], items[3]],
+    }
+    assert {name: _run([name], items) for name in meant} == meant
+
+
+class _Source:
+    """A task of a user's that is none of ours, and whose making fails."""
+
+    privileged_kinds = ("none",)
+    default_kind = "none"
+    name: Any = "raises_at_once"
+
+    def __init__(self) -> None:
+        raise ZeroDivisionError("by hand")
+
+    def rows(self, split: str, count: int, privileged_kind: str | None = None) -> list[dict[str, Any]]:
+        return []
+
+    def verify(self, completion: str, row: Mapping[str, Any]) -> float:
+        return 0.0
+
+
+def test_a_task_of_a_users_needs_a_name_and_says_what_its_code_raises(registries: None) -> None:
+    with pytest.raises(ConfigError, match="has no name: write name = 'my_task'"):
+        register_task(type("Unnamed", (_Source,), {"name": None}))
+    register_task(_Source)
+    with pytest.raises(ConfigError, match=r"task \(='raises_at_once'\).* raises ZeroDivisionError: by hand"):
+        get_source("raises_at_once")
+
+
+def test_two_beginnings_of_a_prompt_are_refused() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    ((first, *_),) = encode_prompts(tokenizer, ["<bos> A"], {})
+    assert first == tokenizer.bos_token_id
+    with pytest.raises(DataError, match="begins with two '<bos>' tokens"):
+        encode_prompts(tokenizer, ["<bos> <bos> A"], {})
