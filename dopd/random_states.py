@@ -1,25 +1,56 @@
-"""Random numbers that are drawn beside a run, and leave it as it is."""
+"""Random numbers that are drawn beside a run and leave it as it is, and those of a step that is left and made again."""
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 
-@contextmanager
-def random_states_kept(*devices: torch.device) -> Iterator[None]:
-    """Afterwards the random states of Python, NumPy, the CPU and `devices` are what they were.
+@dataclass(frozen=True)
+class RandomStates:
+    """The random states of this process, and of some devices.
 
     Other devices are left alone: a process may see many that it does not use.
+
+    Attributes:
+        python, numpy: of those modules.
+        cpu (`Tensor`): of torch.
+        devices (`dict[torch.device, Tensor]`): of torch on each device.
     """
-    kinds = sorted({device.type for device in devices} - {"cpu", "meta"})
-    with ExitStack() as stack:
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            own = [device for device in devices if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(own, device_type=kind))
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    devices: Mapping[torch.device, torch.Tensor]
+
+    @classmethod
+    def now(cls, *devices: torch.device) -> "RandomStates":
+        """As they are, with those of `devices`."""
+        there = {
+            device: torch.get_device_module(device).get_rng_state(device)
+            for device in devices
+            if device.type not in ("cpu", "meta")
+        }
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), there)
+
+    def restore(self) -> None:
+        """Make them what they were."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def random_states_kept(*devices: torch.device) -> Iterator[None]:
+    """Afterwards the random states of Python, NumPy, the CPU and `devices` are what they were."""
+    before = RandomStates.now(*devices)
+    try:
         yield
+    finally:
+        before.restore()

@@ -96,6 +96,8 @@ def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
         ),
         ("trace_steps", config.trace_steps, ["trace_examples", "trace_probes", "trace_max_bytes"]),
         ("use_vllm", config.use_vllm, [name for name in defaults if name.startswith("vllm_")]),
+        ("teacher_server", config.teacher_server, [name for name in defaults if name.startswith("teacher_server_")]),
+        ("a rule that reads a teacher", config.routing_table().needs_teacher, ["teacher_server"]),
     ):
         idle = [f"{name} (={quoted(values[name])})" for name in names if values[name] != defaults[name].default]
         if idle and not is_there:

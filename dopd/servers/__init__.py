@@ -5,7 +5,7 @@ Read in this order: `tables` (what is asked for), `contract` (requests and repli
 """
 
 from dopd.servers.client import KEY_VARIABLE, Client, Patience, server_urls
-from dopd.servers.handshake import check_tokens, introduced
+from dopd.servers.handshake import Tried, check_tokens, introduced
 from dopd.servers.tables import ServedTable, ServerSupport, served_table
 from dopd.servers.teacher import Introduction, ServedScorer, ServedTeacher
 
@@ -18,6 +18,7 @@ __all__ = [
     "ServedTable",
     "ServedTeacher",
     "ServerSupport",
+    "Tried",
     "check_tokens",
     "introduced",
     "served_table",

@@ -1,6 +1,7 @@
 """What servers are asked before the first step: which model they serve, and whether token ids mean the same there."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -56,15 +57,27 @@ def _introduced(client: Client, url: str, wanted: str | None) -> Introduction:
     return Introduction(name, context if isinstance(context, int) and context > 0 else None)
 
 
-def check_tokens(teacher: ServedTeacher, tokenizer: Any) -> list[str]:
+@dataclass(frozen=True)
+class Tried:
+    """Tokens from all over a vocabulary, as the teacher on a server reads them.
+
+    Attributes:
+        ids (`list[int]`): the tokens.
+        logprobs (`list[float]`): the teacher's, of all but the first one, nats.
+        notes (`list[str]`): what could not be compared, a sentence each.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    notes: list[str]
+
+
+def check_tokens(teacher: ServedTeacher, tokenizer: Any) -> Tried:
     """Have every server score tokens from all over the student's vocabulary, and compare what it takes them for.
 
     Args:
         teacher (`ServedTeacher`): on the servers.
         tokenizer: the student's.
-
-    Returns:
-        What could not be compared, a sentence each.
 
     Raises:
         ConfigError: a server that does not score prompts, or not as many tokens as are asked for.
@@ -88,7 +101,7 @@ def check_tokens(teacher: ServedTeacher, tokenizer: Any) -> list[str]:
                 f"teacher_server: {url} and {teacher.client.urls[0]} give one text log-probs that differ by "
                 f"{apart:.2g} nats: they do not have the same weights"
             )
-    return list(_compare(tokenizer, ids[1:], found[0].texts))
+    return Tried(ids, found[0].logprobs, list(_compare(tokenizer, ids[1:], found[0].texts)))
 
 
 def _compare(tokenizer: Any, ids: list[int], texts: list[str | None]) -> Iterator[str]:

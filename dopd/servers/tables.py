@@ -25,7 +25,8 @@ class ServedTable:
     """A table as it is trained with a teacher on a server.
 
     Attributes:
-        table (`RoutingTable`): with rules that a server can give the targets of.
+        table (`RoutingTable`): with rules that a server can give the targets of; `NAME_served` where some of them had
+            to be others.
         notes (`list[str]`): for each rule that reads the teacher, what it gets, in a line.
         top_k (`int`): how many of the teacher's most probable tokens are asked for; 0 where the sampled ones are
             enough.
@@ -65,8 +66,9 @@ def served_table(table: RoutingTable, support: ServerSupport, top_k: int) -> Ser
         raise ConfigError(f"teacher_server: method {table.name!r} cannot be served: {'; '.join(problems)}")
     if table.routed:
         notes.insert(0, "regimes: the teacher's log-probs of the sampled tokens, exactly")
+    name = table.name if tuple(rules) == table.rules else f"{table.name}_served"
     listed = [rule.top_k for rule in rules if _reads_teacher(rule) and rule.support == "target_topk"]
-    return ServedTable(replace(table, rules=tuple(rules)), notes, max(listed, default=0))
+    return ServedTable(replace(table, name=name, rules=tuple(rules)), notes, max(listed, default=0))
 
 
 def _reads_teacher(rule: Rule) -> bool:

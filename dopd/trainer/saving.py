@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from dopd.errors import ConfigError, FileError, NotFiniteError, ServerLostError
 from dopd.files import fingerprint, leave_out_tokens, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
+from dopd.random_states import RandomStates
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
 from dopd.trainer.best import student_metric
@@ -31,9 +32,6 @@ from dopd.trainer.owned import check_free, clear_way, move_in, own, users, write
 from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
 from dopd.trainer.room import tell_room, way_of_previous
 from dopd.weights import read_weights
-
-if TYPE_CHECKING:
-    from dopd.trainer.stopping import RandomStates
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class SavingTrainer(HostTrainer):
     _waits_for_hub = False
     _changes: tuple[str, ...] = ()
     _sealed_step: int | None = None
-    at_start: "RandomStates | None" = None  # of the step that is under way, where it may have to be left
+    at_start: RandomStates | None = None  # of the step that is under way, where it may have to be left
 
     # --- Going on
 
@@ -195,7 +193,7 @@ class SavingTrainer(HostTrainer):
         step, folder = self.state.global_step, self.run_folder / f"checkpoint-{self.state.global_step}"
         if step and not folder.is_dir():
             if self.at_start is not None:
-                self.at_start.restore(self.accelerator.device)
+                self.at_start.restore()
             self._save_checkpoint(self.model, None)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         way = (

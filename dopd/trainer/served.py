@@ -4,24 +4,31 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from dopd.data.encode import reads_images
 from dopd.errors import ConfigError
 from dopd.ranks import Ranks
+from dopd.scoring import left_padded
 from dopd.servers import (
     Client,
     Introduction,
     Patience,
     ServedScorer,
     ServedTeacher,
+    Tried,
     check_tokens,
     introduced,
     server_urls,
 )
-from dopd.step import LocalScorer, Models, Scorer
+from dopd.sources import LIVE
+from dopd.step import FixedModels, LocalScorer, Models, Scorer
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 
 logger = logging.getLogger(__name__)
+
+_SAME_WEIGHTS = 0.02  # nats, mean: what half precision makes of one model; other models are whole nats apart
 
 
 def ask_server(args: DOPDConfig) -> Introduction | None:
@@ -74,8 +81,25 @@ def check_served(host: HostTrainer) -> None:
             f"teacher_server_top_k (={teacher.top_k}) must be below the {host.scored_vocab_size} tokens of the "
             "student's vocabulary"
         )
-    for note in check_tokens(teacher, host.tokenizer):
+    tried = check_tokens(teacher, host.tokenizer)
+    for note in tried.notes:
         logger.warning(note)
+    if not host.is_split and ("teacher" in host.table.target_sources or host.table.routed):
+        _warn_of_same_weights(host.unwrapped_student, tried)
+
+
+def _warn_of_same_weights(student: Any, tried: Tried) -> None:
+    """Say that the teacher on the server reads a text as the student does: it may be the student's own checkpoint."""
+    rest = torch.tensor([tried.ids[1:]], device=student.device)
+    scorer = LocalScorer(FixedModels(student), 1)
+    scores = scorer.score(LIVE, left_padded([tried.ids[:1]], 0, student.device), rest, torch.ones_like(rest))
+    theirs = torch.tensor(tried.logprobs, dtype=torch.float64)
+    apart = float((scores.tokens.logprobs[0].cpu().double() - theirs).abs().mean())
+    if apart < _SAME_WEIGHTS:
+        logger.warning(
+            f"teacher_server: teacher and student give a text log-probs that differ by {apart:.2g} nats in the mean: "
+            "is that server's model the teacher you meant? Two models of the same weights teach nothing"
+        )
 
 
 def make_scorer(host: HostTrainer, models: Models, batch_size: int, merged_ids: Sequence[int], ranks: Ranks) -> Scorer:

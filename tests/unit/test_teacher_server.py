@@ -1,7 +1,9 @@
 """A teacher on a server: its scores, the step with them, what a table can get, and how a server can fail."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ from datasets import Dataset
 from server_kit import Fail, ModelServer, serving
 from trainer_kit import GREEDY, TOKENIZER, close, many_ends, student, teacher, trainer, uneven_rows, update
 from trainer_kit import parameters as parameters_of
+from transformers import ProcessorMixin
 
 from dopd import table
 from dopd.divergences import divergence
 from dopd.errors import ConfigError, ModelError, NotFiniteError, ServerError, ServerLostError
 from dopd.fused import TokenScores, TopLogprobs, fused_routed_loss
+from dopd.ranks import Alone
 from dopd.scoring import left_padded
 from dopd.servers import (
     KEY_VARIABLE,
@@ -30,6 +34,7 @@ from dopd.servers import (
 )
 from dopd.step import FixedModels, LocalScorer
 from dopd.tables import RoutingTable
+from dopd.trainer.served import check_reads_text, check_served
 
 SERVED = {"teacher_model": None, "teacher_server_retries": 0, "teacher_server_timeout": 20.0}
 BOTH_VIEWS = [
@@ -193,7 +198,7 @@ def test_what_is_taken_in_place_of_the_methods_own_is_said() -> None:
         "LL": ("student_topk", 64, "bucket"),
         "HS": ("student_topk", 64, "bucket"),
     }
-    assert served.top_k == 9 and len(served.notes) == 3
+    assert served.top_k == 9 and len(served.notes) == 3 and served.table.name == "dopd_served"
     assert (
         "rule 'LH': the teacher's 9 most probable tokens, and one outcome for all others, in place of"
         in (served.notes[1])
@@ -246,7 +251,8 @@ def test_the_key_is_sent_and_written_nowhere(server: ModelServer, monkeypatch: p
 
 
 def test_token_ids_must_mean_the_same(server: ModelServer) -> None:
-    assert check_tokens(asking(server), TOKENIZER) == []
+    tried = check_tokens(asking(server), TOKENIZER)
+    assert tried.notes == [] and len(tried.logprobs) == len(tried.ids) - 1 == 62
 
     class Shifted:
         def get_vocab(self) -> dict[str, int]:
@@ -269,6 +275,32 @@ def test_servers_with_other_weights_are_no_pair(server: ModelServer) -> None:
         pair = ServedTeacher(client(server.url, other.url), Introduction("teacher"))
         with pytest.raises(ModelError, match=r"differ by .* nats: they do not have the same weights"):
             check_tokens(pair, TOKENIZER)
+
+
+def run_with(server: ModelServer, own: Any, *, top_k: int = 0) -> Any:
+    """What is read of a run before its first step."""
+    return SimpleNamespace(
+        served=asking(server, top_k=top_k),
+        tokenizer=TOKENIZER,
+        scored_vocab_size=TOKENIZER.vocab_size,
+        is_split=False,
+        table=table("vanilla_pg"),
+        unwrapped_student=own,
+    )
+
+
+def test_a_server_with_the_students_own_weights_is_told(server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
+    check_served(run_with(server, student()))
+    assert not caplog.text
+    check_served(run_with(server, teacher()))
+    assert "is that server's model the teacher you meant?" in caplog.text
+    with pytest.raises(ConfigError, match=f"must be below the {TOKENIZER.vocab_size} tokens of the student's"):
+        check_served(run_with(server, student(), top_k=TOKENIZER.vocab_size))
+
+
+def test_images_are_refused_by_name(server: ModelServer) -> None:
+    with pytest.raises(ConfigError, match="teacher_server: images are not sent to servers"):
+        check_reads_text(asking(server), object.__new__(ProcessorMixin))
 
 
 # --- Faults
@@ -351,6 +383,33 @@ def test_the_load_is_spread_and_goes_on_without_a_server_that_is_gone(server: Mo
         assert server.asked and other.asked
     server.fault = lambda number, reply: reply
     assert torch.equal(scorer.score("teacher", view, ids, mask).tokens.logprobs, both)
+
+
+def test_the_server_is_asked_while_the_models_here_score(server: ModelServer) -> None:
+    view, ids, mask = completions()
+    began = threading.Event()
+
+    class Local(LocalScorer):
+        def score(self, *args: Any) -> Any:
+            began.set()
+            return super().score(*args)
+
+    server.fault = lambda number, reply: reply if began.wait(5) else Fail(400, "nothing was scored meanwhile")
+    scorer = ServedScorer(Local(FixedModels(student()), 2), asking(server), TOKENIZER.vocab_size)
+    assert len(dict(scorer.score_all({"teacher": view, "student": view}, ids, mask))) == 2
+
+
+def test_a_server_that_one_process_lost_stops_the_others(server: ModelServer) -> None:
+    view, ids, mask = completions()
+
+    class AnotherLost(Alone):
+        def total(self, values: torch.Tensor) -> torch.Tensor:
+            return values + 1
+
+    local = LocalScorer(FixedModels(student()), 2)
+    scorer = ServedScorer(local, asking(server), TOKENIZER.vocab_size, AnotherLost())
+    with pytest.raises(ServerLostError, match="another process of this run has lost its teacher server"):
+        scorer.score("teacher", view, ids, mask)
 
 
 @pytest.mark.parametrize("value", [float("nan"), -9999.0])
