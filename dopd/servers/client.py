@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 # Replies that say "later": too slow, too many, or a server (or a proxy in front of it) that is not well.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
+_CONNECT = 15.0  # seconds for a connection, after which a machine counts as away
 _REPLY_SHOWN = 200  # characters
 
 
@@ -88,16 +89,20 @@ class Client:
         urls (`list[str]`): their addresses.
         patience (`Patience`): how long they are waited for.
         connections (`int`): most requests at a time.
+
+    Raises:
+        ConfigError: a key that cannot be sent.
     """
 
     def __init__(self, urls: Sequence[str], patience: Patience, connections: int = 16) -> None:
         self.urls = list(urls)
         self._patience = patience
-        self._key = os.environ.get(KEY_VARIABLE, "")
+        self._key = _key()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         # A redirected request would carry the key elsewhere: redirects are not followed, and are refusals.
-        self._http = httpx2.Client(headers=headers, timeout=patience.timeout, limits=limits, follow_redirects=False)
+        timeout = httpx2.Timeout(patience.timeout, connect=min(patience.timeout, _CONNECT), pool=None)
+        self._http = httpx2.Client(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
         weakref.finalize(self, self._http.close)
         self._busy = dict.fromkeys(self.urls, 0)
         self._lock = threading.Lock()
@@ -178,6 +183,18 @@ class Client:
         """A server's words without the key, whatever it repeats."""
         hidden = text.replace(self._key, f"<{KEY_VARIABLE}>") if self._key else text
         return cut(without_tokens(hidden), _REPLY_SHOWN) or "nothing"
+
+
+def _key() -> str:
+    """The key of the environment; `""` without one.
+
+    Raises:
+        ConfigError: what no header can have, of which libraries' errors would quote the whole.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE} (an environment variable) has characters that no key has, or line breaks")
+    return key
 
 
 class _Later(PassingError):

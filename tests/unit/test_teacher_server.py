@@ -250,6 +250,14 @@ def test_the_key_is_sent_and_written_nowhere(server: ModelServer, monkeypatch: p
     assert server.asked[0]["headers"]["Authorization"] == "Bearer abc" and "abc" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["two\nlines-of-a-key", "k\u00e9y"])
+def test_a_key_that_cannot_be_sent_is_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ConfigError, match=f"{KEY_VARIABLE} .* has characters that no key has") as caught:
+        client("http://127.0.0.1:1")
+    assert key.split()[0] not in str(caught.value)
+
+
 def test_token_ids_must_mean_the_same(server: ModelServer) -> None:
     tried = check_tokens(asking(server), TOKENIZER)
     assert tried.notes == [] and len(tried.logprobs) == len(tried.ids) - 1 == 62
