@@ -71,7 +71,12 @@ def check_joined_texts(prompt: Prompt, markup: Markup) -> None:
 
 
 def check_control_tokens_of_settings(
-    template: PrivilegedTemplate, options: Mapping[str, Any], markup: Markup, *, chat: bool
+    template: PrivilegedTemplate,
+    options: Mapping[str, Any],
+    markup: Markup,
+    *,
+    chat: bool,
+    setting: str = "chat_template_kwargs",
 ) -> None:
     """Raise `ConfigError` where settings would act as markup inside of a turn.
 
@@ -80,6 +85,7 @@ def check_control_tokens_of_settings(
         options (`dict`): arguments of the chat template. Special tokens may be set there under their own names.
         markup (`Markup`): of tokenizer and chat template.
         chat (`bool`): whether prompts are turns; around a text prompt a setting may write the turn itself.
+        setting (`str`): where the options were set.
     """
     token = markup.first_in([template.template]) if chat and template.template else None
     if token:
@@ -91,7 +97,7 @@ def check_control_tokens_of_settings(
     found = _markup_in_options({name: value for name, value in options.items() if name not in named}, markup)
     if found:
         raise ConfigError(
-            f"chat_template_kwargs: a text (or a name) in {found[0]!r} holds {found[1]!r}, which the tokenizer reads "
+            f"{setting}: a text (or a name) in {found[0]!r} holds {found[1]!r}, which the tokenizer reads "
             "as markup. Remove it"
         )
 

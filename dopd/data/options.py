@@ -24,19 +24,22 @@ _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # a tag of 
 _SLIP = 0.85  # likeness of two names of which one is probably misspelt
 
 
-def check_options(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+def check_options(
+    processing_classes: Sequence[Any], options: Mapping[str, Any], setting: str = "chat_template_kwargs"
+) -> list[str]:
     """What a run tells chat templates and none of them reads, one sentence for each name.
 
     Args:
         processing_classes: tokenizers or processors, whose templates receive it.
         options (`dict`): arguments of `apply_chat_template`.
+        setting (`str`): where they were set.
 
     Raises:
         ConfigError: a name that is close to one that is read.
     """
     sentences = []
     for name in _unread(processing_classes, options):
-        said = f"chat_template_kwargs: {cut(name)!r} is read by no chat template of this run"
+        said = f"{setting}: {cut(name)!r} is read by no chat template of this run"
         # A slip of the pen, and no other switch: `enable_thinking` is given to templates that have `preserve_thinking`.
         known = _names(processing_classes, options)
         longer = [one for one in known if name in one or one in name]
@@ -66,6 +69,37 @@ def check_generation_prompt(processing_class: Any, options: Mapping[str, Any], c
         "says that the assistant's turn follows. Take one that reads add_generation_prompt "
         "(chat_template_kwargs={'chat_template': ...} in a config), unless the model was trained so"
     ]
+
+
+def check_same_lead(
+    processing_class: Any, options: Mapping[str, Any], teachers_class: Any, teachers: Mapping[str, Any]
+) -> None:
+    """Raise `ConfigError` where student and teacher read an answer behind different texts.
+
+    The first token of an answer is predicted from what a chat template writes behind the question. If that opens a
+    thought for one and not for the other, the teacher is asked about a text that it would never write there.
+
+    Args:
+        processing_class, teachers_class: tokenizers or processors of student and teacher.
+        options, teachers (`dict`): arguments of their chat templates.
+    """
+    try:
+        mine, theirs = _lead(processing_class, options), _lead(teachers_class, teachers)
+    except DataError:  # what a template refuses is said where a row is rendered
+        return
+    if mine != theirs:
+        raise ConfigError(
+            f"teacher_chat_template_kwargs (={cut(str(dict(teachers)))}): the teacher would read answers behind "
+            f"{cut(theirs)!r}, and the student writes them behind {cut(mine)!r} (chat_template_kwargs="
+            f"{cut(str(dict(options)))}). Set options with which both templates write the same between question and "
+            "answer"
+        )
+
+
+def _lead(processing_class: Any, options: Mapping[str, Any]) -> str:
+    """What a chat template writes between a question and its answer."""
+    question = "trial question"
+    return text_of(processing_class, [{"role": "user", "content": question}], options).rpartition(question)[2]
 
 
 @dataclass

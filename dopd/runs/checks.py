@@ -54,8 +54,8 @@ def check_answering(
 
 def _warn_of_unknown_words(evaluator: StudentEvaluator, rows: Sequence[Mapping[str, Any]]) -> None:
     prompts = evaluator.prompts
-    processors = (prompts.processing_class, prompts.teacher_processing_class)
-    unknown = UnknownWords(*processors, prompts.chat_template_kwargs, prompts.template)
+    mine, teachers = prompts.processing_class, prompts.teacher_processing_class
+    unknown = UnknownWords(mine, None if teachers is mine else teachers, prompts.chat_template_kwargs, prompts.template)
     for index, row in enumerate(prompts.asked(rows) if unknown.may_be else []):
         views = [(None, plain_prompt(row)), (row.get("privileged_context"), privileged_prompt(row, prompts.template))]
         unknown.look(row, f"row {index}", views)

@@ -28,6 +28,7 @@ class Circumstances:
     Attributes:
         task (`str`, *optional*), task_options (`dict`), privileged_kind (`str`, *optional*): the problems.
         privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
+        teacher_chat_template_kwargs (`dict`, *optional*): the same for a teacher; as for the model if left out.
         prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
         stop_strings (`list[str]`): texts that end an answer, beside those that the checkpoint declares.
         max_new_tokens (`int`): most tokens of an answer.
@@ -39,14 +40,23 @@ class Circumstances:
     privileged_kind: str | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
     prompt_format: str = "auto"
     stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = _MAX_NEW_TOKENS
     temperature: float = 1.0
 
 
-JUDGED_FIELDS = tuple(one.name for one in fields(Circumstances) if one.name != "temperature")
-LOOKED_AT_FIELDS = ("privileged_template", "chat_template_kwargs", "prompt_format", "stop_strings", "temperature")
+_TEACHERS = "teacher_chat_template_kwargs"
+JUDGED_FIELDS = tuple(one.name for one in fields(Circumstances) if one.name not in ("temperature", _TEACHERS))
+LOOKED_AT_FIELDS = (
+    "privileged_template",
+    "chat_template_kwargs",
+    _TEACHERS,
+    "prompt_format",
+    "stop_strings",
+    "temperature",
+)
 
 
 def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **given: Any) -> tuple[Circumstances, str]:
@@ -106,7 +116,7 @@ def _of_run(path: Path) -> dict[str, Any]:
         config = read_yaml_file(path)
     except ConfigError as error:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
-    asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", "prompt_format")
+    asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", _TEACHERS, "prompt_format")
     names = (*asked, "generation_kwargs", "max_completion_length", "temperature")
     settings = {name: all_settings()[name] for name in names}
     own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)

@@ -23,7 +23,7 @@ from dopd.runs.servers import compare_with_local, describe_servers
 from dopd.runs.settings import RunSettings
 from dopd.runs.train import make_config, make_trainer
 from dopd.settings import Problems, as_mapping
-from dopd.sources import PLAIN, SOURCES
+from dopd.sources import PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.images import where_from
 from dopd.trainer.served import ask_server
@@ -174,9 +174,8 @@ def _loaded(
             yield Finding("ok", f"{name}: {type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}")
     yield from _served(config, trainer, local_teacher)
     yield Finding("ok", plan(trainer))
-    for view, readers, prompt in row_views(trainer):
-        ids = _ids(trainer, prompt)
-        text = f"row 0, {view} view ({', '.join(readers)}), {len(ids)} tokens:\n{trainer.tokenizer.decode(ids)}"
+    for name, readers, ids in row_views(trainer):
+        text = f"row 0, {name} view ({', '.join(readers)}), {len(ids)} tokens:\n{trainer.tokenizer.decode(ids)}"
         yield Finding("ok", f"{text}\n{ids}" if token_ids else text)
 
 
@@ -188,18 +187,12 @@ def _served(config: DOPDConfig, trainer: DOPDTrainer, local_teacher: str | None)
     try:
         yield from (Finding("ok", text) for text in describe_servers(trainer.served))
         if local_teacher is not None:
-            *_, (_, _, prompt) = row_views(trainer)
-            yield Finding("ok", compare_with_local(trainer.served, local_teacher, _ids(trainer, prompt)))
+            *_, (_, _, ids) = row_views(trainer)
+            yield Finding("ok", compare_with_local(trainer.served, local_teacher, ids))
     except DopdError as error:
         yield Finding("fail", str(error))
     level: Level = "ok" if config.teacher_server_support == "exact" else "note"
     yield from (Finding(level, f"from the server: {note}") for note in served.notes)
-
-
-def _ids(trainer: DOPDTrainer, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt."""
-    ids: list[int] = trainer.prompts.view([prompt], "cpu").prompt_ids[0].tolist()
-    return ids
 
 
 def plan(trainer: DOPDTrainer) -> str:
@@ -218,8 +211,21 @@ def plan(trainer: DOPDTrainer) -> str:
     )
 
 
-def row_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Prompt]]:
-    """The first row as each view reads it: the view's name, who reads it, and the prompt."""
+def row_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], list[int]]]:
+    """The first row as each view reads it: the view's name, who reads it, and the token ids. A teacher that reads it
+    otherwise than the student is apart.
+    """
+    for name, readers, prompt in _prompts_of_views(trainer):
+        view = trainer.prompts.shared_view([prompt], "cpu")
+        ids = view.prompt_ids[0].tolist()
+        teachers = ids if view.for_teacher is None else view.for_teacher.prompt_ids[0].tolist()
+        own = [reader for reader in readers if reader in TEACHER_SOURCES] if teachers != ids else []
+        for names, read in (([reader for reader in readers if reader not in own], ids), (own, teachers)):
+            if names:
+                yield name, names, read
+
+
+def _prompts_of_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Prompt]]:
     table, row = trainer.table, trainer.train_dataset[0]
     (own,) = trainer.prompts.read_by_student([row], table)
     readers = {view: sorted(name for name in table.sources if SOURCES[name].view == view) for view in table.views}

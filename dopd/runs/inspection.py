@@ -83,13 +83,17 @@ def inspect_prompt(
     tokenizer = tokenizer_of(processing_class)
     student = load_model(student_name, dtype=dtype).to(device).eval()
     teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
+    told = asked.teacher_chat_template_kwargs
     prompts = PromptEncoder(
         processing_class,
         PrivilegedTemplate(asked.privileged_template),
         asked.chat_template_kwargs,
         asked.prompt_format,
-        _teachers_own(processing_class, teacher_name) if teacher is not None else None,
+        _teachers_own(processing_class, teacher_name, told_otherwise=told is not None) if teacher is not None else None,
+        told,
     )
+    for sentence in prompts.check_settings():
+        logger.warning(sentence)
     ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
     answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
@@ -144,8 +148,10 @@ def _check(
             raise ConfigError(f"{name} (={value}) must be at least 1")
 
 
-def _teachers_own(processing_class: Any, teacher_name: str | None) -> Any:
-    return load_processing_class(str(teacher_name)) if reads_images(processing_class) else None
+def _teachers_own(processing_class: Any, teacher_name: str | None, *, told_otherwise: bool) -> Any:
+    if reads_images(processing_class):
+        return load_processing_class(str(teacher_name))
+    return processing_class if told_otherwise else None
 
 
 def last_thresholds(folder: str | Path) -> dict[str, float]:

@@ -71,6 +71,7 @@ class ServedTeacher:
         """Send the completions (B, T) behind the prompts of a view; `None` for a row without a scored token."""
         if any(images is not None for images in view.images):
             raise ScoringError("teacher_server: a prompt has images, which are not sent to servers")
+        view = view.for_teacher or view
         prompts = unpadded(view.prompt_ids, view.prompt_mask)
         answers = unpadded(completion_ids, mask)
         if mask.ne(0).int().diff(dim=1).gt(0).any():

@@ -11,7 +11,7 @@ from torch import Tensor
 from dopd.data.control import check_control_tokens_of_settings
 from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
-from dopd.data.options import check_generation_prompt, check_options
+from dopd.data.options import check_generation_prompt, check_options, check_same_lead
 from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.rendering import Markup, asks_text, template_of
 from dopd.data.views import as_conversation, privileged_prompt
@@ -32,6 +32,8 @@ class PromptEncoder:
         chat_template_kwargs (`dict`): arguments of `apply_chat_template`, for example `{"enable_thinking": False}`.
         prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`: `"auto"` or `"text"`.
         teacher_processing_class (*optional*): of a teacher that encodes prompts or images otherwise.
+        teacher_chat_template_kwargs (`dict`, *optional*): what that teacher's template is told; as the student's if
+            left out.
         pad_to_multiple_of (`int`, *optional*): the number of completion tokens is rounded up to a multiple of it.
     """
 
@@ -40,6 +42,7 @@ class PromptEncoder:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt_format: str = "auto"
     teacher_processing_class: Any = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
     pad_to_multiple_of: int | None = None
 
     @cached_property
@@ -59,7 +62,14 @@ class PromptEncoder:
     @property
     def processing_classes(self) -> list[Any]:
         """Whose chat templates receive `chat_template_kwargs`."""
-        return [one for one in (self.processing_class, self.teacher_processing_class) if one is not None]
+        teachers = self.teacher_processing_class if self.teacher_chat_template_kwargs is None else None
+        return [one for one in (self.processing_class, teachers) if one is not None]
+
+    @property
+    def teacher_options(self) -> dict[str, Any]:
+        """What chat templates are told for the teacher."""
+        own = self.teacher_chat_template_kwargs
+        return self.chat_template_kwargs if own is None else own
 
     def check_settings(self) -> list[str]:
         """What is worth telling of the settings of prompts, one sentence each.
@@ -70,7 +80,17 @@ class PromptEncoder:
         options, markup = self.chat_template_kwargs, self.markup
         check_control_tokens_of_settings(self.template, options, markup, chat=self.asks_text)
         ending = check_generation_prompt(self.processing_class, options, markup.closing) if self.asks_text else []
-        return [*check_options(self.processing_classes, options), *ending]
+        return [*check_options(self.processing_classes, options), *ending, *self._check_teachers_settings()]
+
+    def _check_teachers_settings(self) -> list[str]:
+        if self.teacher_chat_template_kwargs is None:
+            return []
+        teachers, options = self.teacher_processing_class or self.processing_class, self.teacher_options
+        markup = Markup.of(tokenizer_of(teachers), template_of(teachers, options))
+        setting = "teacher_chat_template_kwargs"
+        check_control_tokens_of_settings(self.template, options, markup, chat=self.asks_text, setting=setting)
+        check_same_lead(self.processing_class, self.chat_template_kwargs, teachers, options)
+        return check_options([teachers], options, setting)
 
     def asked(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with prompts that are text as a user's turn, where they are asked so."""
@@ -102,7 +122,7 @@ class PromptEncoder:
         view = self.view(prompts, device)
         if self.teacher_processing_class is None:
             return view
-        own = encode_view(self.teacher_processing_class, prompts, self.chat_template_kwargs, device)
+        own = encode_view(self.teacher_processing_class, prompts, self.teacher_options, device)
         return replace(view, for_teacher=own)
 
     def privileged_view(self, rows: Sequence[Row], device: Any) -> View:

@@ -89,6 +89,9 @@ class DOPDConfig(DistillationConfig):
             another distribution than the one that is scored. `temperature` needs no leave: scores follow it.
         privileged_template (`str`, *optional*):
             Text with `{prompt}` and `{privileged_context}`; `None` takes a default for chat or for plain text.
+        teacher_chat_template_kwargs (`dict`, *optional*):
+            In the place of `chat_template_kwargs` for what the teacher reads, both of its views. What stands between
+            question and answer must be the same text for both. `None`: as the student.
         prompt_format (`str`, *optional*, defaults to `"auto"`):
             What a `prompt` that is text means: `"auto"` asks it as a user's turn where the tokenizer has a chat
             template; `"text"` gives it to the model as it stands (base models, prompts that are rendered already).
@@ -185,6 +188,7 @@ class DOPDConfig(DistillationConfig):
     num_generations: Count = 4
     off_policy_rollouts: bool = False
     privileged_template: Text | None = None
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
     prompt_format: PromptFormat = "auto"
     max_prompt_length: Count | None = None
     max_context: Count | None = None
@@ -258,9 +262,10 @@ class DOPDConfig(DistillationConfig):
                 f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each rule of the routing table "
                 "names its divergence. Remove beta, and use method_options or rules"
             )
-        reserved = sorted(set(self.chat_template_kwargs or {}) & set(RESERVED_OPTIONS))
-        if reserved:
-            problems.add(f"chat_template_kwargs: {reserved[0]} cannot be set there; dopd gives it itself")
+        for name in ("chat_template_kwargs", "teacher_chat_template_kwargs"):
+            reserved = sorted(set(getattr(self, name) or {}) & set(RESERVED_OPTIONS))
+            if reserved:
+                problems.add(f"{name}: {reserved[0]} cannot be set there; dopd gives it itself")
         if self.remove_unused_columns:
             problems.add(
                 f"remove_unused_columns (={self.remove_unused_columns}) would drop privileged_context and what the "

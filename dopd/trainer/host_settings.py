@@ -94,6 +94,7 @@ _NARROWER: dict[str, Any] = {
             "teacher_model_init_kwargs",
             "generation_kwargs",
             "chat_template_kwargs",
+            "teacher_chat_template_kwargs",
             "method_options",
         ),
         dict[str, Any] | None,

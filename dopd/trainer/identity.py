@@ -41,6 +41,7 @@ _SETTINGS = (
     "privileged_template",
     "prompt_format",
     "chat_template_kwargs",
+    "teacher_chat_template_kwargs",
     "disable_dropout",
     "router_aux_loss_coef",
     "per_device_train_batch_size",

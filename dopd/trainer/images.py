@@ -146,15 +146,20 @@ def check_readable(row: dict[str, Any], processing_class: Any) -> None:
 
 
 def teacher_candidate(host: HostTrainer, teacher_source: Any, given: Any) -> Any:
-    """The teacher's own processor, if it has one with other settings than the student's; else `None`.
+    """What the teacher's prompts are encoded with, where that may differ from the student's; else `None`.
+
+    It is the teacher's own processor if that has other settings, or the student's if its template is told otherwise.
 
     Args:
         teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
         given: a processor passed for the teacher, if any.
     """
     mine = host.processing_class
-    if host.teacher_model is None or not reads_images(mine):
+    if host.teacher_model is None and host.served is None:
         return None
+    unlike = None if host.prompts.teacher_chat_template_kwargs is None else mine
+    if not reads_images(mine):
+        return unlike
     processor = given
     if processor is None and isinstance(teacher_source, str):
         path, where = files_of(teacher_source, **where_from(host.args, teacher=True))
@@ -164,7 +169,7 @@ def teacher_candidate(host: HostTrainer, teacher_source: Any, given: Any) -> Any
         and processor.chat_template == mine.chat_template
         and processor.tokenizer.get_vocab() == mine.tokenizer.get_vocab()
     ):
-        return None
+        return unlike
     return processor
 
 
@@ -173,7 +178,7 @@ def prompt_lengths(host: HostTrainer, vocab_size: int) -> Callable[[list[Any]], 
     mine = PromptLengths(host.processing_class, host.chat_template_kwargs, vocab_size)
     if host.teacher_candidate is None:
         return mine
-    theirs = PromptLengths(host.teacher_candidate, host.chat_template_kwargs, vocab_size)
+    theirs = PromptLengths(host.teacher_candidate, host.prompts.teacher_options, vocab_size)
 
     def longer(prompts: list[Any]) -> list[int]:
         lengths = mine(prompts)
@@ -214,13 +219,15 @@ def trial_of(host: HostTrainer) -> Trial | None:
     view = host.prompts.view(prompts, device)
     if host.teacher_candidate is None:
         return Trial(view, view)
-    own = encode_view(host.teacher_candidate, prompts, host.chat_template_kwargs, device)
-    if same_encoding(view, own):
-        return Trial(view, view)
-    logger.warning(
-        "student and teacher encode prompts with images differently: each reads them through its own processor. Their "
-        "completions are the same tokens"
-    )
+    own = encode_view(host.teacher_candidate, prompts, host.prompts.teacher_options, device)
+    told_otherwise = host.prompts.teacher_chat_template_kwargs is not None
+    if same_encoding(view, own):  # which these prompts show of processors, and not of what templates are told
+        return Trial(view, own, host.teacher_candidate) if told_otherwise else Trial(view, view)
+    if not told_otherwise:
+        logger.warning(
+            "student and teacher encode prompts with images differently: each reads them through its own processor. "
+            "Their completions are the same tokens"
+        )
     return Trial(view, own, host.teacher_candidate)
 
 

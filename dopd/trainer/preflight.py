@@ -90,9 +90,8 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     _warn_of_unread_columns(dataset.column_names or [], dataset)
     num_tokens = images.prompt_lengths(host, host.scored_vocab_size)
     markup = host.prompts.markup
-    unknown = UnknownWords(
-        host.processing_class, host.teacher_candidate, host.chat_template_kwargs, host.prompts.template
-    )
+    theirs = None if host.teacher_candidate is host.processing_class else host.teacher_candidate
+    unknown = UnknownWords(host.processing_class, theirs, host.chat_template_kwargs, host.prompts.template)
 
     unread = UnreadOptions(host.prompts.processing_classes, host.chat_template_kwargs)
 

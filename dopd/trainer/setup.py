@@ -17,6 +17,7 @@ from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
+from dopd.settings import as_mapping
 from dopd.step.rewards import Judge
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
@@ -33,6 +34,12 @@ logger = logging.getLogger(__name__)
 def completions_per_step(args: DOPDConfig, num_processes: int) -> int:
     """Completions of one optimizer step, over all processes and micro-batches."""
     return args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
+
+
+def teachers_options(args: DOPDConfig) -> dict[str, Any] | None:
+    """What chat templates are told for the teacher, where it is not what they are told for the student."""
+    own, shared = args.teacher_chat_template_kwargs, as_mapping(args.chat_template_kwargs)
+    return None if own is None or as_mapping(own) == shared else as_mapping(own)
 
 
 def check_batch_sizes(args: DOPDConfig) -> None:

@@ -187,9 +187,12 @@ class DOPDTrainer(RecordingTrainer):
             PrivilegedTemplate(self.args.privileged_template),
             self.chat_template_kwargs,
             self.args.prompt_format,
+            teacher_chat_template_kwargs=setup.teachers_options(self.args),
             pad_to_multiple_of=None if self.pad_to_multiple_of is None else int(self.pad_to_multiple_of),
         )
         self.teacher_candidate = images.teacher_candidate(self, teacher_source, teacher_processing_class)
+        if self.prompts.teacher_chat_template_kwargs is not None:
+            self.prompts = replace(self.prompts, teacher_processing_class=self.teacher_candidate)
         preflight.prepare_datasets(self)
         trial = images.trial_of(self)
         if trial is not None:
