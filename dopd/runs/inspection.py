@@ -21,7 +21,7 @@ from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
-from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
+from dopd.runs.circumstances import LOOKED_AT_FIELDS, Circumstances, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import FixedModels, LocalScorer, PromptEncoder, Step
 from dopd.step.verifier import unjudged
@@ -83,17 +83,7 @@ def inspect_prompt(
     tokenizer = tokenizer_of(processing_class)
     student = load_model(student_name, dtype=dtype).to(device).eval()
     teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
-    told = asked.teacher_chat_template_kwargs
-    prompts = PromptEncoder(
-        processing_class,
-        PrivilegedTemplate(asked.privileged_template),
-        asked.chat_template_kwargs,
-        asked.prompt_format,
-        _teachers_own(processing_class, teacher_name, told_otherwise=told is not None) if teacher is not None else None,
-        told,
-    )
-    for sentence in prompts.check_settings():
-        logger.warning(sentence)
+    prompts = _encoder(asked, processing_class, teacher_name if routing.needs_teacher else None)
     ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
     answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
@@ -148,9 +138,27 @@ def _check(
             raise ConfigError(f"{name} (={value}) must be at least 1")
 
 
-def _teachers_own(processing_class: Any, teacher_name: str | None, *, told_otherwise: bool) -> Any:
+def _encoder(asked: Circumstances, processing_class: Any, teacher_name: str | None) -> PromptEncoder:
+    told = asked.teacher_chat_template_kwargs
+    own = (
+        None if teacher_name is None else _teachers_own(processing_class, teacher_name, told_otherwise=told is not None)
+    )
+    prompts = PromptEncoder(
+        processing_class,
+        PrivilegedTemplate(asked.privileged_template),
+        asked.chat_template_kwargs,
+        asked.prompt_format,
+        own,
+        told,
+    )
+    for sentence in prompts.check_settings():
+        logger.warning(sentence)
+    return prompts
+
+
+def _teachers_own(processing_class: Any, teacher_name: str, *, told_otherwise: bool) -> Any:
     if reads_images(processing_class):
-        return load_processing_class(str(teacher_name))
+        return load_processing_class(teacher_name)
     return processing_class if told_otherwise else None
 
 
