@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959963984540054
+_ROUNDING = 1e-12  # of sums of floats: a mean below it is none
 # Two-sided 95% quantiles of Student's t by degrees of freedom; the normal's beyond the table.
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -37,8 +38,16 @@ def wilson_interval(successes: float, trials: int) -> Interval:
     return Interval(share, max(0.0, (centre - spread) / denominator), min(1.0, (centre + spread) / denominator))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean of independent runs with Student's 95% interval; infinitely wide for a single run."""
+def mean_interval(values: Sequence[float], step: float = 0.0) -> Interval:
+    """Mean of independent runs with Student's 95% interval; infinitely wide for a single run.
+
+    Args:
+        values (`list[float]`): one of each run.
+        step (`float`): what neighbouring values differ by, such as 1 / n of accuracies over n prompts; 0 if any value
+            can occur. Runs that agree to the prompt may differ by what a step hides, so their standard deviation
+            counts as at least that of rounding to it, step / sqrt(12). Without it, three runs of a spread below a
+            step are wrong about zero in a quarter of all cases; with it, in at most 5%.
+    """
     if not values:
         return Interval(math.nan, math.nan, math.nan)
     mean = statistics.fmean(values)
@@ -46,8 +55,26 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, -math.inf, math.inf)
     freedom = len(values) - 1
     quantile = _T95[freedom - 1] if freedom <= len(_T95) else Z95
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    half = quantile * _standard_error(values, step)
     return Interval(mean, mean - half, mean + half)
+
+
+def _standard_error(values: Sequence[float], step: float) -> float:
+    return max(statistics.stdev(values), step / math.sqrt(12)) / math.sqrt(len(values))
+
+
+def paired_scores_interval(differences: Sequence[float]) -> Interval:
+    """Mean of the paired differences of scores in [0, 1], of two answers to each prompt, with its 95% interval over
+    prompts; `nan` without any.
+
+    Agresti and Min's (2005): half a pair more of each outcome, so that prompts that all agree leave an interval.
+    """
+    if not differences:
+        return Interval(math.nan, math.nan, math.nan)
+    pairs = len(differences) + 2
+    total, squares = math.fsum(differences), math.fsum(value * value for value in differences) + 1
+    centre, half = total / pairs, Z95 * math.sqrt(squares - total**2 / pairs) / pairs
+    return Interval(total / len(differences), max(-1.0, centre - half), min(1.0, centre + half))
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:
@@ -66,20 +93,20 @@ class Comparison:
     p: float
 
 
-def paired_comparison(first: Sequence[float], second: Sequence[float]) -> Comparison:
+def paired_comparison(first: Sequence[float], second: Sequence[float], step: float = 0.0) -> Comparison:
     """`first - second`, pair by pair; p is 1 for fewer than two pairs, which show no spread.
+
+    `step` is that of the values, as in [`mean_interval`].
 
     Raises:
         ValueError: the two have different lengths.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    interval = mean_interval(differences)
-    if len(differences) < 2:
+    interval = mean_interval(differences, step)
+    if len(differences) < 2 or math.isclose(interval.mean, 0.0, abs_tol=_ROUNDING):
         return Comparison(interval, 1.0)
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    if spread == 0:
-        return Comparison(interval, 1.0 if interval.mean == 0 else 0.0)
-    return Comparison(interval, two_sided_p(interval.mean / spread, len(differences) - 1))
+    error = _standard_error(differences, step)
+    return Comparison(interval, two_sided_p(interval.mean / error, len(differences) - 1) if error else 0.0)
 
 
 def two_sided_p(t: float, freedom: int) -> float:

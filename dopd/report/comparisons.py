@@ -1,7 +1,7 @@
 """Paired differences between methods, and from the start: the same for the page, the terminal and `summary.md`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from dopd.statistics import (
     holm,
     mean_interval,
     paired_comparison,
+    paired_scores_interval,
     wilson_interval,
 )
 
@@ -138,16 +139,17 @@ def _difference(method: str, against: str, measure: str, first: BySeed, second: 
     if any(_prompts(first[seed]) != _prompts(second[seed]) for seed in seeds):
         return None  # of other prompts: what they differ in would look like a difference between methods
     before, after = ([side[seed]["metrics"][key] for seed in seeds] for side in (first, second))
-    tested: Comparison = paired_comparison(after, before)
+    prompts = _prompts(second[seeds[0]])
+    tested: Comparison = paired_comparison(after, before, _step(prompts))
     return Difference(
         method,
         against,
         measure,
         math.fsum(before) / len(before),
         math.fsum(after) / len(after),
-        tested.difference,
+        _possible(tested.difference),
         len(seeds),
-        _prompts(second[seeds[0]]),
+        prompts,
         tested.p if len(seeds) >= MIN_PAIRS else None,
     )
 
@@ -162,7 +164,7 @@ def _of_one_pair(method: str, against: str, measure: str, first: Result, second:
     before, after = (result["metrics"][key] for result in (first, second))
     scores = [result.get("scores", {}).get(measure, []) for result in (first, second)]
     if scores[0] and len(scores[0]) == len(scores[1]):
-        interval = mean_interval([b - a for a, b in zip(*scores, strict=True)])
+        interval = paired_scores_interval([b - a for a, b in zip(*scores, strict=True)])
     else:
         shares = [
             wilson_interval(result["metrics"][key] * _prompts(result), _prompts(result)) for result in (first, second)
@@ -171,6 +173,24 @@ def _of_one_pair(method: str, against: str, measure: str, first: Result, second:
     if not math.isfinite(interval.low):  # nothing says over how many prompts
         interval = Interval(after - before, -math.inf, math.inf)
     return Difference(method, against, measure, before, after, interval, pairs, _prompts(second))
+
+
+def over_seeds(results: Sequence[Result], metric: str) -> Interval | None:
+    """The mean of an accuracy over runs that differ in the seed, with its interval; `None` where none has it."""
+    having = [result for result in results if metric in result["metrics"]]
+    if not having:
+        return None
+    return mean_interval([result["metrics"][metric] for result in having], _step(_prompts(having[0])))
+
+
+def _step(prompts: int) -> float:
+    """What two accuracies over so many prompts differ by at least, if they differ; 0 where the number is unknown."""
+    return 1 / prompts if prompts else 0.0
+
+
+def _possible(interval: Interval) -> Interval:
+    """Without differences of more than 100 points."""
+    return replace(interval, low=max(-1.0, interval.low), high=min(1.0, interval.high))
 
 
 def _prompts(result: Result) -> int:

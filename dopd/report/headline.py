@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dopd.report.comparisons import over_seeds
 from dopd.report.groups import RunGroup
 from dopd.report.palette import method_colour
 from dopd.report.records import RunRecord
 from dopd.report.roles import places
-from dopd.statistics import Interval, mean_interval, wilson_interval
+from dopd.statistics import Interval, wilson_interval
 
 ACCURACIES = {
     "accuracy_greedy": "greedy, no p",
@@ -97,11 +98,7 @@ def _single(results: Sequence[Mapping[str, Any]], accuracies: Sequence[str]) -> 
 
 
 def _over_seeds(results: Sequence[Mapping[str, Any]], accuracies: Sequence[str]) -> list[dict[str, Any]]:
-    cells = []
-    for name in accuracies:
-        values = [result["metrics"][name] for result in results if name in result["metrics"]]
-        cells.append(_accuracy(mean_interval(values) if values else None))
-    return [*cells, *_plain_cells(results)]
+    return [*(_accuracy(over_seeds(results, name)) for name in accuracies), *_plain_cells(results)]
 
 
 def _plain_cells(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

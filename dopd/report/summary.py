@@ -1,12 +1,13 @@
 """Tables and examples as text, from what runs left behind."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from dopd.report.comparisons import compare
+from dopd.report.comparisons import compare, over_seeds
 from dopd.report.palette import REGIMES
 from dopd.report.verdict import verdict_sentence
-from dopd.statistics import Interval, mean_interval
+from dopd.statistics import Interval
 
 _KINDS = {
     "greedy": "greedy, no p",
@@ -56,11 +57,9 @@ def _single(name: str, record: Mapping[str, Any], kinds: Sequence[str]) -> list[
 def _over_seeds(name: str, results: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[str]:
     if len(results) == 1:
         return _single(name, results[0], kinds)
-    accuracies = [
-        mean_interval([result["metrics"][f"accuracy_{kind}"] for result in results]).percent() for kind in kinds
-    ]
-    entropy = mean_interval([result["metrics"]["entropy"] for result in results]).mean
-    length = mean_interval([result["metrics"]["length"] for result in results]).mean
+    found = [over_seeds(results, f"accuracy_{kind}") for kind in kinds]
+    accuracies = ["-" if interval is None else interval.percent() for interval in found]
+    entropy, length = (fmean(result["metrics"][name] for result in results) for name in ("entropy", "length"))
     return [name, *accuracies, f"{entropy:.3f}", f"{length:.1f}", str(len(results))]
 
 

@@ -105,8 +105,10 @@ def test_one_pair_is_judged_over_prompts() -> None:
     (paired,) = (d for d in compare({"dopd": {0: second}}, {"dopd": {0: first}}, {"dopd": {0: second}})
                  if d.measure == "greedy")  # fmt: skip
     gained = [b - a for a, b in zip(before, after, strict=True)]
-    half = 1.959964 * statistics.stdev(gained) / math.sqrt(160)
-    assert (paired.interval.low, paired.interval.high) == pytest.approx((0.25 - half, 0.25 + half))
+    with_half_more = [*gained, *[math.sqrt(0.5), -math.sqrt(0.5)]]  # Agresti and Min, 2005: half a pair more each way
+    half = 1.959964 * statistics.pstdev(with_half_more) / math.sqrt(162)
+    centre = statistics.fmean(with_half_more)
+    assert (paired.interval.low, paired.interval.high) == pytest.approx((centre - half, centre + half))
     assert paired.verdict == "better" and paired.p is None and "one seed says nothing about others" in paired.words()
 
 
