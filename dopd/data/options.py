@@ -22,6 +22,8 @@ _GIVEN = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"
 _OF_TEMPLATES = {"documents", "kwargs"}  # arguments of `apply_chat_template` that a template alone reads
 _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # a tag of transformers' own
 _SLIP = 0.85  # likeness of two names of which one is probably misspelt
+_TRUTHS = ("true", "false")
+_CONTINUE = "continue_final_message"  # transformers', which takes any text for true
 
 
 def check_options(
@@ -35,8 +37,11 @@ def check_options(
         setting (`str`): where they were set.
 
     Raises:
-        ConfigError: a name that is close to one that is read.
+        ConfigError: a name that is close to one that is read, or a value as for `wrong_truth`.
     """
+    wrong = wrong_truth(processing_classes, options)
+    if wrong:
+        raise ConfigError(f"chat_template_kwargs: {wrong}")
     sentences = []
     for name in _unread(processing_classes, options):
         said = f"{setting}: {cut(name)!r} is read by no chat template of this run"
@@ -48,6 +53,45 @@ def check_options(
             raise ConfigError(f"{said}.{hint}")
         sentences.append(f"{said} and changes nothing. {_reads(processing_classes, options)}")
     return sentences
+
+
+def check_row_options(row: Mapping[str, Any], processing_classes: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Raise `DataError` for a value of a row's own options as for `wrong_truth`.
+
+    Args:
+        processing_classes, options: as for `check_options`.
+    """
+    own = row_options(row)
+    wrong = wrong_truth(processing_classes, {**options, **own}) if own else ""
+    if wrong:
+        raise DataError(f"column {TEMPLATE_COLUMN!r}: {wrong}")
+
+
+def wrong_truth(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """What is wrong with the first value that says true or false and is neither for a chat template; empty if none.
+
+    Templates take the text "False" for true where they ask `{% if name %}`, and the number 0 for neither where they ask
+    `{% if name is false %}`: thinking would go on without a word.
+    """
+    texts = [text for owner in processing_classes for text in _templates(owner, options) if isinstance(text, str)]
+    names = [found for found in map(_Names.of, texts) if found]
+    for name, value in options.items():
+        spelt = isinstance(value, str) and value.strip().lower() in _TRUTHS
+        if spelt and not any((name, value) in found.compared for found in names):
+            kind, meant = "text", value.strip().lower()
+        elif type(value) in (int, float) and value in (0, 1) and any(name in found.truths for found in names):
+            kind, meant = "a number", _TRUTHS[not value]
+        else:
+            continue
+        if name == _CONTINUE or any(name in found.read for found in names):
+            said = f"{name} (={value!r}) is {kind}, and the chat template asks whether it is true or false"
+            return f"{said}: write {meant} without quotes ({meant.capitalize()} in Python)"
+    return ""
+
+
+def option_columns(columns: Sequence[str], processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+    """Columns that nothing reads and that have the name of an option of the run's chat templates."""
+    return [name for name in columns if name in set(_names(processing_classes, options)) - _OF_TEMPLATES]
 
 
 def check_generation_prompt(processing_class: Any, options: Mapping[str, Any], closing: str | None) -> list[str]:
@@ -186,10 +230,14 @@ class _Names:
     Attributes:
         read (`frozenset[str]`): of values that it may be given.
         settings (`frozenset[str]`): without those that it assigns, unless it asks whether they were given.
+        truths (`frozenset[str]`): of those that it asks to be true or false, and nothing that is like it.
+        compared (`frozenset[tuple]`): of a name and a text that it compares it with.
     """
 
     read: frozenset[str]
     settings: frozenset[str]
+    truths: frozenset[str]
+    compared: frozenset[tuple[str, str]]
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -205,4 +253,13 @@ class _Names:
         tests = (test.node for test in parsed.find_all(nodes.Test) if test.name in ("defined", "undefined"))
         defaults = (one.node for one in parsed.find_all(nodes.Filter) if one.name in ("default", "d"))
         asked = {node.name for node in (*tests, *defaults) if isinstance(node, nodes.Name)}
-        return _Names(read, read - own - (assigned - asked))
+        truths = (test.node for test in parsed.find_all(nodes.Test) if test.name in (*_TRUTHS, "boolean"))
+        compared = frozenset(
+            (name.name, text.value)
+            for comparison in parsed.find_all(nodes.Compare)
+            for name in comparison.find_all(nodes.Name)
+            for text in comparison.find_all(nodes.Const)
+            if isinstance(text.value, str)
+        )
+        tested = frozenset(node.name for node in truths if isinstance(node, nodes.Name))
+        return _Names(read, read - own - (assigned - asked), tested, compared)

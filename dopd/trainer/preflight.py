@@ -22,7 +22,7 @@ from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.findings import Findings
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
-from dopd.data.options import UnreadOptions
+from dopd.data.options import UnreadOptions, check_row_options, option_columns
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
 from dopd.data.unknown import ShownPrompt, UnknownWords
@@ -87,7 +87,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     allowed = max_prompt_tokens(host)
     drop = host.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
-    _warn_of_unread_columns(dataset.column_names or [], dataset)
+    _warn_of_unread_columns(host, dataset.column_names or [], dataset)
     num_tokens = images.prompt_lengths(host, host.scored_vocab_size)
     markup = host.prompts.markup
     theirs = None if host.teacher_candidate is host.processing_class else host.teacher_candidate
@@ -107,6 +107,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         if reads_images(host.processing_class):
             for prompt in prompts:
                 check_placeholders(host.processing_class, prompt)
+        check_row_options(row, host.prompts.processing_classes, host.chat_template_kwargs)
         check_control_tokens(row, markup)
         for prompt in prompts:
             check_joined_texts(prompt, markup)
@@ -156,7 +157,14 @@ def _shown_prompts(host: HostTrainer, row: dict[str, Any], held_out: str) -> lis
     ]
 
 
-def _warn_of_unread_columns(columns: Sequence[str], dataset: Any) -> None:
+def _warn_of_unread_columns(host: HostTrainer, columns: Sequence[str], dataset: Any) -> None:
+    named = option_columns(columns, host.prompts.processing_classes, host.chat_template_kwargs)
+    if named:
+        example = f"{{{named[0]!r}: ...}}"
+        logger.warning(
+            f"column(s) {', '.join(map(repr, named))} have the name of an option of the chat template, which does not "
+            f"read columns: give a row's options in its column 'chat_template_kwargs', as {example}"
+        )
     unread = unread_columns(columns)
     if unread:
         logger.warning(
@@ -180,7 +188,7 @@ def _checked_stream(
     def fits(row: dict[str, Any], index: int) -> bool:
         nonlocal dropped, broken
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
-            _warn_of_unread_columns(list(row), stream)
+            _warn_of_unread_columns(host, list(row), stream)
         check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
         check_row(row, index)
         check_kind(row, index, kinds)

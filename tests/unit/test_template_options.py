@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from test_prompts import PUBLISHED, tokenizer, trained
 
-from dopd.data.options import UnreadOptions, check_generation_prompt, check_options
+from dopd.data.options import UnreadOptions, check_generation_prompt, check_options, check_row_options
 from dopd.data.rendering import Markup
 from dopd.errors import ConfigError, DataError
 
@@ -158,3 +158,61 @@ def test_a_template_without_a_generation_prompt_is_told(
     said = [line for line in told(caplog) if "generation prompt" in line]
     assert len(said) == (end is not None) and all(f"prompts end with '{end}'" in line for line in said)
     tried("prompt", "a chat template without a generation prompt", "told where the prompt ends as an answer does")
+
+
+ASKS = (
+    "{% if is_on is false %}off{% endif %}{% if mode == 'true' %}on{% endif %}{% if plain %}plain{% endif %}"
+    "{% for turn in messages %}{{ turn['content'] }} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ({"is_on": "False"}, "false without quotes"),
+        ({"is_on": "true"}, "true without quotes"),
+        ({"is_on": 0}, "false without quotes"),
+        ({"is_on": 1.0}, "true without quotes"),
+        ({"plain": " FALSE "}, "false without quotes"),
+        ({"continue_final_message": "false"}, "false without quotes"),
+        ({"mode": "true"}, None),
+        ({"plain": 0}, None),
+        ({"is_on": False, "plain": True}, None),
+        ({"is_on": None, "plain": "falsehood"}, None),
+    ],
+)
+def test_a_truth_value_that_is_none_for_the_template_is_refused(option: dict[str, Any], meant: str | None) -> None:
+    """What a template does with a value is what it does with the truth value of its name, or the value is refused."""
+    tok = tokenizer()
+    tok.chat_template = ASKS
+
+    def written(**options: Any) -> Any:
+        return tok.apply_chat_template(CHAT["prompt"], tokenize=False, **options)
+
+    row = CHAT | {"chat_template_kwargs": option}
+    if meant is None:
+        check_options([tok], option)
+        check_row_options(row, [tok], {})
+        return
+    (name,) = option
+    if "continue" not in name and "true" not in meant:
+        assert written(**option) != written(**{name: False}), "the template takes it for false: no reason to refuse"
+    with pytest.raises(ConfigError, match=f"^chat_template_kwargs: {name} .*{meant}"):
+        check_options([tok], option)
+    with pytest.raises(DataError, match=f"^column 'chat_template_kwargs': {name} .*{meant}"):
+        check_row_options(row, [tok], {})
+    tried(
+        "setting", "chat_template_kwargs: a truth value in quotes, 0 or 1 where false is asked for", "refused: names it"
+    )
+
+
+def test_a_truth_value_in_quotes_and_a_column_of_an_option_in_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [CHAT, CHAT | {"chat_template_kwargs": '{"enable_thinking": "false"}'}] * 2
+    with pytest.raises(DataError, match=r"^row 1: column 'chat_template_kwargs': enable_thinking \(='false'\) is text"):
+        trained(tmp_path / "text", [{"chat_template_kwargs": None} | row for row in rows])
+    trained(tmp_path / "column", [row | {"enable_thinking": False} for row in ROWS])
+    (line,) = told(caplog)
+    assert line.startswith("column(s) 'enable_thinking' have the name of an option of the chat template")
+    tried("dataset", "a column with the name of an option of the chat template", "told: where it belongs")
