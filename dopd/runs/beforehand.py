@@ -14,6 +14,7 @@ from dopd.step.verifier import unjudged
 from dopd.trainer import DOPDConfig
 from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
+from dopd.trainer.own_engine import check_engine
 from dopd.trainer.packages import missing_here
 from dopd.trainer.setup import check_batch_sizes, check_judged, check_trackers
 
@@ -42,6 +43,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
             VERIFIERS.check_name(settings.verifier)
     with problems.collected():
         _check_rewards(settings, config)
+    with problems.collected():
+        check_engine(settings.rollout_engine, use_vllm=config.use_vllm)
     if config.teacher_model_name_or_path is None and config.loads_teacher:
         with problems.collected():
             check_models(None, None, config.routing_table())

@@ -49,6 +49,7 @@ _PLACES = (
     "output_dir",
     "resume_from_checkpoint",
     "reward_funcs",
+    "rollout_engine",
     "task",
     "teacher_model_name_or_path",
     "verifier",
@@ -85,6 +86,9 @@ class RunSettings:
             `package.module:function` or `./file.py:function`; a task brings its own.
         reward_funcs (`list[str]` or `str`, *optional*): as in TRL, with `reward_weights`: functions of your own as
             `package.module:function` or `./file.py:function`, and `verifier` for the verifier's score.
+        rollout_engine (`str`, *optional*): a function of your own that makes what draws the answers, as
+            `package.module:factory` or `./file.py:factory`; transformers' `generate`, or vLLM with `use_vllm`, if left
+            out.
         use_peft (`bool`), lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_target_parameters,
             lora_modules_to_save, use_rslora, use_dora: as in TRL. A student that is an adapter's folder goes on
             training it without `use_peft`; with it, the adapter becomes part of the weights below a new one.
@@ -113,6 +117,7 @@ class RunSettings:
     eval_prompts: PromptCount = 512
     verifier: Text | None = None
     reward_funcs: Annotated[list[Text], MinLen(1)] | Text | None = None
+    rollout_engine: Text | None = None
     use_peft: bool = False
     lora_r: Count = 16
     lora_alpha: Count = 32

@@ -220,6 +220,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             processing_class=load_processing_class(settings.model_name_or_path, **options),
             verifier=judge.verifier,
             reward_funcs=[*judge.functions.values()],
+            rollout_engine=settings.rollout_engine,
             peft_config=peft_config,
         )
     except DataError as error:

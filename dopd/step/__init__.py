@@ -5,13 +5,14 @@ views), `engine` (answers), `rewards` (what they are worth), `scorer` (what mode
 """
 
 from dopd.step.batch import Rollouts, ScoredBatch, SourceScores
-from dopd.step.engine import Engine, Request, TransformersEngine
+from dopd.step.engine import Engine, EngineSetup, Request, TransformersEngine
 from dopd.step.prompts import PromptEncoder
 from dopd.step.scorer import FixedModels, LocalScorer, Models, Scorer
 from dopd.step.step import Moment, Step
 
 __all__ = [
     "Engine",
+    "EngineSetup",
     "FixedModels",
     "LocalScorer",
     "Models",

@@ -57,6 +57,26 @@ class WholeStudent(Protocol):
 
 
 @dataclass(frozen=True)
+class EngineSetup:
+    """What an engine of one's own is made with.
+
+    Attributes:
+        student (`WholeStudent`): gives the weights to draw with, at each request as they then are.
+        config (`GenerationConfig`): temperature, settings, ends and forbidden tokens of the answers, complete: what an
+            engine has no equal for it must refuse.
+        ending (`Ending`): of the answers; texts that end one are beside the ids there.
+        processing_class: the student's tokenizer or processor.
+        alone (`bool`): whether every process must run equally often, as with sharded weights.
+    """
+
+    student: WholeStudent
+    config: GenerationConfig
+    ending: Ending
+    processing_class: Any
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class TransformersEngine:
     """transformers' `generate`, in this process.
 

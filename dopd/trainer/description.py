@@ -20,14 +20,15 @@ def describe_run(
     eval_dataset: Any,
     verifier: Any,
     reward_funcs: Any,
+    rollout_engine: Any,
     peft_config: Any,
 ) -> str:
     """A run as flat YAML, in the keys of `dopd train`; an object is written as its class and what tells it from others.
 
     Args:
         args (`DOPDConfig`): of which settings that were left at their defaults are not written.
-        model, teacher_model, train_dataset, eval_dataset, verifier, reward_funcs, peft_config: as `DOPDTrainer` was
-            given them.
+        model, teacher_model, train_dataset, eval_dataset, verifier, reward_funcs, rollout_engine, peft_config: as
+            `DOPDTrainer` was given them.
     """
     objects = {
         "model_name_or_path": _described(model),
@@ -36,6 +37,7 @@ def describe_run(
         "dataset_eval_name": _described(eval_dataset),
         "verifier": _described(verifier),
         "reward_funcs": _each_described(reward_funcs),
+        "rollout_engine": _described(rollout_engine),
     }
     known = {name: text for name, text in objects.items() if text is not None} | _adapter(peft_config)
     chosen = {"method": args.method, "output_dir": args.output_dir, **args.chosen()}

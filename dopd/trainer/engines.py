@@ -23,10 +23,11 @@ from dopd.rollout_settings import (
 from dopd.sampling import Ending, declared_stop_strings, sampling_config
 from dopd.scoring import View, left_padded, random_state_kept, unpadded
 from dopd.settings import as_mapping, quoted
-from dopd.step import Engine, Request, Rollouts, TransformersEngine
+from dopd.step import Engine, EngineSetup, Request, Rollouts, TransformersEngine
 from dopd.step.engine import WholeStudent
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.images import Trial
+from dopd.trainer.own_engine import load_engine
 from dopd.vocabulary import unscored_ids, vocab_size_of
 
 logger = logging.getLogger(__name__)
@@ -106,13 +107,26 @@ class VLLMEngine:
         return [self._host.ending.cut(answer) for answer in drawn]
 
 
-def make_engine(host: HostTrainer, student: WholeStudent, trial: Trial | None) -> Engine:
-    """The engine that the run's configuration names.
+def make_engine(
+    host: HostTrainer, student: WholeStudent, trial: Trial | None, own: Engine | str | None = None
+) -> Engine:
+    """The engine of a run.
+
+    Args:
+        host (`HostTrainer`): the run.
+        student (`WholeStudent`): whose answers are drawn.
+        trial (`Trial`, *optional*): prompts with images.
+        own (`Engine` or `str`, *optional*): the user's, or the name of a function that makes it; by the configuration
+            transformers' or vLLM's if left out.
 
     Raises:
-        ConfigError: no token can be drawn with its settings.
+        ConfigError: no token can be drawn with its settings, or the function makes no engine.
     """
     config = rollout_config(host)
+    if isinstance(own, str):
+        return load_engine(own, EngineSetup(student, config, host.ending, host.processing_class, host.is_split))
+    if own is not None:
+        return own
     if host.use_vllm:
         return VLLMEngine(host)
     engine = TransformersEngine(student, config, host.ending, alone=host.is_split)

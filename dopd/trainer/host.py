@@ -20,7 +20,7 @@ from trl.trainer.utils import repeat_iterable_dataset
 from dopd.sampling import Ending
 from dopd.servers import ServedTeacher
 from dopd.settings import as_mapping
-from dopd.step import PromptEncoder, ScoredBatch
+from dopd.step import Engine, PromptEncoder, ScoredBatch
 from dopd.step.rewards import Judge
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import AbstractAnchor
@@ -62,6 +62,7 @@ class HostTrainer(DistillationTrainer):
         models (`TrainedModels`): student, teacher and the student's other weights.
         ending (`Ending`): of the answers.
         judge (`Judge`): gives answers scores and rewards.
+        engine (`Engine`): draws the answers.
         teacher_candidate: the teacher's own processor, if it has other settings than the student's; it is used if it
             encodes prompts otherwise.
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
@@ -85,6 +86,7 @@ class HostTrainer(DistillationTrainer):
     prompts: PromptEncoder
     models: "TrainedModels"
     ending: Ending
+    engine: Engine
     judge: Judge
     teacher_candidate: Any
     balance_coefficient: float

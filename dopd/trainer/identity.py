@@ -123,6 +123,7 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         "train_dataset": _rows_digest(trainer.train_dataset),
         "own_code (files of the method)": own_code(None if args.rules is not None else args.method, trainer.table),
         "reward_funcs (what answers are judged by)": _judged_by(trainer),
+        "rollout_engine (what draws the answers)": files_of([type(trainer.engine)]),
         "optimizer_state": "saved",
         "processes": trainer.accelerator.num_processes,
     }

@@ -21,7 +21,7 @@ from dopd.data.views import plain_prompt
 from dopd.errors import ConfigError
 from dopd.heads import Head
 from dopd.ranks import AcceleratorRanks
-from dopd.scoring import Balance, skipping_padding
+from dopd.scoring import Balance, random_state_kept, skipping_padding
 from dopd.step import Engine, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
 from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
 from dopd.step.named import RewardFunctions, load_reward_functions, load_verifier
@@ -40,6 +40,7 @@ from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
 from dopd.trainer.models import TrainedModels
+from dopd.trainer.own_engine import TRIAL_TOKENS, check_engine
 from dopd.trainer.probes import make_trace
 from dopd.trainer.progress import RunProgress
 from dopd.trainer.recording import KeptRun, RecordingTrainer
@@ -84,8 +85,9 @@ class DOPDTrainer(RecordingTrainer):
             in the list is that score.
         teacher_processing_class (*optional*): processor of a teacher that encodes images otherwise than the student;
             read from `teacher_model` if that is a name or a folder.
-        rollout_engine ([`~dopd.step.Engine`], *optional*): draws the answers, in place of transformers' `generate` or
-            vLLM.
+        rollout_engine ([`~dopd.step.Engine`] or `str`, *optional*): draws the answers, in place of transformers'
+            `generate` or vLLM; a text names a function that makes it of a [`~dopd.step.EngineSetup`], as
+            `package.module:factory` or `./file.py:factory`.
         host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
 
     Raises:
@@ -112,7 +114,7 @@ class DOPDTrainer(RecordingTrainer):
         verifier: Verifier | str | None = None,
         reward_funcs: RewardFunctions | None = None,
         teacher_processing_class: Any = None,
-        rollout_engine: Engine | None = None,
+        rollout_engine: Engine | str | None = None,
         **host_options: Any,
     ) -> None:
         if args is None:
@@ -129,6 +131,7 @@ class DOPDTrainer(RecordingTrainer):
             eval_dataset=eval_dataset,
             verifier=verifier,
             reward_funcs=reward_funcs,
+            rollout_engine=rollout_engine,
             peft_config=host_options.get("peft_config"),
         )
         model = resolve_model(model) if isinstance(model, str) else model
@@ -136,6 +139,7 @@ class DOPDTrainer(RecordingTrainer):
         if host_options.get("tools"):
             raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
+        check_engine(rollout_engine, use_vllm=args.use_vllm)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
         functions = load_reward_functions(reward_funcs, args.verifier_timeout)
         verifier = load_verifier(verifier, args.verifier_timeout)
@@ -171,7 +175,9 @@ class DOPDTrainer(RecordingTrainer):
         self.ending = ending_of(self)
         trial = self._prepare_models(teacher_source, teacher_processing_class)
         self.step = self._make_step()
-        self.engine = rollout_engine or make_engine(self, self.models, trial)
+        self.engine = make_engine(self, self.models, trial, rollout_engine)
+        if rollout_engine is not None:
+            self._try_engine()
         self._parts: list[ScoredBatch] = []
         self._sums, self._clock = StepSums(), StepClock()
         self.evidence = Evidence(self.run_folder, self.tokenizer, self.accelerator.process_index)
@@ -296,12 +302,19 @@ class DOPDTrainer(RecordingTrainer):
         self.models.forget_features()
         return batch
 
-    def rollouts(self, problems: list[dict[str, Any]]) -> Rollouts:
-        """The student's answers to rows of the dataset."""
+    def _try_engine(self) -> None:
+        """Have a user's engine answer the first prompt in a few tokens, where weights are whole outside of a step."""
+        if self.train_dataset is not None and not self.is_split:
+            row = next(iter(self.train_dataset))
+            with random_state_kept(self.unwrapped_student):
+                self.rollouts([row, row], min(TRIAL_TOKENS, self._answer_limit()))
+
+    def rollouts(self, problems: list[dict[str, Any]], limit: int | None = None) -> Rollouts:
+        """The student's answers to rows of the dataset, of at most `limit` tokens or as many as a step allows."""
         rows = self.prompts.read_by_student(problems, self.table)
         prompts = [plain_prompt(row) for row in rows]
         view = self.prompts.shared_view(prompts, self.accelerator.device)
-        limit = self._answer_limit()
+        limit = limit or self._answer_limit()
         request = Request(view, prompts, limit, self.state.global_step)
         answers = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
         rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))

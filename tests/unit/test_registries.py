@@ -423,3 +423,35 @@ def test_the_quickstart_labels_a_method_by_its_table(folder: Path, monkeypatch: 
 def test_references_are_told_from_names() -> None:
     assert all(map(is_reference, ("a:b", "a.b:c", "./a.py:b", "../x-y/a b.py:f", "C:/a.py:f")))
     assert not any(map(is_reference, ("a", "a.b", ":b", "a:", "a:b c", "a-b:c", "./a:b", "a.py:", "tiny:dag/student")))
+
+
+def test_a_rollout_engine_by_name_draws_the_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS.parent / "own-engine.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (folder / "my_engine.py").write_text(code)
+    run = ["train", "tiny-dag", "--output_dir", "run", *SHORT.split()]
+    assert main([*run, "--rollout_engine", "./my_engine.py:Counted", "--max_completion_length", "24"]) == 0
+    calls = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 0: ")]
+    assert calls == ["step 0: 2 answers of at most 16 tokens", "step 0: 64 answers of at most 24 tokens"]
+    assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["rollout_engine"] == "./my_engine.py:Counted"
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("generate", "", "must name a function of your own, package.module:factory"),
+        ("./my_engine.py:broken", "", "raises ZeroDivisionError: division by zero. It is called with a dopd.step.Eng"),
+        ("./my_engine.py:none", "", "which returned dict) is no engine: it must have a method generate(request)"),
+        ("./my_engine.py:short", "", "the rollout engine gave a list of 1, and was asked for a list of 2 lists"),
+        ("./my_engine.py:none", "--use_vllm true", "use_vllm (=True) and rollout_engine"),
+    ],
+)
+def test_a_rollout_engine_that_cannot_be_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, more: str, words: str
+) -> None:
+    short = "class short:\n    def __init__(self, setup): ...\n    def generate(self, request): return [[5]]\n"
+    (folder / "my_engine.py").write_text(f"broken, none = lambda setup: 1 / 0, lambda setup: {{}}\n{short}")
+    run = ["train", "tiny-dag", "--output_dir", "run", *SHORT.split(), "--rollout_engine", name, *more.split()]
+    assert main(run) == 2
+    said = capsys.readouterr().err.partition("error: ")[2]
+    assert words in said and not (folder / "run").exists()

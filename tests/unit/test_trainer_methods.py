@@ -174,13 +174,14 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
     )
     batches = kit.scored(made)
     made.train()
-    assert [(request.step, request.max_new_tokens) for request in requests] == [(0, 3), (1, 5)]
+    asked = [(request.step, request.max_new_tokens, len(request.prompts)) for request in requests]
+    assert asked == [(0, 3, 2), (0, 3, 8), (1, 5, 8)]  # the first one before training
     for batch in batches:
         assert batch["completion_ids"].tolist() == [engine.answer[:3]] * 8, "nothing stands behind the end"
     for answer, words in (
         ([11] * 9, "gave an answer of 9 tokens, and was asked for 1 to 8"),
         ([], "gave an answer of 0 tokens"),
-        ([11, -1], r"gave \[11, -1\] as answer 0, and was asked for a list of 8 lists of token ids below \d+"),
+        ([11, -1], r"gave \[11, -1\] as answer 0, and was asked for a list of 2 lists of token ids below \d+"),
         ([11.0], "as answer 0, and was asked"),
         ("eleven", "as answer 0, and was asked"),
         (None, "as answer 0, and was asked"),
@@ -193,7 +194,7 @@ def test_an_engine_of_ones_own_draws_the_answers_and_its_mistakes_are_named(tmp_
     batch = kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
     assert batch["completion_ids"].tolist() == [[11, 12]] * 8
     engine.left_out = 1
-    with pytest.raises(ScoringError, match="gave a list of 7, and was asked for a list of 8 lists"):
+    with pytest.raises(ScoringError, match="gave a list of 1, and was asked for a list of 2 lists"):
         kit.rollout(kit.trainer(tmp_path / "b", rollout_engine=engine))
 
 
