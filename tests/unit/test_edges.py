@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dopd
 from dopd.assignment import assign
 from dopd.cli import doctor, show
-from dopd.data.images import image_key, path_in
+from dopd.data.images import image_key, open_image, path_in
 from dopd.data.privileged import Conversation
 from dopd.errors import ConfigError
 from dopd.files import fingerprint, is_part, is_unchanged
 from dopd.settings import settings_of_call
-from dopd.settings.described import Setting
+from dopd.settings.described import Setting, Text
+from dopd.settings.quoting import quoted
 from dopd.signals import SignalBatch
 from dopd.tiny.shipped import complete_folder
 from dopd.trainer import lock
@@ -169,3 +171,35 @@ def test_conversations_are_equal_with_equal_options() -> None:
     assert Conversation(turns, tools) == Conversation(turns, tools) and Conversation(turns, {}) == turns
     assert Conversation(turns, tools) != Conversation(turns, {}) and Conversation(turns, tools) != turns
     assert Conversation(turns, tools) != Conversation([], tools)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 1.0, 1.0], [0, 1, 1]), ([0.0, 127.6, 255.0], [0, 128, 255])],
+)
+def test_floats_are_shares_of_white_where_none_is_above_one(values: list[float], expected: list[int]) -> None:
+    picture = open_image(Image.fromarray(np.array([values], dtype=np.float32)))
+    assert np.asarray(picture)[0, :, 0].tolist() == expected
+
+
+# --- Words
+
+
+def test_a_text_or_a_list_with_nothing_in_it_is_said_to_be_empty() -> None:
+    assert Setting("where", Text).read("")[1][0].startswith("where (='') is empty")
+    assert Setting("where", list[Text]).read(["a", ""])[1][0].startswith("where (=['a', '']) has an empty entry")
+
+
+def test_a_value_is_quoted_four_levels_deep() -> None:
+    lists: Any = 1
+    mappings: Any = 1
+    for _ in range(6):
+        lists, mappings = [lists], {"a": mappings}
+    assert quoted(lists) == "[[[[[...]]]]]" and quoted(mappings) == "{'a': {'a': {'a': {'a': {...}}}}}"
+    assert quoted([[[[1]]]]) == "[[[[1]]]]"
+
+
+def test_a_table_says_which_tokens_a_rule_selects() -> None:
+    rule = dopd.Rule(source="teacher", select={"signal": "student_entropy", "top": 0.25}, weight=0.5)
+    described = dopd.RoutingTable(name="one", rules=(rule,)).describe()
+    assert described.splitlines()[-1].endswith("0.5 where student_entropy top 0.25")

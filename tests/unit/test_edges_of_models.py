@@ -1,6 +1,8 @@
 """Checks of models, adapters and tasks just at what they are to notice, on both sides of it."""
 
+import errno
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dopd.adapters import check_change, tuned_layers
 from dopd.data.encode import encode_prompts
-from dopd.errors import ConfigError, DataError, ModelError
+from dopd.errors import ConfigError, DataError, FileError, ModelError
 from dopd.lengths import forget_longer_passes
 from dopd.runs.checks import check_answering
+from dopd.runs.settings import RunSettings
+from dopd.runs.train import _student_options
 from dopd.sampling import declared_ends
-from dopd.tasks import get_source
+from dopd.tasks import get_source, get_task
 from dopd.tasks.base import TaskValidationError
 from dopd.tasks.dag import DagTask
 from dopd.tasks.program import _run
@@ -30,6 +34,8 @@ from dopd.trainer.adapting import on_revision
 from dopd.trainer.callbacks import IdleSteps, MetricsFile
 from dopd.trainer.guards import same_weights
 from dopd.trainer.passes import check_self_divergence
+from dopd.trainer.saving import SavingTrainer
+from dopd.weights import read_weights
 
 
 def _part_of_a_split(model: nn.Linear, part: torch.Tensor) -> nn.Linear:
@@ -123,6 +129,58 @@ def test_an_adapter_says_which_revision_of_its_base_is_meant(tmp_path: Path) -> 
         assert on_revision(given, model, options) is given
 
 
+def test_a_run_writes_that_revision_into_its_adapter(tmp_path: Path) -> None:
+    kit.student().save_pretrained(tmp_path / "base")
+    made = kit.trainer(
+        tmp_path / "run",
+        "vanilla",
+        model=str(tmp_path / "base"),
+        peft_config=kit.lora(),
+        model_init_kwargs={"revision": "v2", "dtype": "float32"},
+    )
+    assert made.unwrapped_student.peft_config["default"].revision == "v2"
+
+
+def test_prompts_are_drawn_in_another_order_than_they_stand_in(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "vanilla")
+    drawn = list(dict.fromkeys(made._get_train_sampler()))
+    assert sorted(drawn) == list(range(len(made.train_dataset))) and drawn != sorted(drawn)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_weights_of_an_adapter_are_those_of_its_own_folder(name: str, inside: bool, tmp_path: Path) -> None:
+    """PEFT writes the adapter "default" into the folder itself and every other into a folder of its name."""
+    model = get_peft_model(kit.student(), kit.lora(), adapter_name=name)
+    for value, folder in enumerate((tmp_path / name, tmp_path) if inside else (tmp_path,)):
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data.fill_(value + 1.0)
+        model.save_pretrained(tmp_path / "saved")
+        source = tmp_path / "saved" / ("" if name == "default" else name)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    read_weights(str(tmp_path), model)
+    expected = 1.0 if not inside or name != "default" else 2.0
+    assert {weight.unique().item() for weight in model.parameters() if weight.requires_grad} == {expected}
+
+
+def test_a_checkpoint_that_cannot_be_written_says_where_else(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(run_folder=tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "checkpoint-1"))
+    said = SavingTrainer._not_written(trainer, full)
+    assert isinstance(said, FileError) and "another output_dir" in str(said) and str(tmp_path) in str(said)
+    other = KeyError("weights")
+    assert SavingTrainer._not_written(trainer, other) is other
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_student_is_loaded_with_its_quantisation_and_its_other_options(bits: str, tmp_path: Path) -> None:
+    settings = RunSettings(model_name_or_path="tiny:dag/student", task="dag", use_peft=True, **{bits: True})
+    config = kit.config(tmp_path, model_init_kwargs={"attn_implementation": "eager"})
+    options = _student_options(settings, config)
+    assert options["attn_implementation"] == "eager" and getattr(options["quantization_config"], bits) is True
+
+
 def test_the_tokenizer_of_a_teacher_is_read_from_where_its_model_is(tmp_path: Path) -> None:
     kit.TOKENIZER.save_pretrained(tmp_path / "inner")
     args = kit.config(tmp_path / "run", teacher_model_init_kwargs={"subfolder": "inner"})
@@ -153,8 +211,8 @@ def test_the_main_process_alone_drops_records_behind_the_start(tmp_path: Path) -
 # --- Tasks
 
 
-def _lenient(words: Sequence[str], gold: Sequence[str]) -> dict[str, bool]:
-    """Verifiers that let through one kind of wrong answer, by the name that a task's proof has for it."""
+def _wrong_alike(words: Sequence[str], gold: Sequence[str]) -> dict[str, bool]:
+    """Whether an answer is wrong in one way, by the name that a task's proof has for it."""
     changed = [place for place, (one, other) in enumerate(zip(words, gold, strict=False)) if one != other]
     as_long = len(words) == len(gold)
     return {
@@ -162,21 +220,47 @@ def _lenient(words: Sequence[str], gold: Sequence[str]) -> dict[str, bool]:
         "second half only": list(words) == list(gold[len(gold) // 2 + 1 :]),
         "trailing word": list(words) == [*gold, *gold[:1]],
         "unknown last word": as_long and changed == [len(gold) - 1] and words[-1] == "<unk>",
-        # Variable, two arguments, two values and the result: the sixth word.
+        # A step of `dag`: variable, two arguments, two values, and the result as the sixth word.
         "first step has a wrong result": as_long and changed == [5],
+        # A step of `graph`: from where to where.
+        "stopped one step early": list(words) == list(gold[:-2]),
+        "first step missing": list(words) == list(gold[2:]),
+        "last step twice": list(words) == [*gold, *gold[-2:]],
     }
 
 
-@pytest.mark.parametrize("name", _lenient(["<unk>"], ["<unk>"]))
-def test_a_verifier_that_lets_a_wrong_answer_through_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = DagTask._solves
+@pytest.mark.parametrize("name", _wrong_alike(["<unk>"], ["<unk>"]))
+def test_a_verifier_that_lets_one_kind_of_wrong_answer_through_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_of_dag = name not in ("stopped one step early", "first step missing", "last step twice")
+    task = DagTask(num_needed=3, num_variables=4) if is_of_dag else get_task("graph", path_length=4)
+    strict = type(task)._solves
 
-    def lenient(task: DagTask, words: Sequence[str], row: Mapping[str, Any]) -> bool:
-        return strict(task, words, row) or _lenient(words, row["solution"].split())[name]
+    def lenient(task: Any, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        return strict(task, words, row) or _wrong_alike(words, row["solution"].split())[name]
 
-    monkeypatch.setattr(DagTask, "_solves", lenient)
+    monkeypatch.setattr(type(task), "_solves", lenient)
     with pytest.raises(TaskValidationError, match=f"near miss '{name}' does not score 0.0"):
-        DagTask(num_needed=3, num_variables=4).validate(2)
+        task.validate(2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("final_answer", "nothing", "final_answer does not contain the answer"),
+        ("hints_without_execution", "{answer}", "hints_without_execution reveals"),
+        ("summarised_hint", "{hint} longer", "summarised_hint is longer than hints_without_execution"),
+    ],
+)
+def test_privileged_text_that_breaks_its_promise_is_found(kind: str, text: str, words: str) -> None:
+    task = DagTask()
+    example = task.example("test", 0)
+    hints = {name: hint.split() for name, hint in example.privileged.items()}
+    task._check_privileged(example, hints)
+    hint = example.privileged["hints_without_execution"]
+    with pytest.raises(TaskValidationError, match=words):
+        task._check_privileged(example, hints | {kind: text.format(answer=example.answer, hint=hint).split()})
 
 
 def test_programs_do_what_their_names_say() -> None:
