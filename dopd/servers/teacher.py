@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.errors import ScoringError, ServerLostError
+from dopd.errors import DopdError, ScoringError, ServerError, ServerLostError
 from dopd.fused import TokenScores, TopLogprobs
 from dopd.heads import Head
 from dopd.ranks import Alone, Ranks
@@ -114,26 +114,36 @@ class ServedScorer:
         try:
             others = {source: view for source, view in views.items() if source not in TEACHER_SOURCES}
             yield from self._local.score_all(others, completion_ids, mask)
-            self._wait(sent, mask)
+            rows = self._replies(under_way, sent, mask.device)
         finally:
             for future in sent:
                 future.cancel()
-        for source, futures in under_way.items():
-            rows = [Scored([], [], []) if future is None else future.result() for future in futures]
-            contract.check_finite(source, rows)
-            yield source, SourceScores(_token_scores(rows, mask, self._teacher.top_k), None, self._vocab_size)
+        for source, of_source in rows.items():
+            yield source, SourceScores(_token_scores(of_source, mask, self._teacher.top_k), None, self._vocab_size)
 
-    def _wait(self, sent: "list[Future[Scored]]", mask: Tensor) -> None:
-        """Wait for all replies, or for the first failure; all processes learn of a server that one of them lost."""
-        done, _ = wait(sent, return_when=FIRST_EXCEPTION)
-        failed = next((error for error in (future.exception() for future in done) if error is not None), None)
-        if failed is not None and not isinstance(failed, ServerLostError):
-            raise failed
-        lost = int(self._ranks.total(torch.tensor(int(failed is not None), device=mask.device)))
+    def _replies(
+        self, under_way: "Mapping[str, list[Future[Scored] | None]]", sent: "list[Future[Scored]]", device: torch.device
+    ) -> dict[str, list[Scored]]:
+        """All replies, by source; what fails on one process is raised on all of them, so that none waits for it."""
+        failed: BaseException | None = None
+        rows: dict[str, list[Scored]] = {}
+        wait(sent, return_when=FIRST_EXCEPTION)
+        try:
+            for future in filter(Future.done, sent):
+                future.result()
+            for source, futures in under_way.items():
+                rows[source] = [Scored([], [], []) if future is None else future.result() for future in futures]
+                contract.check_finite(source, rows[source])
+        except DopdError as error:
+            failed = error
+        found = [isinstance(failed, ServerLostError), failed is not None]
+        lost, wrong = self._ranks.total(torch.tensor(found, dtype=torch.long, device=device)).tolist()
         if failed is not None:
             raise failed
-        if lost:
-            raise ServerLostError("another process of this run has lost its teacher server")
+        if wrong:
+            kind = ServerLostError if lost else ServerError
+            raise kind("another process of this run has lost its teacher server, or got a wrong reply: see its output")
+        return rows
 
 
 def _token_scores(rows: list[Scored], mask: Tensor, top_k: int) -> TokenScores:

@@ -412,7 +412,7 @@ def test_a_server_that_one_process_lost_stops_the_others(server: ModelServer) ->
 
     class AnotherLost(Alone):
         def total(self, values: torch.Tensor) -> torch.Tensor:
-            return values + 1
+            return values + torch.tensor([1, 1])
 
     local = LocalScorer(FixedModels(student()), 2)
     scorer = ServedScorer(local, asking(server), TOKENIZER.vocab_size, AnotherLost())
