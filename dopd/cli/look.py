@@ -40,7 +40,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _print_verdict(console: Any, data: Mapping[str, Any]) -> None:
-    """The verdict, the differences where there are several methods, and what to do next."""
+    """The verdict, the differences where there are several methods, warnings, and what to do next."""
     from dopd.report.terminal import print_paragraph
 
     found = data["verdict"]
@@ -51,6 +51,11 @@ def _print_verdict(console: Any, data: Mapping[str, Any]) -> None:
             said = f"greedy {greedy}, {greedy_says}; sampled {sampled}, {sampled_says}"
             print_paragraph(console, row["label"], said, "  ")
         print_paragraph(console, "differences", found["note"])
+    for about in data["findings"]:
+        for warning in about["warnings"]:
+            numbers = " ".join(": ".join(filter(None, [run["run"], run["text"]])) for run in warning["runs"])
+            label = "warning" if warning["level"] == "bad" else "note"
+            print_paragraph(console, label, f"{about['method']}: {warning['title']}. {numbers} {warning['advice']}")
     for step in found["next"]:
         print_paragraph(console, "next", step)
 

@@ -64,7 +64,16 @@ def _next_command(run: RunRecord) -> str:
     folder = shlex.quote(str(run.folder))
     if run.config.get("task"):
         return f"dopd eval {folder} --split ood"
-    return f"dopd inspect --student {folder} --method {shlex.quote(str(run.config.get('method', 'dopd')))} --prompt ..."
+    if run.config.get("rules") or run.config.get("teacher_server"):  # what `dopd inspect` has no flags for
+        return f"dopd report {folder} OTHER_RUN --output both.html"
+    teacher = run.config.get("teacher_model_name_or_path")
+    named = {"student": folder, "teacher": teacher and shlex.quote(str(teacher)), "method": _method_of(run)}
+    flags = " ".join(f"--{flag} {value}" for flag, value in named.items() if value)
+    return f"dopd inspect {flags} --prompt QUESTION --privileged HINT"
+
+
+def _method_of(run: RunRecord) -> str:
+    return shlex.quote(str(run.config.get("method", "dopd")))
 
 
 def _percent(interval: Interval) -> str:

@@ -156,7 +156,7 @@ def _next_steps(found: Sequence[Difference], groups: Sequence[RunGroup], level: 
     config = groups[labels.index(method)].runs[0].config
     steps = []
     if warnings:
-        steps.append(f"Begin with the {warnings} serious warning{'s' * (warnings > 1)} below.")
+        steps.append(f"Begin with the {warnings} serious warning{'s' * (warnings > 1)}.")
     if level == "unknown":
         steps.append(
             "Set `student_eval_steps` (for example to a tenth of the steps) and held-out rows (`dataset_test_split`, "

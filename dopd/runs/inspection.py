@@ -130,7 +130,9 @@ def _check(
 ) -> None:
     check_row({"prompt": prompt}, 0)
     if routing.needs_teacher and teacher_name is None:
-        raise ConfigError(f"method {routing.name!r} reads a teacher: name one")
+        raise ConfigError(
+            f"method {routing.name!r} reads a teacher: name one (--teacher), or another method (--method)"
+        )
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"temperature (={temperature!r}) must be above 0; greedy takes the likeliest tokens")
     for name, value in counts.items():

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datasets.packaged_modules.json.json import Json, JsonConfig
 
 from dopd.data.beside import beside, columns_of_paths
 from dopd.errors import DataError, first_line
-from dopd.runs.written import broken_json, json_as_written, lines_of_rows, read_csv
+from dopd.runs.written import broken_json, json_as_written, lines_of_rows, read_csv, refuse_null_first
 
 # Readers of `datasets`, by the ending of a file.
 READERS: dict[str, str] = {
@@ -126,6 +127,9 @@ def _read(files: Sequence[str]) -> Dataset:
     reader = str(reader_of(files[0]))
     if reader in _DELIMITERS:
         return read_csv(files, _DELIMITERS[reader])
+    if reader == "json":
+        for file in files:
+            refuse_null_first(file)
     # Each is there: a bracket in its name is no pattern, which could name another file.
     rows = load_dataset(reader, data_files=list(map(glob.escape, files)), split=ONLY_SPLIT)
     if reader == "json":
@@ -166,6 +170,9 @@ def read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
     if isinstance(builder, Csv) and _is_plain(builder.config, CsvConfig(sep=builder.config.sep)):
         splits = DatasetDict({str(split): read_csv(names, builder.config.sep) for split, names in files.items()})
     else:
+        if isinstance(builder, Json):
+            for name in chain.from_iterable(files.values()):
+                refuse_null_first(name)
         splits = load_dataset(str(path), config)
         if isinstance(builder, Json) and _is_plain(builder.config, JsonConfig()):
             splits = DatasetDict({split: json_as_written(rows, files[split]) for split, rows in splits.items()})

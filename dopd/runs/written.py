@@ -19,6 +19,16 @@ from datasets import Dataset, Json, Value
 
 from dopd.errors import DataError
 
+_BEGIN = 4096  # characters of a file that say how it begins
+# What JSON has beside objects; a truth value is a number in Python, so it comes first.
+_JSON_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (str, "text"),
+    (list, "a list"),
+    (type(None), "null"),
+)
+
 
 def read_csv(files: Sequence[str], delimiter: str) -> Dataset:
     """The rows of CSV files. A column is of numbers or truth values only where each of its fields is written as Python
@@ -161,6 +171,27 @@ def lines_of_rows(file: str) -> list[int] | None:
     return [number for number, _ in filled] if all(line.lstrip()[:1] == "{" for _, line in filled) else None
 
 
+def refuse_null_first(file: str) -> None:
+    """A file of JSON that begins with null ends the process in the reader of `datasets`, so it is not given to it.
+
+    Raises:
+        DataError: it is one; the message names file and line.
+    """
+    try:
+        with _text(file) as stream:
+            begin = stream.read(_BEGIN)
+    except (OSError, UnicodeError):  # which the reader says in its own words
+        return
+    if begin.lstrip().startswith("null"):
+        line = 1 + begin[: begin.index("null")].count("\n")
+        raise DataError(_no_object(file, line, None))
+
+
+def _no_object(file: str, line: int, value: Any) -> str:
+    kind = next(name for kinds, name in _JSON_KINDS if isinstance(value, kinds))
+    return f'{file!r}, line {line}: a row must be a JSON object, and this is {kind}: write {{"prompt": ...}}'
+
+
 def broken_json(file: str) -> str | None:
     """Where a file of JSON rows is no JSON, or has a row that is no object, as `FILE, line N: reason`; `None` where it
     is not.
@@ -168,7 +199,7 @@ def broken_json(file: str) -> str | None:
     with _text(file) as stream:
         text = stream.read()
     if text.lstrip()[:1] == "[":
-        return _first_fault(file, text, 1)
+        return _first_fault(file, text, 1, whole=True)
     lines = text.split("\n")
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if filled and _first_fault(file, filled[0][1], filled[0][0]) and not _first_fault(file, text, 1):
@@ -176,7 +207,7 @@ def broken_json(file: str) -> str | None:
     return next((fault for number, line in filled if (fault := _first_fault(file, line, number))), None)
 
 
-def _first_fault(file: str, text: str, line: int) -> str | None:
+def _first_fault(file: str, text: str, line: int, *, whole: bool = False) -> str | None:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -184,11 +215,9 @@ def _first_fault(file: str, text: str, line: int) -> str | None:
         return f'{where}: {error.msg}. A line is one JSON object, for example {{"prompt": "1 + 1 = ?"}}'
     except (ValueError, RecursionError) as error:
         return f"{file!r}, line {line}: {error}"
-    for row in value if isinstance(value, list) else [value]:
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            return f'{file!r}, line {line}: a row must be a JSON object, and this is a {kind}: write {{"prompt": ...}}'
-    return None
+    return next(
+        (_no_object(file, line, row) for row in (value if whole else [value]) if not isinstance(row, dict)), None
+    )
 
 
 def _json_rows(file: str) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,8 @@ _SHOWN = {
     "loss": "loss",
 }
 _NUM_ROWS = 10
+_LINE_EVERY = 30.0  # seconds
+_TIME_LEFT = "s left"  # which a bar has by itself
 _SHARE = "share/"
 _COLUMNS = {
     "step": ("step", "{:.0f}"),
@@ -33,7 +35,8 @@ _COLUMNS = {
 
 class RunProgress(TrainerCallback):
     """One line with accuracy, entropy, tokens per second and the time left, and a small table, in a terminal or a
-    notebook; elsewhere (a file, a pipe, CI) one line for each evaluation.
+    notebook; elsewhere (a file, a pipe, CI) a line for each evaluation and at least one in half a minute of steps.
+    It comes before the callback that evaluates the start, whose numbers are the table's first.
 
     Args:
         label (`str`): what is trained.
@@ -44,15 +47,20 @@ class RunProgress(TrainerCallback):
         self._label, self._wants_bar = visible(label), bar
         self._view: _View = _Lines(self._label)
         self._latest: dict[str, str] = {}
-        self._speed, self._table = Speed(), ProgressTable()
+        self._speed, self._table, self._at_start = Speed(), ProgressTable(), True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._speed, self._table, self._latest = Speed(state.global_step), ProgressTable(), {}
+        self._speed, self._table, self._at_start = Speed(state.global_step), ProgressTable(), True
+        self._latest = {}
         self._view = _Lines(self._label)
         if state.is_world_process_zero and self._wants_bar and is_watched():
             view = _Notebook if in_notebook() else _Terminal
             self._view = view(self._label)
             self._view.update(state.global_step, state.max_steps, self._latest, self._table)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._at_start:  # the start's evaluation is none of the steps' time
+            self._speed, self._at_start = Speed(state.global_step), False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -122,12 +130,18 @@ class _View(ABC):
 
 
 class _Lines(_View):
+    def __init__(self, label: str) -> None:
+        super().__init__(label)
+        self._said = time.monotonic()
+
     def update(
         self, step: int, last: int, numbers: Mapping[str, str], table: ProgressTable, *, evaluated: bool = False
     ) -> None:
-        if evaluated:
-            shown = ", ".join(f"{name} {value}" for name, value in numbers.items())
-            say(f"{self._label}: step {step}/{last}, {shown}")
+        now = time.monotonic()
+        if evaluated or now - self._said >= _LINE_EVERY:
+            self._said = now
+            shown = (f"{name} {value}" for name, value in numbers.items())
+            say(", ".join([f"{self._label}: step {step}/{last}", *shown]))
 
     def close(self, table: ProgressTable) -> None:
         pass
@@ -141,7 +155,7 @@ class _Terminal(_View):
     ) -> None:
         if self._bar is None:
             self._bar = progress_bar(self._label, last, "step", initial=step, delay=0)
-        self._bar.set_postfix(numbers, refresh=False)
+        self._bar.set_postfix({name: value for name, value in numbers.items() if name != _TIME_LEFT}, refresh=False)
         self._bar.update(step - self._bar.n)
         self._bar.refresh()
 
@@ -204,5 +218,5 @@ class Speed:
             self._tokens = (now, tokens)
         if step > self._first_step:
             pace = (now - self._start) / (step - self._first_step)
-            shown["s left"] = f"{pace * (last_step - step):.0f}"
+            shown[_TIME_LEFT] = f"{pace * (last_step - step):.0f}"
         return shown

@@ -241,10 +241,10 @@ class DOPDTrainer(RecordingTrainer):
         self.add_callback(AnchorUpdate(self))
         self.add_callback(IdleSteps(self.table.is_judged))
         self.add_callback(MetricsFile(self.run_folder))
+        self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)
             self.add_callback(StudentEvaluation(self, evaluator, args.student_eval_steps))
-        self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))
         if self.served is not None:
             self.add_callback(KeepStart(self))
         self.add_callback(StopWhereAsked(self))

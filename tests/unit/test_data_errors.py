@@ -1,6 +1,7 @@
 """What is wrong with a user's rows is said with the file, the line and what to write."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def load(**values: Any) -> tuple[Dataset, Dataset | None]:
 BROKEN = {
     "no comma": ('{"prompt": "a"}\n\n{"prompt": "b" "answer": "2"}\n', "line 3, character 16: Expecting ',' delimiter"),
     "cut off": ('{"prompt": "a"}\n{"prompt": "b\n', "line 2, character 12: Unterminated string"),
-    "a text": ('{"prompt": "a"}\n"b"\n', "line 2: a row must be a JSON object, and this is a str"),
+    "a list": ('{"prompt": "a"}\n[1, 2]\n', "line 2: a row must be a JSON object, and this is a list"),
+    "null before all": ('\nnull\n{"prompt": "a"}\n', "line 2: a row must be a JSON object, and this is null"),
+    "a text": ('{"prompt": "a"}\n"b"\n', "line 2: a row must be a JSON object, and this is text"),
     "Python's quotes": ("{'prompt': 'a'}\n", "line 1, character 2: Expecting property name"),
     "no JSON": ("prompt: a\n", "line 1, character 1: Expecting value"),
     "a list that is cut off": ('[{"prompt": "a"},\n{"prompt":', "line 2, character 11: Expecting value"),
@@ -117,7 +120,10 @@ def test_the_columns_that_a_message_names_are_the_ones_that_work(
     assert run(config, [ROW] * 8, "--columns", "{prompt: question, privileged_context: solution}") == 0
     out = capsys.readouterr().out.splitlines()
     assert "accuracy was not measured" in out[-4] and out[-2] == f"report: {config['output_dir']}/report.html"
-    assert out[-1].startswith(f"next: dopd inspect --student {config['output_dir']} ")
+    # The command that it ends with runs, with a question and a hint in it.
+    said = out[-1].removeprefix("next: dopd ").replace("QUESTION", f"'{ROW['question']}'").replace("HINT", "'plan b'")
+    assert said.startswith(f"inspect --student {config['output_dir']} ")
+    assert main([*shlex.split(said), "--max-new-tokens", "4"]) == 0
 
 
 def test_a_row_that_cannot_be_used_is_told_by_file_and_line(

@@ -204,6 +204,8 @@ def test_a_fall_of_the_accuracy_with_p_is_told_as_drift(tmp_path: Path, caplog: 
         student_eval_steps=1,
     )
     (callback,) = [c for c in made.callback_handler.callbacks if type(c).__name__ == "StudentEvaluation"]
+    names = [type(c).__name__ for c in made.callback_handler.callbacks]
+    assert names.index("RunProgress") < names.index("StudentEvaluation")  # which logs the start as training begins
     for value in (0.5, 0.9, 0.85):
         callback._warn_of_drift({"eval_accuracy_privileged": value})
     assert "drifting" not in caplog.text

@@ -63,7 +63,7 @@ def test_the_bar_shows_accuracy_entropy_speed_and_time(monkeypatch: pytest.Monke
     for tokens in (10.0, 20.0):
         logs = {"rollout/accuracy": 0.5, "entropy": 1.0, "loss": 0.1, "num_tokens": tokens}
         callback.on_log(None, STATE, None, logs)
-    assert {"rollouts", "entropy", "loss", "tokens/s", "s left"} <= set(shown[-1])
+    assert set(shown[-1]) == {"rollouts", "entropy", "loss", "tokens/s"}  # a bar has the time left by itself
 
 
 def test_a_log_file_gets_one_line_for_each_evaluation(
@@ -77,6 +77,39 @@ def test_a_log_file_gets_one_line_for_each_evaluation(
         callback.on_log(None, STATE, None, logs)
     out, err = capsys.readouterr()
     assert out == "dopd: step 2/4, loss 1, greedy 0.25\n" and err == ""
+
+
+def test_a_log_file_of_a_run_that_is_never_evaluated_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "is_watched", lambda: False)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    callback = progress.RunProgress("dopd")
+    callback.on_train_begin(None, STATE, None)
+    for step in range(1, 8):  # of ten seconds each
+        now[0] += 10.0
+        callback.on_step_end(None, SimpleNamespace(**{**vars(STATE), "global_step": step, "max_steps": 9}), None)
+    assert capsys.readouterr().out == "dopd: step 3/9\ndopd: step 6/9\n"
+
+
+def test_the_table_begins_with_the_start_and_its_evaluation_is_none_of_the_steps_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.Speed.__init__, "__defaults__", (0, lambda: now[0]))
+    callback = progress.RunProgress("dopd", bar=False)
+    start, end = (SimpleNamespace(**{**vars(STATE), "global_step": step}) for step in (0, 2))
+    callback.on_train_begin(None, start, None)
+    callback.on_log(None, start, None, {"eval_accuracy_greedy": 0.25})
+    now[0] = 100.0
+    for _ in range(2):
+        callback.on_step_begin(None, start, None)
+        now[0] += 1.0
+    callback.on_log(None, end, None, {"eval_accuracy_greedy": 0.5})
+    assert callback._table.rows()[1] == [["0", "25.0%"], ["2", "50.0%"]]
+    assert callback._latest["s left"] == "2"
 
 
 def logged(step: int, **numbers: float) -> tuple[int, dict[str, float]]:
