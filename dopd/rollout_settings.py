@@ -35,6 +35,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), "remove it"),
     "logit_bias": "it is set for vision-language models",
 }
+_OF_VLLM = {"stop": _ENDS, "stop_token_ids": "eos_token_id", "min_tokens": "min_new_tokens"}  # its names of them
 # Values of `generation_kwargs` that ask for nothing: those that transformers has without them.
 _ASK_NOTHING: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("top_p", "top_h", "typical_p", "length_penalty", "guidance_scale"), (1.0,)),
@@ -206,6 +207,5 @@ def _check_name(name: str, value: Any, *, uses_vllm: bool) -> None:
     allowed = set(GenerationConfig().to_dict())
     # An engine of its own has settings of its own.
     if not uses_vllm and name not in allowed:
-        raise ConfigError(
-            f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig.{did_you_mean(name, allowed)}"
-        )
+        hint = f" Did you mean {_OF_VLLM[name]!r}?" if name in _OF_VLLM else did_you_mean(name, allowed)
+        raise ConfigError(f"generation_kwargs: {name!r} is no setting of transformers' GenerationConfig.{hint}")

@@ -9,7 +9,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dopd.errors import ModelError
 from dopd.vision.tokens import placeholder_ids
+
+
+def check_has_words(tokenizer: Any) -> None:
+    """Raise `ModelError` for the tokenizer that transformers makes of a folder without one: it knows special tokens
+    alone.
+    """
+    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
+    if len(words - set(tokenizer.all_special_tokens)) <= 1:  # T5's has the mark of a new word
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path!r} knows no word: there are no files of one, and transformers "
+            "makes an empty one in their place. Save it beside the model (tokenizer.save_pretrained), or name a folder "
+            "that has it"
+        )
 
 
 def vocab_size_of(model: Any) -> int:

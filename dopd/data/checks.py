@@ -34,6 +34,7 @@ _HOPEFUL = (
 _QUESTIONS = ("prompt", "prompts", "question", "query", "instruction", "problem", "input", "text")
 _HINTS = ("hint", "hints", "solution", "solutions", "rationale", "reasoning", "explanation", "steps", "privileged")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
+_LIMITS = "(max_prompt_length, or max_context or the model's context, less max_completion_length)"
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
 
@@ -320,7 +321,7 @@ def _columns_of_images(row: Mapping[str, Any]) -> str:
 def _nothing_left(num_dropped: int, allowed: int, broken: Sequence[str]) -> str:
     reasons = []
     if num_dropped:
-        reasons.append(f"all {num_dropped} prompts are longer than {allowed} tokens: raise max_prompt_length")
+        reasons.append(f"all {num_dropped} prompts are longer than {allowed} tokens {_LIMITS}: raise the limit")
     if broken:
         reasons.append(f"{len(broken)} have images that cannot be read, the first: {broken[0]}")
     return "no row is left: " + "; ".join(reasons)
@@ -328,7 +329,6 @@ def _nothing_left(num_dropped: int, allowed: int, broken: Sequence[str]) -> str:
 
 def overlong_message(where: str, length: int, allowed: int) -> str:
     return (
-        f"{where}: a view of the prompt has {length} tokens, {allowed} are allowed (max_prompt_length, or the model's "
-        "context less max_completion_length). Nothing is truncated: shorten it, raise the limit, or set "
-        "overlong_prompts='drop' to leave such rows out and count them"
+        f"{where}: a view of the prompt has {length} tokens, {allowed} are allowed {_LIMITS}. Nothing is truncated: "
+        "shorten it, raise the limit, or set overlong_prompts='drop' to leave such rows out and count them"
     )

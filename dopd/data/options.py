@@ -41,7 +41,7 @@ def check_options(
     """
     wrong = wrong_truth(processing_classes, options)
     if wrong:
-        raise ConfigError(f"chat_template_kwargs: {wrong}")
+        raise ConfigError(f"{setting}: {wrong}")
     sentences = []
     for name in _unread(processing_classes, options):
         said = f"{setting}: {cut(name)!r} is read by no chat template of this run"

@@ -18,10 +18,12 @@ TOOLS_COLUMN, TEMPLATE_COLUMN = "tools", "chat_template_kwargs"
 RESERVED_OPTIONS = (
     "add_generation_prompt",
     "conversation",
+    "max_length",
     "padding",
     "return_dict",
     "return_tensors",
     "tokenize",
+    "tokenizer_kwargs",
     "truncation",
 )
 

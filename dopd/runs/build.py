@@ -28,6 +28,7 @@ from dopd.progress import is_watched
 from dopd.runs.hub import unreachable
 from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
+from dopd.vocabulary import check_has_words
 
 __all__ = [
     "TINY",
@@ -127,7 +128,10 @@ def load_tokenizer(name: str, **options: Any) -> Any:
         made = AutoTokenizer.from_pretrained(place, padding_side="left", **where)
         if isinstance(made.model_max_length, str):
             raise TypeError(f"model_max_length (={made.model_max_length!r}) must be a number")
+        check_has_words(made)
         return made
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.files import append_line, fingerprint
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
@@ -32,6 +32,36 @@ class AnchorUpdate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.anchor.after_step(self._trainer.accelerator.unwrap_model(self._trainer.model))
+
+
+class EndedStream(TrainerCallback):
+    """Says that a stream gave no step's prompts when it was read through; the host would end the run as a whole one.
+
+    Args:
+        prompts_per_step (`int`): that one optimizer step takes.
+    """
+
+    def __init__(self, prompts_per_step: int) -> None:
+        self._needed = prompts_per_step
+        self._first = 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first = state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > self._first:
+            return
+        if state.global_step == 0:
+            raise DataError(
+                f"train_dataset, a stream, ended before it gave the {self._needed} prompts of one optimizer step: "
+                "nothing was trained. Add prompts, or lower per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        if state.is_world_process_zero:
+            logger.warning(
+                f"train_dataset, a stream, gave nothing when it was read again: the run ends at step "
+                f"{state.global_step} of {state.max_steps}. Give one that can be read more than once "
+                "(IterableDataset.from_generator with a function that begins anew), or lower max_steps"
+            )
 
 
 class IdleSteps(TrainerCallback):

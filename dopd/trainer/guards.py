@@ -21,6 +21,7 @@ from dopd.data.encode import tokenizer_of
 from dopd.errors import ConfigError, ModelError
 from dopd.quantized import is_quantized, rounded_alike
 from dopd.tables import RoutingTable
+from dopd.vocabulary import check_has_words
 
 logger = logging.getLogger(__name__)
 
@@ -202,8 +203,10 @@ def compare_tokenizers(student: Any, teacher: Any) -> list[str]:
         Sentences for differences that a run survives (chat templates: the student's is used in every view).
 
     Raises:
-        ModelError: one token id means two different things.
+        ModelError: one token id means two different things, or one of them knows no word.
     """
+    for tokenizer in (student, teacher):
+        check_has_words(tokenizer)
     mine, theirs = student.get_vocab(), teacher.get_vocab()
     if mine != theirs:
         differing = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))

@@ -26,7 +26,7 @@ from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
 from dopd.trainer.served import check_served
-from dopd.vocabulary import vocab_size_of
+from dopd.vocabulary import check_has_words, vocab_size_of
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ def check_loaded(
     if host.args.loads_teacher:
         guards.check_models(student, teacher, host.table)
     check_served(host)
+    check_has_words(host.tokenizer)
     host.eos_token_ids = ends_of(student, host.tokenizer)
     _check_special_ids(student, host.tokenizer, host.eos_token_ids)
     mended = mend_generation_config(without_adapters(student))

@@ -31,7 +31,7 @@ from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, preflight, served, setup, trials
 from dopd.trainer.anchor import anchors_of
-from dopd.trainer.callbacks import AnchorUpdate, IdleSteps, MetricsFile, StudentEvaluation
+from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
 from dopd.trainer.description import describe_run
@@ -239,6 +239,8 @@ class DOPDTrainer(RecordingTrainer):
         self.add_callback(KeptRun(self))
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
+        if isinstance(self.train_dataset, IterableDataset):
+            self.add_callback(EndedStream(self.repeats()["batch_size"]))
         self.add_callback(IdleSteps(self.table.is_judged))
         self.add_callback(MetricsFile(self.run_folder))
         self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))

@@ -10,13 +10,14 @@ import torch
 import trainer_kit as kit
 from run_kit import Train
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dopd.cli.main import main
 from dopd.errors import ModelError
 from dopd.names import check_name
 from dopd.runs import examination
-from dopd.runs.build import check_files, load_model
+from dopd.runs.build import check_files, load_model, load_tokenizer
+from dopd.trainer.guards import compare_tokenizers
 
 NO_NAMES = {
     "~": "no hub id, and no folder of that name is here",
@@ -148,3 +149,16 @@ def test_files_of_an_adapter_and_of_its_base_are_looked_at(what: str, tmp_path: 
         ModelError, match={"no weights": "adapter without weights", "torn weights": "Safetensor"}.get(what, NAME)
     ):
         check_files(str(run))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2", "gpt_neox", "t5", "xglm"])
+def test_a_folder_without_a_tokenizer_is_said_as_such(tmp_path: Path, family: str) -> None:
+    """transformers makes a tokenizer without words of some families' configurations; a real one is not taken for it."""
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="knows no word: there are no files of one"):
+        load_tokenizer(str(tmp_path))
+    empty = AutoTokenizer.from_pretrained(tmp_path)
+    whole = load_tokenizer("tiny:dag/student")
+    for pair in ((empty, whole), (whole, empty)):
+        with pytest.raises(ModelError, match=f"the tokenizer of '{tmp_path}' knows no word"):
+            compare_tokenizers(*pair)

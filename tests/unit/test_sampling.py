@@ -115,6 +115,7 @@ def test_an_allowed_setting_acts_and_is_told(tmp_path: Path, caplog: pytest.LogC
         ({"generation_kwargs": {"max_new_tokens": 4}}, "max_completion_length"),
         ({"generation_kwargs": {"num_return_sequences": 4}}, "num_generations"),
         ({"generation_kwargs": {"top_pp": 0.4}}, "Did you mean 'top_p'"),
+        ({"generation_kwargs": {"stop": ["w1"]}}, "Did you mean 'stop_strings'"),  # vLLM's name of it
         ({"temperature": 0}, "of at least 0.0001"),
         ({"temperature": -1.0}, "of at least 0.0001"),
         ({"temperature": float("nan")}, "of at least 0.0001"),

@@ -320,6 +320,21 @@ def test_a_dataset_smaller_than_one_step_is_refused(tmp_path: Path) -> None:
         kit.trainer(tmp_path, train_dataset=Dataset.from_list(kit.task_rows(1)))
 
 
+def test_a_stream_that_ends_before_the_run_does_is_refused_or_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host ends such a run as if it were whole: two prompts make a step, and one-way streams give them once."""
+    rows = kit.task_rows(3)
+    short = IterableDataset.from_generator(lambda: iter(rows[:1]))
+    with pytest.raises(DataError, match="a stream, ended before it gave the 2 prompts of one optimizer step"):
+        kit.trainer(tmp_path / "short", train_dataset=short, max_steps=3).train()
+    once = iter(rows)
+    made = kit.trainer(tmp_path / "once", train_dataset=IterableDataset.from_generator(lambda: once), max_steps=3)
+    made.train()
+    assert made.state.global_step == 1
+    assert [line for line in caplog.messages if "the run ends at step 1 of 3. Give one that can be read more" in line]
+
+
 def test_tools_and_an_evaluation_of_a_stream_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tools"):
         kit.DOPDTrainer(model=kit.student(), args=kit.config(tmp_path), tools=[print])
