@@ -136,7 +136,7 @@ def commands() -> str:
         "you can fix; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM; 141 if the reader of the output has left; 75",
         "if the server of a teacher was lost, which is worth another try later.",
         "`--debug` before the command shows tracebacks. On several GPUs:",
-        "`accelerate launch -m dopd.cli.main train CONFIG`.",
+        "`dopd train CONFIG --accelerate_config multi_gpu --num_processes 8`.",
     ]
     for name, parser in subparsers.choices.items():
         lines += ["", f"## dopd {name}", "", _sentence(str(summaries[name]))]

@@ -14,6 +14,7 @@ from typing import Any
 import dopd
 from dopd.checkout import lab_module
 from dopd.cli import config_keys, look
+from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seconds, seed
 from dopd.errors import ConfigError, DopdError
@@ -138,7 +139,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "  dopd train tiny-dag --save_strategy steps --save_steps 20 --output_dir runs/saved\n"
         "  dopd train tiny-dag --save_strategy steps --save_steps 20 --output_dir runs/saved "
         "--resume_from_checkpoint true   (goes on from the newest whole checkpoint)\n"
-        "  accelerate launch -m dopd.cli.main train qwen3-8b-to-1.7b\n\n"
+        "  dopd train qwen3-8b-to-1.7b --accelerate_config multi_gpu --num_processes 8\n\n"
         "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
         "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
@@ -155,6 +156,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         help="print the resolved config, the table, and what `dopd doctor CONFIG` finds, and stop",
     )
     _add_token_ids(parser)
+    add_launch(parser)
     parser.set_defaults(run=_train)
 
 
@@ -188,12 +190,16 @@ def _train(arguments: argparse.Namespace) -> int:
             "a config is missing: dopd train CONFIG, a YAML file or the name of a recipe (`dopd config` lists the keys)"
         )
     settings = load_settings(config, flags)
+    launch = launch_command(arguments, [*(["--debug"] if arguments.debug else []), "train", *arguments.rest])
     if arguments.dry_run:
         from dopd.cli.doctor import print_findings
         from dopd.runs.examination import examine
 
         print(describe(settings, make_config(settings, elsewhere=True)), end="\n\n")
         return 2 if print_findings(examine(settings, token_ids=arguments.token_ids), ("fail",)) else 0
+    if launch is not None:  # settings that cannot work are said once, and not by every process
+        make_config(settings, elsewhere=True)
+        os.execv(launch[0], launch)
     print_outcome(train(settings))
     return 0
 
