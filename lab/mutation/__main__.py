@@ -1,7 +1,7 @@
 """`python -m lab.mutation --seed 15 --count 320`: see `dopd`'s tests fail, or not, on small faults.
 
 A run goes on where it stopped: coverage and verdicts are kept in the work folder. `--again` judges its survivors anew,
-with the tests as they are now.
+with the tests as they are now; only test files that were changed are measured again.
 """
 
 import argparse
@@ -35,7 +35,6 @@ def main() -> None:
     first = scratch / f"seed{arguments.seed}.jsonl"
     last = scratch / f"seed{arguments.seed}-again.jsonl"
     if arguments.again:
-        shutil.rmtree(scratch / "covered", ignore_errors=True)
         mutants = [verdict.mutant for verdict in campaign.read(first) if not verdict.noticed]
     else:
         mutants = campaign.sample(tree, arguments.seed, arguments.count)

@@ -190,6 +190,12 @@ def test_a_text_or_a_list_with_nothing_in_it_is_said_to_be_empty() -> None:
     assert Setting("where", list[Text]).read(["a", ""])[1][0].startswith("where (=['a', '']) has an empty entry")
 
 
+def test_a_mapping_of_fixed_keys_is_read_key_by_key() -> None:
+    setting = Setting("sizes", dict, keys={"width": Setting("width", int)})
+    assert setting.read({"width": 3}) == ({"width": 3}, [])
+    assert "width" in setting.read({"wide": 3})[1][0] and "sizes" in setting.read({"width": "a"})[1][0]
+
+
 def test_a_value_is_quoted_four_levels_deep() -> None:
     lists: Any = 1
     mappings: Any = 1

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import text_kit
 import torch
 import trainer_kit as kit
 from peft import LoraConfig, get_peft_model
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dopd.adapters import check_change, tuned_layers
+from dopd.checkpoints import _warn_of_other_base
 from dopd.data.encode import encode_prompts
 from dopd.errors import ConfigError, DataError, FileError, ModelError
 from dopd.lengths import forget_longer_passes
@@ -23,6 +25,7 @@ from dopd.runs.checks import check_answering
 from dopd.runs.settings import RunSettings
 from dopd.runs.train import _student_options
 from dopd.sampling import declared_ends
+from dopd.scoring import without_router_logits
 from dopd.tasks import get_source, get_task
 from dopd.tasks.base import TaskValidationError
 from dopd.tasks.dag import DagTask
@@ -117,6 +120,32 @@ def test_a_teacher_of_another_vocabulary_answers_no_questions() -> None:
         check_answering(evaluator, rows, kit.student(), small)
 
 
+def test_routers_are_asked_for_no_logits_where_a_model_has_them() -> None:
+    assert without_router_logits(text_kit.build("mixtral")) == {"output_router_logits": False}
+    model = kit.student()
+    assert without_router_logits(model) == {}
+    model.config.output_router_logits = True  # a checkpoint may hold it, and its model know nothing of it
+    assert without_router_logits(model) == {}
+
+
+def test_the_rows_of_a_view_are_those_that_have_its_context(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path)
+    rows = [
+        row | {"privileged_context": text} for row, text in zip(kit.task_rows(4), ["a", None, "1", " "], strict=True)
+    ]
+    rollouts: Any = SimpleNamespace(rows=rows, view=None, completion_ids=torch.zeros(4, 1).long(), scores=None)
+    present = made.step.views(rollouts)[1]
+    assert {name: has.tolist() for name, has in present.items()} == {"privileged": [True, False, True, False]}
+
+
+def test_a_scheduler_that_waits_for_a_metric_takes_none_of_the_students_evaluation(tmp_path: Path) -> None:
+    waits = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1}
+    kit.config(tmp_path, **waits)
+    kit.config(tmp_path, metric_for_best_model="loss", **waits)
+    with pytest.raises(ConfigError, match=r"\(='accuracy_greedy'\) is of the student's evaluation"):
+        kit.config(tmp_path, metric_for_best_model="accuracy_greedy", **waits)
+
+
 # --- Adapters and tokenizers of a revision or a folder
 
 
@@ -185,6 +214,18 @@ def test_the_tokenizer_of_a_teacher_is_read_from_where_its_model_is(tmp_path: Pa
     kit.TOKENIZER.save_pretrained(tmp_path / "inner")
     args = kit.config(tmp_path / "run", teacher_model_init_kwargs={"subfolder": "inner"})
     assert setup._tokenizer(str(tmp_path), args).get_vocab() == kit.TOKENIZER.get_vocab()
+
+
+def test_an_adapter_on_another_folder_than_its_runs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    pairs = {(one, other): True, (one, one): False, (one, ""): False}
+    of_the_hub = {("someone/base", one): False, (one, "someone/base"): False}
+    for (base, trained), told in {**pairs, **of_the_hub}.items():
+        caplog.clear()
+        _warn_of_other_base("adapter", base, {"model_name_or_path": trained})
+        assert bool(caplog.records) is told
 
 
 # --- What is logged

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.mutation.campaign import Verdict, table
-from lab.mutation.covered import Covered
+from lab.mutation import covered as measuring
+from lab.mutation.campaign import Verdict, likely_first, table
+from lab.mutation.covered import Covered, measure
 from lab.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +94,39 @@ def test_the_table_counts_packages_and_lists_what_nothing_noticed() -> None:
     )
     assert "| dopd | 1 | 1 | 100% |" in text and "| step | 2 | 1 | 50% |" in text and "| all | 3 | 2 | 67% |" in text
     assert "| dopd/step/b.py:7 | boolean operator | `a or b` | `(a and b)` | |" in text and "a.py" not in text
+
+
+def test_tests_named_after_a_module_or_importing_it_come_first(tmp_path: Path) -> None:
+    texts = {
+        "test_far.py": "import dopd\n",
+        "test_near.py": "from dopd.fused.tiles import entropy\n",
+        "test_tile.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    mutant = Mutant("dopd/fused/tiles.py", "constant", 3, 0, 3, 1, "1", "(2)", None)
+    tests = ["test_far.py::a", "test_near.py::b", "test_far.py::c", "test_tile.py::d"]
+    assert likely_first(tmp_path, mutant, tests) == [tests[1], tests[3], tests[0], tests[2]]
+
+
+def test_a_file_of_tests_is_measured_again_when_it_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def of_one_file(tree: Path, scratch: Path, file: str, seconds: float) -> Covered:
+        measured.append(file)
+        return Covered({f"{file}::a": 1.0}, {"dopd/a.py": {1: [], 2: [f"{file}::a"], 3: [f"{file}::a"]}})
+
+    monkeypatch.setattr(measuring, "_of_one_file", of_one_file)
+    tree, files = tmp_path / "tree", ["test_one.py", "test_two.py"]
+    (tree / "dopd").mkdir(parents=True)
+    (tree / "dopd" / "a.py").write_text("def f():\n    x = 1\n    return x\n")
+    for file in files:
+        (tree / file).write_text("")
+    measure(tree, tmp_path, files, 1.0)
+    (tree / "dopd" / "a.py").write_text("import os\n\n\ndef f():\n    x = 1\n    return x + 1\n")
+    (tree / "test_two.py").write_text("changed")
+    lines = measure(tree, tmp_path, files, 1.0).lines["dopd/a.py"]
+    assert measured == [*files, "test_two.py"]
+    # Of the file that was not run again: the line that moved, and not the one that is another now.
+    assert {line for line, tests in lines.items() if "test_one.py::a" in tests} == {5}
+    assert {line for line, tests in lines.items() if "test_two.py::a" in tests} == {2, 3}
