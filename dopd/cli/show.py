@@ -165,8 +165,10 @@ def _needs_in_words(table: "RoutingTable") -> str:
 
 def needs_of(table: "RoutingTable") -> list[str]:
     """What a method needs beside prompts and the student, in words."""
+    from dopd.servers import support_in_words
+
     sources = [SOURCES[name] for name in table.sources]
-    needs = ["a teacher"] if table.needs_teacher else []
+    needs = [f"a teacher (on a server: {support_in_words(table)})"] if table.needs_teacher else []
     needs += ["privileged_context"] if table.needs_privileged else []
     if any(source.view == CONTRAST for source in sources) and table.contrast == "column":
         needs.append("contrast_context")

@@ -105,7 +105,9 @@ def describe(settings: RunSettings, config: DOPDConfig) -> str:
         f"{completions // config.num_generations} prompts x {config.num_generations} rollouts"
     )
     served = config.served_table()
-    notes = [] if served is None else ["teacher on a server:", *(f"  {note}" for note in served.notes)]
+    notes = (
+        [] if served is None or not served.notes else ["teacher on a server:", *(f"  {note}" for note in served.notes)]
+    )
     said = [table.describe(), *notes, f"source: {table.source_note or 'your own rows'}"]
     return "\n".join([settings.to_yaml(), plan, "", *said])
 

@@ -6,7 +6,7 @@ Read in this order: `tables` (what is asked for), `contract` (requests and repli
 
 from dopd.servers.client import KEY_VARIABLE, Client, Patience, server_urls
 from dopd.servers.handshake import Tried, check_tokens, introduced
-from dopd.servers.tables import ServedTable, ServerSupport, served_table
+from dopd.servers.tables import ServedTable, ServerSupport, served_table, support_in_words
 from dopd.servers.teacher import Introduction, ServedScorer, ServedTeacher
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "introduced",
     "served_table",
     "server_urls",
+    "support_in_words",
 ]

@@ -71,6 +71,21 @@ def served_table(table: RoutingTable, support: ServerSupport, top_k: int) -> Ser
     return ServedTable(replace(table, name=name, rules=tuple(rules)), notes, max(listed, default=0))
 
 
+def support_in_words(table: RoutingTable) -> str:
+    """What a table that reads a teacher gets of one on a server, in a few words."""
+    choices: tuple[tuple[ServerSupport, str], ...] = (
+        ("exact", "exactly"),
+        ("target_topk", "with teacher_server_support=target_topk"),
+    )
+    for support, words in choices:
+        try:
+            served_table(table, support, 1)
+        except ConfigError:
+            continue
+        return words
+    return "no"
+
+
 def _reads_teacher(rule: Rule) -> bool:
     return bool(rule.weight and rule.target_names & TEACHER_SOURCES)
 
