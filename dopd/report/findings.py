@@ -24,17 +24,20 @@ _FEW = 3  # logged steps at either end
 
 @dataclass(frozen=True)
 class Found:
-    """One warning of one run: `level` (`bad` or `note`), what is wrong in a few words, its numbers, what to do."""
+    """One warning of one run: `level` (`bad` or `note`), what is wrong in a few words, its numbers, what to do, and
+    whether a higher learning rate or more steps would make it worse.
+    """
 
     level: str
     title: str
     text: str
     advice: str
+    overtrained: bool = False
 
 
 def findings(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Warnings by method: `method`, and `warnings` with `level`, `title`, `runs` (`run` and `text` of each run that has
-    it), `of` (how many runs the method has) and `advice`; of one method, what is bad first.
+    it), `of` (how many runs the method has), `advice` and `overtrained`; of one method, what is bad first.
     """
     found = []
     about_all = list(_teacher_no_better(summary))
@@ -57,7 +60,8 @@ def _merged(same: Sequence[tuple[str, Found]], of: int) -> dict[str, Any]:
     worst_first = sorted(same, key=lambda named: named[1].level != "bad")
     worst = worst_first[0][1]
     runs = [{"run": run, "text": one.text} for run, one in worst_first]
-    return {"level": worst.level, "title": worst.title, "runs": runs, "of": of, "advice": worst.advice}
+    said = {"level": worst.level, "title": worst.title, "runs": runs, "of": of, "advice": worst.advice}
+    return said | {"overtrained": worst.overtrained}
 
 
 def num_serious(found: Sequence[Mapping[str, Any]]) -> int:
@@ -89,6 +93,7 @@ def _collapse(run: RunRecord) -> Iterator[Found]:
             f"entropy fell from {start:.3f} to {end:.3f} nats, and accuracy fell from its best.",
             "Lower `learning_rate` to a third and stop at the best step; of routed methods, try "
             "`privileged_student: ema` or `privileged_student: frozen`.",
+            overtrained=True,
         )
 
 
@@ -107,6 +112,7 @@ def _clipped(run: RunRecord) -> Iterator[Found]:
             text,
             "The student has unlearned to end: lower `learning_rate`, and check that the teacher ends its answers with "
             "a token that the student knows as an end.",
+            overtrained=True,
         )
     elif end > _CLIPPED:
         yield Found(
@@ -132,6 +138,7 @@ def _lengths(run: RunRecord) -> Iterator[Found]:
             "Compare the last answers below with the first: if they repeat themselves or copy the length of p, lower "
             "`learning_rate` or shorten p; if they reason more and accuracy rises, raise `max_completion_length` with "
             "them.",
+            overtrained=True,
         )
     elif end < _SHORTER * start:
         yield Found(
@@ -140,6 +147,7 @@ def _lengths(run: RunRecord) -> Iterator[Found]:
             text,
             "Compare the last answers below with the first: a student that leaves its reasoning out has learned to "
             "answer as if it had p. Lower `learning_rate`, or try a p that names the steps and not the result.",
+            overtrained=True,
         )
 
 
@@ -159,6 +167,7 @@ def _illusion(run: RunRecord) -> Iterator[Found]:
             f"rose by {100 * rise:.1f}: the student learns to use what it will not have.",
             f"Stop at step {best} (`max_steps: {best}`), or try `method: dopd` with `privileged_student: ema`; a p "
             "that says less of the answer leaves less to copy.",
+            overtrained=True,
         )
     top = max(privileged.values())
     drift = top - privileged[last]
@@ -168,6 +177,7 @@ def _illusion(run: RunRecord) -> Iterator[Found]:
             "the privileged student drifts",
             f"accuracy with p fell by {100 * drift:.1f} points from its best; its targets get worse.",
             "Lower `learning_rate`, or try `privileged_student: ema` or `privileged_student: frozen`.",
+            overtrained=True,
         )
 
 

@@ -13,15 +13,17 @@ from jinja2 import Environment, StrictUndefined
 
 from dopd.errors import FileError
 from dopd.files import read_plain, replace_file
-from dopd.report.findings import findings, num_serious
+from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
 from dopd.report.palette import TINT_LIGHT, label_colours, label_meanings, style_variables
+from dopd.report.records import GIVEN_IN_PYTHON, RunRecord
 from dopd.report.series import charts
 from dopd.report.traces import pack_traces
 from dopd.report.verdict import verdict
 
 REPORT_FILE = "report.html"
+_MODELS = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}
 _GENERATOR = b'<meta name="generator" content="dopd">'
 _SCRIPTS = (
     "page.js",
@@ -116,7 +118,7 @@ def report_data(paths: Sequence[str | Path]) -> dict[str, Any]:
         "title": _title(groups, summary),
         "subtitle": _subtitle(groups),
         "runs": [{"label": group.label, "seed": seed_of(run), "several": len(group.runs) > 1} for group, run in runs],
-        "verdict": verdict(groups, summary, num_serious(warnings)),
+        "verdict": verdict(groups, summary, warnings),
         "headline": headline(groups, summary),
         "findings": warnings,
         "charts": charts(groups, summary),
@@ -177,9 +179,20 @@ def script_json(value: Any) -> str:
 
 
 def _title(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> str:
-    task = summary.get("task") or groups[0].runs[0].config.get("task") or groups[0].runs[0].config.get("dataset_name")
     names = " and ".join(group.label for group in groups) if len(groups) < 3 else f"{len(groups)} methods"
-    return f"{task}: {names}" if task else names
+    subject = summary.get("task") or _subject([run for group in groups for run in group.runs])
+    return f"{subject}: {names}" if subject else names
+
+
+def _subject(runs: Sequence[RunRecord]) -> str:
+    """What runs are known by: their task, the name of their dataset or, of one run, that of its folder."""
+    task, dataset = runs[0].config.get("task"), runs[0].config.get("dataset_name")
+    if task:
+        return str(task)
+    if isinstance(dataset, str) and dataset and not dataset.startswith(GIVEN_IN_PYTHON):
+        is_hub_id = dataset.count("/") < 2 and not Path(dataset).suffix and not dataset.startswith((".", "/", "~"))
+        return dataset if is_hub_id else Path(dataset).name or dataset
+    return runs[0].folder.resolve().name if len(runs) == 1 else ""
 
 
 def _subtitle(groups: Sequence[RunGroup]) -> str:
@@ -187,8 +200,7 @@ def _subtitle(groups: Sequence[RunGroup]) -> str:
     steps = max((record["step"] for group in groups for run in group.runs for record in run.metrics), default=0)
     num_runs = sum(len(group.runs) for group in groups)
     parts = [
-        f"student {config.get('model_name_or_path', '?')}",
-        f"teacher {config.get('teacher_model_name_or_path', '?')}",
+        *(f"{role} {str(config.get(name, '?')).removeprefix(GIVEN_IN_PYTHON)}" for role, name in _MODELS.items()),
         f"{num_runs} run{'s' if num_runs != 1 else ''}",
         f"{steps} steps",
     ]

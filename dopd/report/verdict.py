@@ -10,6 +10,7 @@ from dopd.report.comparisons import (
     Difference,
     compare,
 )
+from dopd.report.findings import num_serious
 from dopd.report.groups import RunGroup, seed_of, settings_of
 from dopd.report.headline import as_result, evaluations, last_evaluation
 from dopd.report.roles import of_interest, reference_of
@@ -31,14 +32,16 @@ _HIGH_RATE = 1.0  # nobody trains with more
 _UNIT = " points"
 
 
-def verdict(groups: Sequence[RunGroup], summary: Mapping[str, Any], warnings: int) -> dict[str, Any]:
+def verdict(
+    groups: Sequence[RunGroup], summary: Mapping[str, Any], warnings: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The verdict as `level` (`better`, `worse`, `undecided`, `untested`, `unknown`), `sentence`, `next` (what to do),
     `table` (`columns`, `rows`) and `note`.
 
     Args:
         groups (`list[RunGroup]`): the runs.
         summary (`dict`): what `dopd quickstart` wrote beside them, or empty.
-        warnings (`int`): warnings that say that something went wrong.
+        warnings (`list[dict]`): what `findings` gave of them; what is said to do next does not contradict it.
     """
     found = differences_of(groups, summary)
     labels = [group.label for group in groups]
@@ -150,13 +153,16 @@ def _under_way(groups: Sequence[RunGroup]) -> str:
     return f"So far (step {min(left)[0]} of {min(left)[1]}): " if left else ""
 
 
-def _next_steps(found: Sequence[Difference], groups: Sequence[RunGroup], level: str, warnings: int) -> list[str]:
+def _next_steps(
+    found: Sequence[Difference], groups: Sequence[RunGroup], level: str, warnings: Sequence[Mapping[str, Any]]
+) -> list[str]:
     labels = [group.label for group in groups]
     method, reference = of_interest(labels), reference_of(labels)
     config = groups[labels.index(method)].runs[0].config
     steps = []
-    if warnings:
-        steps.append(f"Begin with the {warnings} serious warning{'s' * (warnings > 1)}.")
+    serious = num_serious(warnings)
+    if serious:
+        steps.append(f"Begin with the {serious} serious warning{'s' * (serious > 1)}.")
     if level == "unknown":
         steps.append(
             "Set `student_eval_steps` (for example to a tenth of the steps) and held-out rows (`dataset_test_split`, "
@@ -172,15 +178,29 @@ def _next_steps(found: Sequence[Difference], groups: Sequence[RunGroup], level: 
     if reference is None:
         other = "vanilla" if method != "vanilla" else "privileged_teacher"
         steps.append(f"To see what {method} adds, train `method: {other}` with the same seeds and report both.")
-    rate = config.get("learning_rate")
-    if isinstance(rate, float) and 0 < rate < _HIGH_RATE and level in ("worse", "undecided"):
-        way, value = ("lower", rate / 3) if level == "worse" else ("higher", rate * 3)
-        more = "" if level == "worse" else ", or twice the `max_steps`"
-        steps.append(f"Try a {way} rate (`learning_rate: {value:.2g}`; it was {rate:.2g}){more}.")
+    steps += _rate_to_try(config.get("learning_rate"), level, _overtrained(warnings, method))
     against = next((difference for difference in mine if difference.against == reference), None)
     if against is not None and against.verdict == "worse":
         steps.append(f"{reference} is better here: take it, or try `privileged_student: ema` if the method reads one.")
     return steps[:_MOST_STEPS] or ["Keep the settings; evaluate on problems of another kind before you rely on it."]
+
+
+def _overtrained(warnings: Sequence[Mapping[str, Any]], method: str) -> str:
+    """The title of the first warning of a method that more training would make worse; `""` without one."""
+    own = (warning for group in warnings if group["method"] == method for warning in group["warnings"])
+    return next((warning["title"] for warning in own if warning["overtrained"]), "")
+
+
+def _rate_to_try(rate: Any, level: str, overtrained: str) -> list[str]:
+    """A learning rate to try next, where that may help: lower where training has done harm, higher where nothing was
+    gained.
+    """
+    if not isinstance(rate, float) or not 0 < rate < _HIGH_RATE or level not in ("worse", "undecided"):
+        return []
+    if level == "worse" or overtrained:
+        why = f": see the warning '{overtrained}'" if overtrained else ""
+        return [f"Try a lower rate (`learning_rate: {rate / 3:.2g}`; it was {rate:.2g}){why}."]
+    return [f"Try a higher rate (`learning_rate: {rate * 3:.2g}`; it was {rate:.2g}), or twice the `max_steps`."]
 
 
 def _table(found: Sequence[Difference]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dopd.inspection.schema import problems, read_trace
 from dopd.report import palette, traces
 from dopd.report.groups import differences, find_runs, find_summary
 from dopd.report.headline import headline
-from dopd.report.page import inspection_page, report_page, write_report
+from dopd.report.page import inspection_page, report_data, report_page, write_report
 from dopd.report.series import charts, thin
 from dopd.statistics import mean_interval, wilson_interval
 
@@ -318,3 +318,26 @@ def test_only_the_pages_own_scripts_may_run() -> None:
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
     assert len(scripts) == len(SCRIPTS) and allowed == hashes
     assert "script-src 'unsafe" not in policy[1] and "default-src 'none'" in policy[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "title"),
+    [
+        ({}, "dag: dopd"),
+        ({"task": None, "dataset_name": "openai/gsm8k"}, "openai/gsm8k: dopd"),
+        ({"task": None, "dataset_name": "/somewhere/else/train.jsonl"}, "train.jsonl: dopd"),
+        ({"task": None, "dataset_name": ["a.jsonl", "b.jsonl"]}, "first: dopd"),
+        ({"task": None, "dataset_name": "given in Python: Dataset, 64 rows, columns prompt"}, "first: dopd"),
+    ],
+)
+def test_a_title_is_short(tmp_path: Path, config: dict[str, Any], title: str) -> None:
+    run = kit.run_folder(tmp_path / "first", config=config | {"model_name_or_path": "given in Python: Net, 1 M"})
+    data = report_data([run])
+    assert data["title"] == title and data["subtitle"].startswith("student Net, 1 M, teacher tiny:dag/teacher, 1 run")
+
+
+def test_seeds_of_rows_given_in_python_have_the_title_of_their_method(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        config = {"task": None, "dataset_name": "given in Python: Dataset"}
+        kit.run_folder(tmp_path / f"seed{seed}", seed=seed, config=config)
+    assert report_data([tmp_path])["title"] == "dopd"

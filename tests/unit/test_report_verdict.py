@@ -10,8 +10,9 @@ import pytest
 
 import tests.report_kit as kit
 from dopd.report.comparisons import START, Difference, compare
+from dopd.report.findings import findings
 from dopd.report.groups import find_runs, find_summary, group_runs
-from dopd.report.page import report_page
+from dopd.report.page import report_data, report_page
 from dopd.report.roles import of_interest, places, reference_of
 from dopd.report.summary import verdicts
 from dopd.report.verdict import differences_of, verdict
@@ -147,7 +148,7 @@ def test_runs_on_other_problems_are_not_compared_with_one_another(tmp_path: Path
             finished(tmp_path / f"{method}{seed}", method, seed, 0.5, config={"task": task})
     groups = group_runs(find_runs([tmp_path]))
     assert {d.against for d in differences_of(groups, {})} == {START}
-    assert "different held-out problems" in verdict(groups, {}, 0)["note"]
+    assert "different held-out problems" in verdict(groups, {})["note"]
 
 
 def test_the_page_the_terminal_and_the_summary_say_the_same(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_the_page_the_terminal_and_the_summary_say_the_same(tmp_path: Path) -> N
     methods = {method: [result(value) for value in values] for method, values in accuracies.items()}
     summary = {"start": result(0.4), "teacher_result": result(0.9), "task": "dag", "methods": methods}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    found = verdict(group_runs(find_runs([tmp_path])), find_summary([tmp_path]), 0)
+    found = verdict(group_runs(find_runs([tmp_path])), find_summary([tmp_path]))
     lines = verdicts(summary)
     assert found["sentence"] in lines and found["level"] == "better"
     gain = mean_interval([value - 0.4 for value in accuracies["dopd"]])
@@ -173,7 +174,8 @@ def test_the_page_the_terminal_and_the_summary_say_the_same(tmp_path: Path) -> N
 
 
 def levels(folder: Path, **options: Any) -> tuple[str, str, list[str]]:
-    found = verdict(group_runs(find_runs([kit.run_folder(folder, **options)])), {}, options.get("warnings", 0))
+    groups = group_runs(find_runs([kit.run_folder(folder, **options)]))
+    found = verdict(groups, {}, findings(groups, {}))
     return found["level"], found["sentence"], found["next"]
 
 
@@ -188,10 +190,33 @@ def test_levels_of_single_runs_and_what_to_do_next(tmp_path: Path) -> None:
     assert any("learning_rate: 0.003`" in step for step in steps)
 
 
+@pytest.mark.parametrize(
+    ("warned", "series"),
+    [
+        ("the privileged student drifts", {"privileged": lambda t: 0.9 - 0.4 * t}),
+        ("privilege illusion", {"greedy": lambda t: 0.5 + t * (1 - t), "privileged": lambda t: 0.7 + 0.2 * t}),
+    ],
+)
+def test_where_a_warning_says_that_it_was_too_much_the_verdict_asks_for_no_more(
+    warned: str, series: Any, tmp_path: Path
+) -> None:
+    options: Any = {"greedy": lambda t: 0.5} | series
+    groups = group_runs(find_runs([kit.run_folder(tmp_path / "run", **options)]))
+    warnings = findings(groups, {})
+    assert [one["title"] for one in warnings[0]["warnings"]] == [warned]
+    found = verdict(groups, {}, warnings)
+    assert found["level"] == "undecided"
+    lower = f"Try a lower rate (`learning_rate: 0.00033`; it was 0.001): see the warning '{warned}'."
+    shown = [] if warnings[0]["warnings"][0]["level"] == "bad" else [lower]  # what is serious comes first, of three
+    assert [step for step in found["next"] if "learning_rate" in step or "max_steps" in step] == shown
+    assert found["next"] == report_data([tmp_path])["verdict"]["next"]
+
+
 def test_a_run_that_was_never_evaluated_gets_no_verdict(tmp_path: Path) -> None:
     run = kit.run_folder(tmp_path / "run")
     kit.write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
-    found = verdict(group_runs(find_runs([run])), {}, 2)
+    serious = {"level": "bad", "title": "dead teacher", "overtrained": False}
+    found = verdict(group_runs(find_runs([run])), {}, [{"method": "dopd", "warnings": [serious] * 2}])
     assert found["level"] == "unknown" and found["table"]["rows"] == []
     assert "2 serious warnings" in found["next"][0] and "`student_eval_steps`" in found["next"][1]
 
@@ -211,7 +236,7 @@ def test_evaluations_that_cannot_be_are_left_out(tmp_path: Path, name: str, valu
     records = [{**line, f"eval_{name}": value} if "eval_entropy" in line else line for line in kit.metrics(6)]
     kit.write_lines(run / "metrics.jsonl", records)
     (run / "result.json").write_text(json.dumps({"metrics": {name: value}, "scores": {"greedy": [1e299, -1e299]}}))
-    found = verdict(group_runs(find_runs([run])), {}, 0)
+    found = verdict(group_runs(find_runs([run])), {})
     assert report_page([run]) and "nan" not in json.dumps(found).lower()
     assert found["level"] == ("unknown" if name == "accuracy_greedy" else "untested")
     assert name == "accuracy_greedy" or "the number of prompts is unknown" in found["sentence"]
