@@ -213,13 +213,13 @@ def all_settings() -> dict[str, Setting]:
     return own_settings() | trainer_settings(DOPDConfig)
 
 
-def load_settings(path: str | Path | None, flags: Sequence[str] = (), **overrides: Any) -> RunSettings:
+def load_settings(path: str | Path | None, flags: Sequence[str] = (), /, **overrides: Any) -> RunSettings:
     """Read a YAML file, then flags, then keyword arguments, each overriding the ones before.
 
     Args:
         path (`str`, *optional*): a YAML file of keys and values, or the name of a recipe.
         flags (`list[str]`): `["--key", "value", "--other=value"]`; a flag without a value is `true`.
-        overrides: keys and values.
+        overrides: keys and values, of any name.
 
     Raises:
         ConfigError: an unreadable file, unknown keys (with the closest known ones), or values that cannot be used; all

@@ -146,6 +146,12 @@ def test_any_settings_are_taken_as_they_are_meant_or_refused_by_name(data: st.Da
     assert load_settings(None, **read_yaml(made.to_yaml())).to_yaml() == made.to_yaml()
 
 
+@pytest.mark.parametrize("name", ["path", "flags"])
+def test_a_key_may_have_the_name_of_an_argument(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{name}'"):
+        load_settings(None, **BASE, **{name: "x"})
+
+
 # --- Flags
 
 
