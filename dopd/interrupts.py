@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from dopd.launched import is_main_process
 from dopd.watchdog import Watchdog
 
 _WATCHDOG = Watchdog()
@@ -65,6 +66,8 @@ class StopRequests:
 
 
 def _say(text: str) -> None:
+    if not is_main_process():  # a launcher sends its signal to all of them
+        return
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())  # a print could be inside of another one
 

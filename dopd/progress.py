@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from dopd.launched import is_main_process
 from dopd.shown import visible
 
 _Thing = TypeVar("_Thing")
@@ -50,7 +51,11 @@ def tracked(label: str, unit: str, things: Sequence[_Thing]) -> Iterator[_Thing]
 
 
 def say(text: str) -> None:
-    """Print a line. Where nobody reads it any more, or it does not fit, what it is about goes on."""
+    """Print a line, on the main process of a run alone. Where nobody reads it any more, or it does not fit, what it is
+    about goes on.
+    """
+    if not is_main_process():
+        return
     try:
         print(text, flush=True)
     except OSError:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from dopd.errors import ConfigError, DopdError
+from dopd.launched import is_main_process
+from dopd.progress import say
 from dopd.runs.examination import Finding, examine
 from dopd.runs.quiet import quiet_libraries
 from dopd.runs.settings import load_settings
@@ -40,13 +42,13 @@ def run_doctor(config: str | None, flags: Sequence[str], *, token_ids: bool, loc
     asked = of_config(config, flags, token_ids=token_ids, local_teacher=local_teacher)
     findings = chain(environment(), asked if config or flags or local_teacher else ())
     failed = print_findings(findings, ("fail", "here"))
-    print("all well" if not failed else f"{failed} problem(s)")
+    say("all well" if not failed else f"{failed} problem(s)")
     return 2 if failed else 0
 
 
 def print_findings(findings: Iterable[Finding], counted: Sequence[str]) -> int:
     """Print findings as they are made; returns how many have one of the levels that are counted."""
-    console, count = Console(soft_wrap=True), 0
+    console, count = Console(soft_wrap=True, quiet=not is_main_process()), 0
     for finding in findings:
         console.print(f"{_SIGNS[finding.level]}  {escape(visible(finding.text))}")
         count += finding.level in counted

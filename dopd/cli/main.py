@@ -20,6 +20,7 @@ from dopd.cli.values import add_asking, as_asked, positive, prompt_count, second
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
+from dopd.launched import is_main_process
 from dopd.runs.recipes import recipe_names, recipe_path
 from dopd.shown import visible
 
@@ -52,7 +53,8 @@ def _main(argv: Sequence[str] | None) -> int:
         with raising():
             return arguments.run(arguments) or 0
     except Stopped as stop:
-        print(visible(stop.message), file=sys.stderr)
+        if is_main_process():  # all processes of a run have stopped
+            print(visible(stop.message), file=sys.stderr)
         return exit_status(stop.signal)
     except BrokenPipeError:
         raise
@@ -179,6 +181,7 @@ def _recipes() -> str:
 
 def _train(arguments: argparse.Namespace) -> int:
     from dopd.cli.show import print_outcome
+    from dopd.progress import say
     from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings, split_arguments
     from dopd.runs.train import describe, make_config, train
@@ -195,7 +198,7 @@ def _train(arguments: argparse.Namespace) -> int:
         from dopd.cli.doctor import print_findings
         from dopd.runs.examination import examine
 
-        print(describe(settings, make_config(settings, elsewhere=True)), end="\n\n")
+        say(f"{describe(settings, make_config(settings, elsewhere=True))}\n")
         return 2 if print_findings(examine(settings, token_ids=arguments.token_ids), ("fail",)) else 0
     if launch is not None:  # settings that cannot work are said once, and not by every process
         make_config(settings, elsewhere=True)

@@ -45,6 +45,13 @@ def test_the_main_process_alone_warns(two: dict[str, Any], folder: Path) -> None
     assert [output.count("what a process warns of") for output in outputs] == [1, 0]
 
 
+def test_the_main_process_alone_says_what_a_command_came_to(two: dict[str, Any], folder: Path) -> None:
+    outputs = [(folder / f"output{rank}.txt").read_text() for rank in range(2)]
+    assert two["command"] == [[0, 0], [0, 0]]
+    for line in ("run folder: ", "report: ", "next: ", "model_name_or_path: tiny:dag/student", "ok    student: "):
+        assert [output.count(f"\n{line}") for output in outputs] == [1, 0], line
+
+
 def test_every_prompt_of_an_epoch_is_met_once_and_a_resumed_second_epoch_goes_on_in_its_own_order(
     two: dict[str, Any],
 ) -> None:

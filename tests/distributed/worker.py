@@ -8,8 +8,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import trainer_kit as kit
+import yaml
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+
+import dopd.cli.main
 
 torch.set_num_threads(1)
 
@@ -72,6 +75,17 @@ def stream(folder: Path) -> dict[str, object]:
     return {"prompts": gather_object([batches[0]["prompt_ids"].tolist()])}
 
 
+def command(folder: Path) -> list[int]:
+    """Statuses of `dopd train`, without and with --dry-run, on every process."""
+    said: dict[str, object] = {"max_steps": 1, "per_device_train_batch_size": 4, "dtype": "float32"}
+    said |= {"model_name_or_path": "tiny:dag/student", "teacher_model_name_or_path": "tiny:dag/teacher", "task": "dag"}
+    said |= {"privileged_template": "{prompt} {privileged_context}", "train_prompts": 8, "eval_prompts": 4}
+    said |= {"use_cpu": True, "bf16": False, "max_completion_length": 5, "output_dir": str(folder / "command")}
+    (folder / "command.yaml").write_text(yaml.safe_dump(said))
+    arguments = ["train", str(folder / "command.yaml")]
+    return [dopd.cli.main.main(arguments), dopd.cli.main.main([*arguments, "--dry-run"])]
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     kit.config(folder)
@@ -85,6 +99,7 @@ def main() -> None:
         "orders": orders(folder),
         "run": whole_run(folder),
         "stream": stream(folder),
+        "command": gather_object([command(folder)]),
     }
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")

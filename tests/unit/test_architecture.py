@@ -14,7 +14,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "random_states"],
+    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "random_states", "launched"],
     ["interrupts", "ranks"],
     ["shown", "registry", "files", "examples"],
     ["progress"],

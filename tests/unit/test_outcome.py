@@ -51,6 +51,21 @@ def test_the_evaluation_after_training_counts_and_what_was_not_measured_is_said(
     assert command == f"next: dopd eval {tmp_path} --split ood"
 
 
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1", "RANK": "1"}, {"OMPI_COMM_WORLD_RANK": "3"}])
+def test_of_several_processes_the_first_alone_prints(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path, [{"step": 1, "loss": 1.0}])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    print_outcome(run)
+    assert capsys.readouterr().out == ""
+    for name in variables:
+        monkeypatch.setenv(name, "0")
+    print_outcome(run)
+    assert "run folder: " in capsys.readouterr().out
+
+
 def test_two_numbers_of_prompts_are_both_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = {
         "metrics": {"accuracy_greedy": 0.5, "num_prompts": 512},
