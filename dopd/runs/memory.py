@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from dopd.tables import RoutingTable
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.optimizer_states import kept_bytes
 
-GIB = 2**30
 PROMPT_TOKENS = 512  # of a prompt, where no limit says how long they are
-_STATES = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0, "lion": 1}  # numbers of an optimizer for each weight
 # Bytes of activations that a layer keeps for its backward pass, for each token and hidden unit, in two bytes each and
 # with attention that keeps no scores (Korthikanti et al. 2022, section 4.1).
 _KEPT = 34
@@ -23,7 +21,7 @@ class ModelSize:
 
     Attributes:
         weights (`int`): bytes.
-        trainable (`int`): weights with a gradient, in numbers.
+        trainable, trained (`int`): weights with a gradient, in numbers and in bytes.
         element (`int`): bytes of a number of its activations.
         layers, hidden, vocabulary (`int`): numbers.
         cached (`int`): numbers that the cache of keys and values holds for each token.
@@ -31,6 +29,7 @@ class ModelSize:
 
     weights: int
     trainable: int
+    trained: int
     element: int
     layers: int
     hidden: int
@@ -38,8 +37,8 @@ class ModelSize:
     cached: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "ModelSize":
-        """That of a model, which may be on the device `meta`."""
+    def of(cls, model: Any) -> "ModelSize":
+        """That of a transformers model, with adapters or without; it may be on the device `meta`."""
         text: Any = model.config.get_text_config()
         heads = text.num_attention_heads
         per_head = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -48,6 +47,7 @@ class ModelSize:
         return cls(
             weights=sum(one.numel() * one.element_size() for one in parameters),
             trainable=sum(one.numel() for one in parameters if one.requires_grad),
+            trained=sum(one.numel() * one.element_size() for one in parameters if one.requires_grad),
             element=max((one.element_size() for one in parameters if one.is_floating_point()), default=4),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
@@ -91,9 +91,8 @@ def phases(student: ModelSize, teacher: ModelSize | None, config: DOPDConfig, ta
 def _of_optimizer(student: ModelSize, config: DOPDConfig) -> int:
     """Bytes of gradients and of what the optimizer keeps."""
     name = str(getattr(config.optim, "value", config.optim))
-    states = next((count for word, count in _STATES.items() if word in name), 2)
-    each = 1 if "8bit" in name else student.element
-    return student.trainable * (student.element + states * each)
+    element = student.trained // max(student.trainable, 1)
+    return student.trained + int(student.trainable * kept_bytes(name, element))
 
 
 def available() -> tuple[str, int]:

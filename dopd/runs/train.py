@@ -70,7 +70,7 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
         config = DOPDConfig(**settings.trainer | there)
     if settings.use_peft and (not elsewhere or importlib.util.find_spec("peft")):
         with problems.collected():
-            _peft_config(settings)
+            peft_config_of(settings)
     if config is not None:
         problems.add(*run_problems(settings, config, elsewhere=elsewhere))
         if os.path.isdir(settings.model_name_or_path):  # of a hub id, one would have to ask the hub
@@ -193,7 +193,7 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
     table = config.routing_table()
     ask_server(config)
     options = _student_options(settings, config)
-    peft_config = on_revision(_peft_config(settings), settings.model_name_or_path, options)
+    peft_config = on_revision(peft_config_of(settings), settings.model_name_or_path, options)
     train_rows, held_out, verifier = load_rows(settings, verifier_timeout=config.verifier_timeout)
     functions = load_reward_functions(settings.reward_funcs, config.verifier_timeout)
     judge = judge_of(verifier, functions, config.reward_weights, config.verifier_timeout)
@@ -269,7 +269,12 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
     return options | {"quantization_config": packed}
 
 
-def _peft_config(settings: RunSettings) -> Any:
+def peft_config_of(settings: RunSettings) -> Any:
+    """The adapter that a run trains; `None` for whole weights.
+
+    Raises:
+        ConfigError: PEFT is not installed, or refuses a setting.
+    """
     if not settings.use_peft:
         return None
     parameters = settings.lora_target_parameters  # PEFT reads a list alone

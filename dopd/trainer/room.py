@@ -8,16 +8,14 @@ import shutil
 from pathlib import Path
 
 from dopd.adapters import has_adapters
+from dopd.shown import shown_bytes
 from dopd.trainer.folder import PREVIOUS
 from dopd.trainer.host import HostTrainer
+from dopd.trainer.optimizer_states import kept_bytes
 
 logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Bytes that an optimizer saves for each trained number; AdamW's two averages in float32 where nothing else is known.
-_OF_OPTIMIZERS = {"sgd": 0, "adafactor": 0, "8bit": 2, "4bit": 1, "muon": 4, "lion": 4, "adagrad": 4, "rmsprop": 4}
-_TWO_AVERAGES = 8
-_SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def tell_room(host: HostTrainer) -> None:
@@ -28,9 +26,9 @@ def tell_room(host: HostTrainer) -> None:
     if count * checkpoint + model <= free:
         return
     logger.warning(
-        f"output_dir (={str(run)!r}) needs about {in_words(count * checkpoint + model)} ({count} checkpoints of "
-        f"{in_words(checkpoint)} and the model of {in_words(model)}), and {in_words(free)} are free there: set "
-        f"save_total_limit or save_only_model, choose another output_dir, or free space{way_of_previous(run)}"
+        f"output_dir (={str(run)!r}) needs about {shown_bytes(count * checkpoint + model)} ({count} checkpoints of "
+        f"{shown_bytes(checkpoint)} and the model of {shown_bytes(model)}), and {shown_bytes(free)} are free there: "
+        f"set save_total_limit or save_only_model, choose another output_dir, or free space{way_of_previous(run)}"
     )
 
 
@@ -39,9 +37,8 @@ def checkpoint_size(host: HostTrainer) -> int:
     if host.args.save_only_model:
         return _model_size(host)
     name = str(getattr(host.args.optim, "value", host.args.optim))
-    each = next((size for part, size in _OF_OPTIMIZERS.items() if part in name), _TWO_AVERAGES)
-    trained = sum(weight.numel() for weight in host.unwrapped_student.parameters() if weight.requires_grad)
-    return _model_size(host) + each * trained
+    trained = [weight for weight in host.unwrapped_student.parameters() if weight.requires_grad]
+    return _model_size(host) + int(sum(weight.numel() * kept_bytes(name, weight.itemsize) for weight in trained))
 
 
 def _model_size(host: HostTrainer) -> int:
@@ -75,15 +72,6 @@ def way_of_previous(run: Path, said: str | None = None) -> str:
         return ""
     size = sum(os.lstat(path).st_size for path in aside.rglob("*") if path.is_file() and not path.is_symlink())
     return (
-        f"; the run that is replaced takes {in_words(size)} until the new one has ended: where it is not needed, "
+        f"; the run that is replaced takes {shown_bytes(size)} until the new one has ended: where it is not needed, "
         f"delete it ({PREVIOUS}, or what is here without it) before you start again"
     )
-
-
-def in_words(size: float) -> str:
-    """A number of bytes, such as `2.5 GiB`."""
-    for unit in _SIZES:
-        if size < 1024 or unit == _SIZES[-1]:
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == _SIZES[0] else f"{size:.1f} {unit}"

@@ -1,5 +1,6 @@
 """`dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, and say them before a run does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import trainer_kit as kit
 import yaml
+from peft import LoraConfig, get_peft_model
 
 from dopd.cli.main import main
 from dopd.runs import examination, memory
@@ -152,8 +154,33 @@ def test_memory_of_weights_gradients_optimizer_and_cache_is_what_they_take(tmp_p
 
 
 def test_memory_is_that_of_the_loaded_model_where_nothing_was_loaded(values: dict[str, Any]) -> None:
-    made = examination._size(values["model_name_or_path"], "float32", {})
+    made = examination._student_size(load_settings(None, **values), "float32", {})
     assert made == memory.ModelSize.of(kit.student())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_of_an_adapter_is_that_of_its_own_weights(values: dict[str, Any], packed: bool) -> None:
+    values |= {"use_peft": True, "lora_r": 3, "lora_target_modules": ["q_proj", "down_proj"], "load_in_4bit": packed}
+    made = examination._student_size(load_settings(None, **values), "bfloat16", {})
+    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj"])
+    student = get_peft_model(kit.student().to(torch.bfloat16), config)
+    own = [weight for name, weight in student.named_parameters() if "lora_" in name]
+    base = sum(weight.numel() for name, weight in student.named_parameters() if "lora_" not in name)
+    trained = sum(weight.numel() * weight.element_size() for weight in own)
+    assert own[0].dtype == torch.float32 and made.trained == trained
+    assert made.trainable == sum(weight.numel() for weight in own)
+    assert made.weights == base * 2 // (4 if packed else 1) + trained
+
+
+def test_doctor_counts_what_an_adapter_trains(values: dict[str, Any]) -> None:
+    def training(**more: Any) -> float:
+        settings = load_settings(None, **values, **more)
+        (said,) = examination._memory(settings, make_config(settings))
+        number, unit = re.search(r"training ([\d.]+) (\w+);", said.text).groups()  # type: ignore[union-attr]
+        return float(number) * {"KiB": 1, "MiB": 1024}[unit]
+
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "down_proj"]}
+    assert training(**lora, lora_r=1) < training() < training(**lora, lora_r=512)
 
 
 def test_half_precision_copies_and_checkpointing_count(tmp_path: Path) -> None:

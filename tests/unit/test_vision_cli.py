@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from dopd.cli.main import main
 from dopd.runs.settings import load_settings
-from dopd.runs.train import _peft_config
+from dopd.runs.train import peft_config_of
 from dopd.vision import load_processor
 
 
@@ -125,5 +125,5 @@ def test_a_teacher_of_another_vocabulary_is_refused_where_nothing_is_trained_too
 
 
 def test_lora_without_target_modules_takes_those_that_peft_knows(folder: Path) -> None:
-    made = _peft_config(load_settings(settings(folder), use_peft="true"))
+    made = peft_config_of(load_settings(settings(folder), use_peft="true"))
     assert made is not None and made.target_modules is None
