@@ -16,7 +16,7 @@ from dopd.checkout import lab_module
 from dopd.cli import config_keys, look
 from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
-from dopd.cli.values import add_asking, as_asked, positive, prompt_count, seconds, seed
+from dopd.cli.values import add_asking, add_rows, as_asked, positive, prompt_count, rows_as_given, seconds, seed
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
@@ -211,17 +211,20 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser = _command(
         commands,
         "eval",
-        "accuracy of a checkpoint on a task, without privileged context and beside it with it",
+        "accuracy of a checkpoint on a task or on held-out rows, without privileged context and beside it with it",
         "  dopd eval tiny:dag/student\n  dopd eval runs/quickstart/dopd-seed0 --split ood --json\n"
         "  dopd eval tiny:dag/student --task dag --task-options '{num_needed: 4}'\n"
+        "  dopd eval Qwen/Qwen3-1.7B --dataset-name test.jsonl --columns '{prompt: question}' --verifier math\n"
         "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
-        "the folder of a run brings what it was trained with, a tiny model the options of its task; flags come first",
+        "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
+        "of its\ntask; flags come first",
     )
     parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
     parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
     parser.add_argument("--task-options", help="difficulty knobs, as YAML: '{num_needed: 3}'")
-    parser.add_argument("--split", default="test", choices=["train", "test", "ood"])
-    parser.add_argument("--prompts", type=prompt_count, default=512, help="problems (default 512)")
+    parser.add_argument("--split", choices=["train", "test", "ood"], help="of the task's problems (default test)")
+    add_rows(parser)
+    parser.add_argument("--prompts", type=prompt_count, default=512, help="problems, or rows at most (default 512)")
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     add_asking(parser)
     parser.add_argument("--max-new-tokens", type=positive, help="of an answer (default: as trained, or 256)")
@@ -248,6 +251,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         "task": arguments.task,
         "task_options": yaml_mapping("--task-options", arguments.task_options),
         "privileged_kind": arguments.privileged_kind,
+        **rows_as_given(arguments),
         **as_asked(arguments),
         "max_new_tokens": arguments.max_new_tokens,
     }

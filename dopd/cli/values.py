@@ -59,3 +59,21 @@ def as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
         "chat_template_kwargs": yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
         "prompt_format": arguments.prompt_format,
     }
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Flags that name rows in the place of a task's problems, as in training."""
+    parser.add_argument("--dataset-name", help="held-out rows: a hub id, folder or file (default: those of the run)")
+    parser.add_argument("--dataset-config", help="configuration of that dataset")
+    parser.add_argument("--dataset-test-split", help="its split, or a slice: 'test[:200]' (default: the only one)")
+    parser.add_argument("--columns", help="its names of columns, as YAML: '{prompt: question, answer: solution}'")
+    parser.add_argument("--verifier", help="math, exact, package.module:function or ./file.py:function")
+
+
+def rows_as_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of these flags, as fields of `dopd.runs.circumstances.Circumstances`."""
+    from dopd.runs.settings import yaml_mapping
+
+    names = ("dataset_name", "dataset_config", "dataset_test_split", "verifier")
+    found = {name: getattr(arguments, name) for name in names}
+    return found | {"columns": yaml_mapping("--columns", arguments.columns)}

@@ -1,21 +1,55 @@
 """What is tried of models before they answer or are shown outside of a training run."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dopd.data.encode import image_sources, reads_images
+from dopd.data.checks import check_prompts
+from dopd.data.encode import PromptLengths, image_sources, reads_images
 from dopd.data.privileged import Prompt
 from dopd.data.unknown import UnknownWords
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import check_generation
+from dopd.step import PromptEncoder
 from dopd.trainer.guards import check_one_vocabulary
 from dopd.trainer.passes import check_passes, check_self_divergence
+from dopd.trainer.preflight import checked_views
+from dopd.vocabulary import vocab_size_of
 
 logger = logging.getLogger(__name__)
 
 _TRIAL_ROWS, _TRIAL_PROMPTS = 64, 3  # looked through for pictures, and tried
+
+
+def check_rows(prompts: PromptEncoder, rows: Any, model: Any) -> None:
+    """Look through rows that a model is to answer, as a run looks through its own.
+
+    Args:
+        prompts (`PromptEncoder`): what encodes them.
+        rows (`datasets.Dataset`): the rows.
+        model: the model.
+
+    Raises:
+        DataError: a row that cannot be used; the message begins with its number.
+    """
+    markup = prompts.markup
+
+    def views(row: dict[str, Any]) -> list[Prompt]:
+        row = prompts.asked_row(row)
+        hinted = [] if lacks_privileged(row) else [privileged_prompt(row, prompts.template)]
+        return checked_views(prompts, markup, row, [plain_prompt(row), *hinted])
+
+    check_prompts(
+        rows,
+        needs_privileged=False,
+        method="",
+        views=views,
+        num_tokens=PromptLengths(prompts.processing_class, prompts.chat_template_kwargs, vocab_size_of(model)),
+        max_prompt_tokens=sys.maxsize,
+        drop_overlong=False,
+    )
 
 
 def check_answering(

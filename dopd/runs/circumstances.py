@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dopd.errors import ConfigError
-from dopd.report.records import CONFIG_FILE
+from dopd.report.records import CONFIG_FILE, GIVEN_IN_PYTHON
 from dopd.runs.build import resolve_model
 from dopd.runs.settings import all_settings
 from dopd.sampling import stop_strings_in
-from dopd.settings import check, read_yaml_file
+from dopd.settings import SettingsError, check, read_yaml_file
 from dopd.tasks import get_source
 from dopd.tiny.shipped import CARD_NAME
 from dopd.trainer import DOPDConfig
 
 _OF_THE_TASK = ("task_options", "privileged_kind")
+_WHICH_ROWS = ("dataset_config", "dataset_test_split")
+_OF_THE_ROWS = (*_WHICH_ROWS, "columns")
+_OBJECTS = ("dataset_name", "dataset_eval_name", "verifier")  # which a program may have given to its run
 _TINY_TEMPLATE = "{prompt} {privileged_context}"  # as the tiny models were trained
 _MAX_NEW_TOKENS = 256
 
@@ -27,6 +30,9 @@ class Circumstances:
 
     Attributes:
         task (`str`, *optional*), task_options (`dict`), privileged_kind (`str`, *optional*): the problems.
+        dataset_name (`str` or `list[str]`, *optional*), dataset_config, dataset_test_split (`str`, *optional*), columns
+            (`dict`): rows in the place of a task's problems, as in training; of a run, those that it held out.
+        verifier (`str`, *optional*): how an answer is scored; a task brings its own.
         privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
         teacher_chat_template_kwargs (`dict`, *optional*): the same for a teacher; as for the model if left out.
         prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
@@ -38,6 +44,11 @@ class Circumstances:
     task: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: str | None = None
+    dataset_name: str | list[str] | None = None
+    dataset_config: str | None = None
+    dataset_test_split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    verifier: str | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     teacher_chat_template_kwargs: dict[str, Any] | None = None
@@ -62,7 +73,8 @@ LOOKED_AT_FIELDS = (
 def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **given: Any) -> tuple[Circumstances, str]:
     """Those given, and for what is `None` those of the model's run folder or of a tiny model's recipe.
 
-    Options and kind of p belong to a task: with another task than the model's, they are that task's own.
+    Options and kind of p belong to a task: with another task than the model's, they are that task's own. So do
+    configuration and split to a dataset.
 
     Args:
         model_name (`str`): a hub id, a folder (of a run, or a checkpoint in one), or `tiny:TASK/ROLE`.
@@ -75,22 +87,46 @@ def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **giv
     origin, own = _own(model_name, given.get("task"))
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("task", own.get("task")) != own.get("task"):
-        own = {name: value for name, value in own.items() if name not in _OF_THE_TASK}
-    own = {name: value for name, value in own.items() if name in only and value not in (None, {}, ())}
+        strange = (*_OF_THE_TASK, "dataset_name", *_OF_THE_ROWS, "verifier")
+        own = {name: value for name, value in own.items() if name not in strange}
+    if given.get("dataset_name", own.get("dataset_name")) != own.get("dataset_name"):
+        own = {name: value for name, value in own.items() if name not in ("task", *_OF_THE_TASK, *_WHICH_ROWS)}
+    own = {name: own[name] for name in only if own.get(name) not in (None, {}, ())}
     taken = {name: value for name, value in own.items() if name not in given}
     said = ", ".join(f"{name} {value!r}" for name, value in taken.items())
     return Circumstances(**taken | given), f"from {origin}: {said}" if said else ""
 
 
-def check_task(model_name: str, chosen: Circumstances) -> str:
-    """The task, or `ConfigError` where neither the user nor the model names one; its options are tried."""
-    if chosen.task is None:
+def check_problems(model_name: str, chosen: Circumstances) -> None:
+    """Raise `ConfigError` unless it is said, by the user or the model, what a model is to be judged on: a task, whose
+    options are tried, or rows with a verifier.
+    """
+    if chosen.task is not None and chosen.dataset_name is not None:
         raise ConfigError(
-            f"task is missing: {model_name!r} is not the folder of a run that was trained on a task, so name one "
-            "(--task; `dopd tasks` lists them)"
+            f"task (={chosen.task!r}) and dataset_name (={chosen.dataset_name!r}) both say what is asked: leave one out"
         )
-    get_source(chosen.task, **chosen.task_options)
-    return chosen.task
+    if chosen.task is None and chosen.dataset_name is None:
+        raise ConfigError(
+            f"task is missing: {model_name!r} is not the folder of a run on a task, or with held-out rows that its "
+            f"{CONFIG_FILE} names. Name a task (--task; `dopd tasks` lists them), or rows (--dataset-name, with "
+            "--verifier)"
+        )
+    names = ("dataset_name", *_OF_THE_ROWS, "verifier")
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    _, wrong = check(given, {name: all_settings()[name] for name in given})
+    if wrong:
+        raise SettingsError(wrong)
+    strange, whose = (_OF_THE_ROWS, "rows (dataset_name)") if chosen.task is not None else (_OF_THE_TASK, "a task")
+    for name in strange:
+        if getattr(chosen, name):
+            raise ConfigError(f"{name} (={getattr(chosen, name)!r}) is of {whose}, which is not asked: leave it out")
+    if chosen.task is not None:
+        get_source(chosen.task, **chosen.task_options)
+    elif chosen.verifier is None:
+        raise ConfigError(
+            f"verifier is missing: nothing says how an answer to a row of {chosen.dataset_name!r} is scored. Name one "
+            "(--verifier): math, exact, package.module:function or ./file.py:function"
+        )
 
 
 def _own(model_name: str, task: str | None) -> tuple[str, dict[str, Any]]:
@@ -117,14 +153,28 @@ def _of_run(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
     asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", _TEACHERS, "prompt_format")
-    names = (*asked, "generation_kwargs", "max_completion_length", "temperature")
+    rows = ("dataset_name", *_OF_THE_ROWS, "dataset_eval_name", "dataset_eval_config", "dataset_eval_split", "verifier")
+    names = (*asked, *rows, "generation_kwargs", "max_completion_length", "temperature")
+    config = {n: v for n, v in config.items() if not (n in _OBJECTS and str(v).startswith(GIVEN_IN_PYTHON))}
     settings = {name: all_settings()[name] for name in names}
     own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)
     if problems:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {problems[0]}")
+    own = _held_out(own)
     stops = stop_strings_in(own.pop("generation_kwargs", {}))
     if stops:
         own["stop_strings"] = stops
     if own.get("temperature") == 1:
         del own["temperature"]
     return own | {"max_new_tokens": own.pop("max_completion_length", DOPDConfig.max_completion_length)}
+
+
+def _held_out(own: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings with the rows that it held out as `dataset_name`; without rows where it held out none."""
+    theirs = {name: own.pop(f"dataset_eval_{name}", None) for name in ("name", "config", "split")}
+    split = theirs["split"] or own.get("dataset_test_split")
+    if theirs["name"] is not None:
+        return own | {"dataset_name": theirs["name"], "dataset_config": theirs["config"], "dataset_test_split": split}
+    if split is None:
+        return {name: value for name, value in own.items() if name not in ("dataset_name", *_WHICH_ROWS)}
+    return own

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a task without privileged context, outside of any training."""
+"""Evaluate a checkpoint on a task or on held-out rows without privileged context, outside of any training."""
 
 from typing import Any
 
@@ -10,11 +10,10 @@ from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
-from dopd.runs.circumstances import check_task, circumstances
+from dopd.runs.circumstances import Circumstances, check_problems, circumstances
+from dopd.runs.judging import JudgedProblems, problems_of
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
-from dopd.step.verifier import tried
-from dopd.tasks import get_source, rows_of_task
 from dopd.trainer import DOPDConfig
 
 
@@ -23,9 +22,14 @@ def evaluate_checkpoint(
     task: str | None = None,
     *,
     task_options: dict[str, Any] | None = None,
-    split: str = "test",
+    split: str | None = None,
     prompts: int = 512,
     privileged_kind: str | None = None,
+    dataset_name: str | list[str] | None = None,
+    dataset_config: str | None = None,
+    dataset_test_split: str | None = None,
+    columns: dict[str, str] | None = None,
+    verifier: str | None = None,
     privileged_template: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     prompt_format: str | None = None,
@@ -36,7 +40,7 @@ def evaluate_checkpoint(
     teacher_name: str | None = None,
     verifier_timeout: float | None = DOPDConfig.verifier_timeout,
 ) -> EvaluationResult:
-    """Answer held-out problems of a task, greedily and sampled, without p; and greedily with it.
+    """Answer held-out problems of a task, or held-out rows, greedily and sampled, without p; and greedily with it.
 
     What is left out is as it was when the model was trained, where its folder is that of a run (or a checkpoint in
     one), or it is a tiny model: see `dopd.runs.circumstances`.
@@ -46,15 +50,17 @@ def evaluate_checkpoint(
         task (`str`, *optional*): a name that `dopd tasks` lists.
         task_options (`dict`, *optional*): difficulty knobs of the task.
         privileged_kind, privileged_template, chat_template_kwargs, prompt_format: as in training.
-        split (`str`): `"test"` or `"ood"` (or `"train"`).
-        prompts (`int`): problems.
+        dataset_name, dataset_config, dataset_test_split, columns, verifier (*optional*): as in training: rows in the
+            place of a task's problems, and how an answer to one is scored.
+        split (`str`, *optional*): of a task: `"test"`, which is the default, or `"ood"` (or `"train"`).
+        prompts (`int`): problems, or rows from the first on, at most.
         max_new_tokens (`int`, *optional*): most tokens of an answer; 256 where the model brings none.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
         verifier_timeout (`float`, *optional*): seconds that the task may take to judge an answer; `None` for any time.
 
     Raises:
         ConfigError, DataError, ModelError: naming what cannot work and the fix.
-        ScoringError: the task's verifier gives no score, or takes too long.
+        ScoringError: the verifier gives no score, or takes too long.
     """
     for name, value in (("prompts", prompts), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value is not None and value < 1:
@@ -64,32 +70,44 @@ def evaluate_checkpoint(
         task=task,
         task_options=task_options,
         privileged_kind=privileged_kind,
+        dataset_name=dataset_name,
+        dataset_config=dataset_config,
+        dataset_test_split=dataset_test_split,
+        columns=columns,
+        verifier=verifier,
         privileged_template=privileged_template,
         chat_template_kwargs=chat_template_kwargs,
         prompt_format=prompt_format,
         max_new_tokens=max_new_tokens,
     )
-    source = get_source(check_task(model_name, asked), **asked.task_options)
-    rows = rows_of_task(source, split, prompts, asked.privileged_kind)
-    verifier = tried(source.verify, verifier_timeout, [rows])
+    check_problems(model_name, asked)
+    problems = problems_of(asked, split, prompts, verifier_timeout)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
+    evaluator = _evaluator(model_name, model, asked, problems, batch_size=batch_size, seed=seed)
+    teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
+    check_answering(evaluator, evaluator.rows, model, teacher)
+    return evaluator.evaluate(model, teacher=teacher)
+
+
+def _evaluator(
+    model_name: str, model: Any, asked: Circumstances, problems: JudgedProblems, *, batch_size: int, seed: int
+) -> StudentEvaluator:
     processing_class = load_processing_class(model_name)
     tokenizer = tokenizer_of(processing_class)
-    evaluator = StudentEvaluator(
-        rows=rows,
-        verifier=verifier,
-        prompts=PromptEncoder(
-            processing_class,
-            PrivilegedTemplate(asked.privileged_template),
-            asked.chat_template_kwargs,
-            asked.prompt_format,
-        ),
+    encoder = PromptEncoder(
+        processing_class,
+        PrivilegedTemplate(asked.privileged_template),
+        asked.chat_template_kwargs,
+        asked.prompt_format,
+    )
+    problems.check(encoder, model)
+    return StudentEvaluator(
+        rows=[*problems.rows],
+        verifier=problems.verifier,
+        prompts=encoder,
         ending=Ending(ends_of(model, tokenizer), asked.stop_strings or declared_stop_strings(model), tokenizer),
         max_new_tokens=asked.max_new_tokens,
         batch_size=batch_size,
         seed=seed,
     )
-    teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
-    check_answering(evaluator, evaluator.rows, model, teacher)
-    return evaluator.evaluate(model, teacher=teacher)

@@ -3,7 +3,7 @@
 import glob
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +95,18 @@ def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows of datasets."""
     train, held_out = _origins(settings)
     rows = with_columns(read_rows(train), settings.columns, str(train))
-    if held_out is None:
-        return rows, None
-    unseen = read_rows(held_out)
-    there = {n: theirs for n, theirs in settings.columns.items() if n == "prompt" or theirs in unseen.column_names}
-    return rows, with_columns(unseen, there, str(held_out))
+    return rows, None if held_out is None else held_out_rows(held_out, settings.columns)
+
+
+def held_out_rows(origin: Origin, columns: Mapping[str, str]) -> Dataset:
+    """Rows that nothing is trained on, under a run's names; of the columns that it reads they need have `prompt` alone.
+
+    Raises:
+        DataError: as `read_rows` and `with_columns`.
+    """
+    rows = read_rows(origin)
+    there = {name: theirs for name, theirs in columns.items() if name == "prompt" or theirs in rows.column_names}
+    return with_columns(rows, there, str(origin))
 
 
 def check_splits(settings: RunSettings) -> None:
@@ -141,9 +148,13 @@ def located(error: DataError, settings: RunSettings) -> DataError:
     if settings.task is not None:
         return error
     train, held_out = _origins(settings)
-    text = str(error)
-    origin = held_out if held_out is not None and text.startswith(f"{HELD_OUT}: ") else train
-    text = text.removeprefix(f"{HELD_OUT}: ")
+    is_held_out = held_out is not None and str(error).startswith(f"{HELD_OUT}: ")
+    return located_in(error, held_out if held_out is not None and is_held_out else train)
+
+
+def located_in(error: DataError, origin: Origin) -> DataError:
+    """What is wrong with rows, with where they are from, and with the file and the line where a row is one."""
+    text = str(error).removeprefix(f"{HELD_OUT}: ")
     row = re.match(r"row (\d+)", text)
     line = None if row is None or not names_files(origin.name) else line_of(_names(origin), int(row[1]), origin.split)
     return DataError(f"{line or origin}: {text}")

@@ -25,10 +25,12 @@ from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.options import UnreadOptions, check_row_options, option_columns
 from dopd.data.overlap import count_overlap
 from dopd.data.privileged import Prompt
+from dopd.data.rendering import Markup
 from dopd.data.unknown import ShownPrompt, UnknownWords
 from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import DataError
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
+from dopd.step import PromptEncoder
 from dopd.trainer import images
 from dopd.trainer.context import max_prompt_tokens
 from dopd.trainer.host import HostTrainer
@@ -102,16 +104,7 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
 
     def views(row: dict[str, Any]) -> list[Prompt]:
         row = host.prompts.asked_row(row)
-        images.check_readable(row, host.processing_class)
-        prompts = [prompt for _, prompt in _shown_prompts(host, row, held_out)]
-        if reads_images(host.processing_class):
-            for prompt in prompts:
-                check_placeholders(host.processing_class, prompt)
-        check_row_options(row, host.prompts.processing_classes, host.chat_template_kwargs)
-        check_control_tokens(row, markup)
-        for prompt in prompts:
-            check_joined_texts(prompt, markup)
-        return prompts
+        return checked_views(host.prompts, markup, row, [prompt for _, prompt in _shown_prompts(host, row, held_out)])
 
     if isinstance(dataset, IterableDataset):
 
@@ -143,6 +136,27 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
             "prompt_format='text' gives texts as they stand, for base models"
         )
     return dataset
+
+
+def checked_views(prompts: PromptEncoder, markup: Markup, row: dict[str, Any], views: list[Prompt]) -> list[Prompt]:
+    """The views of a row that is asked.
+
+    Args:
+        prompts (`PromptEncoder`): that encodes them.
+        markup (`Markup`): its own, worked out once for all rows.
+
+    Raises:
+        DataError: images that nobody reads, an option that is none, or text that would act as markup.
+    """
+    images.check_readable(row, prompts.processing_class)
+    if reads_images(prompts.processing_class):
+        for prompt in views:
+            check_placeholders(prompts.processing_class, prompt)
+    check_row_options(row, prompts.processing_classes, prompts.chat_template_kwargs)
+    check_control_tokens(row, markup)
+    for prompt in views:
+        check_joined_texts(prompt, markup)
+    return views
 
 
 def _shown_prompts(host: HostTrainer, row: dict[str, Any], held_out: str) -> list[ShownPrompt]:

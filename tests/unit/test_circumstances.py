@@ -1,6 +1,7 @@
 """A model is judged as it was trained: by its run folder, or by the recipe of a tiny model; flags come first."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.runs import evaluate, inspection
-from dopd.runs.circumstances import Circumstances, check_task, circumstances
+from dopd.runs.circumstances import Circumstances, check_problems, circumstances
 from dopd.runs.evaluate import evaluate_checkpoint
 from dopd.tasks import get_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer, tiny_model_path
@@ -56,11 +57,11 @@ def test_a_run_folder_and_its_checkpoints_bring_what_the_run_was_trained_with(ru
         "dag",
         {"num_needed": 2, "num_variables": 3},
         "final_answer",
-        "{privileged_context} {prompt}",
-        {"enable_thinking": False},
-        "text",
-        ("a b",),
-        6,
+        privileged_template="{privileged_context} {prompt}",
+        chat_template_kwargs={"enable_thinking": False},
+        prompt_format="text",
+        stop_strings=("a b",),
+        max_new_tokens=6,
     )
     for folder in (run, run / "checkpoint-7"):
         found, said = circumstances(str(folder))
@@ -78,13 +79,13 @@ def test_what_is_given_comes_first_and_another_task_has_its_own_options(run: Pat
     assert other.chat_template_kwargs == {"enable_thinking": False}
 
 
-def test_a_run_on_a_dataset_needs_a_task_by_name(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_held_out_rows_needs_a_task_by_name(run: Path, tmp_path: Path) -> None:
     config = {key: value for key, value in RUN.items() if not key.startswith(("task", "privileged_kind"))}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"dataset_name": "rows.jsonl"}))
     found, _ = circumstances(str(tmp_path))
     assert found.task is None and found.max_new_tokens == 6
     with pytest.raises(ConfigError, match="task is missing"):
-        check_task("x", found)
+        check_problems("x", found)
     (tmp_path / "config.yaml").write_text("[1]")
     with pytest.raises(ConfigError, match="is not the configuration of a run"):
         circumstances(str(tmp_path))
@@ -114,12 +115,124 @@ class Recorder:
 
     def __init__(self, rows: Any, verifier: Any, prompts: Any, ending: Any, max_new_tokens: int, **more: Any) -> None:
         texts = {"prompt_format": prompts.prompt_format, "chat_template_kwargs": prompts.chat_template_kwargs}
-        raise Stop({"rows": rows, "max_new_tokens": max_new_tokens, "stop_strings": ending.strings, **texts})
+        raise Stop(
+            {
+                "rows": rows,
+                "verifier": verifier,
+                "max_new_tokens": max_new_tokens,
+                "stop_strings": ending.strings,
+                **texts,
+            }
+        )
 
 
 class Stop(Exception):
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+
+
+ROWS = [{"question": f"a {n} b", "answer": f"b {n}", "hint": f"plan {n}"} for n in range(5)]
+OF_ROWS: dict[str, Any] = {
+    "dataset_name": "rows.jsonl",
+    "dataset_train_split": "train[2:]",
+    "dataset_test_split": "train[:2]",
+    "columns": {"prompt": "question", "privileged_context": "hint"},
+    "verifier": "exact",
+}
+
+
+@pytest.fixture
+def run_on_rows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on rows in the working directory, two of which it held out."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "on_rows")
+    settings = {key: value for key, value in RUN.items() if not key.startswith(("task", "privileged_kind"))}
+    Path("on_rows", "config.yaml").write_text(yaml.safe_dump(settings | OF_ROWS))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[3:]))
+    return Path("on_rows")
+
+
+def judged_rows(run: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[dict[str, Any]]:
+    monkeypatch.setattr(evaluate, "StudentEvaluator", Recorder)
+    with pytest.raises(Stop) as caught:
+        evaluate_checkpoint(str(run), **given)
+    rows, verifier = caught.value.values["rows"], caught.value.values["verifier"]
+    assert [verifier(row["answer"], row) for row in rows] == [1.0] * len(rows)
+    assert [verifier("4 a", row) for row in rows] == [0.0] * len(rows)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("of_run", "given", "numbers"),
+    [
+        ({}, {}, [0, 1]),
+        ({}, {"prompts": 1}, [0]),
+        ({"dataset_test_split": None, "dataset_eval_name": "others.jsonl"}, {}, [3, 4]),
+        ({"dataset_test_split": "train[1:]", "dataset_eval_name": ["others.jsonl"]}, {}, [4]),
+        ({"dataset_test_split": None}, {"dataset_name": "rows.jsonl", "dataset_test_split": "train[4:]"}, [4]),
+        ({}, {"dataset_test_split": "train[2:4]"}, [2, 3]),
+        ({}, {"dataset_name": "others.jsonl"}, [3, 4]),
+    ],
+)
+def test_a_run_on_rows_is_judged_on_those_that_it_held_out(
+    run_on_rows: Path, of_run: Any, given: Any, numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load((run_on_rows / "config.yaml").read_text()) | of_run
+    (run_on_rows / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = judged_rows(run_on_rows, monkeypatch, **given)
+    expected = [(ROWS[n]["question"], ROWS[n]["answer"], ROWS[n]["hint"]) for n in numbers]
+    assert [(row["prompt"], row["answer"], row["privileged_context"]) for row in rows] == expected
+
+
+def test_a_model_of_no_run_is_judged_on_rows_by_their_own_names(
+    run_on_rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_on_rows / "config.yaml").unlink()
+    flags = ["--dataset-name", "rows.jsonl", "--columns", "{prompt: question}", "--verifier", "exact"]
+    assert main(["eval", str(run_on_rows), *flags, "--max-new-tokens", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["num_prompts"] == len(ROWS)
+
+
+def test_what_a_run_is_judged_on_is_said(run_on_rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_on_rows), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    assert found["metrics"]["num_prompts"] == 2 and len(found["scores"]["privileged"]) == 2
+    told = "from on_rows/config.yaml: dataset_name 'rows.jsonl', dataset_test_split 'train[:2]', columns {"
+    assert told in err and "verifier 'exact', privileged_template" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--task", "dag", "--dataset-name", "rows.jsonl"], "both say what is asked"),
+        (["--task", "dag", "--columns", "{prompt: question}"], "columns (={'prompt': 'question'}) is of rows"),
+        (["--task-options", "{num_needed: 3}"], "task_options (={'num_needed': 3}) is of a task"),
+        (["--split", "ood"], "split (='ood') is of tasks: rows of a dataset are chosen by dataset_test_split"),
+        (["--columns", "{prompt: 3}"], "columns"),
+        (["--columns", "{prompt: questoin}"], "prompt (='questoin') is not a column of dataset_name (='rows.jsonl')"),
+        (["--verifier", "exakt"], "Did you mean 'exact'"),
+        (["--dataset-name", "broken.jsonl"], "'broken.jsonl', line 2: row 1"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(
+    run_on_rows: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.jsonl").write_text("".join(json.dumps(ROWS[0] | {"question": text}) + "\n" for text in ("a", " ")))
+    assert main(["eval", str(run_on_rows), *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+
+
+def test_objects_of_a_program_are_no_names(run_on_rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = dict.fromkeys(("dataset_name", "dataset_eval_name", "verifier"), "given in Python: Dataset, 3 rows")
+    settings = {"dataset_test_split": None, **given}
+    (run_on_rows / "config.yaml").write_text(yaml.safe_dump(RUN | {"task": None, "task_options": {}} | settings))
+    assert main(["eval", str(run_on_rows)]) == 2
+    assert "with held-out rows that its config.yaml names" in capsys.readouterr().err
+    assert main(["eval", str(run_on_rows), "--dataset-name", "rows.jsonl"]) == 2
+    assert "verifier is missing" in capsys.readouterr().err
 
 
 def test_evaluation_and_inspection_ask_as_the_run_did(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
