@@ -12,7 +12,8 @@ def example_file(name: str) -> str:
 
     Args:
         name (`str`): `"dag.jsonl"`: 64 problems of the task `dag`, with the columns `prompt`, `solution` (it ends
-            in the answer), `answer` and `privileged_context` (the plan: what to work out, in order).
+            in the answer), `answer` and `privileged_context` (the plan: what to work out, in order); or
+            `"dag-test.jsonl"`: 128 held-out ones.
 
     Raises:
         ConfigError: there is no data set of that name.

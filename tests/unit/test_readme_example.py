@@ -16,6 +16,8 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from dopd.report.page import report_data
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -135,6 +137,9 @@ def test_the_first_example_trains_as_it_is_pasted(tmp_path: Path, monkeypatch: p
     losses = {record["step"]: record["loss"] for record in map(json.loads, lines) if "loss" in record}
     assert names["trainer"].state.global_step == 20 and losses and all(loss > 0 for loss in losses.values())
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
+    page = report_data([tmp_path / "runs" / "first"])
+    assert page["title"] == "first: dopd" and page["verdict"]["level"] in ("better", "worse", "undecided")
+    assert "over 128 prompts" in page["verdict"]["sentence"]
 
 
 # --- Figures
