@@ -82,17 +82,19 @@ def check_page(path: Path, flag: str) -> None:
     Raises:
         FileError: there is a link, or no page of ours.
     """
-    if not os.path.lexists(path):
-        return
-    try:
-        ours = _GENERATOR in read_plain(path)[:1000]
-    except OSError:
-        ours = False
-    if not ours:
+    if os.path.lexists(path) and not is_page(path):
         raise FileError(
             f"{str(path)!r} is there, and is no page that dopd has written: it is not written over. Choose another "
             f"file (--{flag}), or move it away"
         )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that dopd has written, which may be written anew; a link is not."""
+    try:
+        return _GENERATOR in read_plain(path)[:1000]
+    except OSError:
+        return False
 
 
 def report_page(paths: Sequence[str | Path]) -> str:

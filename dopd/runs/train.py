@@ -12,10 +12,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
 from dopd.adapters import check_adapter_config
@@ -36,7 +38,7 @@ from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
 from dopd.step.named import load_reward_functions
-from dopd.step.rewards import judge_of
+from dopd.step.rewards import Judge, judge_of
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
@@ -121,12 +123,14 @@ def train(settings: RunSettings) -> Path:
     quiet_libraries()
     config = make_config(settings)
     folder = RunFolder(settings.output_dir)
-    with _alone(folder, settings, config):
+    with _alone(folder, settings, config):  # what is refused is refused before a row is read
         checkpoint = config.resume_from_checkpoint
         if checkpoint is not None and folder.is_complete and is_complete(checkpoint, config):
             logger.warning(f"the run in {folder.path} is complete: nothing was done")
             return folder.path
-        trainer = make_trainer(settings, config)
+    data = judged_data(settings, config)  # before there is a folder: a verifier without an end ends this process
+    with _alone(folder, settings, config):
+        trainer = make_trainer(settings, config, data)
         try:
             _run(trainer, folder, settings, config)
         except BaseException as error:
@@ -188,16 +192,38 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
             trainer.final_evaluation(settings.final_eval_prompts)
 
 
-def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
-    """Models, data and trainer of a run, ready to train."""
-    table = config.routing_table()
-    ask_server(config)
-    options = _student_options(settings, config)
-    peft_config = on_revision(peft_config_of(settings), settings.model_name_or_path, options)
+@dataclass(frozen=True)
+class JudgedData:
+    """The rows of a run, and what scores answers to them, which has been tried."""
+
+    train: Dataset
+    held_out: Dataset | None
+    judge: Judge
+
+
+def judged_data(settings: RunSettings, config: DOPDConfig) -> JudgedData:
+    """Read the rows of a run, and try its verifier and reward functions on them.
+
+    Raises:
+        ConfigError, DataError, ScoringError: rows or users' code that cannot work.
+    """
     train_rows, held_out, verifier = load_rows(settings, verifier_timeout=config.verifier_timeout)
     functions = load_reward_functions(settings.reward_funcs, config.verifier_timeout)
     judge = judge_of(verifier, functions, config.reward_weights, config.verifier_timeout)
-    judge = tried_judge(judge, table, train_rows, held_out)
+    return JudgedData(train_rows, held_out, tried_judge(judge, config.routing_table(), train_rows, held_out))
+
+
+def make_trainer(settings: RunSettings, config: DOPDConfig, data: JudgedData | None = None) -> DOPDTrainer:
+    """Models, data and trainer of a run, ready to train.
+
+    Args:
+        settings (`RunSettings`), config (`DOPDConfig`): the run.
+        data (`JudgedData`, *optional*): what `judged_data` has read of it.
+    """
+    ask_server(config)
+    options = _student_options(settings, config)
+    peft_config = on_revision(peft_config_of(settings), settings.model_name_or_path, options)
+    data = data or judged_data(settings, config)
     student = load_model(
         settings.model_name_or_path,
         trainable=True,
@@ -217,11 +243,11 @@ def make_trainer(settings: RunSettings, config: DOPDConfig) -> DOPDTrainer:
             model=student,
             teacher_model=teacher,
             args=config,
-            train_dataset=train_rows,
-            eval_dataset=held_out,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
             processing_class=load_processing_class(settings.model_name_or_path, **options),
-            verifier=judge.verifier,
-            reward_funcs=[*judge.functions.values()],
+            verifier=data.judge.verifier,
+            reward_funcs=[*data.judge.functions.values()],
             rollout_engine=settings.rollout_engine,
             peft_config=peft_config,
         )

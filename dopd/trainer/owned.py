@@ -15,6 +15,7 @@ from typing import Any
 from dopd.errors import ConfigError
 from dopd.files import beginning, fingerprint, is_unchanged, make_folder, read_plain, replace_file
 from dopd.inspection.schema import record_of
+from dopd.report.page import REPORT_FILE, is_page
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +109,14 @@ def seal_growing(folder: Path, *, ended: bool) -> None:
 
 
 def is_as_written(path: Path, entry: Mapping[str, Any] | None) -> bool:
-    """Whether a file is as its entry in a marker says, or one that is about to be written.
+    """Whether a file is as its entry in a marker says, one that is about to be written, or a report.
 
     What was added to a file that grows since its entry was made must be records.
     """
     if entry is None:
         return True
     if not entry.get("grows"):
-        return is_unchanged(path, entry)
+        return is_unchanged(path, entry) or _is_report(path)
     size = entry["size"]
     try:
         content = read_plain(path)
@@ -132,7 +133,7 @@ def foreign(folder: Path, names: Iterable[str]) -> list[str]:
     return sorted(
         name
         for name in names
-        if (name not in listed and os.path.lexists(folder / name))
+        if (name not in listed and os.path.lexists(folder / name) and not _is_report(folder / name))
         or any((folder / parent).is_symlink() for parent in list(Path(name).parents)[:-1])
     )
 
@@ -235,6 +236,11 @@ def _is_users_card(folder: Path, name: str) -> bool:
 @cache
 def _say_kept(path: Path) -> None:
     logger.warning(f"{path} was not written by the run, or was edited since: it is kept as it is, and not renewed")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is the page of a run, which `dopd report` may have written at any time."""
+    return path.name == REPORT_FILE and is_page(path)
 
 
 def _is_inside(name: str) -> bool:

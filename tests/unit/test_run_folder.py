@@ -21,7 +21,7 @@ from dopd.trainer import folder as folders
 from dopd.trainer import whole
 from dopd.trainer.folder import PREVIOUS, RunFolder
 from dopd.trainer.lock import LOCK_FILE
-from dopd.trainer.owned import MARKER_FILE
+from dopd.trainer.owned import MARKER_FILE, make_own
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -422,3 +422,20 @@ def test_a_users_file_is_not_taken_for_what_a_run_keeps_for_itself(name: str, tm
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
     assert train() == 2 and files_of(tmp_path / "run") == {name: b"mine"}
+
+
+def test_a_page_that_was_made_of_a_run_is_the_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(tmp_path)
+    run.describe("method: dopd\nseed: 0\n", "table")
+    write_report([tmp_path])  # somebody has looked at a run that was not over
+    run.check(["report.html"], overwrite=False, resume=True, steps=3)
+    make_own(tmp_path, "report.html", lambda: write_report([tmp_path]))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    write_report([tmp_path])  # and again, once it was
+    make_own(tmp_path, "report.html", lambda: write_report([tmp_path]))
+    assert not (tmp_path / "_kept").exists() and "report.html" not in caplog.text
+    foreign = tmp_path / "other"
+    RunFolder(foreign).describe("method: dopd\n", "table")
+    (foreign / "report.html").write_text("<p>mine</p>")
+    with pytest.raises(ConfigError, match=r"has a report.html that is not the run's"):
+        RunFolder(foreign).check(["report.html"], overwrite=False, resume=True, steps=3)

@@ -19,6 +19,7 @@ from datasets import Dataset
 from trainer_kit import task_rows, trainer
 
 from dopd import interrupts
+from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer
@@ -211,6 +212,21 @@ def test_a_call_that_nothing_interrupts_ends_the_process_with_a_line(way: str, t
     line = done.stderr.strip()
     assert line.startswith("error: the verifier, for the answer 'an answer', took more than 0.1 seconds and could not")
     assert "status 137" in line and "\n" not in line
+
+
+def test_a_verifier_that_is_ended_in_its_trial_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "GRACE", 0.2)
+    (tmp_path / "endless.py").write_text("def score(text, row):\n    sum(range(10**15))\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "a"}\n')
+    (tmp_path / "student").mkdir()  # no model: it would be read after the trial
+    settings = {"model_name_or_path": str(tmp_path / "student"), "dataset_name": str(tmp_path / "rows.jsonl")}
+    settings |= {"verifier": f"{tmp_path}/endless.py:score", "verifier_timeout": 1.0, "method": "opsd"}
+    settings |= {"output_dir": str(tmp_path / "runs" / "new"), "use_cpu": True, "bf16": False}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    child = resume_kit.in_a_process(lambda: main(["train", str(tmp_path / "config.yaml")]), tmp_path / "log.txt")
+    assert resume_kit.status_of(child) == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert "the verifier, for the answer ''" in (tmp_path / "log.txt").read_text()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_process_whose_calls_end_in_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
