@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import cached_file
 
 from dopd.errors import ConfigError, ModelError, first_line
+from dopd.layers import keep_layers
 from dopd.names import check_name
 from dopd.quantized import check_packing, compute_as_stored, is_quantized, quantization_config
 from dopd.remote_code import only_if_asked
@@ -365,24 +366,3 @@ def reason_of(error: Exception) -> str:
     if ("generation", "configuration_utils.py") in places:
         return f"its generation_config.json contradicts itself, correct it there: {first_line(error)}"
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-def keep_layers(model: Any, layers: list[int]) -> Any:
-    """A student made of some decoder layers of a model, in order; embeddings, norms and head stay.
-
-    Raises:
-        ConfigError: a layer that the model does not have.
-    """
-    decoder = model.get_decoder()
-    count = len(decoder.layers)
-    if not layers or any(not 0 <= layer < count for layer in layers):
-        raise ConfigError(f"student_keep_layers (={layers}) must name layers of the model: 0 to {count - 1}")
-    decoder.layers = nn.ModuleList(decoder.layers[layer] for layer in layers)
-    config = model.config.get_text_config()
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
-    for index, layer in enumerate(decoder.layers):
-        # The key-value cache of generation finds a layer's slot by this number.
-        layer.self_attn.layer_idx = index
-    return model

@@ -14,7 +14,6 @@ from dopd.checkpoints import (
     check_adapter_files,
     config_of,
     files_of,
-    keep_layers,
     load,
     origin_of,
     reason_of,
@@ -33,7 +32,6 @@ from dopd.vocabulary import check_has_words
 __all__ = [
     "TINY",
     "check_model",
-    "keep_layers",
     "load_model",
     "load_processing_class",
     "load_tokenizer",

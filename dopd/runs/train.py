@@ -26,13 +26,14 @@ from dopd.errors import ConfigError, DataError, DopdError, FileError, ModelError
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped
+from dopd.layers import keep_layers
 from dopd.quantized import quantization_config
 from dopd.report.curves import CURVES_FILE
 from dopd.report.page import REPORT_FILE
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, TABLE_FILE
 from dopd.rollout_settings import check_named_tokens
 from dopd.runs.beforehand import run_problems, unread
-from dopd.runs.build import check_model, keep_layers, load_model, load_processing_class, resolve_model
+from dopd.runs.build import check_model, load_model, load_processing_class, resolve_model
 from dopd.runs.quiet import quiet_libraries
 from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings

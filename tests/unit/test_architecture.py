@@ -25,7 +25,7 @@ LAYERS = [
     ["signals"],
     ["rules"],
     ["tables"],
-    ["quantized", "names"],
+    ["quantized", "names", "layers"],
     ["adapters"],
     ["bases"],
     ["weights"],

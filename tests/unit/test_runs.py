@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from dopd.errors import ConfigError, DataError, ModelError
-from dopd.runs.build import keep_layers, load_model, resolve_model
+from dopd.runs.build import load_model, resolve_model
 from dopd.runs.jobs import Job, JobError, run_jobs
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings, parse_flags
@@ -94,26 +94,6 @@ def test_an_unreadable_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be read"):
         load_model(str(tmp_path / "cut"))
-
-
-def test_a_student_keeps_the_layers_it_was_told_to_and_can_generate(tmp_path: Path) -> None:
-    import torch
-
-    model = build_model(TinySpec(num_layers=4), build_tokenizer())
-    kept = [model.model.layers[index].mlp.up_proj.weight.clone() for index in (0, 3)]
-    student = keep_layers(model, [0, 3])
-    assert student.config.num_hidden_layers == 2
-    assert all(
-        torch.equal(layer.mlp.up_proj.weight, weight) for layer, weight in zip(student.model.layers, kept, strict=True)
-    )
-    prompt = torch.tensor([[5, 6, 7]])
-    generated = student.generate(prompt, max_new_tokens=5, do_sample=False)[0, 3:]
-    uncached = student(torch.cat([prompt, generated[None]], 1), use_cache=False).logits[0, 2:-1].argmax(-1)
-    assert torch.equal(generated, uncached[: len(generated)])
-    student.save_pretrained(tmp_path)
-    assert len(load_model(str(tmp_path)).model.layers) == 2
-    with pytest.raises(ConfigError, match="0 to 1"):
-        keep_layers(student, [2])
 
 
 def test_rows_of_a_task_bring_their_verifier(tmp_path: Path) -> None:
