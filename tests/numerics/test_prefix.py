@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from dopd.assignment import Assignment
 from dopd.fused import TokenScores
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
+from dopd.random_states import random_states_kept
 from dopd.scoring import View, random_state_kept, skipping_padding, view_hidden_states
 from dopd.step import ScoredBatch, SourceScores
 
@@ -121,15 +122,31 @@ def test_a_mask_with_a_hole_in_it_reads_what_stands_behind(model: PreTrainedMode
 def test_random_states_of_the_devices_that_hold_the_model_are_kept(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    forked = torch.random.fork_rng
-    monkeypatch.setattr(torch.random, "fork_rng", lambda *a, **k: asked.append((a, k)) or forked(*a, **k))
+    asked: list[tuple[str, torch.device]] = []
+
+    class Devices:
+        """Stands in for the random states of accelerators."""
+
+        @staticmethod
+        def get_rng_state(device: torch.device) -> Tensor:
+            asked.append(("read", device))
+            return torch.zeros(1)
+
+        @staticmethod
+        def set_rng_state(state: Tensor, device: torch.device) -> None:
+            asked.append(("set", device))
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Devices)
     before = torch.get_rng_state()
     with random_state_kept(model):
         torch.manual_seed(3)
         torch.rand(7)
     assert torch.equal(torch.get_rng_state(), before)
-    assert asked == [((), {"devices": []})]  # without devices, torch copies the state of every one that it sees
+    assert asked == []  # of a model on the CPU, no other device is asked
+    second = torch.device("cuda", 1)
+    with random_states_kept(second):
+        pass
+    assert asked == [("read", second), ("set", second)]
 
 
 def test_groups_are_ordered_by_length_and_stay_together() -> None:
