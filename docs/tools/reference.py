@@ -22,10 +22,10 @@ from trl.experimental.server_distillation import ServerDistillationConfig
 
 import dopd
 from dopd.cli.main import build_parser
-from dopd.runs.foreign import FOREIGN
 from dopd.runs.origins import origin_of, other_default
 from dopd.runs.settings import all_settings
 from dopd.settings import REQUIRED, Setting
+from dopd.settings.foreign import FOREIGN
 
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
 _MOST_CHOICES = 8

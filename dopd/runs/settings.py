@@ -16,7 +16,6 @@ from annotated_types import Ge, Le, Lt, MinLen
 
 from dopd.errors import ConfigError
 from dopd.report.records import GIVEN_IN_PYTHON
-from dopd.runs.foreign import FOREIGN
 from dopd.runs.noise import PrivilegedNoise
 from dopd.runs.recipes import config_path
 from dopd.secrets import is_secret, without_secrets
@@ -34,6 +33,7 @@ from dopd.settings import (
     read_yaml_file,
     settings_of,
 )
+from dopd.settings.foreign import FOREIGN
 from dopd.tasks import get_source, resolve_kind
 
 PromptCount = Annotated[int, Ge(1), Le(10_000_000)]  # they are held in memory

@@ -21,6 +21,7 @@ from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text,
 from dopd.settings.documented import document_fields
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
+from dopd.trainer.arguments import known_arguments_only
 from dopd.trainer.best import check_choice_of_checkpoint, student_metric
 from dopd.trainer.host_settings import check_mappings, trainer_settings
 from dopd.trainer.resuming import checkpoint_to_resume
@@ -347,6 +348,7 @@ class DOPDConfig(DistillationConfig):
 
 
 document_fields(DOPDConfig)
+known_arguments_only(DOPDConfig)
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,6 @@ from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.data.views import plain_prompt
-from dopd.errors import ConfigError
 from dopd.heads import Head
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import Balance, random_state_kept, skipping_padding
@@ -31,6 +30,7 @@ from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, images, preflight, served, setup, trials
 from dopd.trainer.anchor import anchors_of
+from dopd.trainer.arguments import as_name, check_arguments
 from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
@@ -117,6 +117,8 @@ class DOPDTrainer(RecordingTrainer):
         rollout_engine: Engine | str | None = None,
         **host_options: Any,
     ) -> None:
+        check_arguments(args, DOPDConfig, host_options, DOPDTrainer.__init__.__annotations__)
+        model, teacher_model = as_name(model), as_name(teacher_model)
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path or "student"
             args = DOPDConfig(f"{Path(name).name}-DOPD")
@@ -136,8 +138,6 @@ class DOPDTrainer(RecordingTrainer):
         )
         model = resolve_model(model) if isinstance(model, str) else model
         teacher_model = resolve_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
-        if host_options.get("tools"):
-            raise ConfigError("tools: privileged views of a conversation with tools are not supported")
         setup.check_batch_sizes(args)
         check_engine(rollout_engine, use_vllm=args.use_vllm)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)

@@ -10,8 +10,8 @@ import pytest
 import transformers
 import trl
 
-from dopd.runs.foreign import FOREIGN
 from dopd.runs.settings import all_settings, load_settings
+from dopd.settings.foreign import FOREIGN
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"

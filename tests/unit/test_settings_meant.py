@@ -26,9 +26,9 @@ from dopd.adapters import check_adapter_config
 from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.rollout_settings import check_named_tokens
-from dopd.runs.foreign import FOREIGN
 from dopd.runs.settings import all_settings, load_settings, parse_flags
 from dopd.runs.train import _student_options, make_config
+from dopd.settings.foreign import FOREIGN
 from dopd.trainer import DOPDConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
