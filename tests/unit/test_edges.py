@@ -1,6 +1,8 @@
 """Values at the edge of a condition, where one wrong sign, bound or default shows."""
 
 import json
+import logging
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from dopd.data.images import image_key, open_image, path_in
 from dopd.data.privileged import Conversation
 from dopd.errors import ConfigError
 from dopd.files import fingerprint, is_part, is_unchanged
+from dopd.sampling import Ending
 from dopd.settings import settings_of_call
-from dopd.settings.described import Setting, Text
+from dopd.settings.described import Setting, Text, check_attributes
 from dopd.settings.quoting import quoted
 from dopd.signals import SignalBatch
 from dopd.tiny.shipped import complete_folder
@@ -196,6 +199,27 @@ def test_a_mapping_of_fixed_keys_is_read_key_by_key() -> None:
     assert "width" in setting.read({"wide": 3})[1][0] and "sizes" in setting.read({"width": "a"})[1][0]
 
 
+def test_a_mapping_or_a_list_may_be_written_as_json() -> None:
+    assert Setting("options", dict).read(' {"a": [1]}') == ({"a": [1]}, [])
+    assert Setting("names", list).read('["a"]') == (["a"], [])
+
+
+def test_an_answer_ends_with_the_first_token_that_ends_it() -> None:
+    ending = Ending([9])
+    assert ending.cut([3, 9, 4, 9]) == [3, 9] and ending.cut([3, 4]) == [3, 4] and ending.cut([]) == []
+    assert ending.ended([3, 9]) and not ending.ended([9, 3]) and not ending.ended([])
+
+
+class _Mode(str, Enum):
+    FAST = "fast"
+
+
+def test_a_choice_of_an_enumeration_of_words_stays_as_it_is() -> None:
+    owner = SimpleNamespace(mode=_Mode.FAST, rate="5e-6")
+    check_attributes(owner, {"mode": Setting("mode", str), "rate": Setting("rate", float)})
+    assert owner.mode is _Mode.FAST and owner.rate == 5e-6
+
+
 def test_a_value_is_quoted_four_levels_deep() -> None:
     lists: Any = 1
     mappings: Any = 1
@@ -209,3 +233,13 @@ def test_a_table_says_which_tokens_a_rule_selects() -> None:
     rule = dopd.Rule(source="teacher", select={"signal": "student_entropy", "top": 0.25}, weight=0.5)
     described = dopd.RoutingTable(name="one", rules=(rule,)).describe()
     assert described.splitlines()[-1].endswith("0.5 where student_entropy top 0.25")
+
+
+@pytest.mark.parametrize(("process", "level"), [(0, logging.NOTSET), (1, logging.ERROR)])
+def test_of_several_processes_the_main_one_warns(
+    process: int, level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dopd.DOPDConfig, "process_index", process)
+    logging.getLogger("dopd").setLevel(logging.NOTSET)
+    dopd.DOPDConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert logging.getLogger("dopd").level == level

@@ -16,16 +16,18 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dopd.adapters import check_change, tuned_layers
+from dopd.adapters import check_change, has_adapters, tuned_layers
 from dopd.checkpoints import _warn_of_other_base
 from dopd.data.encode import encode_prompts
 from dopd.errors import ConfigError, DataError, FileError, ModelError
+from dopd.generation import prompts_together
 from dopd.lengths import forget_longer_passes
+from dopd.runs.build import load_model
 from dopd.runs.checks import check_answering
 from dopd.runs.settings import RunSettings
 from dopd.runs.train import _student_options
 from dopd.sampling import declared_ends
-from dopd.scoring import without_router_logits
+from dopd.scoring import left_padded, without_router_logits
 from dopd.tasks import get_source, get_task
 from dopd.tasks.base import TaskValidationError
 from dopd.tasks.dag import DagTask
@@ -34,6 +36,7 @@ from dopd.tasks.registry import register_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer
 from dopd.trainer import setup
 from dopd.trainer.adapting import on_revision
+from dopd.trainer.anchor import AverageAnchor
 from dopd.trainer.callbacks import IdleSteps, MetricsFile
 from dopd.trainer.guards import same_weights
 from dopd.trainer.passes import check_self_divergence
@@ -144,6 +147,33 @@ def test_a_scheduler_that_waits_for_a_metric_takes_none_of_the_students_evaluati
     kit.config(tmp_path, metric_for_best_model="loss", **waits)
     with pytest.raises(ConfigError, match=r"\(='accuracy_greedy'\) is of the student's evaluation"):
         kit.config(tmp_path, metric_for_best_model="accuracy_greedy", **waits)
+
+
+def test_an_average_that_is_read_again_is_shown_at_once(tmp_path: Path) -> None:
+    """In half precision the average is held beside the weights that are shown."""
+    student = kit.student().bfloat16()
+    anchor = AverageAnchor(student, decay=0.5)
+    next(student.parameters()).data.view(-1)[0] = 7.0
+    anchor.after_step(student)
+    anchor.save(tmp_path)
+    again = AverageAnchor(kit.student().bfloat16(), decay=0.5)
+    again.load(tmp_path)
+    with anchor.scoring_model(student) as shown, again.scoring_model(student) as model:
+        assert all(torch.equal(one, other) for one, other in zip(shown.parameters(), model.parameters(), strict=True))
+
+
+def test_prompts_and_their_answers_are_together_up_to_the_switch_of_rotations() -> None:
+    view = left_padded([[5] * 10, [6] * (text_kit.SWITCH - 4)], 0, torch.device("cpu"))
+    model = text_kit.build("llama dynamic")
+    assert prompts_together(model, view, 4) == [[0, 1]]
+    assert sorted(prompts_together(model, view, 5)) == [[0], [1]]
+
+
+def test_an_adapter_is_opened_beside_its_base_and_merged_on_request(tmp_path: Path) -> None:
+    kit.student().save_pretrained(tmp_path / "base")
+    get_peft_model(load_model(str(tmp_path / "base")), kit.lora()).save_pretrained(tmp_path / "adapter")
+    assert has_adapters(load_model(str(tmp_path / "adapter")))
+    assert not has_adapters(load_model(str(tmp_path / "adapter"), merged=True))
 
 
 # --- Adapters and tokenizers of a revision or a folder
