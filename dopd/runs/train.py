@@ -11,8 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datasets import Dataset
 from trl import ModelConfig, get_peft_config
 
 from dopd.adapters import check_adapter_config
-from dopd.checkpoints import adapter_config, config_of, where_of
+from dopd.checkpoints import adapter_config, config_of, origin_of, where_of
 from dopd.errors import ConfigError, DataError, DopdError, FileError, ModelError, first_line
 from dopd.files import leaving_no_folder, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
@@ -177,7 +178,26 @@ def check_folder(folder: RunFolder, settings: RunSettings, config: DOPDConfig, *
     ours = (CONFIG_FILE, TABLE_FILE, METRICS_FILE, CARD_FILE, CURVES_FILE, REPORT_FILE, NON_FINITE_FILE)
     names = [*ours, *(name for name, value in of_settings.items() if value is not None), *of_model, *_READER_FILES]
     steps = config.max_steps if config.max_steps > 0 else sys.maxsize
-    folder.check(names, overwrite=overwrite, resume=bool(config.resume_from_checkpoint), steps=steps)
+    reads = _local_sources(settings, config)
+    folder.check(names, reads=reads, overwrite=overwrite, resume=bool(config.resume_from_checkpoint), steps=steps)
+
+
+def _local_sources(settings: RunSettings, config: DOPDConfig) -> Iterator[tuple[str, str]]:
+    """What on this machine a run is made from: the setting that names it, in words, and the file or folder."""
+    models = {"model_name_or_path": settings.model_name_or_path}
+    if config.loads_teacher and config.teacher_model_name_or_path is not None:
+        models["teacher_model_name_or_path"] = config.teacher_model_name_or_path
+    for key, name in models.items():
+        yield f"{key} (={name!r})", name
+        place = name
+        with suppress(ModelError):  # said where the model is read
+            while os.path.isdir(place) and (origin := origin_of(place)) is not None:
+                place = origin[0]
+                yield f"{place!r}, the base of {key} (={name!r}),", place
+    for key in ("dataset_name", "dataset_eval_name"):
+        named = getattr(settings, key)
+        for name in [named] if isinstance(named, str) else named or ():
+            yield from ((f"{key} (={name!r})", path) for path in glob(name, recursive=True))
 
 
 def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config: DOPDConfig) -> None:

@@ -47,11 +47,20 @@ class RunFolder:
 
     # --- Before anything is loaded
 
-    def check(self, names: Collection[str] = (), *, overwrite: bool, resume: bool, steps: int) -> None:
+    def check(
+        self,
+        names: Collection[str] = (),
+        *,
+        reads: Iterable[tuple[str, str]] = (),
+        overwrite: bool,
+        resume: bool,
+        steps: int,
+    ) -> None:
         """Raise `ConfigError` unless a run may write here; nothing is changed.
 
         Args:
             names (`list[str]`): of files that the run will write.
+            reads (pairs of `str`): what the run itself is made from: in words, and its file or folder.
             steps (`int`): of the run.
         """
         said = f"output_dir (={str(self.path)!r})"
@@ -76,6 +85,27 @@ class RunFolder:
             raise ConfigError(
                 f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it{go_on}"
             )
+        if not resume:
+            self._check_reads(said, reads)
+
+    def _check_reads(self, said: str, reads: Iterable[tuple[str, str]]) -> None:
+        """Raise `ConfigError` where replacing the run in it would delete what the new one is made from."""
+        root = self.path.resolve()
+        places = [place for place in (self.path, self.path / PREVIOUS) if read_marker(place) is not None]
+        owned = [
+            [(place / name).resolve() for name in files] + [path.resolve() for path in checkpoints]
+            for place in places
+            for files, checkpoints in (_owned(place),)
+        ]
+        for what, path in reads:
+            read = Path(path).resolve()
+            if read.is_relative_to(root) and any(
+                read.is_relative_to(own) or own.is_relative_to(read) for paths in owned for own in paths
+            ):
+                raise ConfigError(
+                    f"{what} is of the run in {said}, which overwrite replaces and deletes: choose another output_dir, "
+                    "or move the model or data out of it first"
+                )
 
     def _check_aside(self, said: str) -> None:
         """Raise `ConfigError` where the place of a replaced run holds what is no run's."""

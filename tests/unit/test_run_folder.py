@@ -21,7 +21,7 @@ from dopd.trainer import folder as folders
 from dopd.trainer import whole
 from dopd.trainer.folder import PREVIOUS, RunFolder
 from dopd.trainer.lock import LOCK_FILE
-from dopd.trainer.owned import MARKER_FILE, make_own
+from dopd.trainer.owned import MARKER_FILE, make_own, own
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -341,6 +341,40 @@ def test_the_old_run_is_there_until_the_new_one_has_ended(
     assert (run / PREVIOUS / "model.safetensors").read_bytes() == model  # not that of the run that never ended
     assert train(*again) == 0
     assert not (run / PREVIOUS).exists() and (run / "model.safetensors").read_bytes() != model
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--model_name_or_path", "{run}"), "model_name_or_path"),
+        (("--model_name_or_path", "{run}/checkpoint-1"), "model_name_or_path"),
+        (("--model_name_or_path", "{run}/_previous"), "model_name_or_path"),
+        (("--model_name_or_path", "{adapter}"), "the base of model_name_or_path"),
+        (("--teacher_model_name_or_path", "{run}"), "teacher_model_name_or_path"),
+        (("--task", "null", "--dataset_name", "{run}/tra*.jsonl"), "dataset_name"),
+        (("--task", "null", "--dataset_name", "{run}/mine.jsonl"), None),
+    ],
+)
+def test_overwrite_does_not_delete_what_the_new_run_is_made_from(
+    flags: tuple[str, ...], what: str | None, tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "adapter"
+    for folder in (run, run / PREVIOUS):
+        (folder / "checkpoint-1").mkdir(parents=True)
+        for name in ("model.safetensors", "trace.jsonl", f"checkpoint-1/{whole.MANIFEST_FILE}"):
+            (folder / name).write_text("{}")
+        own(folder, ["model.safetensors", "trace.jsonl"], complete=True)
+    (run / "mine.jsonl").write_text("not rows")  # a user's file stays, whatever becomes of the run
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(run)}))
+    before = files_of(run)
+    assert train("--overwrite", *(flag.format(run=run, adapter=adapter) for flag in flags)) == 2
+    said = capsys.readouterr().err
+    if what is None:
+        assert "which overwrite replaces" not in said
+    else:
+        assert what in said and f"is of the run in output_dir (={str(run)!r}), which overwrite replaces" in said
+    assert files_of(run) == before
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "non_finite.json", "result.json", "notes.jsonl"])
