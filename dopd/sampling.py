@@ -75,7 +75,8 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     a padding token gets the first of them as one.
 
     Raises:
-        ModelError: neither names any, or the model names something else than token ids.
+        ModelError: neither names any, the model names something else than token ids, or one of them, or the padding
+            token, which is in every batch, is not in the model's vocabulary.
     """
     ids = declared_ends(model)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
@@ -87,6 +88,16 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(ids[0])
+    size = vocab_size_of(model)
+    outside = [f"end-of-sequence token (id {number})" for number in ids if not 0 <= number < size]
+    if tokenizer.pad_token_id is None or not 0 <= tokenizer.pad_token_id < size:
+        outside.append(f"pad_token (id {tokenizer.pad_token_id})")
+    if outside:
+        raise ModelError(
+            f"{outside[0]} is outside of the model's vocabulary of {size} tokens. Set those of the "
+            "tokenizer (tokenizer_config.json), and eos_token_id in generation_config.json to tokens that it has, or "
+            "call model.resize_token_embeddings(len(tokenizer)) for student and teacher and save them"
+        )
     return ids
 
 

@@ -68,10 +68,13 @@ def _holds_blocks(kind: Any) -> bool:
 def _turns(prompt: Any, places: list[Path]) -> Any:
     if not isinstance(prompt, list):
         return prompt  # text
-    return [
-        {**turn, "content": [_block(block, places) for block in blocks_of(turn)]} if blocks_of(turn) else turn
-        for turn in prompt
-    ]
+    return [_turn(turn, places) for turn in prompt]
+
+
+def _turn(turn: Any, places: list[Path]) -> Any:
+    if not isinstance(turn, Mapping) or not blocks_of(turn):
+        return turn  # text; or something else, which the checks of rows name
+    return {**turn, "content": [_block(block, places) for block in blocks_of(turn)]}
 
 
 def _block(block: Any, places: list[Path]) -> Any:

@@ -236,7 +236,8 @@ def _saved(origin: Origin, found: Dataset | DatasetDict) -> Dataset:
         wanted = ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
     except (ValueError, AssertionError) as error:
         raise _no_such_split(origin, first_line(error)) from error
-    cut = [parts[one.splitname].select(range(one.from_, one.to)) for one in wanted]
+    # An empty range that begins behind the last row is no range for `select`.
+    cut = [parts[one.splitname].select(range(one.from_, one.to) or []) for one in wanted]
     if len(cut) == 1:
         return cut[0]
     return concatenate_datasets(cut)

@@ -109,18 +109,18 @@ def read(
             processing_class = _processing_class(model, options)
         if adapter:
             options = {"dtype": "float32", **options}
-            with _readable("model", model):
+            with _readable("model", model, args.model_init_kwargs):
                 model = load(model, trainable=True, merged=peft_config is not None, **options)
             args.model_init_kwargs = None
         elif quantization_config is None:
-            with _readable("model", model):
+            with _readable("model", model, args.model_init_kwargs):
                 model = _checked(model, args, options)
             args.model_init_kwargs = None
     if isinstance(teacher_model, str):
         options = {**_where(args), **as_mapping(args.teacher_model_init_kwargs)}
         if args.teacher_model_revision is not None:
             options.setdefault("revision", args.teacher_model_revision)
-        with _readable("teacher_model", teacher_model):
+        with _readable("teacher_model", teacher_model, args.teacher_model_init_kwargs):
             if origin_of(teacher_model, **where_of(options)) is not None:
                 teacher_model = load(teacher_model, **options).requires_grad_(False)
             else:
@@ -134,16 +134,15 @@ def read(
 
 
 @contextmanager
-def _readable(name: str, path: str) -> Iterator[None]:
+def _readable(name: str, path: str, arguments: Any) -> Iterator[None]:
     """Inside, what transformers says of a checkpoint or of arguments becomes a `ModelError` with the field."""
     try:
         yield
     except DopdError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"{name} (={path!r}) cannot be read with {name.removesuffix('model')}model_init_kwargs: {reason_of(error)}"
-        ) from error
+        given = f" with {name.removesuffix('model')}model_init_kwargs" if as_mapping(arguments) else ""
+        raise ModelError(f"{name} (={path!r}) cannot be read{given}: {reason_of(error)}") from error
 
 
 def _checked(path: str, args: DOPDConfig, options: dict[str, Any]) -> Any:

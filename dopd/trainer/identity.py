@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from datasets import Dataset
@@ -91,8 +92,10 @@ _CONSTANT = ("constant", "constant_with_warmup")
 # Without these the saved state has no place to go.
 _NEVER = ("optim", "model", "optimizer_state")
 NOT_SAVED = {"optimizer_state": "not saved (save_only_model)"}
-_ROWS, _VALUES = 32, 64
+_ROWS, _VALUES = 10_000, 64
+_ROWS_AT_ONCE = 256
 _WITHOUT = "without secrets"
+_digests: WeakKeyDictionary[Dataset, str] = WeakKeyDictionary()
 
 
 def identity_of(trainer: HostTrainer) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         "teacher_model_name_or_path (its weights)": weights_digest(
             () if teacher is None else teacher.named_parameters()
         ),
-        "train_dataset": _rows_digest(trainer.train_dataset),
+        "train_dataset": rows_digest(trainer.train_dataset),
         "own_code (files of the method)": own_code(None if args.rules is not None else args.method, trainer.table),
         "reward_funcs (what answers are judged by)": _judged_by(trainer),
         "rollout_engine (what draws the answers)": files_of([type(trainer.engine)]),
@@ -212,17 +215,39 @@ def _shape(student: Any) -> str:
     return f"{len(parts)} trained tensors, {hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 
-def _rows_digest(dataset: Any) -> str:
+def rows_digest(dataset: Any) -> str:
+    """A short text that differs where rows of a dataset, or their pictures, differ: of every row, or, of more than
+    10,000, of that many between the first and the last. It is the same wherever the dataset is stored.
+    """
     if not isinstance(dataset, Dataset):
         return "a stream"
-    count = len(dataset)
-    places = sorted({round(place * (count - 1) / max(_ROWS - 1, 1)) for place in range(_ROWS)}) if count else []
-    text = "\n".join(json.dumps(dataset[place], sort_keys=True, default=_bytes_or_kind) for place in places)
-    return f"{count} rows, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if dataset not in _digests:  # each checkpoint asks for it
+        _digests[dataset] = f"{len(dataset)} rows, {_digest(dataset)}"
+    return _digests[dataset]
 
 
-def _bytes_or_kind(value: Any) -> str:
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else type(value).__name__
+def _digest(dataset: Dataset) -> str:
+    last = len(dataset) - 1
+    if last >= _ROWS:
+        dataset = dataset.select([round(place * last / (_ROWS - 1)) for place in range(_ROWS)])
+    digest = hashlib.sha256()
+    for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):  # pictures as they are stored
+        for row in batch.to_pylist():
+            digest.update(json.dumps(_content(row), sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()[:12]
+
+
+def _content(value: Any) -> Any:
+    """What is in a value, as JSON has it: of bytes a checksum, of a picture that is stored its bytes alone."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, list):
+        return [_content(part) for part in value]
+    if isinstance(value, dict):
+        if value.keys() == {"bytes", "path"}:
+            return Path(value["path"] or "").name if value["bytes"] is None else _content(value["bytes"])
+        return {name: _content(part) for name, part in value.items()}
+    return value
 
 
 def _short(name: str) -> str:

@@ -26,7 +26,7 @@ from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
 from dopd.trainer.served import check_served
-from dopd.vocabulary import check_has_words, vocab_size_of
+from dopd.vocabulary import check_has_words
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,6 @@ def check_loaded(
     check_served(host)
     check_has_words(host.tokenizer)
     host.eos_token_ids = ends_of(student, host.tokenizer)
-    _check_special_ids(student, host.tokenizer, host.eos_token_ids)
     mended = mend_generation_config(without_adapters(student))
     notes = [mended] if mended else []
     if teacher is not None:
@@ -186,19 +185,6 @@ def check_loaded(
             if model is not None:
                 with evaluation_mode(model), host.accelerator.autocast():
                     passes.check_self_divergence(name, model, half=half)
-
-
-def _check_special_ids(student: Any, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:
-    """Raise `ModelError` for a padding or end token without an embedding: each is in every batch."""
-    size = vocab_size_of(student)
-    named = {"pad_token": tokenizer.pad_token_id, **{f"end-of-sequence token {n}": n for n in eos_token_ids}}
-    for name, number in named.items():
-        if number is None or not 0 <= number < size:
-            raise ModelError(
-                f"{name} (id {number}) is outside of the student's vocabulary of {size} tokens. Take a pad_token "
-                "that the model knows (tokenizer.pad_token = tokenizer.eos_token), or call "
-                "model.resize_token_embeddings(len(tokenizer)) for student and teacher and save them"
-            )
 
 
 def _tokenizer(path: str, args: DOPDConfig) -> Any:

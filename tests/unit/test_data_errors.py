@@ -132,6 +132,8 @@ def test_a_row_that_cannot_be_used_is_told_by_file_and_line(
     good = {"prompt": "a 3 b a 4 ? b", "privileged_context": "plan a b"}
     assert run(config, [good, {**good, "prompt": " "}]) == 2
     assert f"'{config['dataset_name']}', line 3: row 1, column 'prompt': the text is empty" in capsys.readouterr().err
+    assert run(config, [{**good, "prompt": [[{"role": "user", "content": "a 3 ? a"}]]}]) == 2
+    assert f"'{config['dataset_name']}', line 2: row 0, column 'prompt'" in capsys.readouterr().err
     (tmp_path / "test.jsonl").write_text(json.dumps({**good, "prompt": " "}) + "\n")
     assert run(config | {"dataset_eval_name": str(tmp_path / "test.jsonl")}, [good] * 4) == 2
     assert f"'{tmp_path / 'test.jsonl'}', line 1: row 0, column 'prompt'" in capsys.readouterr().err

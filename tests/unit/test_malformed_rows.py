@@ -3,12 +3,14 @@
 import datetime
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from compatibility import tried
 from trainer_kit import STUDENT, TASK, TEACHER, trainer
 
+from dopd.data import beside
 from dopd.errors import DataError
 from dopd.tiny.models import build_model
 from dopd.tiny.tokenizer import build_tokenizer, task_vocabulary
@@ -159,3 +161,9 @@ def test_a_value_is_used_or_refused_with_row_and_column(place: str, made: Any) -
                 wrong.append(f"{name}: used")
     assert not wrong, "\n".join(wrong)
     tried("dataset", f"{len(VALUES)} kinds of values as {place}", "used or refused, row and column named")
+
+
+def test_paths_of_pictures_are_looked_for_in_whatever_stands_in_a_prompt(tmp_path: Path) -> None:
+    for value in VALUES.values():
+        for prompt in (value, [value], [[value]], [{"role": "user", "content": value}], [{"content": [[value]]}]):
+            assert beside._turns(prompt, [tmp_path]) == prompt or value is VALUES["not a number"]

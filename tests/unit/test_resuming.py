@@ -1,5 +1,6 @@
 """A run that is killed, torn or changed goes on to the bit from its newest whole checkpoint, or says why it cannot."""
 
+import io
 import json
 import random
 import shutil
@@ -9,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import trainer_kit as kit
 from compatibility import tried
-from datasets import Dataset
+from datasets import Dataset, Image, List, load_from_disk
 from resume_kit import (
     EMA,
     in_a_process,
@@ -29,6 +31,7 @@ from resume_kit import (
 from dopd.errors import ConfigError, FileError
 from dopd.inspection.schema import read_json_lines
 from dopd.trainer import callbacks, saving, whole
+from dopd.trainer.identity import rows_digest
 from dopd.trainer.resuming import checkpoint_to_resume
 
 
@@ -270,6 +273,33 @@ def test_what_a_resumed_run_must_share_is_refused_by_name_unless_it_is_meant(
         resumable(run, steps=6, **options).train(resume_from_checkpoint=wanted)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     tried("setting", f"resuming with another {name}", "refused by name, unless resume_with_changes names it")
+
+
+def test_any_row_that_changes_makes_a_dataset_another_one_and_where_it_is_stored_does_not(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": f"{number}"}] for number in range(100)]
+    red, blue = (picture(colour) for colour in ("red", "blue"))
+
+    def made(prompts: Any, image: bytes = red, path: str = "a/x.png") -> Dataset:
+        stored = [[{"bytes": image, "path": path}]] * len(prompts)
+        return Dataset.from_dict({"prompt": prompts, "images": stored}).cast_column("images", List(Image()))
+
+    known = rows_digest(made(turns))
+    made(turns).save_to_disk(tmp_path / "stored")
+    same = [
+        load_from_disk(tmp_path / "stored"),
+        made(turns, path="b/x.png"),
+        made(turns + turns[:1]).select(range(100)),
+    ]
+    assert {rows_digest(dataset) for dataset in same} == {known}
+    other = [made(turns[:row] + turns[row + 1 :] + turns[row : row + 1]) for row in range(0, 99, 7)]
+    others = [rows_digest(dataset) for dataset in [*other, made(turns[:99]), made(turns, image=blue)]]
+    assert len({known, *others}) == len(others) + 1
+
+
+def picture(colour: str) -> bytes:
+    stored = io.BytesIO()
+    PIL.Image.new("RGB", (2, 2), colour).save(stored, "PNG")
+    return stored.getvalue()
 
 
 def test_what_changes_the_rounding_of_a_resumed_run_is_refused_by_name(saved: Path, tmp_path: Path) -> None:

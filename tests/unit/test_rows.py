@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,9 @@ def test_a_split_that_a_file_does_not_have_is_an_error(tmp_path: Path) -> None:
     for key in ("dataset_test_split", "dataset_train_split"):
         with pytest.raises(DataError, match=rf"{key} \(='test'\) is not in dataset_name.*'train' alone.*train\[:5%\]"):
             load(dataset_name=str(path), **{key: "test"})
-    with pytest.raises(DataError, match="has no rows"):
-        load(dataset_name=str(path), dataset_train_split="train[:0]")
+    for empty in ("train[:0]", "train[4:]", "train[9:]", "train[3:2]", "train[100%:]"):
+        with pytest.raises(DataError, match=rf"dataset_train_split \(='{re.escape(empty)}'\), has no rows"):
+            load(dataset_name=str(path), dataset_train_split=empty)
     tried("dataset", "dataset_test_split of one file", "refused: a file has the one split train")
 
 

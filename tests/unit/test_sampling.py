@@ -212,6 +212,21 @@ def test_a_tokenizer_without_an_end_takes_that_of_the_model(tmp_path: Path) -> N
         ends_of(model, tokenizer)
 
 
+@pytest.mark.parametrize(("end", "pad"), [(999, 0), ([EOS, -5], 0), (EOS, 999)])
+def test_an_end_or_padding_outside_of_the_vocabulary_is_refused_where_answers_are_drawn(end: Any, pad: int) -> None:
+    tokenizer = copy.deepcopy(kit.TOKENIZER)
+    if pad == 999:
+        tokenizer.add_tokens([f"more{count}" for count in range(3)])
+        tokenizer.pad_token = "more2"
+        pad = tokenizer.pad_token_id
+    number = pad or (end if isinstance(end, int) else end[1])
+    model = kit.student()
+    model.generation_config.eos_token_id = end
+    words = rf"\(id {number}\) is outside of the model's vocabulary of {len(kit.TOKENIZER)} tokens"
+    with pytest.raises(ModelError, match=words):
+        ends_of(model, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
