@@ -1,6 +1,7 @@
 """Weights read from files: every one of them is the file's, and every tensor of the file has its place."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from safetensors import safe_open
 from dopd.adapters import has_adapters
 from dopd.bases import check_base
 from dopd.errors import DopdError, ModelError, first_line
+
+logger = logging.getLogger(__name__)
 
 _NO_FRACTIONS = "are whole numbers or truth values in it, where the model has weights"
 # Arguments of `from_pretrained` by which `whole` can say what is wrong with a checkpoint.
@@ -47,7 +50,27 @@ def whole(path: str, model: Any, report: Mapping[str, Any]) -> Any:
             f"checkpoint {path!r} holds nothing but zeros: its file was never filled, or is damaged. Save it "
             "anew, or fetch it anew"
         )
+    _untied_as_loaded(path, model)
     return model
+
+
+def _untied_as_loaded(path: str, model: Any) -> None:
+    """Have the configuration say that embeddings are not tied where the checkpoint has two matrices in spite of it.
+
+    transformers keeps both; other readers of what a run saves would go by the configuration, and drop one.
+    """
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = [c for c in (model.config, model.config.get_text_config()) if getattr(c, "tie_word_embeddings", False)]
+    if not tied or inputs is None or outputs is None or outputs.weight is inputs.weight:
+        return
+    if inputs.weight.is_meta or torch.equal(inputs.weight, outputs.weight):
+        return
+    for config in tied:
+        config.tie_word_embeddings = False
+    logger.warning(
+        f"checkpoint {path!r} has different matrices for input and output embeddings, although its config.json ties "
+        "them (tie_word_embeddings): both are used, and what is saved of it says so"
+    )
 
 
 def _without_fractions(folder: Path, model: Any) -> list[str]:

@@ -82,6 +82,25 @@ def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     kit.trainer(tmp_path / "run", model=saved(tmp_path / "student", model))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_that_a_file_has_beside_tied_embeddings_stays_one_in_what_is_saved(
+    tmp_path: Path, trained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = torch.rand(kit.student().lm_head.weight.shape)
+    folder = Path(saved(tmp_path / "student", kit.student(), lambda w: {**w, "lm_head.weight": head} if trained else w))
+    if not trained:  # one matrix, twice
+        weights = load_file(folder / "model.safetensors")
+        same = weights["model.embed_tokens.weight"].clone()
+        save_file({**weights, "lm_head.weight": same}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    load(str(folder), dtype=torch.float32).save_pretrained(tmp_path / "again")
+    kept = load_file(tmp_path / "again" / "model.safetensors")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is not trained
+    assert ("different matrices" in caplog.text) is trained
+    assert not trained or torch.equal(kept["lm_head.weight"], head)
+
+
 def test_evaluation_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / "broken", kit.student(), BROKEN["one tensor missing"][0])
     assert main(["eval", path, "--task", "dag", "--prompts", "2"]) == 2
