@@ -258,15 +258,31 @@ def load(path: str, *, trainable: bool = False, merged: bool = False, **options:
         read = whole(path, *family_of(path, **where).from_pretrained(path, **only_if_asked(options), **REPORTING))
         compute_as_stored(read)
         return read
-    run = _run_beside(path)
-    _warn_of_other_base(path, origin[0], run)
+    _warn_of_other_base(path, origin[0], _run_beside(path))
+    kept, packed = _made_of_base(path)
     loading = {name: value for name, value in options.items() if name not in WHERE}
-    if "quantization_config" not in loading and (packed := quantization_config(run)) is not None:
+    if "quantization_config" not in loading and packed is not None:
         loading["quantization_config"] = packed
     base = load(origin[0], merged=True, **loading, **origin[1])
-    if run.get("student_keep_layers") is not None:
-        base = keep_layers(base, run["student_keep_layers"])
+    if kept is not None:
+        base = keep_layers(base, kept)
     return _with_adapter(path, where, base, trainable=trainable, merged=merged)
+
+
+def _made_of_base(path: str, later: frozenset[str] = frozenset()) -> tuple[list[int] | None, Any]:
+    """Layers of its base that an adapter's run kept, and how it packed them: itself, or an earlier run whose adapter it
+    went on training.
+    """
+    run, seen = _run_beside(path), later | {os.path.realpath(path)}
+    kept, packed = run.get("student_keep_layers"), quantization_config(run)
+    student = run.get("model_name_or_path", "")
+    goes_on = student and not run.get("use_peft") and (Path(student) / ADAPTER_FILE).is_file()
+    if not goes_on or os.path.realpath(student) in seen:
+        return kept, packed
+    earlier, packed_earlier = _made_of_base(student, seen)
+    if earlier is not None:
+        kept = earlier if kept is None else [earlier[layer] for layer in kept]
+    return kept, packed if packed is not None else packed_earlier
 
 
 def _warn_of_other_base(path: str, base: str, run: Mapping[str, Any]) -> None:

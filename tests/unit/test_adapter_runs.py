@@ -19,7 +19,7 @@ from dopd.adapters import layer_change, tuned_layers
 from dopd.checkpoints import load, origin_of
 from dopd.cli.main import main
 from dopd.errors import ConfigError, ModelError
-from dopd.quantized import compute_as_stored, whole_weight
+from dopd.quantized import compute_as_stored, is_quantized, whole_weight
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer, train
@@ -153,6 +153,17 @@ def test_the_layers_that_a_run_kept_are_the_ones_that_its_adapter_stands_on(tmp_
     base.config.num_hidden_layers, base.config.layer_types = 1, base.config.layer_types[1:2]
     expected = PeftModel.from_pretrained(base, folder).eval()
     assert torch.equal(kit.logits(opened.eval()), kit.logits(expected))
+
+
+def test_a_run_that_goes_on_with_an_adapter_keeps_what_the_first_made_of_its_base(tmp_path: Path) -> None:
+    """At a rate of 0 the second is the first one: of the same layers, packed in the same way."""
+    still = {"max_steps": 1, "learning_rate": 0.0}
+    first = run(tmp_path / "first", student_keep_layers=[1], load_in_4bit=True, **still)
+    second = run(tmp_path / "second", use_peft=False, model_name_or_path=str(first), **still)
+    opened = load_model(str(second)).eval()
+    assert any(map(is_quantized, opened.modules()))
+    assert torch.equal(kit.logits(opened), kit.logits(load_model(str(first)).eval()))
+    tried("checkpoint", "a run that goes on with an adapter whose base was cut or packed", "opens on that base")
 
 
 def test_where_an_adapters_base_is_looked_for(finished: Path, tmp_path: Path) -> None:
