@@ -49,7 +49,10 @@ def resolve_model(name: str) -> str:
         raise ConfigError(
             f"model {name!r} must look like tiny:TASK/ROLE or tiny:TASK/ROLE?seed=1, for example tiny:dag/student"
         )
-    return str(tiny_model_path(task, role, int(options.get("seed", "0"))))
+    try:
+        return str(tiny_model_path(task, role, int(options.get("seed", "0"))))
+    except ConfigError as error:
+        raise ConfigError(f"model {name!r}: {error}") from error
 
 
 def where_of(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _devices() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         yield Finding("ok", f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        yield Finding("note", "no GPU: tiny models train in minutes here, set bf16=false and use_cpu=true")
+        yield Finding("note", "no GPU: tiny models train in minutes here, with bf16=false and use_cpu=true")
         if torch.get_num_threads() > 1:
             yield Finding(
                 "note",

@@ -30,10 +30,14 @@ _HOPEFUL = (
     "teacher_prompt",
     "tool_choice",
 )
-# What the column that is asked, and one of whole conversations, are called in other datasets of the field.
-_QUESTIONS = ("prompt", "prompts", "question", "query", "instruction", "problem", "input", "text")
-_HINTS = ("hint", "hints", "solution", "solutions", "rationale", "reasoning", "explanation", "steps", "privileged")
+# What the column that is asked, one of whole conversations, and one of hints are called in other datasets of the field,
+# the likeliest first: a solution is what hints are made of where there is no hint.
 _CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
+_ASKED = ("prompt", "prompts", "question", "problem", "query", "instruction", *_CONVERSATIONS, "input", "text")
+_HINTS = (
+    *("hint", "hints", "privileged", "privileged_information", "plan", "steps"),
+    *("rationale", "reasoning", "explanation", "solution", "solutions"),
+)
 _LIMITS = "(max_prompt_length, or max_context or the model's context, less max_completion_length)"
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
 
@@ -95,22 +99,28 @@ def renaming(name: str, theirs: str) -> str:
 
 def _prompt_from(columns: Sequence[str]) -> str:
     """How a dataset without the column gets it."""
-    for name in columns:
-        if name.lower() in _CONVERSATIONS:
-            return (
-                f"Make it of {name!r}: the turns up to the user's last one, each with 'role' (user, assistant, system "
-                "or tool) and 'content'"
-            )
-        if name.lower() in _QUESTIONS:
-            return f"If {name!r} is what the student answers, call it 'prompt': write {renaming('prompt', name)}"
-    return f"Call the column that the student answers 'prompt': write {renaming('prompt', 'NAME')}"
+    name = _likeliest(columns, _ASKED)
+    if name is None:
+        return f"Call the column that the student answers 'prompt': write {renaming('prompt', 'NAME')}"
+    if name.lower() in _CONVERSATIONS:
+        return (
+            f"Make it of {name!r}: the turns up to the user's last one, each with 'role' (user, assistant, system "
+            "or tool) and 'content'"
+        )
+    return f"If {name!r} is what the student answers, call it 'prompt': write {renaming('prompt', name)}"
 
 
 def _privileged_from(columns: Sequence[str]) -> str:
-    for name in columns:
-        if name.lower() in _HINTS:
-            return f"If {name!r} is what only the teacher may see, write {renaming('privileged_context', name)}. "
-    return ""
+    name = _likeliest(columns, _HINTS)
+    if name is None:
+        return ""
+    return f"If {name!r} is what only the teacher may see, write {renaming('privileged_context', name)}. "
+
+
+def _likeliest(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column whose name comes first among `names`."""
+    known = [name for name in columns if name.lower() in names]
+    return min(known, key=lambda name: names.index(name.lower()), default=None)
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:
@@ -137,7 +147,7 @@ def check_row(row: dict[str, Any], index: int) -> None:
             raise DataError(f"{where}: the conversation has no user turn")
     else:
         raise DataError(
-            f"{where} (={str(prompt)[:80]!r}): expected text, or a list of messages with 'role' and 'content'"
+            f"{where} (={repr(prompt)[:80]}): expected text, or a list of messages with 'role' and 'content'"
         )
     for column in TEXT_COLUMNS:
         context = row.get(column)

@@ -67,13 +67,15 @@ def examine(settings: RunSettings, *, token_ids: bool = False, local_teacher: st
     yield Finding("ok", f"settings and table fit together: {config.routing_table().describe().splitlines()[0]}")
     absent = list(_absent(settings, config))
     yield from (Finding("here", text) for text in absent)
+    lacking = _lacking(settings)
     if not absent:
         loads = True
         for finding in (*_memory(settings, config), *_files(settings, config)):
             loads = loads and finding.level == "ok"
             yield finding
-        yield from _loaded(settings, config, token_ids=token_ids, local_teacher=local_teacher) if loads else ()
-    yield from (Finding("here", problem) for problem in _lacking(settings))
+        loaded = _loaded(settings, config, token_ids=token_ids, local_teacher=local_teacher) if loads else ()
+        yield from (finding for finding in loaded if finding.text not in lacking)
+    yield from (Finding("here", problem) for problem in lacking)
 
 
 def _lacking(settings: RunSettings) -> list[str]:

@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from dopd.adapters import without_adapters
 from dopd.checkpoints import config_of, files_of, reason_of
+from dopd.data.checks import check_columns
 from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
@@ -72,10 +73,14 @@ def tried_judge(judge: Judge, table: RoutingTable, train_dataset: Any, eval_data
 
     Raises:
         ConfigError: as `check_judged`.
+        DataError: a dataset without a prompt, whose rows the users' code was not written for.
         ScoringError: users' code raises, takes too long, or gives no finite number.
     """
     check_judged(judge, table)
     held_out = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+    for rows in (train_dataset, *held_out):
+        if getattr(rows, "column_names", None):
+            check_columns(rows.column_names, needs_privileged=False, method=table.name)
     return judge.tried_on([train_dataset, *held_out])
 
 

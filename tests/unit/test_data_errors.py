@@ -1,6 +1,7 @@
 """What is wrong with a user's rows is said with the file, the line and what to write."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from datasets import Dataset
 
 from dopd.cli.main import main
+from dopd.data.checks import check_columns
 from dopd.errors import ConfigError, DataError
 from dopd.runs.columns import with_columns
 from dopd.runs.rows import load_rows
@@ -124,6 +126,37 @@ def test_the_columns_that_a_message_names_are_the_ones_that_work(
     said = out[-1].removeprefix("next: dopd ").replace("QUESTION", f"'{ROW['question']}'").replace("HINT", "'plan b'")
     assert said.startswith(f"inspect --student {config['output_dir']} ")
     assert main([*shlex.split(said), "--max-new-tokens", "4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "prompt", "hint"),
+    [
+        (["solution", "answer", "hint", "question"], "question", "hint"),
+        (["solution", "text", "problem", "messages"], "problem", "solution"),
+        (["text", "Messages", "rationale", "steps"], "Messages", "steps"),
+        (["a"], "NAME", None),
+    ],
+)
+def test_the_likeliest_column_is_offered_whatever_their_order(
+    columns: list[str], prompt: str, hint: str | None
+) -> None:
+    for order in (columns, columns[::-1]):
+        with pytest.raises(DataError) as caught:
+            check_columns(order, needs_privileged=True, method="dopd")
+        assert re.search(rf"prompt: {prompt}|Make it of '{prompt}'", str(caught.value))
+        with pytest.raises(DataError) as caught:
+            check_columns([*order, "prompt"], needs_privileged=True, method="dopd")
+        assert re.findall(r"privileged_context: (\w+)", str(caught.value)) == ([hint] if hint else [])
+
+
+def test_a_missing_prompt_comes_before_a_verifier_that_misses_other_columns(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "judge.py").write_text("def score(completion, row):\n    return float(row['answer'] == completion)\n")
+    rows = [{"messages": [{"role": "user", "content": "a 3 ? a"}], "privileged_context": "plan a"}]
+    assert run(config | {"verifier": f"{tmp_path}/judge.py:score"}, rows * 8) == 2
+    said = capsys.readouterr().err
+    assert "column 'prompt' is missing" in said and "Make it of 'messages'" in said and "KeyError" not in said
 
 
 def test_a_row_that_cannot_be_used_is_told_by_file_and_line(

@@ -1,6 +1,7 @@
 """`dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, and say them before a run does."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ def test_on_a_cpu_everything_is_looked_at_before_bf16_is_spoken_of(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     assert main(["doctor", str(path)]) == 2 and main(["train", str(path), "--dry-run"]) == 0
+
+
+def test_what_is_not_installed_is_said_once_and_of_this_machine(values: dict[str, Any]) -> None:
+    absent = next(name for name in ("wandb", "comet_ml", "clearml", "mlflow") if find_spec(name) is None)
+    said = [one for one in findings(values | {"report_to": absent}) if "not installed" in one.text]
+    assert [one.level for one in said] == ["here"] and absent in said[0].text
 
 
 def test_what_the_hub_has_and_this_machine_has_not_is_no_fault_of_the_config(values: dict[str, Any]) -> None:

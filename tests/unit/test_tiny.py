@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from dopd.checkpoints import resolve_model
 from dopd.errors import ConfigError
 from dopd.tasks import PRIVILEGED_KINDS, get_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer
@@ -223,6 +224,8 @@ def test_wrong_settings_are_explained(tmp_path):
         tiny_model_path("chess", "student", cache_dir=tmp_path)
     with pytest.raises(ConfigError, match="role: got 'boss', allowed: teacher"):
         tiny_model_path("dag", "boss", cache_dir=tmp_path)
+    with pytest.raises(ConfigError, match="model 'tiny:dag/boss': role: got 'boss'"):
+        resolve_model("tiny:dag/boss")
     with pytest.raises(ConfigError, match="hidden_size: got 20"):
         TinySpec(hidden_size=20, num_heads=4)
     with pytest.raises(ConfigError, match="steps: got 0"):
