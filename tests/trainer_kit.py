@@ -13,6 +13,7 @@ from dopd.data.privileged import PrivilegedTemplate
 from dopd.evaluation import StudentEvaluator
 from dopd.sampling import Ending
 from dopd.scoring import View
+from dopd.signals import SignalBatch, register_signal
 from dopd.sources import SOURCES
 from dopd.step import PromptEncoder, ScoredBatch, SourceScores
 from dopd.tasks import get_task
@@ -42,6 +43,23 @@ def uneven_rows(count: int = 8) -> list[dict[str, Any]]:
         }
         for n in range(count)
     ]
+
+
+def first_token(completion_ids: list[list[int]], log_metric: Any, **columns: Any) -> list[float | None]:
+    """A reward function that applies to some answers; by what they are, so that those of each process get others."""
+    log_metric("first_token", sum(ids[0] for ids in completion_ids) / len(completion_ids))
+    return [None if n % 4 == 3 else float(ids[0]) for n, ids in enumerate(completion_ids)]
+
+
+def rewarded() -> dict[str, Any]:
+    """Options of a run whose advantage is the reward: over a group that answers greedily, GRPO's adds up to 0."""
+
+    @register_signal("raw_reward", needs_rewards=True)
+    def raw_reward(batch: SignalBatch) -> torch.Tensor:
+        return batch.per_token(torch.nan_to_num(batch.rewards))
+
+    rule = {"divergence": "policy_gradient", "support": "sampled", "advantage": "raw_reward"}
+    return {"rules": [rule], "reward_funcs": first_token}
 
 
 def student(seed: int = 0, spec: TinySpec = STUDENT) -> Any:

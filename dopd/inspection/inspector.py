@@ -1,5 +1,6 @@
 """Completions looked at outside of a training batch: answered, scored from every view, routed, and recorded."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from dopd.step import Moment, Rollouts, Step
 from dopd.step.engine import WholeStudent
 from dopd.step.step import START
 from dopd.tables import RoutingTable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Inspector:
             rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows)
             judged = rollouts.scores
             if not step.judge.gives_rewards and step.table.is_judged:
+                logger.warning(
+                    f"method {step.table.name!r} learns from rewards or scores of its rollouts, and nobody gives any "
+                    "here: all count as 0, and advantages that compare them are 0"
+                )
                 rollouts = replace(rollouts, rewards=[0.0] * len(rows), scores=[0.0] * len(rows))
             averages = _averages(thresholds, rollouts)
             scored = step.score(rollouts, moment, thresholds=averages, batch=batch)

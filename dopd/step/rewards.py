@@ -11,20 +11,39 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTimeError
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dopd.errors import ConfigError, DataError, DopdError, NotFiniteError, ScoringError, cut, first_line
 from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
 from dopd.step.batch import Rollouts
 from dopd.step.verifier import Verifier, judged, quoted, shown, tried, written_code
 
-# f(prompts=..., completions=..., completion_ids=..., **columns) -> a reward for each completion, or `None` where it
-# does not apply; as a list, or awaited.
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+# f(prompts=..., completions=..., completion_ids=..., **columns), and those of `_OF_THE_RUN` that it takes -> a reward
+# for each completion, or `None` where it does not apply; as a list, or awaited.
 RewardFunction = Callable[..., Any]
 
 VERIFIER = "verifier"  # in a list of reward functions: the verifier's score
-_ARGUMENTS = ("prompts", "completions", "completion_ids")
+_OF_THE_RUN = ("trainer_state", "log_extra", "log_metric")
+_ARGUMENTS = ("prompts", "completions", "completion_ids", *_OF_THE_RUN)
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a dataset, which TRL does not hand on either
+
+
+def unlogged(state: "TrainerState | None" = None) -> dict[str, Any]:
+    """What reward functions get of a run where nothing is logged.
+
+    Args:
+        state (`TrainerState`, *optional*): of the run; that of a first step if left out.
+    """
+
+    from transformers import TrainerState  # whose module reads all of a trainer's
+
+    def log(name: str, value: Any) -> None:
+        pass
+
+    return {"trainer_state": state or TrainerState(max_steps=1), "log_extra": log, "log_metric": log}
 
 
 @dataclass(frozen=True)
@@ -50,12 +69,14 @@ class Judge:
         functions (`dict[str, RewardFunction | None]`): reward functions by name; `None` for the verifier's score.
         weights (`tuple[float, ...]`): of the functions.
         seconds (`float`, *optional*): that a reward function may take for each answer of a call.
+        of_the_run (callable): gives `trainer_state`, `log_extra` and `log_metric` of TRL's GRPO, by name.
     """
 
     verifier: Verifier | None = None
     functions: Mapping[str, RewardFunction | None] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     seconds: float | None = None
+    of_the_run: Callable[[], Mapping[str, Any]] = unlogged
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.functions):
@@ -125,7 +146,7 @@ class Judge:
         self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ids: Sequence[list[int]]
     ) -> dict[str, list[float] | None]:
         """What every function gives, by its name; functions that are awaited run beside the others."""
-        arguments = _arguments(rows, texts, ids)
+        arguments, of_the_run = _arguments(rows, texts, ids), self.of_the_run()
         seconds = None if self.seconds is None else self.seconds * len(rows)
         start, outputs = time.monotonic(), dict[str, Any]()
         try:
@@ -133,7 +154,7 @@ class Judge:
                 if function is None:
                     continue
                 with _guarded(name, self.seconds, arguments), _in_time(name, seconds):
-                    outputs[name] = function(**arguments)
+                    outputs[name] = function(**arguments, **_taken(function, of_the_run))
                 if inspect.isawaitable(outputs[name]):
                     outputs[name] = asyncio.run_coroutine_threadsafe(_caught(outputs[name]), _loop())
             for name, output in outputs.items():
@@ -230,6 +251,16 @@ def _arguments(
     ]
     of_rows = {name: [row.get(name) for row in rows] for name in columns}
     return {"prompts": prompts, "completions": completions, "completion_ids": list(ids), **of_rows}
+
+
+def _taken(function: RewardFunction, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that a function has a place for."""
+    try:
+        parameters = inspect.signature(_written(function)).parameters
+    except (TypeError, ValueError):  # code without a signature
+        return dict(offered)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in offered.items() if takes_all or name in parameters}
 
 
 def _in_time(name: str, seconds: float | None) -> AbstractContextManager[None]:

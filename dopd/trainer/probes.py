@@ -12,6 +12,7 @@ from dopd.inspection.inspector import Inspector
 from dopd.ranks import Alone
 from dopd.sources import LIVE
 from dopd.step import Step
+from dopd.step.rewards import unlogged
 from dopd.step.verifier import unjudged
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.models import TrainedModels
@@ -65,5 +66,6 @@ def _make_probe(host: HostTrainer, step: Step) -> Probe | None:
     scorer = make_scorer(host, models, batch_size, step.merged_ids, Alone())
     evaluator = answering(host, [], host.judge.verifier or unjudged)
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
-    inspector = Inspector(replace(step, scorer=scorer, ranks=Alone()), evaluator, models, host.temperature)
+    judge = replace(step.judge, of_the_run=lambda: unlogged(host.state))
+    inspector = Inspector(replace(step, scorer=scorer, judge=judge, ranks=Alone()), evaluator, models, host.temperature)
     return Probe(inspector, rows)

@@ -44,6 +44,7 @@ from dopd.trainer.own_engine import TRIAL_TOKENS, check_engine
 from dopd.trainer.probes import make_trace
 from dopd.trainer.progress import RunProgress
 from dopd.trainer.recording import KeptRun, RecordingTrainer
+from dopd.trainer.reward_logs import RewardLogs
 from dopd.trainer.sampler import EpochRepeatSampler
 from dopd.trainer.saving import OneRun
 from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse, warn_of_missing_ends
@@ -80,9 +81,9 @@ class DOPDTrainer(RecordingTrainer):
         verifier (callable or `str`, *optional*): (completion text, row) -> score in [0, 1], or a name, as in a config.
             With it, accuracies are logged.
         reward_funcs (callable, `str`, or a list of them, *optional*): as in TRL's `GRPOTrainer`, with
-            `args.reward_weights`: f(prompts=..., completions=..., completion_ids=..., **columns) -> a reward, or None,
-            for each completion. What methods with rewards learn from, in place of the verifier's score; `"verifier"`
-            in the list is that score.
+            `args.reward_weights`: f(prompts=..., completions=..., completion_ids=..., **columns), with `trainer_state`,
+            `log_metric` and `log_extra` if it takes them -> a reward, or None, for each completion. What methods with
+            rewards learn from, in place of the verifier's score; `"verifier"` in the list is that score.
         teacher_processing_class (*optional*): processor of a teacher that encodes images otherwise than the student;
             read from `teacher_model` if that is a name or a folder.
         rollout_engine ([`~dopd.step.Engine`] or `str`, *optional*): draws the answers, in place of transformers'
@@ -218,6 +219,8 @@ class DOPDTrainer(RecordingTrainer):
         ranks = AcceleratorRanks(self.accelerator)
         scorer = served.make_scorer(self, self.models, batch_size, merged_ids, ranks)
         check_scorer(self.table, scorer)
+        self.reward_logs = RewardLogs(self)
+        self.judge = replace(self.judge, of_the_run=self.reward_logs)
         return Step(
             self.table,
             self.prompts,
@@ -364,7 +367,7 @@ class DOPDTrainer(RecordingTrainer):
         self.record(metrics)
         if self.accelerator.is_main_process:
             warn_of_missing_ends(metrics, self._answer_limit(), self.ending.token_ids, self.state.global_step)
-        self.record(routing_metrics(batch, ranks))
+        self.record(routing_metrics(batch, ranks) | self.reward_logs.taken())
         if self.log_completions:
             answers = [self.prompts.text(ids) for ids in rollouts.answers]
             self.record_texts(self.tokenizer.batch_decode(rollouts.view.prompt_ids, skip_special_tokens=True), answers)

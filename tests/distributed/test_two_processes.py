@@ -22,10 +22,12 @@ def two(folder: Path) -> dict[str, Any]:
     return launcher.run("worker.py", folder)
 
 
-@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla", "tip_cut"])
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla", "tip_cut", "rewarded"])
 def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, Any], name: str, tmp_path: Path) -> None:
     method = name.removesuffix("_cut")
-    single, batch, update = kit.one_step(tmp_path, method, 8, 1)
+    options = kit.rewarded() if name == "rewarded" else {}
+    single, batch, update = kit.one_step(tmp_path, method, 8, 1, **options)
     result = two[name]
     tokens = result["tokens_by_rank"]
     assert tokens[0] != tokens[1], "ranks with equally many tokens cannot show a wrong normalisation"
@@ -33,10 +35,9 @@ def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, A
     if method == "dopd":
         assert {**result["regimes"][0], **result["regimes"][1]} == kit.by_completion(batch, "regimes")
     assert kit.close(result["update"], update)
+    same = ("share/", "gap/", "loss/", "entropy", "threshold/", "prob/", "num_sequences", "completions/eos", "reward")
     for key, value in kit.train_records(single)[0].items():
-        if key == "loss" or key.startswith(
-            ("share/", "gap/", "loss/", "entropy", "threshold/", "prob/", "num_sequences", "completions/eos")
-        ):
+        if key == "loss" or key.startswith((*same, "first_token")):
             assert result["record"][key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 

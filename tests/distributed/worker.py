@@ -17,8 +17,8 @@ import dopd.cli.main
 torch.set_num_threads(1)
 
 
-def equivalence(folder: Path, method: str, size: int, cuts: int) -> dict[str, object]:
-    made, batch, update = kit.one_step(folder, method, size, cuts)
+def equivalence(folder: Path, method: str, size: int, cuts: int, **options: object) -> dict[str, object]:
+    made, batch, update = kit.one_step(folder, method, size, cuts, **options)
     own_tokens = int(batch["completion_mask"].sum())
     return {
         "record": kit.train_records(made)[0],
@@ -96,6 +96,7 @@ def main() -> None:
         "vanilla": equivalence(folder / "vanilla", "vanilla", 4, 1),
         # Picks the tokens with the highest scores of the whole batch, scaled by its extremes.
         "tip_cut": equivalence(folder / "tip_cut", "tip", 2, 2),
+        "rewarded": equivalence(folder / "rewarded", "rewarded", 4, 1, **kit.rewarded()),
         "orders": orders(folder),
         "run": whole_run(folder),
         "stream": stream(folder),

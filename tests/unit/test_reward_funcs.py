@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import inspect
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import torch
 import trainer_kit as kit
 import yaml
 from datasets import Dataset
+from transformers import TrainerState
+from trl import GRPOTrainer
 
 import dopd
 from dopd.cli.main import main
@@ -86,12 +90,38 @@ def test_functions_are_called_as_trl_calls_them(conversation: bool) -> None:
     judged(judge_of(None, [keep]), [{**row, "prompt": prompt} for row in ROWS])
     texts = ["a", "bb", "ccc"]
     completions = [[{"role": "assistant", "content": text}] for text in texts] if conversation else texts
-    assert seen == {
-        "prompts": [prompt] * 3,
-        "completions": completions,
-        "completion_ids": IDS,
-        "answer": ["0", "1", "2"],
-    }
+    of_rows = {"prompts": [prompt] * 3, "completions": completions, "completion_ids": IDS, "answer": ["0", "1", "2"]}
+    assert {name: seen.pop(name) for name in of_rows} == of_rows
+    code = inspect.getsource(GRPOTrainer._calculate_rewards)
+    assert "prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs" in code
+    of_trl = {*re.findall(r'(?<!row_)reward_kwargs\["(\w+)"\]', code)}
+    assert {*seen} == of_trl - {"environments"}, "conversations with tools are not supported"
+    assert isinstance(seen["trainer_state"], TrainerState)
+
+
+def test_functions_get_the_run_and_log_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    steps = []
+
+    def logged(
+        completion_ids: list[list[int]], trainer_state: TrainerState, log_metric: Any, **more: Any
+    ) -> list[float]:
+        steps.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("first_token", sum(ids[0] for ids in completion_ids) / len(completion_ids))
+        more["log_extra"]("length", [len(ids) for ids in completion_ids])
+        return [float(ids[0]) for ids in completion_ids]
+
+    def plain(prompts: list[Any], completions: list[Any], completion_ids: list[Any], answer: list[Any]) -> list[float]:
+        return [0.0] * len(prompts)  # takes nothing of the run
+
+    rows = [{name: row[name] for name in ("prompt", "answer")} for row in kit.task_rows()]
+    options = {"max_steps": 2, "trace_steps": 1, "trace_probes": 2, "train_dataset": Dataset.from_list(rows)}
+    made = kit.trainer(tmp_path, "grpo", reward_funcs=[logged, plain], **options)
+    made.train()
+    assert steps == [(0, 1), (0, 2), (0, 2), (1, 2), (1, 2)]  # tried; then each step, and its probes
+    assert kit.records(made, "first_token") == kit.records(made, "reward") != []  # of the batch, and not of probes
+    assert len([r for r in caplog.records if "log_extra('length', ...)" in r.message]) == 1
+    with pytest.raises(ScoringError, match=r"log_metric\('x', 'much'\): the value must be a number"):
+        made.reward_logs()["log_metric"]("x", "much")
 
 
 def test_functions_of_trl_are_reward_functions() -> None:
