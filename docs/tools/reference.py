@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 import trl
 from trl.experimental.gkd import GKDConfig
+from trl.experimental.gold import GOLDConfig
 from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdpo import SDPOConfig
 from trl.experimental.server_distillation import ServerDistillationConfig
@@ -34,7 +35,11 @@ _TRAINERS = {
     "SDFT": SDFTConfig,
     "SDPO": SDPOConfig,
     "server distillation": ServerDistillationConfig,
+    "GOLD": GOLDConfig,
     "GRPO": trl.GRPOConfig,
+    "RLOO": trl.RLOOConfig,
+    "scripts": trl.ScriptArguments,
+    "models": trl.ModelConfig,
     "SFT": trl.SFTConfig,
 }
 _MADE = "<!-- Written by `make docs-reference`: change the code that it is made from. -->"
@@ -102,7 +107,9 @@ def names() -> str:
         _MADE,
         "",
         "What arguments of TRL's other trainers, of older versions of transformers, and everyday names are called",
-        "here. A configuration with one of them is refused with the same words. An argument of TRL that is not",
+        "here. A configuration with one of them is refused with the same words. Every field of TRL's",
+        "`DistillationConfig` is one here. Compared are its configurations for GKD, SDFT, SDPO, server distillation,",
+        "GOLD, GRPO, RLOO and SFT, `ScriptArguments` (scripts) and `ModelConfig` (models): an argument that is not",
         "listed has the same name here ([keys](keys.md)), or belongs to supervised training alone.",
         "",
         "## Arguments of TRL's trainers",

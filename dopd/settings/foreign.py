@@ -59,6 +59,7 @@ _HERE = {
     "solution_template feedback_template",
     "privileged_student: current, frozen, ema or snapshot": "teacher_model_kind",
     "ema_decay, which is 1 - teacher_update_rate": "teacher_update_rate ema_rate",
+    "ema_decay, which is 1 - ref_model_mixup_alpha": "ref_model_mixup_alpha",
     "snapshot_steps, with privileged_student: snapshot": "teacher_sync_steps ref_model_sync_steps sync_ref_model",
     "method_options: {top_k: ...}": "distillation_topk loss_top_k teacher_top_k",
     "method_options: {tail: ...}": "distillation_add_tail loss_add_tail add_tail_bucket",
@@ -77,9 +78,25 @@ _HERE = {
     "load_in_4bit or load_in_8bit": "quantization qlora",
     "use_vllm": "vllm",
     "verifier": "judge grader verifier_fn",
+    "rollout_engine, for an engine of your own": "use_transformers_continuous_batching use_transformers_paged "
+    "transformers_continuous_batching_config",
     "log_unique_prompts": "wandb_log_unique_prompts",
 }
 _NOT_HERE = {
+    "answers count as draws from the student that scores them, and nothing is weighed by importance: leave it out": ""
+    "use_bias_correction_kl vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
+    "vllm_importance_sampling_clip_min vllm_importance_sampling_correction vllm_importance_sampling_mode "
+    "sapo_temperature_neg sapo_temperature_pos vespo_k_neg vespo_k_pos vespo_lambda_neg vespo_lambda_pos",
+    "vLLM has the weights of the step whose answers it draws: leave it out": "vllm_sync_frequency",
+    "logits are added up in float32 as it is: leave it out": "cast_lm_head_to_fp32",
+    "students are causal language models: leave it out": "lora_task_type",
+    "TRL reads it in its scripts for DPO alone: leave it out": "ignore_bias_buffers",
+    "callbacks are for DOPDTrainer in Python": "callbacks",
+    "traces show images of prompts, and tables of completions stay in output_dir: leave it out": ""
+    "log_multimodal log_completions_hub_repo",
+    "the method says what is shown as context: see `dopd methods`": "dont_reprompt_on_self_success "
+    "environment_feedback_only_without_solution include_environment_feedback remove_thinking_from_demonstration",
+    "warnings need no settings: leave it out": "diagnostics_flat_tolerance diagnostics_warning_interval",
     "every answer is the student's own (TRL's lmbda = 1): leave it out": "lmbda lambda seq_kd generate_from_teacher "
     "use_successful_as_teacher",
     "the answers of a step are used for one optimizer step, so there is nothing to clip: leave it out": "num_iterations"
@@ -89,11 +106,15 @@ _NOT_HERE = {
     "nothing is truncated; overlong_prompts says what becomes of rows that are too long": "truncation_mode truncation "
     "max_reprompt_len",
     "the method says how rewards act: see `dopd methods`": "scale_rewards success_reward_threshold "
-    "multi_objective_aggregation mask_truncated_completions top_entropy_quantile entropy_coef",
+    "multi_objective_aggregation mask_truncated_completions top_entropy_quantile entropy_coef entropy_coef_delta "
+    "entropy_coef_max entropy_coef_min entropy_target use_adaptive_entropy distillation_weight normalize_advantages "
+    "reward_clip_range",
     "every token of an answer is learned from, as the method routes it: see `dopd methods`": "num_loss_tokens_to_skip "
     "assistant_only_loss completion_only_loss train_on_prompt",
     "student and teacher must have one vocabulary: use a teacher with the student's tokenizer": "use_uld_loss "
-    "use_extended_uld teacher_tokenizer_name_or_path uld_use_hybrid_loss uld_token_merge_strategy",
+    "use_extended_uld teacher_tokenizer_name_or_path uld_use_hybrid_loss uld_token_merge_strategy "
+    "uld_crossentropy_weight uld_distillation_weight uld_hybrid_matched_weight uld_hybrid_unmatched_weight "
+    "uld_skip_student_eos uld_skip_teacher_eos uld_student_temperature uld_teacher_temperature",
     "the tokenizer, its special tokens and its chat template are those beside the model: save them there": "tokenizer "
     "tokenizer_name tokenizer_name_or_path eos_token pad_token chat_template chat_template_path",
     "the column with the prompt is called 'prompt': rename it in the dataset": "dataset_text_field text_column "

@@ -17,9 +17,11 @@ from peft import LoraConfig
 from settings_kit import BASE
 from trainer_kit import TOKENIZER, config, student, trainer
 from transformers import GenerationConfig, HfArgumentParser
-from trl import GRPOConfig, SFTConfig, TrlParser
+from trl import DistillationConfig, GRPOConfig, ModelConfig, RLOOConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.experimental.gkd import GKDConfig
+from trl.experimental.gold import GOLDConfig
 from trl.experimental.sdft import SDFTConfig
+from trl.experimental.sdpo import SDPOConfig
 from trl.experimental.server_distillation import ServerDistillationConfig
 
 from dopd.adapters import check_adapter_config
@@ -63,8 +65,14 @@ def test_a_name_of_elsewhere_is_answered_with_what_it_is_here() -> None:
     refused("beta .* each rule of the routing table", beta=0.5)
 
 
-@pytest.mark.parametrize("other", [GKDConfig, SDFTConfig, ServerDistillationConfig], ids=lambda one: one.__name__)
-def test_every_argument_of_trls_distilling_trainers_is_ours_or_explained(other: Any) -> None:
+OF_TRL = [
+    *(DistillationConfig, ServerDistillationConfig, GKDConfig, GOLDConfig, SDFTConfig, SDPOConfig),
+    *(GRPOConfig, RLOOConfig, ModelConfig, ScriptArguments),
+]
+
+
+@pytest.mark.parametrize("other", OF_TRL, ids=lambda one: one.__name__)
+def test_every_argument_of_trls_distilling_and_rewarded_trainers_is_ours_or_explained(other: Any) -> None:
     names = set(other.__dataclass_fields__) - set(all_settings()) - set(FOREIGN)
     of_sft_alone = set(SFTConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
     assert names - of_sft_alone == set()
