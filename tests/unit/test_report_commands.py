@@ -124,6 +124,12 @@ def test_a_teacher_is_asked_for_where_it_is_read(models: tuple[str, str]) -> Non
     assert inspect_prompt(models[0], None, PROMPT, PRIVILEGED, method="privileged_student", max_new_tokens=4)
 
 
+def test_where_nobody_gives_rewards_it_is_said(models: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    (record,) = inspect_prompt(models[0], None, PROMPT, None, method="grpo", max_new_tokens=4)
+    assert {token["loss"] for token in record["tokens"]} == {0.0}
+    assert "method 'grpo' learns from rewards or scores of its rollouts, and nobody gives any here" in caplog.text
+
+
 # --- Commands
 
 
