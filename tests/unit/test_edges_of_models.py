@@ -35,7 +35,7 @@ from dopd.tasks.program import _run
 from dopd.tasks.registry import register_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer
 from dopd.trainer import setup
-from dopd.trainer.adapting import on_revision
+from dopd.trainer.adapting import on_revision, peft_errors
 from dopd.trainer.anchor import AverageAnchor
 from dopd.trainer.callbacks import IdleSteps, MetricsFile
 from dopd.trainer.guards import same_weights
@@ -190,6 +190,14 @@ def test_an_adapter_says_which_revision_of_its_base_is_meant(tmp_path: Path) -> 
     assert meant.revision == "v2" and given.revision is None
     for model, options in ((str(tmp_path), {}), (kit.student(), {"revision": "v2"})):
         assert on_revision(given, model, options) is given
+
+
+def test_what_peft_refuses_is_an_error_of_its_configuration_and_nothing_else_is() -> None:
+    given = LoraConfig(target_modules=["no_such_module"])
+    with pytest.raises(ConfigError, match="no_such_module"), peft_errors(kit.student(), given):
+        get_peft_model(kit.student(), given)
+    with pytest.raises(KeyError), peft_errors(kit.student(), given):
+        raise KeyError("of another library")
 
 
 def test_a_run_writes_that_revision_into_its_adapter(tmp_path: Path) -> None:
