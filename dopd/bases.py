@@ -21,18 +21,22 @@ _AS_GIVEN = (True, False, "gaussian", None)  # ways to start an adapter that lea
 Marks = dict[str, dict[str, Any]]  # name of a weight -> its shape, and numbers of it
 
 
-def write_base(folder: Path, model: Any) -> None:
-    """Write down which weights the adapters of a model stand on, beside each that was saved in a folder.
+def marks_of_base(model: Any) -> Marks:
+    """What the weights are known again by that the adapters of a model stand on.
 
-    Nothing is written of whole models, of adapters that change the weights below them when they start (PiSSA), and of
-    weights that are split over processes.
+    Nothing is known of whole models, of adapters that change the weights below them when they start (PiSSA: started
+    again, it changes them otherwise), and of weights that are split over processes.
     """
     if not has_adapters(model):
-        return
-    places = [file.parent for file in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
+        return {}
     if any(getattr(config, "init_lora_weights", True) not in _AS_GIVEN for config in model.peft_config.values()):
-        return
-    marks = dict(_marks(model))
+        return {}
+    return dict(_marks(model))
+
+
+def write_base(folder: Path, marks: Marks) -> None:
+    """Write down which weights adapters stand on (`marks_of_base`), beside each that was saved in a folder."""
+    places = [file.parent for file in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
     for place in places if marks else ():
         replace_file(place / BASE_FILE, (json.dumps({"format": 1, "weights": marks}) + "\n").encode())
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from dopd.bases import write_base
+from dopd.bases import marks_of_base, write_base
 from dopd.errors import ConfigError, FileError, NotFiniteError, ServerLostError
 from dopd.files import fingerprint, leave_out_tokens, not_written
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
@@ -42,8 +42,7 @@ _STATE = (STATE_FILE, whole.MANIFEST_FILE, "optimizer", "scheduler", "rng_state"
 class SavingTrainer(HostTrainer):
     """Saves checkpoints that are whole or not there, and goes on from them.
 
-    The host writes into a folder of another name, which is sealed and renamed when all of it is on the disk; only then
-    are older checkpoints deleted.
+    The host writes into a folder of another name, sealed and renamed when all is on the disk; then older ones go.
     """
 
     evidence: Evidence
@@ -55,6 +54,10 @@ class SavingTrainer(HostTrainer):
     _changes: tuple[str, ...] = ()
     _sealed_step: int | None = None
     at_start: RandomStates | None = None  # of the step that is under way, where it may have to be left
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.base_marks = marks_of_base(self.unwrapped_student)  # FSDP splits them when the training begins
 
     # --- Going on
 
@@ -237,8 +240,8 @@ class SavingTrainer(HostTrainer):
 
     def _save_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)
-        if self.is_world_process_zero() and not self.is_split:
-            write_base(folder, self.unwrapped_student)
+        if self.is_world_process_zero():
+            write_base(folder, self.base_marks)
 
     @contextmanager
     def _written_beside(self, folder: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dopd.bases import write_base
+from dopd.bases import marks_of_base, write_base
 from dopd.errors import ConfigError, ModelError
 from dopd.runs.build import load_model, load_processing_class
 from dopd.weights import read_weights
@@ -251,6 +251,20 @@ def test_every_kind_of_adapter_opens_on_its_base(what: str, base: str, tmp_path:
             if weight.requires_grad:
                 weight.add_(0.01)
     model.save_pretrained(tmp_path)
-    write_base(tmp_path, model)
+    write_base(tmp_path, marks_of_base(model))
     load_model(str(tmp_path))
     assert (tmp_path / "dopd_base.json").is_file() == ("PiSSA" not in what)
+
+
+def test_the_base_is_known_though_it_is_split_when_the_training_begins(base: str, tmp_path: Path) -> None:
+    whole = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters())
+    made = trainer_kit.lora_trainer(tmp_path / "run", model=AutoModelForCausalLM.from_pretrained(base), **STEPS)
+    made.unwrapped_student.save_pretrained(tmp_path)
+    for weight in made.unwrapped_student.parameters():
+        weight.data = weight.data.new_empty(0)  # no process has it whole any more
+    write_base(tmp_path, made.base_marks)
+    written = json.loads((tmp_path / "dopd_base.json").read_text())["weights"]
+    assert set(written) == set(whole) - {name for name in whole if "lora" in name}
+    for name, mark in written.items():
+        flat = whole[name].detach().flatten().tolist()
+        assert mark["values"][0] == flat[0] and mark["values"][-1] == flat[-1] and mark["shape"] == [*whole[name].shape]
