@@ -49,13 +49,16 @@ def check_name(name: str, subfolder: str | None = None) -> None:
 
 
 def _check_folder(said: str, folder: Path) -> None:
-    if (folder / "config.json").exists() or any(folder.glob("*/adapter_config.json")):
+    adapters = {path.parent.name for path in folder.glob("*/adapter_config.json")}
+    named = {name for name in adapters if not name.startswith("checkpoint-")}  # PEFT's folders of adapters by name
+    if (folder / "config.json").exists() or named:
         return
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     more = ", ..." if len(there) > _MOST_SHOWN else ""
     held = f"holds {', '.join(there[:_MOST_SHOWN])}{more}" if there else "is empty"
-    models = ", ".join([name for name in there if (folder / name / "config.json").is_file()][:_MOST_SHOWN])
-    way = f"name one in it: {models}" if models else "name one that save_pretrained has written"
+    whole = {path.parent.name for path in folder.glob("*/config.json")}
+    models = [str(folder / name) for name in there if name in adapters | whole][:_MOST_SHOWN]
+    way = f"name one in it: {', '.join(models)}" if models else "name one that save_pretrained has written"
     raise ModelError(f"{said} is a folder without a model (no config.json in {str(folder)!r}, which {held}): {way}")
 
 

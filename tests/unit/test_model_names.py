@@ -1,5 +1,6 @@
 """What names no model, and files that are none, are refused by name before weights are read."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,18 +47,20 @@ def test_hub_ids_are_names(name: str) -> None:
     check_name(name)
 
 
-def test_a_folder_without_a_model_says_what_it_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
+def test_a_folder_without_a_model_says_what_it_holds(file: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"without a model .*is empty\): name one that save_pretrained has written"):
         load_model(str(tmp_path / "empty"))
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    (tmp_path / "runs" / "first" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds first.*name one in it: first"):
+    saved = tmp_path / "runs" / "checkpoint-1"  # as a run whose model was never saved at its end
+    saved.mkdir(parents=True)
+    (saved / file).write_text("{}")
+    with pytest.raises(ModelError, match=rf"holds checkpoint-1.*name one in it: {re.escape(str(saved))}"):
         load_model(str(tmp_path / "runs"))
     with pytest.raises(ModelError, match="is a file: give the folder"):
-        load_model(str(tmp_path / "runs" / "first" / "config.json"))
-    with pytest.raises(ModelError, match="Did you mean 'first'"):
-        load_model(str(tmp_path / "runs" / "frist"))
+        load_model(str(saved / file))
+    with pytest.raises(ModelError, match="Did you mean 'checkpoint-1'"):
+        load_model(str(tmp_path / "runs" / "chekpoint-1"))
 
 
 def test_a_trainer_and_an_evaluation_refuse_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
