@@ -65,7 +65,7 @@ def tiny_model_path(task: str, role: str, seed: int = 0) -> Path:
         return Path(lab.tiny_model_path(task, role, seed))
     models = ["tiny:{}/{}?{}".format(*file.stem.replace("-seed", "-seed=").split("-")) for file in files]
     raise ConfigError(
-        f"model 'tiny:{task}/{role}?seed={seed}' does not come with dopd, which has {', '.join(models)}: choose one of "
+        f"no {role!r} of task {task!r} and seed {seed} comes with dopd, which has {', '.join(models)}: choose one of "
         "these, or start dopd in a checkout of the repository, which has and trains others"
     )
 
