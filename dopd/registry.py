@@ -144,7 +144,11 @@ def load_code(field: str, reference: str, limit: TimeLimit = TimeLimit()) -> Any
         said = f"{field} (={reference!r}): the import of {place}"
         with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, said), not_left():
             module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
-        code = getattr(module, name)
+        code = getattr(module, name, None)
+        if code is None:
+            functions = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+            hint = did_you_mean(name, functions).strip()
+            raise ConfigError(f"it has no {name!r}{f' ({hint[0].lower()}{hint[1:]})' if hint else ''}")
         if not callable(code):
             raise TypeError(f"{name} is {type(code).__name__} and no function")
     except (KeyboardInterrupt, Stopped):

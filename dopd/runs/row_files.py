@@ -15,7 +15,7 @@ from datasets.packaged_modules.json.json import Json, JsonConfig
 
 from dopd.data.beside import beside, columns_of_paths
 from dopd.errors import DataError, first_line
-from dopd.runs.written import broken_json, json_as_written, lines_of_rows, read_csv, refuse_null_first
+from dopd.runs.written import broken_json, json_as_written, lines_of_rows, not_utf8, read_csv, refuse_null_first
 
 # Readers of `datasets`, by the ending of a file.
 READERS: dict[str, str] = {
@@ -91,7 +91,7 @@ def read_files(files: Sequence[str]) -> Dataset:
         raise
     except Exception as error:  # readers fail in many ways
         if len(files) == 1:
-            if fault := _fault_of_json(files[0]):
+            if fault := _fault_of_text(files[0]):
                 raise DataError(fault) from error
             raise DataError(f"{files[0]!r} cannot be read: {reason_of(error)}") from error
     parts = [read_files([file]) for file in files]
@@ -115,10 +115,13 @@ def line_of(names: Sequence[str], row: int, split: str | None) -> str | None:
     return None
 
 
-def _fault_of_json(file: str) -> str | None:
-    """Where a file of JSON is broken; `None` where it is not, or cannot be read as text at all."""
+def _fault_of_text(file: str) -> str | None:
+    """Where a file of text has bytes that are none, or JSON that is broken; `None` where it is sound, or no text."""
+    reader = reader_of(file)
+    if reader != "json" and reader not in _DELIMITERS:
+        return None
     try:
-        return broken_json(file) if reader_of(file) == "json" else None
+        return not_utf8(file) or (broken_json(file) if reader == "json" else None)
     except (OSError, UnicodeError):
         return None
 

@@ -5,6 +5,7 @@ answer 2.5 becomes 3.0; an open quote swallows the rows behind it, and a row wit
 one. An answer is then compared with, or a hint taught as, what nobody wrote.
 """
 
+import codecs
 import csv
 import json
 import math
@@ -192,6 +193,23 @@ def _no_object(file: str, line: int, value: Any) -> str:
     return f'{file!r}, line {line}: a row must be a JSON object, and this is {kind}: write {{"prompt": ...}}'
 
 
+def not_utf8(file: str) -> str | None:
+    """Where a file of text is not UTF-8, as `FILE, line N: reason`; `None` where it is."""
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                utf_16 = line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                own = "UTF-16" if utf_16 else "LATIN1"
+                return (
+                    f"{file!r}, line {number}: the byte {line[error.start]:#04x} is no UTF-8"
+                    f"{': the file is UTF-16' if utf_16 else ''}. Save the file as UTF-8, for example with "
+                    f"iconv -f {own} -t UTF-8"
+                )
+    return None
+
+
 def broken_json(file: str) -> str | None:
     """Where a file of JSON rows is no JSON, or has a row that is no object, as `FILE, line N: reason`; `None` where it
     is not.
@@ -209,7 +227,7 @@ def broken_json(file: str) -> str | None:
 
 def _first_fault(file: str, text: str, line: int, *, whole: bool = False) -> str | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         where = f"{file!r}, line {line + error.lineno - 1}, character {error.colno}"
         return f'{where}: {error.msg}. A line is one JSON object, for example {{"prompt": "1 + 1 = ?"}}'
@@ -218,6 +236,15 @@ def _first_fault(file: str, text: str, line: int, *, whole: bool = False) -> str
     return next(
         (_no_object(file, line, row) for row in (value if whole else [value]) if not isinstance(row, dict)), None
     )
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object: leave one of them out")
+    return made
 
 
 def _json_rows(file: str) -> Iterator[dict[str, Any]]:

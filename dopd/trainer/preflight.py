@@ -1,7 +1,7 @@
 """The rows of a run, looked through before the first step; those of a stream as they pass."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -49,6 +49,7 @@ def prepare_datasets(host: HostTrainer) -> None:
     if host.train_dataset is not None:
         host.train_dataset = _prepared(host, host.train_dataset)
         _check_enough_prompts(host)
+    checked: dict[str, Any] = {}
     if host.eval_dataset is not None:
         given = host.eval_dataset
         parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
@@ -56,6 +57,17 @@ def prepare_datasets(host: HostTrainer) -> None:
         host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[HELD_OUT]
         for name, part in checked.items():
             _warn_of_overlap(host.train_dataset, part, name)
+    _warn_of_texts(host, {"train_dataset": host.train_dataset, **checked})
+
+
+def _warn_of_texts(host: HostTrainer, datasets: Mapping[str, Any]) -> None:
+    """Say of which datasets the prompts are texts that become turns; streams are not looked into."""
+    texts = [name for name, one in datasets.items() if isinstance(one, Dataset) and isinstance(one[0]["prompt"], str)]
+    if host.prompts.asks_text and texts:
+        logger.warning(
+            f"column 'prompt' of {' and '.join(texts)} is plain text and the tokenizer has a chat template: each text "
+            "is asked as a user's turn. prompt_format='text' gives texts as they stand, for base models"
+        )
 
 
 def _warn_of_overlap(train: Any, held_out: Any, name: str) -> None:
@@ -130,11 +142,6 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     for found in (unknown, unread):
         for sentence in found.sentences(report.num_rows, held_out or "train_dataset"):
             logger.warning(sentence)
-    if host.prompts.asks_text and isinstance(dataset[0]["prompt"], str):
-        logger.warning(
-            "column 'prompt' is plain text and the tokenizer has a chat template: each text is asked as a user's turn. "
-            "prompt_format='text' gives texts as they stand, for base models"
-        )
     return dataset
 
 

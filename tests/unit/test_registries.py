@@ -98,7 +98,11 @@ METHOD = "import dopd\ndef plain(*, beta: float = 0.5):\n    return dopd.table('
 WRONG: dict[str, tuple[str, str, str]] = {
     "no module": ("", "my_none:plain", "ModuleNotFoundError: No module named 'my_none'"),
     "no file": ("", "./my_none.py:plain", "FileNotFoundError: there is no file './my_none.py'"),
-    "no such function": (METHOD, "my_code:plane", "AttributeError: module 'my_code' has no attribute 'plane'"),
+    "no such function": (
+        METHOD,
+        "my_code:plane",
+        r"cannot be read: it has no 'plane' \(did you mean 'plain'\?\)\. It names",
+    ),
     "no function": ("plain = 3", "./my_code.py:plain", "TypeError: plain is int and no function"),
     "syntax": ("def plain(:", "./my_code.py:plain", "SyntaxError"),
     "fails at import": ("1 / 0", "my_code:plain", "ZeroDivisionError: division by zero"),
@@ -358,7 +362,7 @@ def test_a_task_of_ones_own_is_shown_trained_on_and_judged_by(folder: Path, caps
             {"privileged_kind": "hint"},
             r"privileged_kind \(='hint'\) of task 'sevens' must be one of none, final_answer",
         ),
-        ({"task": "my_task:Eights"}, r"task \(='my_task:Eights'\) cannot be read: AttributeError"),
+        ({"task": "my_task:Eights"}, r"task \(='my_task:Eights'\) cannot be read: it has no 'Eights'"),
         ({"task": "seven"}, r"task \(='seven'\) must be one of dag, .*Did you mean 'sevens'"),
     ):
         with pytest.raises(ConfigError, match=words):

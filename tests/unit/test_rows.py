@@ -157,8 +157,19 @@ def test_folders_of_data_of_saved_datasets_and_of_images(tmp_path: Path) -> None
 
 BROKEN = {
     "odd.csv": (b"prompt,answer\na,1\nb,2,3,4\n", "line 3: 4 fields where the header has 2"),
-    "latin.jsonl": ('{"prompt": "caf\u00e9", "answer": "1"}\n'.encode("latin-1"), "Save it as UTF-8"),
-    "latin.csv": ("prompt,answer\ncaf\u00e9,1\n".encode("latin-1"), "Save it as UTF-8"),
+    "latin.jsonl": (
+        '{"prompt": "a", "answer": "1"}\n{"prompt": "caf\u00e9", "answer": "1"}\n'.encode("latin-1"),
+        "line 2: the byte 0xe9 is no UTF-8. Save the file as UTF-8",
+    ),
+    "latin.csv": (
+        "prompt,answer\ncaf\u00e9,1\n".encode("latin-1"),
+        "line 2: the byte 0xe9 is no UTF-8. Save the file as UTF-8",
+    ),
+    "utf-16.jsonl": ('{"prompt": "a", "answer": "1"}\n'.encode("utf-16"), "line 1: the byte 0xff .*the file is UTF-16"),
+    "twice.jsonl": (
+        b'{"prompt": "a"}\n\n{"prompt": "b", "prompt": "c"}\n',
+        "line 3: the key 'prompt' stands twice in one object",
+    ),
     "cut.jsonl": (b'{"prompt": "a", "answer": "1"}\n{"prompt": "b', "JSON|Missing|parse"),
     "cut.parquet": (b"PAR1", "cannot be read"),
     "cut.jsonl.gz": (gzip.compress(b'{"prompt": "a"}\n' * 50)[:-10], "cannot be read"),
