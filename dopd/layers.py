@@ -21,7 +21,8 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
             that the student's checkpoint would be opened as another model.
     """
     decoder, config = model.get_decoder(), model.config.get_text_config()
-    name, count = _list_of_layers(decoder, config.num_hidden_layers)
+    count = config.num_hidden_layers
+    name = _list_of_layers(decoder, count)
     if not layers or any(not 0 <= layer < count for layer in layers):
         raise ConfigError(f"student_keep_layers (={layers}) must name layers of the model: 0 to {count - 1}")
     setattr(decoder, name, nn.ModuleList(getattr(decoder, name)[layer] for layer in layers))
@@ -30,10 +31,10 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
     return model
 
 
-def _list_of_layers(decoder: nn.Module, count: int) -> tuple[str, int]:
+def _list_of_layers(decoder: nn.Module, count: int) -> str:
     for name, child in decoder.named_children():
         if isinstance(child, nn.ModuleList) and len(child) == count:
-            return name, count
+            return name
     raise ConfigError(
         f"student_keep_layers: no list of the {count} layers that the configuration declares is in "
         f"{type(decoder).__name__}, so none can be left out"
@@ -98,11 +99,7 @@ def _difference(own: Any, opened: nn.Module) -> str:
         return "" if is_leaf and own is not None else f"is {type(own).__name__}, not {type(opened).__name__}"
     for name, value in vars(opened).items():
         mine = vars(own).get(name)
-        if (
-            name.startswith("_")
-            or name in ("layer_idx", "training", "gradient_checkpointing")
-            or not isinstance(value, _PLAIN)
-        ):
+        if name.startswith("_") or name in _OF_THE_MOMENT or not isinstance(value, _PLAIN):
             continue
         if isinstance(mine, _PLAIN) and mine != value:
             return f"has {name}={mine!r}, not {value!r}"

@@ -6,9 +6,8 @@ import torch
 
 from dopd.errors import ModelError, ServerError, ServerLostError
 from dopd.runs.build import load_model
-from dopd.scoring import left_padded
 from dopd.servers import ServedTeacher
-from dopd.step import FixedModels, LocalScorer
+from dopd.step.scorer import own_logprobs
 from dopd.trainer.passes import check_kind
 
 _MOST_LISTED = 2**18  # more tokens than any vocabulary has
@@ -69,11 +68,8 @@ def compare_with_local(teacher: ServedTeacher, name: str, ids: list[int]) -> str
     model = load_model(name, dtype="auto").eval()
     check_kind(name, model.config)
     ids = ids[:_TOKENS]
-    rest = torch.tensor([ids[1:]])
-    scorer = LocalScorer(FixedModels(model, model), 1)
-    here = scorer.score("teacher", left_padded([ids[:1]], 0, torch.device("cpu")), rest, torch.ones_like(rest))
     there = torch.tensor(teacher.ask(ids, 1).logprobs, dtype=torch.float64)
-    apart = (here.tokens.logprobs[0].double() - there).abs()
+    apart = (own_logprobs(model, ids) - there).abs()
     said = (
         f"{len(apart)} log-probs of {name} here and of {teacher.model} there are {float(apart.mean()):.2g} nats apart"
     )

@@ -17,7 +17,7 @@ from dopd.errors import ConfigError
 from dopd.fused import score_tokens
 from dopd.heads import Head
 from dopd.sampling import check_ids
-from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, view_hidden_states
+from dopd.scoring import View, evaluation_mode, generation_inputs, in_batches, left_padded, view_hidden_states
 from dopd.sources import LIVE, TEACHER_SOURCES
 from dopd.step.batch import SourceScores
 from dopd.tables import RoutingTable
@@ -126,6 +126,14 @@ class FixedModels:
 
     def generation_inputs(self, model: Any, view: View) -> Mapping[str, Any]:
         return generation_inputs(model, view, cache=self.cache)
+
+
+def own_logprobs(model: Any, ids: Sequence[int]) -> Tensor:
+    """Log-probs (L - 1,) that a model gives to a text of L tokens behind the first of them, nats, float64."""
+    rest = torch.tensor([ids[1:]], device=model.device)
+    scorer = LocalScorer(FixedModels(model), 1)
+    scores = scorer.score(LIVE, left_padded([list(ids[:1])], 0, model.device), rest, torch.ones_like(rest))
+    return scores.tokens.logprobs[0].cpu().double()
 
 
 @dataclass(frozen=True)

@@ -220,10 +220,10 @@ def trial_of(host: HostTrainer) -> Trial | None:
     if host.teacher_candidate is None:
         return Trial(view, view)
     own = encode_view(host.teacher_candidate, prompts, host.prompts.teacher_options, device)
-    told_otherwise = host.prompts.teacher_chat_template_kwargs is not None
-    if same_encoding(view, own):  # which these prompts show of processors, and not of what templates are told
-        return Trial(view, own, host.teacher_candidate) if told_otherwise else Trial(view, view)
-    if not told_otherwise:
+    # Prompts show how processors encode, and not what templates would make of other prompts.
+    if host.prompts.teacher_chat_template_kwargs is None:
+        if same_encoding(view, own):
+            return Trial(view, view)
         logger.warning(
             "student and teacher encode prompts with images differently: each reads them through its own processor. "
             "Their completions are the same tokens"

@@ -9,7 +9,6 @@ import torch
 from dopd.data.encode import reads_images
 from dopd.errors import ConfigError
 from dopd.ranks import Ranks
-from dopd.scoring import left_padded
 from dopd.servers import (
     Client,
     Introduction,
@@ -21,8 +20,8 @@ from dopd.servers import (
     introduced,
     server_urls,
 )
-from dopd.sources import LIVE
-from dopd.step import FixedModels, LocalScorer, Models, Scorer
+from dopd.step import LocalScorer, Models, Scorer
+from dopd.step.scorer import own_logprobs
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 
@@ -90,11 +89,8 @@ def check_served(host: HostTrainer) -> None:
 
 def _warn_of_same_weights(student: Any, tried: Tried) -> None:
     """Say that the teacher on the server reads a text as the student does: it may be the student's own checkpoint."""
-    rest = torch.tensor([tried.ids[1:]], device=student.device)
-    scorer = LocalScorer(FixedModels(student), 1)
-    scores = scorer.score(LIVE, left_padded([tried.ids[:1]], 0, student.device), rest, torch.ones_like(rest))
     theirs = torch.tensor(tried.logprobs, dtype=torch.float64)
-    apart = float((scores.tokens.logprobs[0].cpu().double() - theirs).abs().mean())
+    apart = float((own_logprobs(student, tried.ids) - theirs).abs().mean())
     if apart < _SAME_WEIGHTS:
         logger.warning(
             f"teacher_server: teacher and student give a text log-probs that differ by {apart:.2g} nats in the mean: "
