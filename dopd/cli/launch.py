@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dopd.errors import ConfigError, did_you_mean
+from dopd.errors import ConfigError, did_you_mean, first_line
 
 # Flags of `accelerate launch`, under its own names, that differ between the machines of one run.
 _OF_LAUNCHER = {
@@ -72,8 +72,21 @@ def _config_file(name: str) -> str:
     if name in config_names():
         return str(_folder() / f"{name}.yaml")
     if Path(name).is_file():
+        _check_file(name)
         return name
     raise ConfigError(
         f"accelerate_config (={name!r}) must be one of {', '.join(config_names())}, or a file that `accelerate config` "
         f"wrote.{did_you_mean(name, config_names())}"
     )
+
+
+def _check_file(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file  # reads all of accelerate
+
+    try:
+        load_config_from_file(name)
+    except Exception as error:  # each mistake in the file raises something of its own
+        raise ConfigError(
+            f"accelerate_config (={name!r}) is no configuration of accelerate: {type(error).__name__}: "
+            f"{first_line(error)}. `accelerate config --config_file {name}` writes one"
+        ) from error

@@ -17,6 +17,7 @@ from dopd.progress import tracked
 TEXT_COLUMNS = ("privileged_context", "contrast_context")
 # Columns that people bring, in the hope that somebody reads them.
 _HOPEFUL = (
+    "teacher_chat_template_kwargs",  # a setting of the run; the column of a row is for student and teacher
     "system",
     "system_prompt",
     "messages",

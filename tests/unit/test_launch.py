@@ -59,6 +59,18 @@ def test_a_file_or_no_configuration_at_all(started: list[list[str]], tmp_path: P
     assert second.config_file is None and second.num_processes == 2
 
 
+@pytest.mark.parametrize("text", ["", "- a\n", "distributed_type: FOO\n", "method: dopd\n", "{"])
+def test_a_file_that_accelerate_cannot_read_is_one_line(
+    started: list[list[str]], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert main(["train", "tiny-dag", "--accelerate_config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert f"accelerate_config (='{file}') is no configuration of accelerate: " in said
+    assert said.count("\n") == 1 and started == []
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

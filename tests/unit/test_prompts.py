@@ -456,9 +456,10 @@ def test_two_beginnings_are_refused(tmp_path: Path) -> None:
 
 def test_columns_that_nothing_reads_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": user("w1"), "privileged_context": "w20", "system": "w3", "hints": "w4", "level": 3}] * 4
-    trained(tmp_path, rows)
+    trained(tmp_path, [{**row, "teacher_chat_template_kwargs": {"enable_thinking": False}} for row in rows])
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("'system', 'hints'" in text for text in told) and not any("'level'" in text for text in told)
+    assert any("'teacher_chat_template_kwargs' are read by nothing" in text for text in told)
     tried("dataset", "columns system, hints, messages", "told: read by nothing but the verifier")
 
 
