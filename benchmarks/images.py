@@ -93,7 +93,7 @@ def batch(options: argparse.Namespace) -> tuple[View, Tensor]:
     return view, torch.randint(4, options.vocab, (len(ids), options.completion_tokens), device=options.device)
 
 
-def routes(model: Any, view: View, ids: Tensor, known: FeatureCache) -> dict[str, Callable[..., Tensor]]:
+def routes(model: Any, view: View, ids: Tensor, features: FeatureCache) -> dict[str, Callable[..., Tensor]]:
     rest = (model, view, ids, torch.ones_like(ids))
     return {
         YARDSTICK: lambda cache: view_hidden_states(*rest, as_features=False),
@@ -117,12 +117,12 @@ def training(model: Any, route: Callable[..., Tensor], cache: FeatureCache | Non
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = build(options)
     view, ids = batch(options)
-    known = FeatureCache()
-    ways = routes(model, view, ids, known)
-    scoring(model, ways["images once"], known)  # what the view before has left
+    features = FeatureCache()
+    ways = routes(model, view, ids, features)
+    scoring(model, ways["images once"], features)  # what the view before has left
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     states: dict[tuple[str, str], Tensor] = {}
-    passes = (("scoring", scoring, None), ("scoring, known", scoring, known), ("training", training, None))
+    passes = (("scoring", scoring, None), ("scoring, known", scoring, features), ("training", training, None))
     for repeat in tqdm(range(options.repeats + 1), desc="rounds"):
         for phase, run, cache in passes:
             for name, route in ways.items():
@@ -178,8 +178,8 @@ def main() -> None:
     rows = measure(options)
     print_table(rows, list(rows[0]))
     if options.csv:
-        given = {key: value for key, value in vars(options).items() if key not in ("csv", "device", "threads")}
-        append_csv(options.csv, [{**row, **given, **about} for row in rows])
+        asked = {key: value for key, value in vars(options).items() if key not in ("csv", "device", "threads")}
+        append_csv(options.csv, [{**row, **asked, **about} for row in rows])
 
 
 if __name__ == "__main__":

@@ -138,12 +138,12 @@ def make_trainer(name: str, options: argparse.Namespace, folder: str) -> tuple[D
         "report_to": "none",
         "disable_tqdm": True,
     }
-    given = {"model": student, "teacher_model": teacher, "processing_class": tokenizer}
+    models = {"model": student, "teacher_model": teacher, "processing_class": tokenizer}
     if name == YARDSTICK:
         # This trainer makes one completion of each row, so a prompt with several rollouts is several rows.
         repeated = [{"prompt": row["prompt"]} for row in rows for _ in range(options.rollouts)]
         config = DistillationConfig(**settings, beta=1.0)
-        trainer = DistillationTrainer(args=config, train_dataset=Dataset.from_list(repeated), **given)
+        trainer = DistillationTrainer(args=config, train_dataset=Dataset.from_list(repeated), **models)
     else:
         template = "{prompt} {privileged_context}"
         config = DOPDConfig(
@@ -153,7 +153,7 @@ def make_trainer(name: str, options: argparse.Namespace, folder: str) -> tuple[D
             privileged_template=template,
             **CONTESTANTS[name],
         )
-        trainer = DOPDTrainer(args=config, train_dataset=Dataset.from_list(rows), **given)
+        trainer = DOPDTrainer(args=config, train_dataset=Dataset.from_list(rows), **models)
     trainer.remove_callback(PrinterCallback)
     watch = Stopwatch(options.device)
     trainer.add_callback(watch)
@@ -194,17 +194,17 @@ def one_step(trainer: DistillationTrainer, watch: Stopwatch) -> dict[str, Second
 
 def measure_time(options: argparse.Namespace, folder: str) -> tuple[dict[str, list[dict[str, Seconds]]], dict]:
     """Seconds of every round after one warm-up, trainers in turn; and the share of full-vocabulary tokens by name."""
-    made = {name: make_trainer(name, options, f"{folder}/{name}") for name in options.only}
-    steps: dict[str, list[dict[str, Seconds]]] = {name: [] for name in made}
+    trainers = {name: make_trainer(name, options, f"{folder}/{name}") for name in options.only}
+    steps: dict[str, list[dict[str, Seconds]]] = {name: [] for name in trainers}
     for repeat in range(options.repeats + 1):
-        for name, (trainer, watch) in made.items():
+        for name, (trainer, watch) in trainers.items():
             seconds = one_step(trainer, watch)
             if repeat:
                 steps[name].append(seconds)
         if repeat:
             print(f"round {repeat}:", {name: round(runs[-1]["step"][1], 2) for name, runs in steps.items()}, flush=True)
     shares = {}
-    for name, (trainer, _) in made.items():
+    for name, (trainer, _) in trainers.items():
         logged = [record["share/HT"] for record in trainer.state.log_history if "share/HT" in record]
         shares[name] = round(logged[-1], 3) if logged else 1.0  # without routing it is every token
     return steps, shares

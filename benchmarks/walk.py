@@ -78,12 +78,12 @@ class Profiled(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def profiled(made: Any, walk: Walk) -> Callable[..., Any]:
+def profiled(trainer: Any, walk: Walk) -> Callable[..., Any]:
     """The trainer's training step, followed by `walk` where it is the profiled one."""
-    original = made.training_step
+    original = trainer.training_step
 
     def training_step(*arguments: Any, **named: Any) -> Any:
-        if made.state.global_step != PROFILED:
+        if trainer.state.global_step != PROFILED:
             return original(*arguments, **named)
         sys.setprofile(walk)
         try:
@@ -109,8 +109,8 @@ def trainer(name: str, folder: str, steps: int) -> Any:
         "logging_steps": 1,
     }
     own = {"num_generations": 4, "activation_checkpointing": False}
-    made = {"dopd": (DOPDConfig, DOPDTrainer, own), "trl": (DistillationConfig, DistillationTrainer, {})}
-    config, kind, more = made[name]
+    kinds = {"dopd": (DOPDConfig, DOPDTrainer, own), "trl": (DistillationConfig, DistillationTrainer, {})}
+    config, kind, more = kinds[name]
     return kind(
         model=build_model(TinySpec(num_layers=2, hidden_size=32), tokenizer, 0),
         teacher_model=build_model(TinySpec(num_layers=2, hidden_size=48), tokenizer, 1),
@@ -122,9 +122,9 @@ def trainer(name: str, folder: str, steps: int) -> Any:
 
 def measured(name: str, package: Path, folder: str, repeats: int) -> tuple[dict[str, Any], Walk]:
     walk = Walk(package)
-    made = trainer(name, folder, PROFILED + 1)
-    made.training_step = profiled(made, walk)
-    made.train()
+    walked = trainer(name, folder, PROFILED + 1)
+    walked.training_step = profiled(walked, walk)
+    walked.train()
     timed, clock = trainer(name, folder, repeats + 2), Profiled(None)
     timed.add_callback(clock)
     timed.train()

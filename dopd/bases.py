@@ -90,8 +90,8 @@ def _is_same(before: Any, now: list[float]) -> bool:
 
 def _read(file: Path) -> Mapping[str, dict[str, Any]]:
     try:
-        said = json.loads(read_plain(file))
+        marker = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError):
         return {}
-    marks = said.get("weights") if isinstance(said, dict) and said.get("format") == 1 else None
+    marks = marker.get("weights") if isinstance(marker, dict) and marker.get("format") == 1 else None
     return {name: mark for name, mark in marks.items() if isinstance(mark, dict)} if isinstance(marks, dict) else {}

@@ -68,9 +68,9 @@ def cut(text: str, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def did_you_mean(wrong: object, known: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
+def did_you_mean(wrong: object, names: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
     """` Did you mean 'a' or 'b'?` with at most so many of the known names that are close, or `""`."""
-    close = sorted(difflib.get_close_matches(str(wrong)[:100], [*known], n=most, cutoff=likeness))
+    close = sorted(difflib.get_close_matches(str(wrong)[:100], [*names], n=most, cutoff=likeness))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

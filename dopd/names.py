@@ -25,17 +25,17 @@ def check_name(name: str, subfolder: str | None = None) -> None:
     Raises:
         ModelError: it is an address, a file, a folder without a model, or a folder that is not here.
     """
-    said = f"model {name!r}"
+    subject = f"model {name!r}"
     if os.path.isdir(name):
-        _check_folder(said, Path(name, subfolder or ""))
+        _check_folder(subject, Path(name, subfolder or ""))
         return
     if os.path.exists(name):
-        raise ModelError(f"{said} is a file: give the folder that it is in")
+        raise ModelError(f"{subject} is a file: give the folder that it is in")
     if address := _ADDRESS.fullmatch(name):
-        known = _OF_HUB.match(address["rest"])
-        revision = f" and revision: {known[2]}" if known and known[2] else ""
-        way = f"its hub id is {known[1]!r}{revision}" if known else f"{_GIVE}, after fetching it from there"
-        raise ModelError(f"{said} is an address, and models are read from hub ids and folders: {way}")
+        hub_match = _OF_HUB.match(address["rest"])
+        revision = f" and revision: {hub_match[2]}" if hub_match and hub_match[2] else ""
+        way = f"its hub id is {hub_match[1]!r}{revision}" if hub_match else f"{_GIVE}, after fetching it from there"
+        raise ModelError(f"{subject} is an address, and models are read from hub ids and folders: {way}")
     try:
         if name.startswith(("~", ".", os.sep)):
             raise HFValidationError
@@ -43,12 +43,12 @@ def check_name(name: str, subfolder: str | None = None) -> None:
     except HFValidationError:
         home = " ('~' is a folder in files of settings and in shells alone)" if name.startswith("~") else ""
         raise ModelError(
-            f"{said} cannot be read: it is no hub id, and no folder of that name is here{home}. {_GIVE.capitalize()}."
-            f"{_close(Path(name))}"
+            f"{subject} cannot be read: it is no hub id, and no folder of that name is here{home}. "
+            f"{_GIVE.capitalize()}.{_close(Path(name))}"
         ) from None
 
 
-def _check_folder(said: str, folder: Path) -> None:
+def _check_folder(subject: str, folder: Path) -> None:
     adapters = {path.parent.name for path in folder.glob("*/adapter_config.json")}
     named = {name for name in adapters if not name.startswith("checkpoint-")}  # PEFT's folders of adapters by name
     if (folder / "config.json").exists() or named:
@@ -59,7 +59,7 @@ def _check_folder(said: str, folder: Path) -> None:
     whole = {path.parent.name for path in folder.glob("*/config.json")}
     models = [str(folder / name) for name in there if name in adapters | whole][:_MOST_SHOWN]
     way = f"name one in it: {', '.join(models)}" if models else "name one that save_pretrained has written"
-    raise ModelError(f"{said} is a folder without a model (no config.json in {str(folder)!r}, which {held}): {way}")
+    raise ModelError(f"{subject} is a folder without a model (no config.json in {str(folder)!r}, which {held}): {way}")
 
 
 def _close(path: Path) -> str:

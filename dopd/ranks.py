@@ -63,12 +63,12 @@ class Remembering:
     """Ranks whose answers are kept, in the order in which they were asked, for `Replayed`.
 
     Attributes:
-        told (`list[Tensor]`): the answers.
+        answers (`list[Tensor]`): the answers.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self.told: list[Tensor] = []
+        self.answers: list[Tensor] = []
 
     @property
     def count(self) -> int:
@@ -81,8 +81,8 @@ class Remembering:
         return self._kept(self._ranks.gathered, values_N)
 
     def _kept(self, ask: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        self.told.append(ask(values).detach().clone())
-        return self.told[-1].clone()
+        self.answers.append(ask(values).detach().clone())
+        return self.answers[-1].clone()
 
 
 class Replayed:
@@ -94,7 +94,7 @@ class Replayed:
     """
 
     def __init__(self, step: Remembering) -> None:
-        self._told = iter(step.told)
+        self._answers = iter(step.answers)
         self.count = step.count
 
     def total(self, values: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class Replayed:
         return self._next()
 
     def _next(self) -> Tensor:
-        told = next(self._told, None)
-        if told is not None:
-            return told.clone()
+        answer = next(self._answers, None)
+        if answer is not None:
+            return answer.clone()
         raise ScoringError(
             "a signal asked for numbers of the whole batch more often than at the step whose numbers are shown: call "
             "everywhere() equally often for every batch, as several processes need it too"

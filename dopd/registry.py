@@ -141,8 +141,8 @@ def load_code(field: str, reference: str, limit: TimeLimit = TimeLimit()) -> Any
     place, _, name = reference.rpartition(":")
     _search(os.getcwd())  # a command has the folder of its script there instead
     try:
-        said = f"{field} (={reference!r}): the import of {place}"
-        with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, said), not_left():
+        task = f"{field} (={reference!r}): the import of {place}"
+        with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, task), not_left():
             module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
         code = getattr(module, name, None)
         if code is None:

@@ -124,8 +124,8 @@ _TOP_GAPS_ALONE = {"LH": 0.0, "LL": 0.0, "HT": 1.0, "HS": 0.0}
 def table6() -> Experiment:
     """Which kinds of tokens are distilled."""
 
-    def row(label: str, paper: tuple[float, float, float], **given: Any) -> Condition:
-        return condition(label, paper=dict(zip(("step 40", "step 80", "step 160"), paper, strict=True)), **given)
+    def row(label: str, paper: tuple[float, float, float], **more: Any) -> Condition:
+        return condition(label, paper=dict(zip(("step 40", "step 80", "step 160"), paper, strict=True)), **more)
 
     return Experiment(
         name="table6",

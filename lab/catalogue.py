@@ -66,5 +66,5 @@ def models_without_recipe(experiment: Experiment) -> list[str]:
         for condition in experiment.conditions
         for model in condition.run.models
     }
-    made = {f"{task}/{role}" for task, roles in RECIPES.items() for role in roles}
-    return sorted(wanted - made)
+    shipped = {f"{task}/{role}" for task, roles in RECIPES.items() for role in roles}
+    return sorted(wanted - shipped)

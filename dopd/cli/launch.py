@@ -53,17 +53,17 @@ def launch_command(arguments: argparse.Namespace, command: Sequence[str]) -> lis
     Raises:
         ConfigError: no such configuration, or processes that were started already.
     """
-    given = {name: getattr(arguments, name) for name in _OF_LAUNCHER if getattr(arguments, name) is not None}
-    if arguments.accelerate_config is None and not given:
+    options = {name: getattr(arguments, name) for name in _OF_LAUNCHER if getattr(arguments, name) is not None}
+    if arguments.accelerate_config is None and not options:
         return None
     if "LOCAL_RANK" in os.environ:
-        first = "accelerate_config" if arguments.accelerate_config is not None else next(iter(given))
+        first = "accelerate_config" if arguments.accelerate_config is not None else next(iter(options))
         raise ConfigError(
             f"{first}: this process was started by a launcher already (LOCAL_RANK is set): leave the flag out, or "
             "start the command without `accelerate launch` or torchrun"
         )
     own = [] if arguments.accelerate_config is None else ["--config_file", _config_file(arguments.accelerate_config)]
-    flags = [part for name, value in given.items() for part in (f"--{name}", value)]
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *own, *flags]
     return [*launcher, "-m", "dopd.cli.main", *command]
 

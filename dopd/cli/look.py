@@ -48,8 +48,8 @@ def _print_verdict(console: Any, data: Mapping[str, Any]) -> None:
     if len({run["label"] for run in data["runs"]}) > 1:
         for row in found["table"]["rows"]:
             greedy, greedy_says, sampled, sampled_says, _ = (cell["text"] for cell in row["cells"])
-            said = f"greedy {greedy}, {greedy_says}; sampled {sampled}, {sampled_says}"
-            print_paragraph(console, row["label"], said, "  ")
+            figures = f"greedy {greedy}, {greedy_says}; sampled {sampled}, {sampled_says}"
+            print_paragraph(console, row["label"], figures, "  ")
         print_paragraph(console, "differences", found["note"])
     for about in data["findings"]:
         for warning in about["warnings"]:
@@ -106,9 +106,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.html:
         check_page(Path(arguments.html), "html")
     asked = {**as_asked(arguments), "temperature": arguments.temperature}
-    _, said = circumstances(arguments.student, **asked, only=LOOKED_AT_FIELDS)
-    if said:
-        print(visible(said), file=sys.stderr)
+    _, note = circumstances(arguments.student, **asked, only=LOOKED_AT_FIELDS)
+    if note:
+        print(visible(note), file=sys.stderr)
     records = inspect_prompt(
         arguments.student,
         arguments.teacher,
@@ -137,13 +137,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print(visible(arguments.html), file=sys.stderr)
 
 
-def _text(flag: str, given: str) -> str:
-    if not given.startswith("@"):
-        return given
-    check_plain(f"--{flag}", given[1:])
+def _text(flag: str, text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    check_plain(f"--{flag}", text[1:])
     try:
-        return Path(given[1:]).read_text(encoding="utf-8")
+        return Path(text[1:]).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{given[1:]!r} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{text[1:]!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{given[1:]!r} is not UTF-8: save it with that encoding") from None
+        raise ConfigError(f"{text[1:]!r} is not UTF-8: save it with that encoding") from None

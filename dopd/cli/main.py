@@ -39,9 +39,9 @@ def _main(argv: Sequence[str] | None) -> int:
     # Where bitsandbytes is installed, each import says that faster kernels for a CPU are not.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     parser = build_parser()
-    for given in sys.argv[1:] if argv is None else argv:
-        if given != given.encode(errors="replace").decode():
-            parser.error(f"{given!r} is not UTF-8: give the file another name")
+    for argument in sys.argv[1:] if argv is None else argv:
+        if argument != argument.encode(errors="replace").decode():
+            parser.error(f"{argument!r} is not UTF-8: give the file another name")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run not in (_train, _doctor, _in_lab):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -69,8 +69,8 @@ def _main(argv: Sequence[str] | None) -> int:
             if error.filename is None:
                 raise
             choose = _place(arguments, str(error.filename))
-            said = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
-            line = f"{said} (--debug shows where)"
+            note = not_written(error, error.filename, choose=choose) or f"{error.filename!r}: {error.strerror}"
+            line = f"{note} (--debug shows where)"
         print(f"error: {visible(line)}", file=sys.stderr)
         return status
     except KeyboardInterrupt:  # outside of the main thread signals are Python's own
@@ -82,8 +82,8 @@ def _place(arguments: argparse.Namespace, path: str) -> str:
     """What a user can choose otherwise where `path` cannot be written."""
     there = Path(path).absolute()
     for flag in ("output", "html", "output_dir"):
-        given = getattr(arguments, flag, None)
-        place = None if given is None else Path(given).absolute()
+        chosen = getattr(arguments, flag, None)
+        place = None if chosen is None else Path(chosen).absolute()
         if place is not None and (there.is_relative_to(place) or place.is_relative_to(there)):
             return f"another --{flag.replace('_', '-')}"
     return "another file: --output" if arguments.command == "report" else _PLACES
@@ -247,7 +247,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
-    given = {
+    options = {
         "task": arguments.task,
         "task_options": yaml_mapping("--task-options", arguments.task_options),
         "privileged_kind": arguments.privileged_kind,
@@ -255,12 +255,12 @@ def _eval(arguments: argparse.Namespace) -> None:
         **as_asked(arguments),
         "max_new_tokens": arguments.max_new_tokens,
     }
-    _, said = circumstances(arguments.model, **given)
-    if said:
-        print(visible(said), file=sys.stderr)
+    _, note = circumstances(arguments.model, **options)
+    if note:
+        print(visible(note), file=sys.stderr)
     result = evaluate_checkpoint(
         arguments.model,
-        **given,
+        **options,
         split=arguments.split,
         prompts=arguments.prompts,
         batch_size=arguments.batch_size,

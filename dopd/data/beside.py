@@ -37,13 +37,13 @@ def beside(dataset: Dataset, *folders: Path) -> Dataset:
     places = list(dict.fromkeys([*(folder.resolve() for folder in folders), Path.cwd()]))
 
     def whole(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        made = {}
+        resolved = {}
         for name in columns:
             try:
-                made[name] = _turns(row[name], places) if name == "prompt" else _whole(row[name], places)
+                resolved[name] = _turns(row[name], places) if name == "prompt" else _whole(row[name], places)
             except DataError as error:
                 raise DataError(f"row {index}, column {name!r}: {error}") from error
-        return made
+        return resolved
 
     options: dict[str, Any] = {"features": dataset.features, "desc": "paths of pictures"}
     # What is where may have changed since the last run, which a cached result would not see.

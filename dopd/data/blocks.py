@@ -62,10 +62,10 @@ def check_blocks(prompt: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_block(block: Mapping[str, Any]) -> None:
     # Datasets give every block of a column the same fields, None or empty where a block has no such field.
-    given = [name for name, value in block.items() if name != "type" and not _is_empty(value)]
+    keys = [name for name, value in block.items() if name != "type" and not _is_empty(value)]
     kind, where = block.get("type"), "column 'prompt'"
     if kind in (None, "text"):
-        lost = [name for name in given if name in (*IMAGE_KEYS, _URL_TYPE)]
+        lost = [name for name in keys if name in (*IMAGE_KEYS, _URL_TYPE)]
         if lost:
             raise DataError(
                 f"{where}: a block of type {kind!r} holds {lost[0]!r}, which only a block of type 'image' may hold. "
@@ -74,15 +74,15 @@ def _check_block(block: Mapping[str, Any]) -> None:
         return
     if not is_image(block):
         raise DataError(f"{where}: a block of type {kind!r}; only text and image can be read. {_NO_VIDEO}")
-    known = (_URL_TYPE,) if kind == _URL_TYPE else (*IMAGE_KEYS, _PLACE)
-    unknown = [name for name in given if name not in known]
+    allowed = (_URL_TYPE,) if kind == _URL_TYPE else (*IMAGE_KEYS, _PLACE)
+    unknown = [name for name in keys if name not in allowed]
     if unknown:
         raise DataError(
             f"{where}: a block of type {kind!r} holds {unknown[0]!r}, which nothing reads. Its picture belongs under "
-            f"one of {', '.join(map(repr, known))}; sizes are settings of the image processor"
+            f"one of {', '.join(map(repr, allowed))}; sizes are settings of the image processor"
         )
-    if len([name for name in given if name != _PLACE]) > 1:
-        raise DataError(f"{where}: an image block holds {' and '.join(map(repr, given))}: give one picture to a block")
+    if len([name for name in keys if name != _PLACE]) > 1:
+        raise DataError(f"{where}: an image block holds {' and '.join(map(repr, keys))}: give one picture to a block")
 
 
 def _is_empty(value: Any) -> bool:

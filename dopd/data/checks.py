@@ -120,8 +120,8 @@ def _privileged_from(columns: Sequence[str]) -> str:
 
 def _likeliest(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """The column whose name comes first among `names`."""
-    known = [name for name in columns if name.lower() in names]
-    return min(known, key=lambda name: names.index(name.lower()), default=None)
+    matching = [name for name in columns if name.lower() in names]
+    return min(matching, key=lambda name: names.index(name.lower()), default=None)
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:

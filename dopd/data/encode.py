@@ -244,17 +244,17 @@ class _Encoded:
 
 def _encode_each_once(processor: Any, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[_Encoded]:
     """Rollouts of one prompt repeat it: it is opened and encoded a single time."""
-    made: dict[str, _Encoded] = {}
+    encoded: dict[str, _Encoded] = {}
     keys = [
         json.dumps([prompt, getattr(prompt, "options", None)], default=image_key, sort_keys=True) for prompt in prompts
     ]
     for place, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-        if key not in made:
+        if key not in encoded:
             try:
-                made[key] = _encode(processor, prompt, options)
+                encoded[key] = _encode(processor, prompt, options)
             except DataError as error:
                 raise type(error)(f"prompt {place} of a batch of {len(prompts)}: {error}") from error
-    return [made[key] for key in keys]
+    return [encoded[key] for key in keys]
 
 
 def _encode(processor: Any, prompt: Prompt, options: dict[str, Any]) -> _Encoded:
@@ -283,10 +283,10 @@ def _processed(processor: Any, prompt: Prompt, options: dict[str, Any]) -> Mappi
         if isinstance(prompt, str):
             return dict(processor(text=[prompt], return_tensors="pt"))
         arguments = template_arguments(processor, prompt, options)
-        made = processor.apply_chat_template(
+        output = processor.apply_chat_template(
             [opened], tokenize=True, return_dict=True, return_tensors="pt", **arguments
         )
-        return dict(made)
+        return dict(output)
     except (DopdError, ImportError):
         raise
     except Exception as error:  # of one row: its shape, its number of images, a prompt without any, ...

@@ -19,9 +19,9 @@ class Findings:
 
     def add(self, found: Mapping[str, str]) -> list[str]:
         """Count one row in which something was found: by its name, what a message says of it. The names."""
-        for name, said in found.items():
+        for name, sentence in found.items():
             self.counts[name] = self.counts.get(name, 0) + 1
-            self._first.setdefault(name, said)
+            self._first.setdefault(name, sentence)
         return list(found)
 
     def sentences(self, num_rows: int, of: str) -> list[str]:

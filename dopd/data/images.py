@@ -206,7 +206,7 @@ def _is_file(path: str) -> bool:
 
 
 def _opened(source: Any) -> Image.Image:
-    given, source = source, _held(source)
+    original, source = source, _held(source)
     if isinstance(source, Image.Image):
         picture = source
     elif isinstance(source, str | Path | bytes | bytearray):
@@ -218,7 +218,7 @@ def _opened(source: Any) -> Image.Image:
         grey = array.ndim == 3 and array.shape[2] == 1  # which PIL knows as (H, W) alone
         picture = Image.fromarray((array[..., 0] if grey else array).astype(np.uint8))
     else:
-        raise DataError(f"{_named(given)} is no image: expected {_KINDS}")
+        raise DataError(f"{_named(original)} is no image: expected {_KINDS}")
     picture.load()  # the file is read here, and not where nobody expects an error
     if 0 in picture.size:
         raise DataError(f"{_named(source)} has no pixels: {picture.size[0]} x {picture.size[1]}")

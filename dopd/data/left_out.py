@@ -87,15 +87,15 @@ class _Parts:
 
 def _turn(turn: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
     role, calls = turn["role"], turn.get(CALLS)
-    made: dict[str, Any] = {}
+    copied: dict[str, Any] = {}
     for name, value in turn.items():
         if name == "content":
-            made[name] = _content(value, role, parts, needed=not (calls and role == _ABRIDGED_ROLE))
+            copied[name] = _content(value, role, parts, needed=not (calls and role == _ABRIDGED_ROLE))
         elif name == CALLS and calls:
-            made[name] = [_call(call, role, parts) for call in calls]
+            copied[name] = [_call(call, role, parts) for call in calls]
         else:
-            made[name] = value if name in _KEPT or not isinstance(value, str) else parts.replaced(value, None)
-    return made
+            copied[name] = value if name in _KEPT or not isinstance(value, str) else parts.replaced(value, None)
+    return copied
 
 
 def _content(content: Any, role: str, parts: _Parts, *, needed: bool) -> Any:
@@ -118,24 +118,24 @@ def _content(content: Any, role: str, parts: _Parts, *, needed: bool) -> Any:
 def _call(call: Mapping[str, Any], role: str, parts: _Parts) -> dict[str, Any]:
     named = call.get("function", call)
     who = f"the {role}'s call of the tool {str(named.get('name'))!r}"
-    made = {**named}
+    copied = {**named}
     if isinstance(named.get("name"), str):
-        made["name"] = parts.replaced(named["name"], who)
+        copied["name"] = parts.replaced(named["name"], who)
     if "arguments" in named:
-        made["arguments"] = _arguments(named["arguments"], who, parts)
-    return {**call, "function": made} if "function" in call else {**call, **made}
+        copied["arguments"] = _arguments(named["arguments"], who, parts)
+    return {**call, "function": copied} if "function" in call else {**call, **copied}
 
 
-def _arguments(given: Any, who: str, parts: _Parts) -> Any:
+def _arguments(arguments: Any, who: str, parts: _Parts) -> Any:
     def stand_in(text: str) -> str:
         return parts.replaced(text, f"an argument ({cut(text)!r}) of {who}")
 
-    if isinstance(given, str):
+    if isinstance(arguments, str):
         try:
-            return json.dumps(_mapped(json.loads(given), stand_in), ensure_ascii=False)
+            return json.dumps(_mapped(json.loads(arguments), stand_in), ensure_ascii=False)
         except json.JSONDecodeError:
-            return stand_in(given)
-    return _mapped(given, stand_in)
+            return stand_in(arguments)
+    return _mapped(arguments, stand_in)
 
 
 def _mapped(value: Any, stand_in: Callable[[str], str]) -> Any:
@@ -150,12 +150,12 @@ def _mapped(value: Any, stand_in: Callable[[str], str]) -> Any:
 def _tool(tool: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
     function = tool.get("function", tool)
     who = f"the tool {str(function.get('name'))!r}"
-    made = {**function}
+    copied = {**function}
     if isinstance(function.get("name"), str):
-        made["name"] = parts.replaced(function["name"], who)
+        copied["name"] = parts.replaced(function["name"], who)
     if isinstance(function.get("description"), str):
-        made["description"] = parts.replaced(function["description"], f"the description of {who}")
-    return {**tool, "function": made} if "function" in tool else made
+        copied["description"] = parts.replaced(function["description"], f"the description of {who}")
+    return {**tool, "function": copied} if "function" in tool else copied
 
 
 def lost_words(text: str, turns: Sequence[Mapping[str, Any]]) -> str | None:
@@ -166,19 +166,19 @@ def lost_words(text: str, turns: Sequence[Mapping[str, Any]]) -> str | None:
         turns (`list[dict]`): a conversation.
     """
     squeezed = _squeezed(text)
-    given = [
+    contents = [
         (turn["role"], words)
         for turn in turns
         if turn["role"] != _ABRIDGED_ROLE
         for words in texts_of(turn)
         if words.split()
     ]
-    everything = [_squeezed(words) for _, words in given]
-    for role, words in given:
+    everything = [_squeezed(words) for _, words in contents]
+    for role, words in contents:
         # Some templates write contents as JSON.
         written = {words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]}
         forms = {_squeezed(form) for form in written}
-        needed = sum(_count(_squeezed(words), part) for part in everything) if len(given) > 1 else 1
+        needed = sum(_count(_squeezed(words), part) for part in everything) if len(contents) > 1 else 1
         if sum(_count(form, squeezed) for form in forms) < needed:
             often = any(form in squeezed for form in forms)
             return f"text of the {role}'s turn: {cut(words)!r}" + (f" (it is there {needed} times)" if often else "")

@@ -44,14 +44,14 @@ def check_options(
         raise ConfigError(f"{setting}: {wrong}")
     sentences = []
     for name in _unread(processing_classes, options):
-        said = f"{setting}: {cut(name)!r} is read by no chat template of this run"
+        sentence = f"{setting}: {cut(name)!r} is read by no chat template of this run"
         # A slip of the pen, and no other switch: `enable_thinking` is given to templates that have `preserve_thinking`.
-        known = _names(processing_classes, options)
-        longer = [one for one in known if name in one or one in name]
-        hint = did_you_mean(name, known, likeness=_SLIP) or did_you_mean(name, longer)
+        read_names = _names(processing_classes, options)
+        longer = [one for one in read_names if name in one or one in name]
+        hint = did_you_mean(name, read_names, likeness=_SLIP) or did_you_mean(name, longer)
         if hint:
-            raise ConfigError(f"{said}.{hint}")
-        sentences.append(f"{said} and changes nothing. {_reads(processing_classes, options)}")
+            raise ConfigError(f"{sentence}.{hint}")
+        sentences.append(f"{sentence} and changes nothing. {_reads(processing_classes, options)}")
     return sentences
 
 
@@ -84,8 +84,8 @@ def wrong_truth(processing_classes: Sequence[Any], options: Mapping[str, Any]) -
         else:
             continue
         if name == _CONTINUE or any(name in found.read for found in names):
-            said = f"{name} (={value!r}) is {kind}, and the chat template asks whether it is true or false"
-            return f"{said}: write {meant} without quotes ({meant.capitalize()} in Python)"
+            sentence = f"{name} (={value!r}) is {kind}, and the chat template asks whether it is true or false"
+            return f"{sentence}: write {meant} without quotes ({meant.capitalize()} in Python)"
     return ""
 
 
@@ -173,13 +173,13 @@ class UnreadOptions(Findings):
 
 
 def _unread(processing_classes: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-    known = [_variables(owner, options) for owner in processing_classes]
+    read_names = [_variables(owner, options) for owner in processing_classes]
     return [
         name
         for name in options
         if not any(
             read is None or name in read or name in _GIVEN or _is_of_host(owner, name)
-            for owner, read in zip(processing_classes, known, strict=True)
+            for owner, read in zip(processing_classes, read_names, strict=True)
         )
     ]
 

@@ -100,8 +100,8 @@ def as_template_reads(tokenizer: Any, prompt: Sequence[Mapping[str, Any]], optio
     ]
 
 
-def _readable(content: str | list[Any], known: frozenset[type]) -> Any:
-    if type(content) in known or not known:
+def _readable(content: str | list[Any], kinds: frozenset[type]) -> Any:
+    if type(content) in kinds or not kinds:
         return content
     return [{"type": "text", "text": content}] if isinstance(content, str) else "\n".join(b["text"] for b in content)
 
@@ -120,9 +120,9 @@ def with_readable_calls(
     if not any(turn.get(CALLS) for turn in turns):
         return list(turns)
     template = template_of(processing_class, arguments)
-    known = _read_kinds(processing_class, template if isinstance(template, str) else None, "assistant")
+    kinds = _read_kinds(processing_class, template if isinstance(template, str) else None, "assistant")
     refusals: list[DataError] = []
-    for as_json, empty in itertools.product((False, True), (None, _readable("", known))):
+    for as_json, empty in itertools.product((False, True), (None, _readable("", kinds))):
         tried = [_with_calls(turn, empty, as_json=as_json) if turn.get(CALLS) else turn for turn in turns]
         try:
             rendered(processing_class, tried, arguments)
@@ -144,15 +144,15 @@ def _with_calls(turn: Mapping[str, Any], empty: Any, *, as_json: bool) -> dict[s
     return {**turn, CALLS: calls, "content": empty if content is None else content}
 
 
-def _arguments(given: Any, *, as_json: bool) -> Any:
+def _arguments(arguments: Any, *, as_json: bool) -> Any:
     """Arguments of a tool call, which datasets hold as a mapping or, in OpenAI's words, as its JSON."""
-    if isinstance(given, str):
+    if isinstance(arguments, str):
         try:
-            parsed = json.loads(given)
+            parsed = json.loads(arguments)
         except json.JSONDecodeError:
-            return given
-        given = parsed if isinstance(parsed, dict) else given
-    return json.dumps(given, ensure_ascii=False) if as_json and isinstance(given, Mapping) else given
+            return arguments
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return json.dumps(arguments, ensure_ascii=False) if as_json and isinstance(arguments, Mapping) else arguments
 
 
 @lru_cache(maxsize=64)

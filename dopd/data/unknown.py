@@ -89,9 +89,9 @@ class Reader:
         if not self.tokenizer.is_fast:
             words = [match.span() for match in re.finditer(r"\S+", text)]
             return [(start, end) for start, end in words if self._is_lost(text[start:end])]
-        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         read, lost = 0, list[Span]()
-        for number, (start, end) in zip(made["input_ids"], made["offset_mapping"], strict=True):
+        for number, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             lost += _without_blanks(text, read, start)
             read = max(read, end)
             # Text that has been through a tokenizer may itself hold the unknown token.
@@ -196,10 +196,10 @@ def _texts_of_calls(turn: Mapping[str, Any]) -> list[str]:
     texts = list[str]()
     for call in turn.get(CALLS) or ():
         named = call.get("function", call)
-        given = named.get("arguments")
+        arguments = named.get("arguments")
         with suppress(json.JSONDecodeError):  # a text that stands as it is
-            given = json.loads(given) if isinstance(given, str) else given
-        texts += [str(named.get("name")), *strings_in(given)]
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        texts += [str(named.get("name")), *strings_in(arguments)]
     return texts
 
 
@@ -217,7 +217,7 @@ def _unread(
     turns = [[(0, len(text))]] if isinstance(prompt, str) else _places_of_turns(reader, prompt, options, text)
     placed = _placed(text, turns, pieces)
     for piece in sorted(pieces, key=lambda piece: sum(map(len, piece.texts)), reverse=True):
-        lost_words, said = list[str](), False
+        lost_words, is_named = list[str](), False
         for words, place in zip(piece.texts, placed[id(piece)], strict=True):
             if place is None and piece.turn is None:
                 continue
@@ -226,14 +226,14 @@ def _unread(
             lost = [
                 span for span in (reader.spans(words) if place is None else spans) if span[0] < end and start < span[1]
             ]
-            said = said or any(map(_says, _outside(within, (start, end), lost)))
+            is_named = is_named or any(map(_says, _outside(within, (start, end), lost)))
             if lost:
                 together = lost[0][0] < start or end < lost[0][1]
                 beside = " (a template writes it with what stands beside it)" if together else ""
                 instead = reader.instead_of(within[slice(*lost[0])])
                 word = f"{_word(within, (start, end), lost[0])!r}{beside}"
                 lost_words.append(f"{word} in {where}, for which {reader.who} reads {instead}")
-        if lost_words and piece.needed and not said:
+        if lost_words and piece.needed and not is_named:
             whole = "\n".join(piece.texts)
             raise DataError(
                 f"{where}, {piece.field} (={cut(whole)!r}): {reader.who} knows none of its words and reads "

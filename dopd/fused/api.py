@@ -105,12 +105,12 @@ def fused_routed_loss(
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
     head = Head.of(student_head)
-    given = {} if scores is None else scores
-    provided = {*targets, *_sources_by_scores(table, given, head.vocab_size, decide_alone=backend == "reference")}
+    reused = {} if scores is None else scores
+    provided = {*targets, *_sources_by_scores(table, reused, head.vocab_size, decide_alone=backend == "reference")}
     table.check_provided(provided, decided=assignment is not None)
     sources = {source: (hidden, Head.of(source_head)) for source, (hidden, source_head) in targets.items()}
     _check_batch({"student_hidden": (student_hidden, head), **_named(sources)}, completion_ids, mask)
-    _check_scores(given, mask)
+    _check_scores(reused, mask)
     if backend == "reference":
         return routed_loss(
             head.gathered(student_hidden.dtype).logits(student_hidden),
@@ -139,7 +139,7 @@ def fused_routed_loss(
             chunk_tokens=chunk_tokens,
             assignment=assignment,
             num_sequences=num_sequences,
-            scores=given,
+            scores=reused,
             merged_ids=merged_ids,
         )
 

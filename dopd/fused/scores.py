@@ -28,9 +28,9 @@ class TopLogprobs:
     ids: Tensor
     logprobs: Tensor
 
-    def at(self, rows: Tensor) -> "TopLogprobs":
-        """Some completions, in the order in which `rows` (LongTensor) names them."""
-        return TopLogprobs(self.ids[rows], self.logprobs[rows])
+    def at(self, numbers: Tensor) -> "TopLogprobs":
+        """Some completions, in the order in which `numbers` (LongTensor) names them."""
+        return TopLogprobs(self.ids[numbers], self.logprobs[numbers])
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class TokenScores:
     logsumexp: Tensor | None = None
     top: TopLogprobs | None = None
 
-    def at(self, rows: Tensor) -> "TokenScores":
-        """Some completions, in the order in which `rows` (LongTensor) names them."""
+    def at(self, numbers: Tensor) -> "TokenScores":
+        """Some completions, in the order in which `numbers` (LongTensor) names them."""
         return TokenScores(
-            self.logprobs[rows],
-            None if self.entropy is None else self.entropy[rows],
-            None if self.logsumexp is None else self.logsumexp[rows],
-            None if self.top is None else self.top.at(rows),
+            self.logprobs[numbers],
+            None if self.entropy is None else self.entropy[numbers],
+            None if self.logsumexp is None else self.logsumexp[numbers],
+            None if self.top is None else self.top.at(numbers),
         )
 
     def give(self, rule: Rule, vocab_size: int) -> bool:

@@ -87,8 +87,8 @@ class Difference:
         if self.verdict == "untested":
             return f"not tested: {self.why_untested}"
         if self.pairs < 2:
-            said = {"better": "better", "worse": "worse"}.get(self.verdict, "no difference")
-            return f"{said} on these prompts; one seed says nothing about others"
+            words = {"better": "better", "worse": "worse"}.get(self.verdict, "no difference")
+            return f"{words} on these prompts; one seed says nothing about others"
         if self.verdict == "undecided":
             lost = " after correction" if self._excludes_zero else ""
             return f"no difference beyond chance{lost}"
@@ -118,8 +118,8 @@ def compare(
 
 def _family(against: str, measure: str, sides: Mapping[str, tuple[BySeed, BySeed]]) -> list[Difference]:
     """Comparisons with one thing in one measure, corrected for their number."""
-    made = [_difference(label, against, measure, first, second) for label, (first, second) in sides.items()]
-    found = [difference for difference in made if difference is not None]
+    differences = [_difference(label, against, measure, first, second) for label, (first, second) in sides.items()]
+    found = [difference for difference in differences if difference is not None]
     tested = [difference for difference in found if difference.p is not None]
     corrected = dict(zip(map(id, tested), holm([d.p for d in tested if d.p is not None]), strict=True))
     return [replace(d, p=corrected.get(id(d)), family=max(len(tested), 1)) for d in found]

@@ -60,8 +60,8 @@ def _merged(same: Sequence[tuple[str, Found]], of: int) -> dict[str, Any]:
     worst_first = sorted(same, key=lambda named: named[1].level != "bad")
     worst = worst_first[0][1]
     runs = [{"run": run, "text": one.text} for run, one in worst_first]
-    said = {"level": worst.level, "title": worst.title, "runs": runs, "of": of, "advice": worst.advice}
-    return said | {"overtrained": worst.overtrained}
+    summary = {"level": worst.level, "title": worst.title, "runs": runs, "of": of, "advice": worst.advice}
+    return summary | {"overtrained": worst.overtrained}
 
 
 def num_serious(found: Sequence[Mapping[str, Any]]) -> int:

@@ -42,8 +42,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
         DataError: a folder that is neither.
     """
     folders: list[Path] = []
-    for given in paths:
-        path = Path(given)
+    for name in paths:
+        path = Path(name)
         inside = [path] if (path / CONFIG_FILE).is_file() else sorted(p.parent for p in path.glob(f"*/{CONFIG_FILE}"))
         if not inside:
             raise DataError(f"{str(path)!r} is not a run folder (it has no {CONFIG_FILE}), nor does it hold any")
@@ -54,8 +54,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 def find_summary(paths: Iterable[str | Path]) -> dict[str, Any]:
     """What `dopd quickstart` wrote beside the runs: evaluations of start and teacher; empty if there is none."""
-    for given in paths:
-        for folder in (Path(given), Path(given).resolve().parent):
+    for name in paths:
+        for folder in (Path(name), Path(name).resolve().parent):
             found = _own_summary(folder / SUMMARY_FILE)
             if found:
                 return found

@@ -130,18 +130,18 @@ def evaluation_of(value: Any) -> dict[str, Any]:
     """What follows the format of an evaluation's result; empty where it is none."""
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
         return {}
-    known: dict[str, Any] = {
+    record: dict[str, Any] = {
         "metrics": {name: number for name, number in value["metrics"].items() if _is_metric(name, number)}
     }
     if isinstance(value.get("intervals"), dict):
-        known["intervals"] = {name: v for name, v in value["intervals"].items() if _is_interval(v)}
+        record["intervals"] = {name: v for name, v in value["intervals"].items() if _is_interval(v)}
     if isinstance(value.get("scores"), dict):
-        known["scores"] = {
+        record["scores"] = {
             name: numbers
             for name, numbers in value["scores"].items()
             if isinstance(numbers, list) and all(map(_is_share, numbers))
         }
-    return known | {
+    return record | {
         name: value[name] for name in ("method", "train_seconds") if isinstance(value.get(name), str | float)
     }
 

@@ -30,10 +30,10 @@ Points = Mapping[int, float]
 
 def charts(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Line charts of all groups, then stacked and histogram charts of each."""
-    made = [chart for chart in (_line_chart(groups, summary, *line) for line in _LINES) if chart["series"]]
+    charts = [chart for chart in (_line_chart(groups, summary, *line) for line in _LINES) if chart["series"]]
     for group in groups:
-        made += _group_charts(group)
-    return made
+        charts += _group_charts(group)
+    return charts
 
 
 def _line_chart(
@@ -64,12 +64,12 @@ def _line_chart(
 
 
 def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
-    made = []
+    charts = []
     if group.routed:
         logged = [name.removeprefix("share/") for name in group.runs[0].names("share/")]
         regimes = sorted(logged, key=lambda label: _REGIME_ORDER.index(label) if label in _REGIME_ORDER else -1)
-        known = label_colours(logged)
-        colours = [known[label] for label in regimes]
+        palette = label_colours(logged)
+        colours = [palette[label] for label in regimes]
         shares = [_group_points(group, f"share/{label}") for label in regimes]
         losses = [
             _product(share, _group_points(group, f"loss/{label}")) for share, label in zip(shares, regimes, strict=True)
@@ -80,7 +80,7 @@ def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
             ("Share of the loss by regime", "share of the loss", losses),
             ("Share of the gradient by regime", "share of the gradient", gradients),
         ):
-            made.append(_stack(f"{title}: {group.label}", axis, regimes, colours, parts, whole=True))
+            charts.append(_stack(f"{title}: {group.label}", axis, regimes, colours, parts, whole=True))
         bins = group.runs[0].names("gap_bin/")
         parts = [_group_points(group, name) for name in bins]
         heat = _stack(
@@ -91,14 +91,16 @@ def _group_charts(group: RunGroup) -> list[dict[str, Any]]:
             parts,
             whole=True,
         )
-        made.append(heat | {"kind": "heat"})
+        charts.append(heat | {"kind": "heat"})
     phases = group.runs[0].names("seconds/")
     parts = [_group_points(group, name) for name in phases]
     every = sorted(set().union(*parts))  # a phase that only some steps have takes no time in the others
     parts = [{step: points.get(step, 0.0) for step in every} for points in parts]
     labels = [name.removeprefix("seconds/") for name in phases]
-    made.append(_stack(f"Seconds per step: {group.label}", "seconds", labels, list(PHASE_COLOURS), parts, whole=False))
-    return [chart for chart in made if chart["x"]]
+    charts.append(
+        _stack(f"Seconds per step: {group.label}", "seconds", labels, list(PHASE_COLOURS), parts, whole=False)
+    )
+    return [chart for chart in charts if chart["x"]]
 
 
 def _stack(

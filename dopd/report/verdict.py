@@ -102,16 +102,16 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
     for difference, words in ((start, _OPENINGS), (other, _OTHERS if start else _ALONE)):
         if difference is None:
             continue
-        said = words[difference.verdict].format(method=method, other=difference.against, why=difference.why_untested)
+        clause = words[difference.verdict].format(method=method, other=difference.against, why=difference.why_untested)
         if not parts:
             change = f"went from {difference.first:.1%} to {difference.second:.1%}"
             beside = f"is {difference.second:.1%} beside {difference.first:.1%}"
-            said += f": greedy accuracy without p {change if difference is start else beside}"
-        parts.append(f"{said}, {difference.points(_UNIT)}")
+            clause += f": greedy accuracy without p {change if difference is start else beside}"
+        parts.append(f"{clause}, {difference.points(_UNIT)}")
         parts += _sampled(difference, mine.get((difference.against, "sampled")))
-    told = [difference for difference in (start, other) if difference is not None]
-    basis = " and ".join(dict.fromkeys(map(_basis, told)))
-    return told[0].verdict, f"{'; '.join(parts)} (95% intervals, {basis})."
+    differences = [difference for difference in (start, other) if difference is not None]
+    basis = " and ".join(dict.fromkeys(map(_basis, differences)))
+    return differences[0].verdict, f"{'; '.join(parts)} (95% intervals, {basis})."
 
 
 _OPENINGS = {
@@ -147,9 +147,9 @@ def _under_way(groups: Sequence[RunGroup]) -> str:
     left = []
     for group in groups:
         for run in group.runs:
-            planned, made = run.config.get("max_steps"), max((record["step"] for record in run.metrics), default=0)
-            if isinstance(planned, int) and not isinstance(planned, bool) and made < planned and not run.result:
-                left.append((made, planned))
+            planned, done = run.config.get("max_steps"), max((record["step"] for record in run.metrics), default=0)
+            if isinstance(planned, int) and not isinstance(planned, bool) and done < planned and not run.result:
+                left.append((done, planned))
     return f"So far (step {min(left)[0]} of {min(left)[1]}): " if left else ""
 
 

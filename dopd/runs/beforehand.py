@@ -61,8 +61,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
 
 def _check_rewards(settings: RunSettings, config: DOPDConfig) -> None:
     """Raise `ConfigError` for rewards that cannot be given, without reading anybody's code."""
-    given = settings.reward_funcs
-    names = [given] if isinstance(given, str) else list(given or ())
+    functions = settings.reward_funcs
+    names = [functions] if isinstance(functions, str) else list(functions or ())
     check_reward_names(names)
     stand_ins = {name: None if name == VERIFIER else unjudged for name in names}
     weights = config.reward_weights or [1.0] * len(stand_ins)

@@ -123,11 +123,11 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     check_model(path, **where_of(options))
     try:
         place, where = files_of(path, **where_of(options))
-        made = AutoTokenizer.from_pretrained(place, padding_side="left", **where)
-        if isinstance(made.model_max_length, str):
-            raise TypeError(f"model_max_length (={made.model_max_length!r}) must be a number")
-        check_has_words(made)
-        return made
+        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left", **where)
+        if isinstance(tokenizer.model_max_length, str):
+            raise TypeError(f"model_max_length (={tokenizer.model_max_length!r}) must be a number")
+        check_has_words(tokenizer)
+        return tokenizer
     except ModelError:
         raise
     except Exception as error:
@@ -147,13 +147,13 @@ def load_processing_class(name: str, **options: Any) -> Any:
     try:
         sees = is_vision_config(config_of(path, **where_of(options)))
         place, where = files_of(path, **where_of(options))
-        made = load_processor(place, **where) if sees else load_tokenizer(name, **options)
+        processor = load_processor(place, **where) if sees else load_tokenizer(name, **options)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(
             f"the processor of {name!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
-    tokenizer = tokenizer_of(made)
+    tokenizer = tokenizer_of(processor)
     tokenizer.padding_side = "left"
-    return made
+    return processor

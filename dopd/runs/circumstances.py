@@ -70,7 +70,7 @@ LOOKED_AT_FIELDS = (
 )
 
 
-def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **given: Any) -> tuple[Circumstances, str]:
+def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **options: Any) -> tuple[Circumstances, str]:
     """Those given, and for what is `None` those of the model's run folder or of a tiny model's recipe.
 
     Options and kind of p belong to a task: with another task than the model's, they are that task's own. So do
@@ -79,22 +79,22 @@ def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **giv
     Args:
         model_name (`str`): a hub id, a folder (of a run, or a checkpoint in one), or `tiny:TASK/ROLE`.
         only: the fields that the model may bring.
-        given: fields of `Circumstances`; a mapping replaces the model's whole mapping.
+        options: fields of `Circumstances`; a mapping replaces the model's whole mapping.
 
     Returns:
         The circumstances, and a sentence that says which are not given, or `""`.
     """
-    origin, own = _own(model_name, given.get("task"))
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("task", own.get("task")) != own.get("task"):
+    origin, own = _own(model_name, options.get("task"))
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("task", own.get("task")) != own.get("task"):
         strange = (*_OF_THE_TASK, "dataset_name", *_OF_THE_ROWS, "verifier")
         own = {name: value for name, value in own.items() if name not in strange}
-    if given.get("dataset_name", own.get("dataset_name")) != own.get("dataset_name"):
+    if options.get("dataset_name", own.get("dataset_name")) != own.get("dataset_name"):
         own = {name: value for name, value in own.items() if name not in ("task", *_OF_THE_TASK, *_WHICH_ROWS)}
     own = {name: own[name] for name in only if own.get(name) not in (None, {}, ())}
-    taken = {name: value for name, value in own.items() if name not in given}
-    said = ", ".join(f"{name} {value!r}" for name, value in taken.items())
-    return Circumstances(**taken | given), f"from {origin}: {said}" if said else ""
+    taken = {name: value for name, value in own.items() if name not in options}
+    sentence = ", ".join(f"{name} {value!r}" for name, value in taken.items())
+    return Circumstances(**taken | options), f"from {origin}: {sentence}" if sentence else ""
 
 
 def check_problems(model_name: str, chosen: Circumstances) -> None:
@@ -112,8 +112,8 @@ def check_problems(model_name: str, chosen: Circumstances) -> None:
             "--verifier)"
         )
     names = ("dataset_name", *_OF_THE_ROWS, "verifier")
-    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
-    _, wrong = check(given, {name: all_settings()[name] for name in given})
+    options = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    _, wrong = check(options, {name: all_settings()[name] for name in options})
     if wrong:
         raise SettingsError(wrong)
     strange, whose = (_OF_THE_ROWS, "rows (dataset_name)") if chosen.task is not None else (_OF_THE_TASK, "a task")

@@ -141,9 +141,11 @@ def _check(
 
 
 def _encoder(asked: Circumstances, processing_class: Any, teacher_name: str | None) -> PromptEncoder:
-    told = asked.teacher_chat_template_kwargs
+    kwargs = asked.teacher_chat_template_kwargs
     own = (
-        None if teacher_name is None else _teachers_own(processing_class, teacher_name, told_otherwise=told is not None)
+        None
+        if teacher_name is None
+        else _teachers_own(processing_class, teacher_name, told_otherwise=kwargs is not None)
     )
     prompts = PromptEncoder(
         processing_class,
@@ -151,7 +153,7 @@ def _encoder(asked: Circumstances, processing_class: Any, teacher_name: str | No
         asked.chat_template_kwargs,
         asked.prompt_format,
         own,
-        told,
+        kwargs,
     )
     for sentence in prompts.check_settings():
         logger.warning(sentence)

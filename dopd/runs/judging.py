@@ -58,8 +58,8 @@ def problems_of(asked: Circumstances, split: str | None, count: int, seconds: fl
     verifier = load_verifier(asked.verifier, seconds)
     if asked.task is not None:
         source = get_source(asked.task, **asked.task_options)
-        made = rows_of_task(source, split or "test", count, asked.privileged_kind)
-        return JudgedProblems(made, tried(verifier or source.verify, seconds, [made]))
+        generated = rows_of_task(source, split or "test", count, asked.privileged_kind)
+        return JudgedProblems(generated, tried(verifier or source.verify, seconds, [generated]))
     if split is not None:
         raise ConfigError(f"split (={split!r}) is of tasks: rows of a dataset are chosen by dataset_test_split")
     assert asked.dataset_name is not None and verifier is not None

@@ -47,20 +47,20 @@ class PrivilegedNoise:
             raise ConfigError(f"privileged_noise.seed (={self.seed!r}) must be a whole number")
 
     @classmethod
-    def from_mapping(cls, given: Mapping[str, Any]) -> "PrivilegedNoise":
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "PrivilegedNoise":
         """From a config's mapping.
 
         Raises:
             ConfigError: an unknown key, no `kind`, or a value that is not allowed.
         """
-        unknown = sorted(set(given) - set(_FIELDS))
-        if unknown or "kind" not in given:
+        unknown = sorted(set(mapping) - set(_FIELDS))
+        if unknown or "kind" not in mapping:
             wrong = f"unknown key {', '.join(unknown)}" if unknown else "kind is missing"
             raise ConfigError(
-                f"privileged_noise (={quoted(dict(given))}): {wrong}; its keys are {', '.join(_FIELDS)}, for example "
+                f"privileged_noise (={quoted(dict(mapping))}): {wrong}; its keys are {', '.join(_FIELDS)}, for example "
                 "{kind: wrong, share: 0.5}"
             )
-        return cls(**given)
+        return cls(**mapping)
 
 
 def corrupt(rows: "Dataset", noise: PrivilegedNoise) -> tuple["Dataset", int]:
@@ -70,21 +70,21 @@ def corrupt(rows: "Dataset", noise: PrivilegedNoise) -> tuple["Dataset", int]:
         DataError: no row has p, or one row alone does where p is to come from another.
     """
     column = list(rows[_COLUMN]) if _COLUMN in rows.column_names else []
-    given = [index for index, text in enumerate(column) if not is_blank(text)]
-    if not given:
+    filled = [index for index, text in enumerate(column) if not is_blank(text)]
+    if not filled:
         raise DataError(f"privileged_noise: no row has {_COLUMN}, so there is nothing to corrupt")
-    if len(given) == 1 and noise.kind in ("wrong", "noisy"):
+    if len(filled) == 1 and noise.kind in ("wrong", "noisy"):
         raise DataError(f"privileged_noise.kind (={noise.kind!r}) takes p from other rows, and one row alone has p")
     rng = random.Random(f"privileged_noise/{noise.seed}")
-    chosen = sorted(rng.sample(given, max(1, round(noise.share * len(given)))))
+    chosen = sorted(rng.sample(filled, max(1, round(noise.share * len(filled)))))
     changed = list(column)
     for index in chosen:
-        changed[index] = _corrupted(column, index, given, noise, rng)
+        changed[index] = _corrupted(column, index, filled, noise, rng)
     return rows.remove_columns(_COLUMN).add_column(_COLUMN, changed), len(chosen)
 
 
 def _corrupted(
-    column: list[Any], index: int, given: list[int], noise: PrivilegedNoise, rng: random.Random
+    column: list[Any], index: int, filled: list[int], noise: PrivilegedNoise, rng: random.Random
 ) -> str | None:
     if noise.kind == "dropped":
         return None
@@ -92,13 +92,13 @@ def _corrupted(
     if noise.kind == "shuffled":
         return " ".join(rng.sample(words, len(words)))
     if noise.kind == "wrong":
-        return column[_another(index, given, rng)]
+        return column[_another(index, filled, rng)]
     return " ".join(
-        rng.choice(column[_another(index, given, rng)].split()) if rng.random() < noise.strength else word
+        rng.choice(column[_another(index, filled, rng)].split()) if rng.random() < noise.strength else word
         for word in words
     )
 
 
-def _another(index: int, given: list[int], rng: random.Random) -> int:
-    place = rng.randrange(len(given) - 1)
-    return given[place] if given[place] != index else given[-1]
+def _another(index: int, filled: list[int], rng: random.Random) -> int:
+    place = rng.randrange(len(filled) - 1)
+    return filled[place] if filled[place] != index else filled[-1]

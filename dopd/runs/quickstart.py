@@ -141,8 +141,8 @@ def _jobs(settings: RunSettings, config: Path, folder: Path, methods: Mapping[st
 def _method_options(settings: RunSettings, method: str) -> dict[str, Any]:
     """Of the config's options of its method, those that another method has too."""
     options = settings.trainer.get("method_options") or {}
-    known = settings_of_call(METHODS.find(method))
-    return {name: value for name, value in options.items() if name in known}
+    accepted = settings_of_call(METHODS.find(method))
+    return {name: value for name, value in options.items() if name in accepted}
 
 
 def _eval_arguments(settings: RunSettings, name: str) -> list[str]:

@@ -18,13 +18,13 @@ def recipe_path(name: str) -> Path:
     return FOLDER / f"{name}{_SUFFIX}"
 
 
-def config_path(given: str | Path) -> Path:
+def config_path(name: str | Path) -> Path:
     """The file that a config argument means: itself, or the recipe of that name (`tiny-dag`, `recipes/tiny-dag.yaml`).
 
     Raises:
         ConfigError: neither a file nor a recipe.
     """
-    path, names = Path(given), recipe_names()
+    path, names = Path(name), recipe_names()
     if path.is_file():
         return path
     if path.parent.name in ("", FOLDER.name) and _stem(path) in names:
@@ -32,9 +32,9 @@ def config_path(given: str | Path) -> Path:
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f": a run's configuration is {str(inside)!r}" if inside.is_file() else ""
-        raise ConfigError(f"config {str(given)!r} cannot be read: it is a folder{hint}")
+        raise ConfigError(f"config {str(name)!r} cannot be read: it is a folder{hint}")
     raise ConfigError(
-        f"config {str(given)!r} cannot be read: there is no such file, and no recipe of that name."
+        f"config {str(name)!r} cannot be read: there is no such file, and no recipe of that name."
         f"{did_you_mean(_stem(path), names)} Recipes: {', '.join(names)}"
     )
 

@@ -70,9 +70,9 @@ def compare_with_local(teacher: ServedTeacher, name: str, ids: list[int]) -> str
     ids = ids[:_TOKENS]
     there = torch.tensor(teacher.ask(ids, 1).logprobs, dtype=torch.float64)
     apart = (own_logprobs(model, ids) - there).abs()
-    said = (
+    sentence = (
         f"{len(apart)} log-probs of {name} here and of {teacher.model} there are {float(apart.mean()):.2g} nats apart"
     )
     if not float(apart.mean()) <= _APART:
-        raise ModelError(f"teacher_server: {said}: they are not one model, or one of them computes wrongly")
-    return f"{said} in the mean, {float(apart.max()):.2g} at most"
+        raise ModelError(f"teacher_server: {sentence}: they are not one model, or one of them computes wrongly")
+    return f"{sentence} in the mean, {float(apart.max()):.2g} at most"

@@ -270,14 +270,14 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ConfigError: several configs.
     """
-    known, configs, flags, rest = all_settings(), [], [], list(arguments)
+    settings_by_name, configs, flags, rest = all_settings(), [], [], list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             configs.append(word)
             continue
         flags.append(word)
-        setting = known.get(_key(word))
+        setting = settings_by_name.get(_key(word))
         # A switch needs no value, so what follows is one only if it looks like one.
         takes = rest and not rest[0].startswith("--") and "=" not in word
         if takes and not (setting is not None and setting.is_switch and rest[0].lower() not in _SWITCHED):
@@ -302,8 +302,8 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
             raise ConfigError(f"expected --key value, got {flag!r}")
-        key, separator, given = flag[2:].partition("=")
-        text: str | None = given
+        key, separator, text_after = flag[2:].partition("=")
+        text: str | None = text_after
         if not separator:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else None
         name = _key(key)

@@ -81,9 +81,9 @@ def make_config(settings: RunSettings, *, elsewhere: bool = False) -> DOPDConfig
             with problems.collected():
                 options = _student_options(settings, config)
                 vocab_size = _vocab_size(settings.model_name_or_path, options)
-                given: Any = config.generation_kwargs  # a mapping: the config has read any JSON
+                arguments: Any = config.generation_kwargs  # a mapping: the config has read any JSON
                 if vocab_size is not None:
-                    check_named_tokens(given, vocab_size)
+                    check_named_tokens(arguments, vocab_size)
     problems.raise_any()
     assert config is not None
     for note in unread(settings, config):
@@ -112,8 +112,8 @@ def describe(settings: RunSettings, config: DOPDConfig) -> str:
     notes = (
         [] if served is None or not served.notes else ["teacher on a server:", *(f"  {note}" for note in served.notes)]
     )
-    said = [table.describe(), *notes, f"source: {table.source_note or 'your own rows'}"]
-    return "\n".join([settings.to_yaml(), plan, "", *said])
+    about = [table.describe(), *notes, f"source: {table.source_note or 'your own rows'}"]
+    return "\n".join([settings.to_yaml(), plan, "", *about])
 
 
 def train(settings: RunSettings) -> Path:
@@ -294,8 +294,8 @@ def _student_options(settings: RunSettings, config: DOPDConfig) -> dict[str, Any
     Raises:
         ConfigError: quantised weights that nothing would train, or quantisation that is asked for twice.
     """
-    given: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
-    options = dict(given or {})
+    arguments: Any = config.model_init_kwargs  # a mapping: the config has read any JSON
+    options = dict(arguments or {})
     if options.get("dtype", "") is None:
         options["dtype"] = settings.dtype
     if config.trust_remote_code:
@@ -326,7 +326,7 @@ def peft_config_of(settings: RunSettings) -> Any:
         return None
     parameters = settings.lora_target_parameters  # PEFT reads a list alone
     try:
-        made: Any = get_peft_config(
+        adapter: Any = get_peft_config(
             ModelConfig(
                 use_peft=True,
                 lora_r=settings.lora_r,
@@ -339,11 +339,15 @@ def peft_config_of(settings: RunSettings) -> Any:
                 use_dora=settings.use_dora,
             )
         )
-        if made is not None:
-            check_adapter_config(made)
+        if adapter is not None:
+            check_adapter_config(adapter)
         # TRL makes one name a text, which PEFT reads as a pattern for whole paths.
-        if made is not None and isinstance(made.target_modules, str) and re.fullmatch(r"\w+", made.target_modules):
-            made.target_modules = {made.target_modules}
-        return made
+        if (
+            adapter is not None
+            and isinstance(adapter.target_modules, str)
+            and re.fullmatch(r"\w+", adapter.target_modules)
+        ):
+            adapter.target_modules = {adapter.target_modules}
+        return adapter
     except ValueError as error:
         raise ConfigError(f"use_peft needs peft: pip install 'dopd[lora]' ({first_line(error)})") from None

@@ -239,12 +239,12 @@ def _first_fault(file: str, text: str, line: int, *, whole: bool = False) -> str
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object: leave one of them out")
-    return made
+    return mapping
 
 
 def _json_rows(file: str) -> Iterator[dict[str, Any]]:

@@ -53,10 +53,10 @@ def server_urls(field: str, value: object) -> list[str]:
     Raises:
         ConfigError: what is no address of a server, with the reason.
     """
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not given:
+    addresses = [value] if isinstance(value, str) else value
+    if not isinstance(addresses, list | tuple) or not addresses:
         raise ConfigError(f"{field} (={value!r}) must be a URL such as http://localhost:8000, or a list of URLs")
-    urls = [_url(field, one) for one in given]
+    urls = [_url(field, one) for one in addresses]
     if len(set(urls)) < len(urls):
         raise ConfigError(f"{field} names one address twice: {', '.join(urls)}")
     return urls
@@ -66,10 +66,10 @@ def _url(field: str, value: object) -> str:
     text = value.strip() if isinstance(value, str) else ""
     try:
         parts = urlsplit(text)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        known = False
-    if not known:
+        is_url = False
+    if not is_url:
         shown = without_tokens(str(value))
         raise ConfigError(f"{field} (={shown!r}) must be a URL with http:// or https://, such as http://localhost:8000")
     if parts.username is not None or parts.password is not None:
@@ -165,21 +165,23 @@ class Client:
         except httpx2.TimeoutException as error:
             raise PassingError(f"{url}{path} took more than {self._patience.timeout:g} s") from error
         except httpx2.HTTPError as error:  # connections that are refused or end, replies that are cut off
-            raise PassingError(f"{url}{path}: {type(error).__name__}: {self._said(first_line(error))}") from error
-        said = self._said(" ".join(reply.text.split()))
+            raise PassingError(
+                f"{url}{path}: {type(error).__name__}: {self._without_key(first_line(error))}"
+            ) from error
+        text = self._without_key(" ".join(reply.text.split()))
         if reply.status_code in _PASSING:
-            raise _Later(f"{url}{path}: HTTP {reply.status_code}: {said}", reply.headers.get("retry-after"))
+            raise _Later(f"{url}{path}: HTTP {reply.status_code}: {text}", reply.headers.get("retry-after"))
         if reply.status_code != 200:
-            raise ServerError(f"{url}{path} refuses with HTTP {reply.status_code}: {said}{_help(reply.status_code)}")
+            raise ServerError(f"{url}{path} refuses with HTTP {reply.status_code}: {text}{_help(reply.status_code)}")
         try:
             found = reply.json()
         except ValueError as error:
-            raise PassingError(f"{url}{path}: the reply is cut off or no JSON: {said}") from error
+            raise PassingError(f"{url}{path}: the reply is cut off or no JSON: {text}") from error
         if not isinstance(found, dict):
-            raise ServerError(f"{url}{path}: the reply is no JSON object: {said}")
+            raise ServerError(f"{url}{path}: the reply is no JSON object: {text}")
         return found
 
-    def _said(self, text: str) -> str:
+    def _without_key(self, text: str) -> str:
         """A server's words without the key, whatever it repeats."""
         hidden = text.replace(self._key, f"<{KEY_VARIABLE}>") if self._key else text
         return cut(without_tokens(hidden), _REPLY_SHOWN) or "nothing"
@@ -202,8 +204,8 @@ class _Later(PassingError):
 
     def __init__(self, message: str, retry_after: str | None) -> None:
         super().__init__(message)
-        given = retry_after or ""
-        self.seconds = min(float(given), _LONGEST_PAUSE) if given.isdecimal() else 0.0
+        pause = retry_after or ""
+        self.seconds = min(float(pause), _LONGEST_PAUSE) if pause.isdecimal() else 0.0
 
 
 def _pause(attempt: int, last: Exception) -> float:

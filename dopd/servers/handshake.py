@@ -123,6 +123,6 @@ def _compare(tokenizer: Any, ids: list[int], texts: list[str | None]) -> Iterato
 
 def _spread(tokenizer: Any) -> list[int]:
     """Ids from all over a vocabulary, the largest among them; the first of them is not scored."""
-    known = sorted(set(tokenizer.get_vocab().values()))
-    steps = min(_TRIED, len(known))
-    return [known[place * (len(known) - 1) // max(steps - 1, 1)] for place in range(steps)]
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    steps = min(_TRIED, len(ids))
+    return [ids[place * (len(ids) - 1) // max(steps - 1, 1)] for place in range(steps)]

@@ -63,7 +63,7 @@ _HERE = {
     "snapshot_steps, with privileged_student: snapshot": "teacher_sync_steps ref_model_sync_steps sync_ref_model",
     "method_options: {top_k: ...}": "distillation_topk loss_top_k teacher_top_k",
     "method_options: {tail: ...}": "distillation_add_tail loss_add_tail add_tail_bucket",
-    "method, or the divergence of each row of rules": "distillation_mode distillation_objective distillation_alpha "
+    "method, or the divergence of each rule in rules": "distillation_mode distillation_objective distillation_alpha "
     "loss_type kl_type divergence reverse_kl_top_1_mode f_divergence_type algorithm",
     "trace_steps": "log_completions_steps",
     "run_name": "wandb_run_name experiment_name",
@@ -129,4 +129,4 @@ _NOT_HERE = {
     "the host writes safetensors alone: leave it out": "save_safetensors",
 }
 FOREIGN = {name: f"here it is {key}" for key, names in _HERE.items() for name in names.split()}
-FOREIGN |= {name: said for said, names in _NOT_HERE.items() for name in names.split()}
+FOREIGN |= {name: sentence for sentence, names in _NOT_HERE.items() for name in names.split()}

@@ -79,8 +79,8 @@ def register_signal(
             raise ConfigError(f"signal {name!r}: {what} (={sorted(asked)}) must be among {', '.join(names)}")
 
     def register(compute: AnyCompute) -> AnyCompute:
-        made = Signal(compute, about, reads[0], reads[1], needs_rewards, needs_scores, reads[2])
-        SIGNALS.register(name, made, compute)
+        signal = Signal(compute, about, reads[0], reads[1], needs_rewards, needs_scores, reads[2])
+        SIGNALS.register(name, signal, compute)
         return compute
 
     return register
@@ -114,9 +114,9 @@ class _DeclaredBatch(SignalBatch):
 
 def _declared(name: str, signal: Signal, batch: SignalBatch) -> SignalBatch:
     sources = signal.sources
-    made = object.__new__(_DeclaredBatch)
-    vars(made).update(vars(batch))
-    vars(made).update(
+    declared = object.__new__(_DeclaredBatch)
+    vars(declared).update(vars(batch))
+    vars(declared).update(
         logprobs=_DeclaredScores(name, "logprobs", "sources", batch.logprobs, sources),
         entropies=_DeclaredScores(
             name,
@@ -133,7 +133,7 @@ def _declared(name: str, signal: Signal, batch: SignalBatch) -> SignalBatch:
             if not is_declared
         },
     )
-    return made
+    return declared
 
 
 def signal_values(name: str, batch: SignalBatch, options: Mapping[str, Any]) -> Tensor:

@@ -42,13 +42,13 @@ def check_alive(
         trained (`bool`): whether steps of this run may have moved the source since it was loaded.
     """
     cause = _DIVERGED if trained else "check the checkpoint path, its precision and any offloading"
-    known = logprobs if entropy is None else entropy
+    scores = logprobs if entropy is None else entropy
     values = logprobs[mask != 0].double()
     entropies = None if entropy is None else entropy[mask != 0].double()
     if values.numel() < 8:
         return
     if not bool(torch.isfinite(values if entropies is None else entropies).all()):
-        bad = ((mask != 0) & ~torch.isfinite(known)).any(1)
+        bad = ((mask != 0) & ~torch.isfinite(scores)).any(1)
         raise NotFiniteError(
             f"{source}: its distributions are not finite (NaN or infinite logits): {cause}",
             source=source,

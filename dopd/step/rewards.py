@@ -114,8 +114,8 @@ class Judge:
         scores = None if self.verifier is None else self._scores(self.verifier, rows, texts, ended)
         if not self.functions:
             return replace(rollouts, scores=scores, rewards=scores)
-        given = self._called(rows, texts, rollouts.answers)
-        rewards = {name: list(scores or ()) if values is None else values for name, values in given.items()}
+        values_by_name = self._called(rows, texts, rollouts.answers)
+        rewards = {name: list(scores or ()) if values is None else values for name, values in values_by_name.items()}
         return replace(rollouts, scores=scores, rewards=self._sums(rewards), rewards_by_function=rewards)
 
     def _scores(
@@ -217,7 +217,7 @@ def judge_of(
     named: dict[str, RewardFunction | None] = {}
     for function in functions:
         name = VERIFIER if function is None else _name_of(function)
-        number = 2 + sum(known.rpartition("_")[0] == name for known in named)
+        number = 2 + sum(one.rpartition("_")[0] == name for one in named)
         named[name if name not in named else f"{name}_{number}"] = function
     weights = (1.0,) * len(named) if weights is None else tuple(map(float, weights))
     return Judge(verifier, named, weights, seconds)
@@ -338,8 +338,8 @@ def _number(name: str, value: Any, place: int, text: str) -> float:
         number = None
     if number is not None and math.isfinite(number):
         return number
-    said = (
+    sentence = (
         f"reward function {name!r} gave {cut(shown(value))} for {quoted(text)}: a reward must be a finite "
         "number, or None where the function does not apply"
     )
-    raise ScoringError(said) if number is None else NotFiniteError(said, source="reward_funcs", rows=(place,))
+    raise ScoringError(sentence) if number is None else NotFiniteError(sentence, source="reward_funcs", rows=(place,))

@@ -55,12 +55,12 @@ def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
     """Raise `ConfigError` where a rule of the table takes its target over outcomes that the scorer cannot give."""
     for rule in table.rules:
         for source in sorted(rule.target_names - {LIVE}) if rule.weight else ():
-            given = scorer.supports(source)
-            if rule.support not in given:
+            supports = scorer.supports(source)
+            if rule.support not in supports:
                 raise ConfigError(
                     f"method {table.name!r}: rule {rule.label!r} takes its target over support={rule.support!r}, and "
-                    f"the scorer gives {', '.join(sorted(given))} of {source}: choose another method or support, or a "
-                    "scorer with the models in this process"
+                    f"the scorer gives {', '.join(sorted(supports))} of {source}: choose another method or support, or "
+                    "a scorer with the models in this process"
                 )
 
 

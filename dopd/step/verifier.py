@@ -113,14 +113,14 @@ def tried(verifier: Verifier, seconds: float | None, datasets: Iterable[Any]) ->
     """
     if isinstance(verifier, TriedVerifier):
         return verifier
-    made = TriedVerifier(verifier if seconds is None else TimedVerifier(verifier, seconds))
+    tried = TriedVerifier(verifier if seconds is None else TimedVerifier(verifier, seconds))
     for dataset in datasets:
         try:
             row = next(iter(dataset))
         except Exception:
             continue
-        judged(made, "", row)
-    return made
+        judged(tried, "", row)
+    return tried
 
 
 def shown(value: Any) -> str:

@@ -218,14 +218,14 @@ class AbstractTask(ABC):
             TaskValidationError: on the first promise that does not hold, with the problem that shows it.
         """
         check_range("count", count, 1, 2**20, "Check at least one problem.")
-        known = frozenset(self.vocabulary())
+        words = frozenset(self.vocabulary())
         checked = {"gold": 0, "near_misses": 0, "hints": 0, "disjoint": 0}
         canonical: dict[str, set[str]] = {split: set() for split in SPLITS}
         for split in SPLITS:
             others = [self.example(split, index) for index in range(count)]
             for index, example in enumerate(others):
                 self._check_verifier(example, others[index - 1], checked)
-                self._check_hints(example, known, checked)
+                self._check_hints(example, words, checked)
                 if len(example.solution.split()) > self.completion_words(split):
                     self.fail(f"a gold solution of {split} is longer than completion_words({split!r})", example)
                 canonical[split].add(self._problem(example))
@@ -270,14 +270,14 @@ class AbstractTask(ABC):
             checked["near_misses"] += 1
 
     @final
-    def _check_hints(self, example: Example, known: frozenset[str], checked: dict[str, int]) -> None:
+    def _check_hints(self, example: Example, words: frozenset[str], checked: dict[str, int]) -> None:
         if tuple(example.privileged) != self.privileged_kinds[1:]:
             kinds = self.privileged_kinds[1:]
             self.fail(f"privileged kinds are {tuple(example.privileged)}, expected {kinds}", example)
         hints = {kind: text.split() for kind, text in example.privileged.items()}
         self._check_privileged(example, hints)
         texts = [example.prompt, example.solution, *example.privileged.values()]
-        if strange := {word for text in texts for word in text.split()} - known:
+        if strange := {word for text in texts for word in text.split()} - words:
             self.fail(f"words outside vocabulary(): {sorted(strange)}", example)
         if any(text != " ".join(text.split()) for text in texts):
             self.fail("words are not separated by single spaces", example)

@@ -114,18 +114,18 @@ class DagTask(TextTask):
         definitions, query = _parse(prompt)
         if len(words) % _STEP or words[-_STEP] != query or words[-1] != answer:
             return False
-        known = {digit: digit for digit in _DIGITS}
+        values = {digit: digit for digit in _DIGITS}
         for i in range(0, len(words), _STEP):
             head, *rest = words[i : i + _STEP]
             if head not in definitions or tuple(rest[:2]) != definitions[head]:
                 return False
-            numbers = [known.get(word) for word in rest[:2]]
+            numbers = [values.get(word) for word in rest[:2]]
             if None in numbers or rest[2:4] != numbers:
                 return False
             result = str(sum(map(int, rest[2:4])) % 10)
             if rest[4] != result:
                 return False
-            known[head.lower()] = result
+            values[head.lower()] = result
         return True
 
     def _near_misses(self, example: Example) -> dict[str, str]:

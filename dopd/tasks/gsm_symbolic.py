@@ -108,8 +108,8 @@ def privileged_text(question: str, steps: list[str], answer: str, kind: str) -> 
     without execution keeps the numbers of the question alone, and not even those that a step works out again.
     """
     results = {_value(number) for step in steps for number in _RESULT.findall(step)} | {_value(answer)}
-    given = {_value(number) for number in _NUMBER.findall(question)} - results
-    planned = [_masked(step, lambda value: value not in given) for step in steps]
+    in_question = {_value(number) for number in _NUMBER.findall(question)} - results
+    planned = [_masked(step, lambda value: value not in in_question) for step in steps]
     if kind == "none":
         return None
     if kind == "final_answer":

@@ -68,14 +68,14 @@ def _programs_of(num_ops: int, operations: tuple[str, ...]) -> tuple[tuple[str, 
 
 
 def _parse(prompt: str) -> tuple[list[str], list[str], list[str]]:
-    given, _, rest = prompt.partition(" > ")
+    letters, _, rest = prompt.partition(" > ")
     wanted, _, query = rest.partition(" ? ")
-    return given.split()[::2], wanted.split(), query.split()
+    return letters.split()[::2], wanted.split(), query.split()
 
 
-def _origins(given: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def _origins(letters: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Each letter of the output and its place in the input, from 1."""
-    return [word for letter in wanted for word in (letter, str(given.index(letter) + 1))]
+    return [word for letter in wanted for word in (letter, str(letters.index(letter) + 1))]
 
 
 def _traced(program: Sequence[str], query: Sequence[str]) -> list[str]:
@@ -135,12 +135,12 @@ class ProgramTask(TextTask):
     def _draw(self, rng: random.Random, split: str) -> Example:
         num_ops = self.num_ops + (split == "ood")
         program = rng.choice(_programs_of(num_ops, tuple(self.operations)))
-        given, query = rng.sample(_LETTERS, _WIDTH), rng.sample(_LETTERS, _WIDTH)
-        wanted, traced = _run(program, given), _traced(program, query)
-        places = [word for place, letter in enumerate(given, 1) for word in (letter, str(place))]
+        letters, query = rng.sample(_LETTERS, _WIDTH), rng.sample(_LETTERS, _WIDTH)
+        wanted, traced = _run(program, letters), _traced(program, query)
+        places = [word for place, letter in enumerate(letters, 1) for word in (letter, str(place))]
         return Example(
             prompt=" ".join([*places, ">", *wanted, "?", *query]),
-            solution=" ".join([*_origins(given, wanted), *traced]),
+            solution=" ".join([*_origins(letters, wanted), *traced]),
             answer=traced[-1],
             privileged={
                 "final_answer": f"answer {traced[-1]}",
@@ -155,20 +155,20 @@ class ProgramTask(TextTask):
         return prompt
 
     def _is_correct(self, words: Sequence[str], prompt: str, answer: str) -> bool:
-        given, wanted, query = _parse(prompt)
+        letters, wanted, query = _parse(prompt)
         program = words[_MAP::_STEP]
         # One operation more than the knobs say, since the row may be an ood one; the test case decides all the same.
         if (len(words) - _MAP) % _STEP or not 0 < len(program) <= self.num_ops + 1 or words[-1] != answer:
             return False
-        if not set(program) <= set(_OPERATIONS) or _run(program, given) != wanted:
+        if not set(program) <= set(_OPERATIONS) or _run(program, letters) != wanted:
             return False
-        return list(words) == [*_origins(given, wanted), *_traced(program, query)]
+        return list(words) == [*_origins(letters, wanted), *_traced(program, query)]
 
     def _near_misses(self, example: Example) -> dict[str, str]:
         words = example.solution.split()
         origins, traced = words[:_MAP], words[_MAP:]
         program = traced[::_STEP]
-        given, _, query = _parse(example.prompt)
+        letters, _, query = _parse(example.prompt)
         renamed = "rev" if program[-1] != "rev" else "swap"
         wrong = {
             "other program, traced rightly": [*origins, *_traced([*program[:-1], renamed], query)],
@@ -181,7 +181,7 @@ class ProgramTask(TextTask):
             "output alone": words[-_WIDTH:],
             "first step missing": [*origins, *traced[_STEP:]],
             "last step twice": [*words, *words[-_STEP:]],
-            "run on the wrong input": [*origins, *_traced(program, given)],
+            "run on the wrong input": [*origins, *_traced(program, letters)],
             "no places": traced,
             "two places exchanged": [*words[:1], words[3], words[2], words[1], *words[4:]],
         }

@@ -141,8 +141,8 @@ def _readable(name: str, path: str, arguments: Any) -> Iterator[None]:
     except DopdError:
         raise
     except Exception as error:
-        given = f" with {name.removesuffix('model')}model_init_kwargs" if as_mapping(arguments) else ""
-        raise ModelError(f"{name} (={path!r}) cannot be read{given}: {reason_of(error)}") from error
+        with_arguments = f" with {name.removesuffix('model')}model_init_kwargs" if as_mapping(arguments) else ""
+        raise ModelError(f"{name} (={path!r}) cannot be read{with_arguments}: {reason_of(error)}") from error
 
 
 def _checked(path: str, args: DOPDConfig, options: dict[str, Any]) -> Any:
@@ -151,8 +151,8 @@ def _checked(path: str, args: DOPDConfig, options: dict[str, Any]) -> Any:
         options["device_map"] = None
     # The host would look for the class at the main revision.
     family = family_of(path, **where_of(options))
-    made: Any = create_model_from_path(path, family, **only_if_asked(options), **REPORTING)
-    return whole(path, *made)
+    loaded: Any = create_model_from_path(path, family, **only_if_asked(options), **REPORTING)
+    return whole(path, *loaded)
 
 
 def _processing_class(path: str, options: dict[str, Any]) -> Any:

@@ -40,24 +40,24 @@ _IN_PYTHON = {
 }
 
 
-def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:
+def refuse_unknown(owner: str, arguments: Iterable[str], allowed: Iterable[str], elsewhere: Mapping[str, str]) -> None:
     """Refuse arguments that a class does not have.
 
     Args:
         owner (`str`): the class.
-        given, known (`list[str]`): names of arguments.
+        arguments, allowed (`list[str]`): names of arguments.
         elsewhere (`dict[str, str]`): names that belong to another class, and how they are given there.
 
     Raises:
         ConfigError: naming all of them, each with what to write.
     """
-    names = list(known)
+    names = list(allowed)
     problems = []
-    for name in given:
+    for name in arguments:
         if name not in names:
-            said = elsewhere.get(name) or _in_python(name)
+            hint = elsewhere.get(name) or _in_python(name)
             problems.append(
-                f"{owner} has no argument {name!r}{f': {said}' if said else f'.{did_you_mean(name, names)}'}"
+                f"{owner} has no argument {name!r}{f': {hint}' if hint else f'.{did_you_mean(name, names)}'}"
             )
     if problems:
         raise ConfigError("; ".join(problems))
@@ -72,13 +72,13 @@ def _in_python(name: str) -> str | None:
 
 def known_arguments_only(cls: type) -> None:
     """Have a dataclass refuse arguments that it does not have by what to write in their place."""
-    made = cls.__init__  # type: ignore[misc]
-    known = [*inspect.signature(made).parameters][1:]
+    original = cls.__init__  # type: ignore[misc]
+    allowed = [*inspect.signature(original).parameters][1:]
 
-    @functools.wraps(made)
+    @functools.wraps(original)
     def checked(self: object, *args: Any, **settings: Any) -> None:
-        refuse_unknown(cls.__name__, settings, known, {})
-        made(self, *args, **settings)
+        refuse_unknown(cls.__name__, settings, allowed, {})
+        original(self, *args, **settings)
 
     cls.__init__ = checked  # type: ignore[misc]
 
@@ -95,9 +95,9 @@ def check_arguments(args: object, config: type, host_options: Mapping[str, Any],
     Raises:
         ConfigError: naming the argument, what it is, and what to write.
     """
-    known = [*own, *[*inspect.signature(DistillationTrainer.__init__).parameters][1:]]
+    allowed = [*own, *[*inspect.signature(DistillationTrainer.__init__).parameters][1:]]
     of_config = {one.name: f"{_HERE}args={config.__name__}({one.name}=...)" for one in dataclasses.fields(config)}
-    refuse_unknown("DOPDTrainer", host_options, known, of_config)
+    refuse_unknown("DOPDTrainer", host_options, allowed, of_config)
     if args is not None and not isinstance(args, config):
         raise ConfigError(
             f"args (a {type(args).__name__}) must be a {config.__name__}, which takes the same settings and those of "

@@ -42,22 +42,22 @@ def check_choice_of_checkpoint(args: "DOPDConfig") -> None:
     if name is None:
         _check_spelling(args.metric_for_best_model)
         return
-    said = f"metric_for_best_model (={args.metric_for_best_model!r})"
+    subject = f"metric_for_best_model (={args.metric_for_best_model!r})"
     if not args.student_eval_steps:
-        raise ConfigError(f"{said} is measured by the student's evaluation: set student_eval_steps")
+        raise ConfigError(f"{subject} is measured by the student's evaluation: set student_eval_steps")
     if name == _DIVERGENCE and not args.routing_table().needs_teacher:
-        raise ConfigError(f"{said} needs a teacher, and method {args.method!r} reads none: take another metric")
+        raise ConfigError(f"{subject} needs a teacher, and method {args.method!r} reads none: take another metric")
     if args.greater_is_better is None:
         args.greater_is_better = STUDENT_METRICS[name]
     if args.greater_is_better is None:
-        raise ConfigError(f"{said} is good neither high nor low: set greater_is_better to true or false")
+        raise ConfigError(f"{subject} is good neither high nor low: set greater_is_better to true or false")
     if args.load_best_model_at_end:
-        _check_saving(args, said)
+        _check_saving(args, subject)
 
 
 def _check_evaluations(args: "DOPDConfig") -> None:
     """Refuse steps of evaluation that nothing is evaluated at, and a best checkpoint that is never looked for."""
-    said = f"eval_steps (={args.eval_steps or 0:g})"
+    subject = f"eval_steps (={args.eval_steps or 0:g})"
     host_evaluates = _value(args.eval_strategy) != "no"
     if student_metric(args) is None:
         if _value(args.save_strategy) == "best" and args.metric_for_best_model and not host_evaluates:
@@ -67,12 +67,12 @@ def _check_evaluations(args: "DOPDConfig") -> None:
             )
     elif args.eval_steps is not None and args.student_eval_steps and args.eval_steps != args.student_eval_steps:
         raise ConfigError(
-            f"{said} is not student_eval_steps (={args.student_eval_steps}), at which metric_for_best_model "
+            f"{subject} is not student_eval_steps (={args.student_eval_steps}), at which metric_for_best_model "
             f"(={args.metric_for_best_model!r}) is measured: set student_eval_steps alone"
         )
     if args.eval_steps is not None and not host_evaluates and args.eval_steps != args.student_eval_steps:
         raise ConfigError(
-            f"{said} does nothing without eval_strategy='steps'. The student is evaluated at student_eval_steps "
+            f"{subject} does nothing without eval_strategy='steps'. The student is evaluated at student_eval_steps "
             f"(={args.student_eval_steps})"
         )
 
@@ -81,12 +81,12 @@ def _check_scheduler(args: "DOPDConfig") -> None:
     """Refuse a scheduler that waits for a metric which the host's own evaluation does not measure."""
     if SchedulerType(args.lr_scheduler_type) not in BY_A_METRIC:
         return
-    said = f"lr_scheduler_type (={_value(args.lr_scheduler_type)!r}) goes on by what the host's evaluation measures"
+    subject = f"lr_scheduler_type (={_value(args.lr_scheduler_type)!r}) goes on by what the host's evaluation measures"
     if _value(args.eval_strategy) == "no":
-        raise ConfigError(f"{said}: set eval_strategy, or take another scheduler")
+        raise ConfigError(f"{subject}: set eval_strategy, or take another scheduler")
     if student_metric(args) is not None:
         raise ConfigError(
-            f"{said}, and metric_for_best_model (={args.metric_for_best_model!r}) is of the student's evaluation: "
+            f"{subject}, and metric_for_best_model (={args.metric_for_best_model!r}) is of the student's evaluation: "
             "leave it out, or take another scheduler"
         )
 
@@ -95,18 +95,18 @@ def _value(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy))
 
 
-def _check_saving(args: "DOPDConfig", said: str) -> None:
+def _check_saving(args: "DOPDConfig", subject: str) -> None:
     strategy = _value(args.save_strategy)
     if strategy == "best":
         return
     if strategy != "steps":
         raise ConfigError(
-            f"load_best_model_at_end with {said} needs save_strategy (={strategy!r}) to be 'steps' or 'best': the "
+            f"load_best_model_at_end with {subject} needs save_strategy (={strategy!r}) to be 'steps' or 'best': the "
             "student is evaluated every student_eval_steps"
         )
     if args.save_steps < 1 or args.save_steps % (args.student_eval_steps or 1):
         raise ConfigError(
-            f"load_best_model_at_end with {said}: save_steps (={args.save_steps:g}) must be a multiple of "
+            f"load_best_model_at_end with {subject}: save_steps (={args.save_steps:g}) must be a multiple of "
             f"student_eval_steps (={args.student_eval_steps}), or a saved step may not have been evaluated"
         )
 

@@ -74,8 +74,8 @@ def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str,
         yield ["teacher", f"{run.get('teacher_server_model') or 'a model'} on a server"]
     elif table.needs_teacher:
         yield ["teacher", _model(run.get("teacher_model_name_or_path"))]
-    known = None if settings.get("rules") else CARDS.get(METHODS.resolve(str(settings["method"])))
-    yield ["method", f"`{table.name}`{f': {known.about}' if known is not None and known.about else ''}"]
+    card = None if settings.get("rules") else CARDS.get(METHODS.resolve(str(settings["method"])))
+    yield ["method", f"`{table.name}`{f': {card.about}' if card is not None and card.about else ''}"]
     if run.get("task"):
         options = ", ".join(f"{key} {value}" for key, value in (run.get("task_options") or {}).items())
         yield ["data", f"generated problems of the task `{run['task']}`{f' ({options})' if options else ''}"]
@@ -113,11 +113,11 @@ def _model(name: Any) -> str:
     return f"[{name}](https://huggingface.co/{name})"
 
 
-def _place(given: Any) -> str:
+def _place(name_or_names: Any) -> str:
     """A name; of files and folders of this machine, the last part."""
-    if isinstance(given, list):
-        return ", ".join(map(_place, given))
-    name = str(given).removeprefix(GIVEN_IN_PYTHON)
+    if isinstance(name_or_names, list):
+        return ", ".join(map(_place, name_or_names))
+    name = str(name_or_names).removeprefix(GIVEN_IN_PYTHON)
     return Path(name).name if os.path.exists(name) else name
 
 

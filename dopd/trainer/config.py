@@ -246,14 +246,14 @@ class DOPDConfig(DistillationConfig):
         return without_secrets(super().to_dict())
 
     def __copy__(self) -> "DOPDConfig":
-        made = object.__new__(type(self))
-        vars(made).update(vars(self))
-        return made
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DOPDConfig":
-        made = object.__new__(type(self))
-        vars(made).update(copy.deepcopy(vars(self), memo))
-        return made
+        copied = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def _check_together(self) -> None:
         """Check what types do not say: the insides of mappings, and settings beside one another."""

@@ -39,39 +39,39 @@ def describe_run(
         "reward_funcs": _each_described(reward_funcs),
         "rollout_engine": _described(rollout_engine),
     }
-    known = {name: text for name, text in objects.items() if text is not None} | _adapter(peft_config)
+    entries = {name: text for name, text in objects.items() if text is not None} | _adapter(peft_config)
     chosen = {"method": args.method, "output_dir": args.output_dir, **args.chosen()}
-    return dump_yaml(without_secrets(known | {name: value for name, value in chosen.items() if name not in known}))
+    return dump_yaml(without_secrets(entries | {name: value for name, value in chosen.items() if name not in entries}))
 
 
-def _described(given: Any) -> str | None:
-    if given is None or isinstance(given, str):
-        return given
-    return GIVEN_IN_PYTHON + _in_words(given)
+def _described(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return GIVEN_IN_PYTHON + _in_words(value)
 
 
-def _each_described(given: Any) -> list[str | None] | str | None:
-    return [*map(_described, given)] if isinstance(given, list | tuple) else _described(given)
+def _each_described(value: Any) -> list[str | None] | str | None:
+    return [*map(_described, value)] if isinstance(value, list | tuple) else _described(value)
 
 
-def _in_words(given: Any) -> str:
-    if isinstance(given, Mapping):
-        return "; ".join(f"{name}: {_in_words(part)}" for name, part in given.items())
-    if isinstance(given, nn.Module):
-        name = getattr(given.config, "_name_or_path", "")
-        millions = sum(parameter.numel() for parameter in given.parameters()) / 1e6
-        return f"{type(given).__name__}{f' of {name}' if name else ''}, {millions:.1f} M parameters"
-    if hasattr(given, "column_names"):
-        return ", ".join([type(given).__name__, *_of_rows(given)])
-    place = getattr(given, "__module__", None)
-    name = getattr(given, "__qualname__", None)
-    return f"{place}.{name}" if name else type(given).__name__
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_in_words(part)}" for name, part in value.items())
+    if isinstance(value, nn.Module):
+        name = getattr(value.config, "_name_or_path", "")
+        millions = sum(parameter.numel() for parameter in value.parameters()) / 1e6
+        return f"{type(value).__name__}{f' of {name}' if name else ''}, {millions:.1f} M parameters"
+    if hasattr(value, "column_names"):
+        return ", ".join([type(value).__name__, *_of_rows(value)])
+    place = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None)
+    return f"{place}.{name}" if name else type(value).__name__
 
 
-def _of_rows(given: Any) -> list[str]:
-    found = [f"{len(given)} rows"] if hasattr(given, "__len__") else []
-    found += [f"columns {', '.join(given.column_names)}"] if given.column_names else []
-    fingerprint = getattr(given, "_fingerprint", None)
+def _of_rows(value: Any) -> list[str]:
+    found = [f"{len(value)} rows"] if hasattr(value, "__len__") else []
+    found += [f"columns {', '.join(value.column_names)}"] if value.column_names else []
+    fingerprint = getattr(value, "_fingerprint", None)
     return [*found, f"fingerprint {fingerprint}"] if fingerprint else found
 
 

@@ -57,14 +57,14 @@ def rollout_config(host: HostTrainer) -> GenerationConfig:
             f"off_policy_rollouts: answers are drawn with {named}, and scored by the student's whole distribution "
             f"at temperature {host.temperature:g}"
         )
-    given = settings.pop("suppress_tokens", None) or []
+    suppressed = settings.pop("suppress_tokens", None) or []
     return sampling_config(
         host.ending,
         max_new_tokens=int(host.max_completion_length or 0),  # the config has checked it
         pad_token_id=host.tokenizer.pad_token_id,
         sampled=True,
         temperature=host.temperature,
-        suppressed=sorted({*given, *unscored_ids(host.unwrapped_student, host.scored_vocab_size)}),
+        suppressed=sorted({*suppressed, *unscored_ids(host.unwrapped_student, host.scored_vocab_size)}),
         **settings,
     )
 
@@ -142,12 +142,12 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         ConfigError: transformers cannot draw with them, or a token is named that is not there.
     """
     student = host.unwrapped_student
-    given = asking(host.args.generation_kwargs)
+    options = asking(host.args.generation_kwargs)
     if cache_implementation(host.args) is not None:
-        given["cache_implementation"] = cache_implementation(host.args)
-    if not given:
+        options["cache_implementation"] = cache_implementation(host.args)
+    if not options:
         return
-    check_named_tokens(given, vocab_size_of(student))
+    check_named_tokens(options, vocab_size_of(student))
     view = view or left_padded([words(student, _FEW)], host.tokenizer.pad_token_id, student.device)
     try:
         with random_state_kept(student):
@@ -156,7 +156,8 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         raise
     except Exception as error:  # each setting fails in its own way
         raise ConfigError(
-            f"generation_kwargs (={quoted(given)}): no token can be drawn: {type(error).__name__}: {first_line(error)}"
+            f"generation_kwargs (={quoted(options)}): no token can be drawn: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -183,8 +184,8 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
         count = f" of {len(found)}" if isinstance(found, list | tuple) else ""
         raise ScoringError(f"the rollout engine gave a {type(found).__name__}{count}, {expected}")
     answers = []
-    for place, given in enumerate(found):
-        ids = given.tolist() if isinstance(given, torch.Tensor) else given
+    for place, answer in enumerate(found):
+        ids = answer.tolist() if isinstance(answer, torch.Tensor) else answer
         if not isinstance(ids, list | tuple) or not _are_ids(ids, size):
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
         answers.append(ending.cut(list(map(int, ids))))

@@ -23,19 +23,20 @@ def balance_coefficient(trainer: HostTrainer) -> float:
     Raises:
         ConfigError: a coefficient for a model that computes no such loss.
     """
-    model, given = trainer.unwrapped_student, trainer.args.router_aux_loss_coef
+    model, configured = trainer.unwrapped_student, trainer.args.router_aux_loss_coef
     # Weights that are split over processes cannot be tried here; the first step does.
     config = model.config.get_text_config()
     asked = bool(getattr(config, "output_router_logits", False))
     declared = float(getattr(config, "router_aux_loss_coef", None) or 0.0) if asked else 0.0
-    coefficient = declared if given is None else given
+    coefficient = declared if configured is None else configured
     if not coefficient:
         return 0.0
     if not hasattr(config, "output_router_logits") or not (trainer.is_split or _computes_it(model)):
         name = type(without_adapters(model)).__name__
-        if given is not None:
+        if configured is not None:
             raise ConfigError(
-                f"router_aux_loss_coef (={given:g}): {name} computes no load-balancing loss of experts. Leave it out"
+                f"router_aux_loss_coef (={configured:g}): {name} computes no load-balancing loss of experts. Leave it "
+                "out"
             )
         logger.warning(f"{name} asks for output_router_logits, but computes no load-balancing loss: none is added")
         return 0.0

@@ -63,11 +63,11 @@ class RunFolder:
             reads (pairs of `str`): what the run itself is made from: in words, and its file or folder.
             steps (`int`): of the run.
         """
-        said = f"output_dir (={str(self.path)!r})"
+        subject = f"output_dir (={str(self.path)!r})"
         if self.path.is_symlink() and not self.path.exists():
-            raise ConfigError(f"{said} is a link to {os.readlink(self.path)!r}, which is not there: choose another")
+            raise ConfigError(f"{subject} is a link to {os.readlink(self.path)!r}, which is not there: choose another")
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{said} is a file: choose another, a folder or one that is still to be made")
+            raise ConfigError(f"{subject} is a file: choose another, a folder or one that is still to be made")
         whole.check_places(self.path, None if resume else steps)
         there = [name for name in _names(self.path) if name not in _HOUSEKEEPING and not is_part(name, _HOUSEKEEPING)]
         if not there:
@@ -75,20 +75,20 @@ class RunFolder:
         go_on = ", or resume_from_checkpoint=true to go on" if whole.checkpoints_of(self.path) else ""
         if not resume and read_marker(self.path) is None and there != [PREVIOUS]:
             raise ConfigError(
-                f"{said} is not empty, and holds files that are not a run's (it has no {MARKER_FILE}), which overwrite "
-                f"would not replace: choose another, or move them away{go_on}"
+                f"{subject} is not empty, and holds files that are not a run's (it has no {MARKER_FILE}), which "
+                f"overwrite would not replace: choose another, or move them away{go_on}"
             )
-        self._check_aside(said)
+        self._check_aside(subject)
         check_free(self.path, names)
         if not resume and not overwrite:
             aside = f" ({PREVIOUS} in it is the run that was to be replaced)" if PREVIOUS in there else ""
             raise ConfigError(
-                f"{said} is not empty{aside}: choose another, or set overwrite=true to replace the run in it{go_on}"
+                f"{subject} is not empty{aside}: choose another, or set overwrite=true to replace the run in it{go_on}"
             )
         if not resume:
-            self._check_reads(said, reads)
+            self._check_reads(subject, reads)
 
-    def _check_reads(self, said: str, reads: Iterable[tuple[str, str]]) -> None:
+    def _check_reads(self, subject: str, reads: Iterable[tuple[str, str]]) -> None:
         """Raise `ConfigError` where replacing the run in it would delete what the new one is made from."""
         root = self.path.resolve()
         places = [place for place in (self.path, self.path / PREVIOUS) if read_marker(place) is not None]
@@ -103,17 +103,19 @@ class RunFolder:
                 read.is_relative_to(own) or own.is_relative_to(read) for paths in owned for own in paths
             ):
                 raise ConfigError(
-                    f"{what} is of the run in {said}, which overwrite replaces and deletes: choose another output_dir, "
-                    "or move the model or data out of it first"
+                    f"{what} is of the run in {subject}, which overwrite replaces and deletes: choose another "
+                    "output_dir, or move the model or data out of it first"
                 )
 
-    def _check_aside(self, said: str) -> None:
+    def _check_aside(self, subject: str) -> None:
         """Raise `ConfigError` where the place of a replaced run holds what is no run's."""
         aside = self.path / PREVIOUS
         if not os.path.lexists(aside):
             return
         if aside.is_symlink() or not aside.is_dir():
-            raise ConfigError(f"{said} has a {PREVIOUS} that is no folder of its own: move it away, or choose another")
+            raise ConfigError(
+                f"{subject} has a {PREVIOUS} that is no folder of its own: move it away, or choose another"
+            )
         owned, checkpoints = _owned(aside)
         of_runs = {*owned, MARKER_FILE, *(path.relative_to(aside).as_posix() for path in checkpoints)}
         strange = sorted(
@@ -123,8 +125,8 @@ class RunFolder:
         )
         if strange:
             raise ConfigError(
-                f"{said}: {PREVIOUS}/{strange[0]} is not a run's, and the next run that is replaced goes there: move "
-                "it away, or choose another"
+                f"{subject}: {PREVIOUS}/{strange[0]} is not a run's, and the next run that is replaced goes there: "
+                "move it away, or choose another"
             )
 
     @property

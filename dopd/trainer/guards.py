@@ -109,8 +109,8 @@ def shared_tokenizer(
     """
     try:
         mine, theirs = (
-            _tokenizer(source) if given is None else tokenizer_of(given)
-            for source, given in ((model, processing_class), (teacher_model, teacher_processing_class))
+            _tokenizer(source) if processor is None else tokenizer_of(processor)
+            for source, processor in ((model, processing_class), (teacher_model, teacher_processing_class))
         )
     except Exception:  # a model without a tokenizer beside it, for whatever reason
         return None

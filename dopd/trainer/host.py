@@ -153,21 +153,21 @@ class HostTrainer(DistillationTrainer):
     @contextmanager
     def whole_student(self) -> Iterator[Any]:
         """The student with whole parameters, ready for `generate`."""
-        given = as_mapping(self.args.gradient_checkpointing_kwargs)
-        of_layers = {name: given.pop(name) for name in _OF_LAYERS if name in given}
+        options = as_mapping(self.args.gradient_checkpointing_kwargs)
+        of_layers = {name: options.pop(name) for name in _OF_LAYERS if name in options}
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=given or None,  # without any, the host has its own
+                gradient_checkpointing_kwargs=options or None,  # without any, the host has its own
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             yield model
         if of_layers and self.args.gradient_checkpointing:  # the host has switched it on for every layer
             model.gradient_checkpointing_disable()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **of_layers)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **of_layers)
 
     def answers_of_vllm(self, prompt_ids: list[list[int]], pictures: list[Any] | None) -> list[list[int]]:
         """Answers of the host's vLLM, whose weights are brought up to date first."""

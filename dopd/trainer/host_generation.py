@@ -57,16 +57,16 @@ def generation_problems(args: DistillationConfig) -> list[str]:
     """
     if args.use_vllm:  # an engine of its own has settings of its own
         return []
-    known = {name: Setting(name, hint) for name, hint in GENERATION.items()}
-    given = {name: value for name, value in asking(args.generation_kwargs).items() if name in known}
-    problems = check(given, known, "generation_kwargs")[1]
-    least, most = given.get("min_new_tokens"), args.max_completion_length
+    settings = {name: Setting(name, hint) for name, hint in GENERATION.items()}
+    options = {name: value for name, value in asking(args.generation_kwargs).items() if name in settings}
+    problems = check(options, settings, "generation_kwargs")[1]
+    least, most = options.get("min_new_tokens"), args.max_completion_length
     if not problems and least is not None and most is not None and least > most:
         problems.append(
             f"generation_kwargs: min_new_tokens (={least}) is above max_completion_length (={most}), so that no answer "
             "would end"
         )
-    decay = given.get("exponential_decay_length_penalty")
+    decay = options.get("exponential_decay_length_penalty")
     if not problems and decay is not None and not (decay[0] >= 0 and decay[0] == int(decay[0]) and decay[1] > 0):
         problems.append(
             f"generation_kwargs: exponential_decay_length_penalty (={decay}) must be a number of tokens, and a factor "
@@ -74,9 +74,9 @@ def generation_problems(args: DistillationConfig) -> list[str]:
         )
     if not problems:
         try:
-            made = GenerationConfig(**given)
-            if made.sequence_bias is not None:
-                SequenceBiasLogitsProcessor(made.sequence_bias)
+            config = GenerationConfig(**options)
+            if config.sequence_bias is not None:
+                SequenceBiasLogitsProcessor(config.sequence_bias)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            problems.append(f"generation_kwargs (={quoted(given)}): {first_line(error)}")
+            problems.append(f"generation_kwargs (={quoted(options)}): {first_line(error)}")
     return problems

@@ -47,9 +47,9 @@ def optimizer_problems(args: DistillationConfig) -> list[str]:
     if unread:
         problems.append(f"optim_args (={args.optim_args!r}): {kind} does not read {', '.join(unread)}: leave it out")
     try:
-        made, options = _optimizer(args, args.optim_args)
-        if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
-            made([torch.zeros(1, requires_grad=True)], **options)
+        optimizer, options = _optimizer(args, args.optim_args)
+        if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+            optimizer([torch.zeros(1, requires_grad=True)], **options)
     except Exception as error:  # each optimizer checks in its own way
         problems.append(f"optim (={kind!r}) cannot work with optim_args (={args.optim_args!r}): {first_line(error)}")
     return problems
@@ -72,10 +72,10 @@ def _optimizer(args: DistillationConfig, optim_args: str | None) -> Any:
 def _scheduler_problems(args: DistillationConfig) -> list[str]:
     """What is wrong with `lr_scheduler_kwargs`, by making the scheduler and letting it go some steps."""
     kind = SchedulerType(args.lr_scheduler_type)
-    made = vars(BY_A_METRIC[kind])["__init__"] if kind in BY_A_METRIC else TYPE_TO_SCHEDULER_FUNCTION[kind]
+    factory = vars(BY_A_METRIC[kind])["__init__"] if kind in BY_A_METRIC else TYPE_TO_SCHEDULER_FUNCTION[kind]
     of_the_host = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-    known = {name: one for name, one in settings_of_call(made).items() if name not in of_the_host}
-    options, problems = check(as_mapping(args.lr_scheduler_kwargs), known, "lr_scheduler_kwargs")
+    allowed = {name: one for name, one in settings_of_call(factory).items() if name not in of_the_host}
+    options, problems = check(as_mapping(args.lr_scheduler_kwargs), allowed, "lr_scheduler_kwargs")
     if problems:
         return problems
     rate = highest = args.learning_rate

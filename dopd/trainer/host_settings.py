@@ -186,11 +186,11 @@ def check_mappings(args: DistillationConfig) -> list[str]:
     accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}
     # Rows are text, which accelerate cannot hand from one process to the others.
     narrower = {"dispatch_batches": Literal[False] | None}
-    known = {
+    settings = {
         name: replace(one, keys=accumulation.get(name), hint=narrower.get(name, one.hint))
         for name, one in settings_of(AcceleratorConfig).items()
     }
-    problems += _inside(args, "accelerator_config", known)
+    problems += _inside(args, "accelerator_config", settings)
     problems += _file_problems(args)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
         problems += _inside_fixed_keys(args, name, LOADING)
@@ -255,27 +255,27 @@ def _precision_problems(args: DistillationConfig) -> list[str]:
 def _worker_problems(args: DistillationConfig) -> list[str]:
     """Settings of the processes that load data, where there are none."""
     names = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_persistent_workers")
-    given = {name: getattr(args, name) for name in names if getattr(args, name)}
+    values = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.dataloader_num_workers:
         return []
     return [
         f"{name} (={value!r}) needs dataloader_num_workers (=0) of at least 1: set it, or leave {name} out"
-        for name, value in given.items()
+        for name, value in values.items()
     ]
 
 
 def _tracker_problems(args: DistillationConfig) -> list[str]:
-    given = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
-    known = sorted(INTEGRATION_TO_CALLBACK)
-    alone = len(given) > 1 and set(given) & {"all", "none"}
-    if not alone and set(given) <= {*known, "all", "none"}:
+    trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    allowed = sorted(INTEGRATION_TO_CALLBACK)
+    alone = len(trackers) > 1 and set(trackers) & {"all", "none"}
+    if not alone and set(trackers) <= {*allowed, "all", "none"}:
         return []
-    said = f"report_to (={quoted(args.report_to)}) must be none, all or some of {', '.join(known)}"
-    names = [part.strip() for name in given for part in name.split(",") if part.strip()]
-    wrong = next((name for name in names if name not in (*known, "all", "none")), None)
+    expected = f"report_to (={quoted(args.report_to)}) must be none, all or some of {', '.join(allowed)}"
+    names = [part.strip() for name in trackers for part in name.split(",") if part.strip()]
+    wrong = next((name for name in names if name not in (*allowed, "all", "none")), None)
     if wrong is None:
-        return [f"{said}: none and all stand alone" if alone else f"{said}: write a list, [{', '.join(names)}]"]
-    return [f"{said}.{did_you_mean(wrong, known)}"]
+        return [f"{expected}: none and all stand alone" if alone else f"{expected}: write a list, [{', '.join(names)}]"]
+    return [f"{expected}.{did_you_mean(wrong, allowed)}"]
 
 
 def _machine_problems(args: DistillationConfig) -> list[str]:
@@ -309,11 +309,11 @@ def _saving_problems(args: DistillationConfig) -> list[str]:
     return ["save_strategy (='best') needs metric_for_best_model, for example accuracy_greedy with student_eval_steps"]
 
 
-def _checkpointing_problems(name: str, given: Any) -> Iterator[str]:
-    function = (given or {}).get("context_fn") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or (function is None and not given.get("debug")):
+def _checkpointing_problems(name: str, mapping: Any) -> Iterator[str]:
+    function = (mapping or {}).get("context_fn") if isinstance(mapping, dict) else None
+    if not isinstance(mapping, dict) or (function is None and not mapping.get("debug")):
         return
-    if given.get("use_reentrant"):
+    if mapping.get("use_reentrant"):
         yield f"{name}: context_fn and debug need use_reentrant (=True) to be False, as torch has it"
     try:
         pickle.dumps(function)
@@ -325,34 +325,34 @@ def _checkpointing_problems(name: str, given: Any) -> Iterator[str]:
 
 
 def _file_problems(args: DistillationConfig) -> list[str]:
-    given = {name: getattr(args, name) for name in _FILES}
+    values = {name: getattr(args, name) for name in _FILES}
     return [
         f"{name} (={quoted(value)}) must be a mapping, or the path of a JSON file: there is no such file"
-        for name, value in given.items()
+        for name, value in values.items()
         if isinstance(value, str) and not value.lstrip().startswith("{") and not os.path.isfile(value)
     ]
 
 
-def _inside(args: DistillationConfig, name: str, known: Mapping[str, Setting]) -> list[str]:
+def _inside(args: DistillationConfig, name: str, settings: Mapping[str, Setting]) -> list[str]:
     """What is wrong inside a mapping; a right one gets the values that are meant."""
-    given = getattr(args, name)
-    if not isinstance(given, dict):
+    mapping = getattr(args, name)
+    if not isinstance(mapping, dict):
         return []
-    read, problems = check(given, known, name)
+    read, problems = check(mapping, settings, name)
     if not problems:
         setattr(args, name, read)
     return problems
 
 
 def _inside_fixed_keys(args: DistillationConfig, name: str, hints: Mapping[str, Any]) -> list[str]:
-    given, problems = getattr(args, name), []
-    if not isinstance(given, dict):
+    mapping, problems = getattr(args, name), []
+    if not isinstance(mapping, dict):
         return []
-    known = {key: Setting(key, hint) for key, hint in hints.items()}
+    settings = {key: Setting(key, hint) for key, hint in hints.items()}
     # What is None is left to the one who is called, as where it is left out; but a dtype of None is the checkpoint's.
-    given = {key: value for key, value in given.items() if value is not None or hints.get(key, Dtype) is Dtype}
-    setattr(args, name, given)
-    for key, value in given.items():
+    mapping = {key: value for key, value in mapping.items() if value is not None or hints.get(key, Dtype) is Dtype}
+    setattr(args, name, mapping)
+    for key, value in mapping.items():
         if value is None:
             continue
         if key in _NOT_TO_SET or not str(key).isidentifier():
@@ -361,6 +361,6 @@ def _inside_fixed_keys(args: DistillationConfig, name: str, hints: Mapping[str, 
         if isinstance(value, torch.dtype) and hints.get(key) is Dtype:
             value = str(value).removeprefix("torch.")  # as the host takes it from Python
         # A key that is none of these is a field of the model's configuration, unless it looks like one of them.
-        if key in known or difflib.get_close_matches(str(key), known, n=1, cutoff=0.85):
-            problems += check({key: value}, known, name)[1]
+        if key in settings or difflib.get_close_matches(str(key), settings, n=1, cutoff=0.85):
+            problems += check({key: value}, settings, name)[1]
     return problems

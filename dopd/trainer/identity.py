@@ -101,19 +101,19 @@ _digests: WeakKeyDictionary[Dataset, str] = WeakKeyDictionary()
 def identity_of(trainer: HostTrainer) -> dict[str, Any]:
     """What decides the steps of a run, by name: settings, models, data and processes, as JSON has them."""
     args = trainer.args
-    known = {name: _written(name, _plain(getattr(args, name))) for name in _SETTINGS if hasattr(args, name)}
+    entries = {name: _written(name, _plain(getattr(args, name))) for name in _SETTINGS if hasattr(args, name)}
     if trainer.served is not None:  # its address may become another one
-        known["teacher_server_model (what is served)"] = trainer.served.model
-        known |= {name: getattr(args, name) for name in ("teacher_server_support", "teacher_server_top_k")}
-    if known.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
-        known = {name: value for name, value in known.items() if name not in _LENGTH}
+        entries["teacher_server_model (what is served)"] = trainer.served.model
+        entries |= {name: getattr(args, name) for name in ("teacher_server_support", "teacher_server_top_k")}
+    if entries.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
+        entries = {name: value for name, value in entries.items() if name not in _LENGTH}
     student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
     models = [model for model in (student, teacher) if model is not None]
     if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # these change it on their own
-        known["dtype (of the models)"] = [
+        entries["dtype (of the models)"] = [
             sorted({str(weight.dtype) for weight in model.parameters()}) for model in models
         ]
-    return known | {
+    return entries | {
         "fsdp_config (activation_checkpointing)": bool(
             as_mapping(args.fsdp_config).get("activation_checkpointing", False)
         ),
@@ -150,10 +150,10 @@ def check_identity(
     """
     names = {_short(name): name for name in {**saved, **mine}}
     meant = list(meant or ())
-    known = sorted({*names, *_SETTINGS})
-    unknown = [name for name in meant if name not in known]
+    allowed = sorted({*names, *_SETTINGS})
+    unknown = [name for name in meant if name not in allowed]
     if unknown:
-        raise ConfigError(f"resume_with_changes (={meant!r}): {unknown[0]!r} is not one of {', '.join(known)}")
+        raise ConfigError(f"resume_with_changes (={meant!r}): {unknown[0]!r} is not one of {', '.join(allowed)}")
     changed = [
         short for short, name in names.items() if name in saved and name in mine and _differ(saved[name], mine[name])
     ]

@@ -37,9 +37,9 @@ _TOLERANCE, _TOLERANCE_HALF = 1e-4, 5e-2
 
 def where_from(args: DOPDConfig, *, teacher: bool = False) -> dict[str, Any]:
     """Arguments of `from_pretrained` that say which files of the student's (or the teacher's) checkpoint are meant."""
-    given = as_mapping(args.teacher_model_init_kwargs if teacher else args.model_init_kwargs)
+    arguments = as_mapping(args.teacher_model_init_kwargs if teacher else args.model_init_kwargs)
     revision = args.teacher_model_revision if teacher else None
-    meant = {"revision": revision, "trust_remote_code": args.trust_remote_code, **where_of(given)}
+    meant = {"revision": revision, "trust_remote_code": args.trust_remote_code, **where_of(arguments)}
     return {name: value for name, value in meant.items() if value}
 
 
@@ -145,14 +145,14 @@ def check_readable(row: dict[str, Any], processing_class: Any) -> None:
         )
 
 
-def teacher_candidate(host: HostTrainer, teacher_source: Any, given: Any) -> Any:
+def teacher_candidate(host: HostTrainer, teacher_source: Any, passed: Any) -> Any:
     """What the teacher's prompts are encoded with, where that may differ from the student's; else `None`.
 
     It is the teacher's own processor if that has other settings, or the student's if its template is told otherwise.
 
     Args:
         teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
-        given: a processor passed for the teacher, if any.
+        passed: a processor passed for the teacher, if any.
     """
     mine = host.processing_class
     if host.teacher_model is None and host.served is None:
@@ -160,7 +160,7 @@ def teacher_candidate(host: HostTrainer, teacher_source: Any, given: Any) -> Any
     unlike = None if host.prompts.teacher_chat_template_kwargs is None else mine
     if not reads_images(mine):
         return unlike
-    processor = given
+    processor = passed
     if processor is None and isinstance(teacher_source, str):
         path, where = files_of(teacher_source, **where_from(host.args, teacher=True))
         processor = load_processor(path, padding_side="left", **where)

@@ -131,15 +131,15 @@ def main_decides(choose: Callable[[], str | None], folder: str | Path) -> str | 
         folder (`str` or `Path`): `output_dir`, for the message of a file that cannot be written.
     """
     state = PartialState()
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            said[0] = choose()
+            outcome[0] = choose()
         except (DopdError, OSError) as error:
-            said[1] = not_written(error, folder, choose="another output_dir") or error
+            outcome[1] = not_written(error, folder, choose="another output_dir") or error
     if state.num_processes > 1:
-        broadcast_object_list(said)
-    if said[1] is not None:
-        raise said[1]
-    chosen: str | None = said[0]
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    chosen: str | None = outcome[0]
     return chosen

@@ -38,7 +38,7 @@ def load_engine(reference: str, setup: EngineSetup) -> Engine:
     factory = load_code("rollout_engine", reference)
     named = f"{reference!r}, {place_of(factory)}"
     try:
-        made = factory(setup)
+        engine = factory(setup)
     except DopdError:
         raise
     except Exception as error:
@@ -46,7 +46,7 @@ def load_engine(reference: str, setup: EngineSetup) -> Engine:
             f"rollout_engine (={named}) raises {type(error).__name__}: {first_line(error)}. It is called with a "
             "dopd.step.EngineSetup, and returns an engine"
         ) from error
-    return _check_made(f"{named}, which returned {type(made).__name__}", made)
+    return _check_made(f"{named}, which returned {type(engine).__name__}", engine)
 
 
 def _check_made(named: str, engine: Engine) -> Engine:

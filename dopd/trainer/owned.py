@@ -48,8 +48,8 @@ def other_version(folder: Path) -> str | None:
         return f"it has {', '.join(_OF_EVERY_VERSION)} and no {MARKER_FILE}" if is_run else None
     except (OSError, ValueError, RecursionError):
         return None
-    known = isinstance(value, dict) and isinstance(value.get("files"), dict | list) and "format" in value
-    if not known or value["format"] == _FORMAT:
+    is_marker = isinstance(value, dict) and isinstance(value.get("files"), dict | list) and "format" in value
+    if not is_marker or value["format"] == _FORMAT:
         return None
     return f"its {MARKER_FILE} is of format {value['format']!r}, and this version writes {_FORMAT}"
 
@@ -174,16 +174,16 @@ def make_own(folder: Path, name: str, make: Callable[[], object]) -> None:
     own(folder, {name: fingerprint(folder / name)})
 
 
-def move_in(made: Path, folder: Path) -> None:
-    """Give a run's files that were written in `made` their places; what is a user's there is kept as by `make_own`."""
-    written = (path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+def move_in(source: Path, folder: Path) -> None:
+    """Give files of a run, written in `source`, their places; what is a user's there is kept as by `make_own`."""
+    written = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
     names = sorted(name for name in written if not _is_users_card(folder, name))
     clear_way(folder, names)
     for name in names:
-        with (made / name).open("rb") as file:
+        with (source / name).open("rb") as file:
             os.fsync(file.fileno())
         make_folder((folder / name).parent)
-        os.replace(made / name, folder / name)
+        os.replace(source / name, folder / name)
     own(folder, {name: fingerprint(folder / name) for name in names})
 
 

@@ -151,7 +151,7 @@ def check_causal(
     ids = torch.tensor([some[:_STEPS]] * len(view.prompt_ids), device=view.prompt_ids.device)
     others, mask = ids.clone(), torch.ones_like(ids)
     others[:, -1] = some[_STEPS]
-    first, second = (hidden_states(model, view, given, mask) for given in (ids, others))
+    first, second = (hidden_states(model, view, tokens, mask) for tokens in (ids, others))
     if torch.equal(first, second):
         return
     if not bool(torch.isfinite(first).all()):
@@ -271,8 +271,8 @@ def check_length(name: str, model: Any, longest: int | None = None, *, half: boo
     """
     backbone = backbone_of(model)
     limits = [limit for limit in (longest, context_of(model.config)) if limit]
-    known = signature(backbone.forward).parameters
-    if shortest_switch(model.config) is not None or not limits or "position_ids" not in known:
+    parameters = signature(backbone.forward).parameters
+    if shortest_switch(model.config) is not None or not limits or "position_ids" not in parameters:
         return  # scored apart, or nothing to try
     if hasattr(backbone, "get_rope_index"):
         return  # a vision-language model read with a tokenizer: its positions have several dimensions

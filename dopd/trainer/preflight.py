@@ -51,10 +51,12 @@ def prepare_datasets(host: HostTrainer) -> None:
         _check_enough_prompts(host)
     checked: dict[str, Any] = {}
     if host.eval_dataset is not None:
-        given = host.eval_dataset
-        parts = {f"eval_dataset[{name!r}]": part for name, part in given.items()} if isinstance(given, dict) else {}
-        checked = {name: _prepared_held_out(host, part, name) for name, part in (parts or {HELD_OUT: given}).items()}
-        host.eval_dataset = dict(zip(given, checked.values(), strict=True)) if parts else checked[HELD_OUT]
+        held_out = host.eval_dataset
+        parts = (
+            {f"eval_dataset[{name!r}]": part for name, part in held_out.items()} if isinstance(held_out, dict) else {}
+        )
+        checked = {name: _prepared_held_out(host, part, name) for name, part in (parts or {HELD_OUT: held_out}).items()}
+        host.eval_dataset = dict(zip(held_out, checked.values(), strict=True)) if parts else checked[HELD_OUT]
         for name, part in checked.items():
             _warn_of_overlap(host.train_dataset, part, name)
     _warn_of_texts(host, {"train_dataset": host.train_dataset, **checked})

@@ -132,14 +132,14 @@ class _View(ABC):
 class _Lines(_View):
     def __init__(self, label: str) -> None:
         super().__init__(label)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def update(
         self, step: int, last: int, numbers: Mapping[str, str], table: ProgressTable, *, evaluated: bool = False
     ) -> None:
         now = time.monotonic()
-        if evaluated or now - self._said >= _LINE_EVERY:
-            self._said = now
+        if evaluated or now - self._last_line >= _LINE_EVERY:
+            self._last_line = now
             shown = (f"{name} {value}" for name, value in numbers.items())
             say(", ".join([f"{self._label}: step {step}/{last}", *shown]))
 

@@ -70,15 +70,15 @@ class RecordingTrainer(SavingTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write `README.md`, with the results so far; arguments are TRL's. A user's card, or an edited one, is kept."""
         names = ("model_name", "dataset_name", "tags")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        given["model_name"] = given.get("model_name") or self.run_folder.name
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments["model_name"] = arguments.get("model_name") or self.run_folder.name
         run = RunRecord(self.run_folder, {}, self.state.log_history, [], self._final)
         facts = (read_yaml(self.configuration), self.table, vars(self.args), changes(run), self._paper)
 
         def write() -> None:
-            super(RecordingTrainer, self).create_model_card(**given)
+            super(RecordingTrainer, self).create_model_card(**arguments)
             path = Path(str(self.args.output_dir)) / CARD_FILE
-            path.write_text(card_text(ModelCard.load(path), given["model_name"], *facts), encoding="utf-8")
+            path.write_text(card_text(ModelCard.load(path), arguments["model_name"], *facts), encoding="utf-8")
 
         self.write_own_files(write)
 

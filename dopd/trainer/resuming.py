@@ -47,8 +47,11 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksum
         return _checked(wanted, last)
     if not isinstance(wanted, str | Path):
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) must be true, last or the folder of a checkpoint")
-    given = Path(wanted).expanduser()
-    found = _checked(wanted, folder / given if not os.path.exists(given) and os.path.isdir(folder / given) else given)
+    checkpoint = Path(wanted).expanduser()
+    found = _checked(
+        wanted,
+        folder / checkpoint if not os.path.exists(checkpoint) and os.path.isdir(folder / checkpoint) else checkpoint,
+    )
     wrong = damage(Path(found), checksums=checksums)
     if wrong is not None:
         raise ConfigError(f"resume_from_checkpoint (={wanted!r}) {wrong}. Give true for the last whole one. {_RATHER}")
@@ -79,8 +82,8 @@ def is_complete(checkpoint: str, args: DistillationConfig) -> bool:
 
 def names_of(changes: Sequence[str] | str | None) -> list[str]:
     """`resume_with_changes`, a list or a text with commas, as a list."""
-    given = changes.split(",") if isinstance(changes, str) else list(changes or ())
-    return [str(name).strip() for name in given if str(name).strip()]
+    names = changes.split(",") if isinstance(changes, str) else list(changes or ())
+    return [str(name).strip() for name in names if str(name).strip()]
 
 
 def _is_first_on_machine() -> bool:

@@ -53,22 +53,24 @@ def _count(host: HostTrainer) -> int:
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "no":
         return 0
-    made = math.ceil(args.num_train_epochs) if strategy == "epoch" else math.ceil(steps / max(host.state.save_steps, 1))
+    count = (
+        math.ceil(args.num_train_epochs) if strategy == "epoch" else math.ceil(steps / max(host.state.save_steps, 1))
+    )
     limit = args.save_total_limit
-    return max(made, 1) if limit is None or limit < 1 else min(made, limit + 1)
+    return max(count, 1) if limit is None or limit < 1 else min(count, limit + 1)
 
 
-def way_of_previous(run: Path, said: str | None = None) -> str:
+def way_of_previous(run: Path, message: str | None = None) -> str:
     """What to delete of a run that is replaced, in words; `""` where there is none.
 
     Args:
         run (`Path`): `output_dir`.
-        said (`str`, *optional*): of an error of writing; the way is one out of a full disk alone.
+        message (`str`, *optional*): of an error of writing; the way is one out of a full disk alone.
     """
     aside = run / PREVIOUS
     if not aside.is_dir() or aside.is_symlink():
         return ""
-    if said is not None and not any(os.strerror(number) in said for number in _FULL):
+    if message is not None and not any(os.strerror(number) in message for number in _FULL):
         return ""
     size = sum(os.lstat(path).st_size for path in aside.rglob("*") if path.is_file() and not path.is_symlink())
     return (

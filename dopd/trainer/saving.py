@@ -74,8 +74,8 @@ class SavingTrainer(HostTrainer):
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         with self._alone(), noted() as self._requests:
             folder = self.run_folder
-            given = resume_from_checkpoint is not None  # the configuration has read its own whole
-            checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder, checksums=given), folder)
+            is_named = resume_from_checkpoint is not None  # the configuration has read its own whole
+            checkpoint = main_decides(lambda: checkpoint_to_resume(wanted, folder, checksums=is_named), folder)
             self._sealed_step = None
             main_decides(lambda: self._check_folder(fresh=checkpoint is None), folder)
             if checkpoint is not None:
@@ -231,8 +231,8 @@ class SavingTrainer(HostTrainer):
         self._check_weights()
         folder = Path(output_dir or self.run_folder)
         try:
-            with self._written_beside(folder) as made:
-                self._save_model(made)
+            with self._written_beside(folder) as unfinished:
+                self._save_model(unfinished)
         except OSError as error:
             raise self._not_written(error) from error
         if self.args.push_to_hub and not _internal_call:
@@ -249,13 +249,13 @@ class SavingTrainer(HostTrainer):
         main = self.is_world_process_zero()
         if main:
             whole.begin_unfinished(folder)
-        made = folder / whole.UNFINISHED / "model"
+        unfinished = folder / whole.UNFINISHED / "model"
         try:
-            yield made
+            yield unfinished
             self.accelerator.wait_for_everyone()
-            if main and made.is_dir():
-                leave_out_tokens(made)
-                move_in(made, folder)
+            if main and unfinished.is_dir():
+                leave_out_tokens(unfinished)
+                move_in(unfinished, folder)
         finally:
             if main:
                 whole.clear_unfinished(folder)
@@ -278,18 +278,18 @@ class SavingTrainer(HostTrainer):
         """
         if not self.is_world_process_zero():
             return
-        given, run = self.args.output_dir, self.run_folder
-        with tempfile.TemporaryDirectory() as made:
+        output_dir, run = self.args.output_dir, self.run_folder
+        with tempfile.TemporaryDirectory() as temporary:
             theirs = users(run, earlier)
             for name in earlier:
                 if name not in theirs and (run / name).is_file():
-                    shutil.copyfile(run / name, Path(made) / name)
-            self.args.output_dir = made
+                    shutil.copyfile(run / name, Path(temporary) / name)
+            self.args.output_dir = temporary
             try:
                 write()
             finally:
-                self.args.output_dir = given
-            for path in sorted(Path(made).iterdir()):
+                self.args.output_dir = output_dir
+            for path in sorted(Path(temporary).iterdir()):
                 write_own(run, path.name, path.read_bytes())
 
     def _check_weights(self) -> None:
@@ -319,12 +319,12 @@ class SavingTrainer(HostTrainer):
             return
         self._check_weights()
         run = Path(self._get_output_dir(trial))
-        made, folder = run / whole.UNFINISHED / f"checkpoint-{step}", run / f"checkpoint-{step}"
+        unfinished, folder = run / whole.UNFINISHED / f"checkpoint-{step}", run / f"checkpoint-{step}"
         try:
             if self.accelerator.is_main_process:
                 whole.begin_unfinished(run)
-            self._write(model, trial, made)
-            self._put_in_place(made, folder)
+            self._write(model, trial, unfinished)
+            self._put_in_place(unfinished, folder)
         except Exception as error:
             whole.clear_unfinished(run)
             raise self._not_written(error) from error
@@ -346,35 +346,35 @@ class SavingTrainer(HostTrainer):
         kept = f"; {last} is whole, and resume_from_checkpoint=true goes on from it" if last else ""
         return FileError(f"{found}{way_of_previous(run, str(found))}{kept}")
 
-    def _write(self, model: nn.Module, trial: Any, made: Path) -> None:
+    def _write(self, model: nn.Module, trial: Any, unfinished: Path) -> None:
         self._writing = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._writing = False
-        if self.state.best_model_checkpoint == str(made):
-            self.state.best_model_checkpoint = str(made.parent.parent / made.name)
+        if self.state.best_model_checkpoint == str(unfinished):
+            self.state.best_model_checkpoint = str(unfinished.parent.parent / unfinished.name)
             if self.args.should_save:
-                self.state.save_to_json(str(made / STATE_FILE))
+                self.state.save_to_json(str(unfinished / STATE_FILE))
         if self.accelerator.is_main_process:
-            self.anchor.save(made)
-            self.initial.save(made)
+            self.anchor.save(unfinished)
+            self.initial.save(unfinished)
 
-    def _put_in_place(self, made: Path, folder: Path) -> None:
+    def _put_in_place(self, unfinished: Path, folder: Path) -> None:
         """Seal and rename what all processes have written; on file systems of their own, each node its part."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._publish(made, folder)
+            self._publish(unfinished, folder)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and made.is_dir():
-            self._publish(made, folder)
+        if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and unfinished.is_dir():
+            self._publish(unfinished, folder)
 
-    def _publish(self, made: Path, folder: Path) -> None:
+    def _publish(self, unfinished: Path, folder: Path) -> None:
         saved = NOT_SAVED if self.args.save_only_model else {}
-        leave_out_tokens(made)
-        whole.seal(made, self.state.global_step, identity_of(self) | saved)
-        whole.put_in_place(made, folder)
-        whole.remove_empty(made.parent)
+        leave_out_tokens(unfinished)
+        whole.seal(unfinished, self.state.global_step, identity_of(self) | saved)
+        whole.put_in_place(unfinished, folder)
+        whole.remove_empty(unfinished.parent)
 
 
 def _find_best(state: TrainerState, run: Path) -> None:

@@ -126,8 +126,8 @@ class TraceWriter:
             seen[key] = rollout + 1
         self._thresholds = thresholds_of(batch)
         if self._probe is not None:
-            made = self._probe.records(moment, batch=batch.assignment, first_number=count)
-            self._records = {record["row"]: record for record in made}
+            records = self._probe.records(moment, batch=batch.assignment, first_number=count)
+            self._records = {record["row"]: record for record in records}
 
     def observe(
         self,

@@ -146,18 +146,18 @@ class DOPDTrainer(RecordingTrainer):
         verifier = load_verifier(verifier, args.verifier_timeout)
         judge = judge_of(verifier, functions, args.reward_weights, args.verifier_timeout)
         self.judge = setup.tried_judge(judge, self.table, train_dataset, eval_dataset)
-        given = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
+        options = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
         setup.check_before_loading(
-            model, teacher_model, self.table, args, **given, teacher_processing_class=teacher_processing_class
+            model, teacher_model, self.table, args, **options, teacher_processing_class=teacher_processing_class
         )
         self.served = served.connect(args, served.ask_server(args))
-        given["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
-        served.check_reads_text(self.served, given["processing_class"])
+        options["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
+        served.check_reads_text(self.served, options["processing_class"])
         teacher_source = teacher_model if args.loads_teacher else None
-        peft_config = adapting.on_revision(given["peft_config"], model, images.where_from(args))
+        peft_config = adapting.on_revision(options["peft_config"], model, images.where_from(args))
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
-        given["quantization_config"] = host_options.get("quantization_config")
-        model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **given)
+        options["quantization_config"] = host_options.get("quantization_config")
+        model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **options)
         # The host refuses sizes that differ; `check_before_loading` has found them to be of one tokenizer.
         size = setup.declared_vocab_size(model, args) if teacher_model is not None else None
         with adapting.peft_errors(model, peft_config), declares(teacher_model, size):

@@ -97,12 +97,12 @@ def newest_whole(run: Path, *, checksums: bool = True) -> Path | None:
     return None
 
 
-def put_in_place(made: Path, folder: Path) -> None:
+def put_in_place(unfinished: Path, folder: Path) -> None:
     """Rename a sealed checkpoint to its name; what stands there is set aside."""
     if os.path.lexists(folder):
         logger.warning(f"{folder} was there already: moved to {set_aside(folder)}")
-    os.replace(made, folder)
-    for changed in (folder.parent, made.parent):
+    os.replace(unfinished, folder)
+    for changed in (folder.parent, unfinished.parent):
         _flush_names(changed)
 
 

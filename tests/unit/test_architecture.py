@@ -51,6 +51,8 @@ WITHOUT_TORCH = {"errors", "tasks", "report"}
 TENSOR_LIBRARIES = {"torch", "transformers", "trl", "accelerate", "peft"}
 ONLY_IN = {"triton": "fused", "vllm": "trainer"}
 MAX_FILE, MAX_FUNCTION = 400, 80
+# Participles that say that something happened to a value, and not what it is; and words that only we would know.
+VAGUE = {"told", "said", "known", "made", "given", "Sweep", "slope", "wide", "_as"}
 
 
 def modules(package: Path) -> Iterator[tuple[str, Path, ast.Module]]:
@@ -120,6 +122,30 @@ def size_violations(package: Path) -> list[str]:
     return found
 
 
+def names_defined(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of all that a module gives a name to: variables, arguments, attributes, functions, classes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.alias):
+            yield 0, node.asname or node.name
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs) and node.name:
+            yield node.lineno, node.name
+
+
+def vague_names(package: Path) -> list[str]:
+    return [
+        f"{path.relative_to(package.parent)}:{line}: {name!r} does not say what it holds"
+        for path in sorted(package.rglob("*.py"))
+        for line, name in names_defined(ast.parse(path.read_text(encoding="utf-8")))
+        if name in VAGUE or name.lstrip("_") in VAGUE
+    ]
+
+
 def tracked_text_files() -> Iterator[tuple[str, str]]:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
@@ -154,6 +180,13 @@ def test_the_lab_imports_dopd_and_dopd_finds_the_lab_in_one_place() -> None:
 @pytest.mark.parametrize("package", [PACKAGE, LAB], ids=["dopd", "lab"])
 def test_files_and_functions_stay_short(package: Path) -> None:
     assert size_violations(package) == []
+
+
+@pytest.mark.parametrize(
+    "package", [PACKAGE, LAB, ROOT / "benchmarks", ROOT / "experiments"], ids=lambda path: path.name
+)
+def test_names_say_what_they_hold(package: Path) -> None:
+    assert vague_names(package) == []
 
 
 @pytest.mark.parametrize("package", [PACKAGE, LAB], ids=["dopd", "lab"])
@@ -203,3 +236,26 @@ def test_planted_clean_modules_and_long_ones(tmp_path: Path) -> None:
     assert import_violations(package) == [] and size_violations(package) == []
     (package / "long.py").write_text("def f():\n" + "    pass\n" * 400)
     assert len(size_violations(package)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "made = 1",
+        "for given in ():\n    pass",
+        "def f(*, known): ...",
+        "def told(): ...",
+        "class Sweep: ...",
+        "import numpy as wide",
+        "from math import exp as _as",
+        "self.said = 1",
+        "class A:\n    _slope: int = 1",
+        "with open('x') as made: ...",
+        "(given := 1)",
+        "x = lambda known: 1",
+        "try: ...\nexcept OSError as told: ...",
+    ],
+)
+def test_planted_vague_names_are_caught(tmp_path: Path, text: str) -> None:
+    (tmp_path / "loss.py").write_text(f"{text}\nnum_given = known_words = call(made=1)\n")
+    assert len(vague_names(tmp_path)) == 1
