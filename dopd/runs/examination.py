@@ -1,16 +1,11 @@
 """What a run would meet: `dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, here."""
 
-import dataclasses
-import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from transformers import PreTrainedModel
-
-from dopd.checkpoints import TINY, config_of, family_of, resolve_model, where_of
+from dopd.checkpoints import TINY
 from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
@@ -23,8 +18,9 @@ from dopd.runs.hub import unreachable
 from dopd.runs.row_files import names_files
 from dopd.runs.servers import compare_with_local, describe_servers
 from dopd.runs.settings import RunSettings
-from dopd.runs.train import make_config, make_trainer, peft_config_of
-from dopd.settings import Problems, as_mapping
+from dopd.runs.sizes import sizes_of_run
+from dopd.runs.train import make_config, make_trainer
+from dopd.settings import Problems
 from dopd.shown import shown_bytes
 from dopd.sources import PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
@@ -119,21 +115,14 @@ def _files(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
 
 def _memory(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
     """The memory of each phase beside what is there; nothing is loaded for it."""
-    table = config.routing_table()
-    options = as_mapping(config.model_init_kwargs)
-    dtype = options.pop("dtype", None) or settings.dtype
-    teacher_options = {"dtype": "auto", **as_mapping(config.teacher_model_init_kwargs)}
     try:
-        student = _student_size(settings, dtype, options)
-        name = config.teacher_model_name_or_path if config.loads_teacher else None
-        teacher_dtype = teacher_options.pop("dtype") or "auto"
-        teacher = None if name is None else memory.ModelSize.of(_unloaded(name, teacher_dtype, teacher_options))
+        student, teacher = sizes_of_run(settings, config)
     except DopdError as error:
         yield Finding("fail", str(error))
         return
     except Exception:  # readers of configurations fail in many ways, and the loader says what is wrong with a model
         return
-    needed = memory.phases(student, teacher, config, table)
+    needed = memory.totals(memory.phases(student, teacher, config, config.routing_table()))
     where, there = memory.available()
     shown = ", ".join(f"{phase} {shown_bytes(count)}" for phase, count in needed.items())
     enough = max(needed.values()) <= there
@@ -141,34 +130,9 @@ def _memory(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
     yield Finding(
         "ok" if enough else "here",
         f"memory of each process, about: {shown}; {where} {shown_bytes(there)} (prompts of "
-        f"{config.max_prompt_length or memory.PROMPT_TOKENS} tokens, answers of {config.max_completion_length})"
+        f"{memory.prompt_tokens(config)} tokens, answers of {config.max_completion_length})"
         f"{advice}",
     )
-
-
-def _student_size(settings: RunSettings, dtype: Any, options: dict[str, Any]) -> memory.ModelSize:
-    """That of the student as it is trained: its weights packed, with an adapter, or whole."""
-    model = _unloaded(settings.model_name_or_path, dtype, options)
-    bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
-    base = memory.ModelSize.of(model)
-    packed = base.weights if bits is None else base.weights * bits // (8 * base.element)
-    if not settings.use_peft or importlib.util.find_spec("peft") is None:
-        return dataclasses.replace(base, weights=packed, **({} if bits is None else {"trainable": 0, "trained": 0}))
-    from peft import get_peft_model
-
-    with torch.device("meta"):
-        whole = memory.ModelSize.of(get_peft_model(model, peft_config_of(settings)))
-    return dataclasses.replace(whole, weights=packed + whole.weights - base.weights)
-
-
-def _unloaded(name: str, dtype: Any, options: dict[str, Any]) -> PreTrainedModel:
-    """A model of the shapes of a checkpoint; no weight is read for it."""
-    path, where = resolve_model(name), where_of(options)
-    config = config_of(path, **where)
-    chosen = config.dtype if dtype in (None, "auto") else dtype
-    chosen = getattr(torch, chosen, None) if isinstance(chosen, str) else chosen
-    with torch.device("meta"):
-        return family_of(path, **where).from_config(config, dtype=chosen or torch.float32)
 
 
 def _loaded(

@@ -98,9 +98,9 @@ class ScoredBatch:
             numbers=self.numbers[rows],
         )
 
-    def grouped_by_length(self, num_generations: int) -> "ScoredBatch":
-        """The batch with its groups of rollouts in the order of their longest sequence, so that micro-batches need
-        little padding.
+    def split(self, count: int, num_generations: int) -> "list[ScoredBatch]":
+        """`count` micro-batches of equal numbers of completions. Groups of rollouts are put in the order of their
+        longest sequence first, so that micro-batches need little padding.
 
         Args:
             num_generations (`int`): rollouts of each prompt, which stand side by side. Where a rank holds parts of
@@ -109,9 +109,5 @@ class ScoredBatch:
         lengths_B = self.view.prompt_lengths + self.mask.sum(1)
         size = num_generations if len(lengths_B) % num_generations == 0 else 1
         order_G = lengths_B.view(-1, size).amax(1).argsort(stable=True)
-        return self.at((order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten())
-
-    def split(self, count: int) -> "list[ScoredBatch]":
-        """`count` micro-batches of equal numbers of completions, in order."""
-        rows = torch.arange(len(self.mask), device=self.mask.device)
-        return [self.at(part) for part in rows.view(count, -1)]
+        order_B = (order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten()
+        return [self.at(rows) for rows in order_B.view(count, -1)]  # one copy of the batch, and never two

@@ -179,7 +179,7 @@ class DOPDTrainer(RecordingTrainer):
         self.engine = make_engine(self, self.models, trial, rollout_engine)
         if rollout_engine is not None:
             self._try_engine()
-        self._parts: list[ScoredBatch] = []
+        self._parts: dict[int, ScoredBatch] = {}
         self._sums, self._clock = StepSums(), StepClock()
         self.evidence = Evidence(self.run_folder, self.tokenizer, self.accelerator.process_index)
         self.trace = make_trace(self, self.step)
@@ -281,9 +281,10 @@ class DOPDTrainer(RecordingTrainer):
             return self.scored_batch(rows)
         accumulation = self.args.gradient_accumulation_steps
         if self.micro_step % accumulation == 0 or not self._parts:
-            batch = self.scored_batch(rows)
-            self._parts = batch.grouped_by_length(self.args.num_generations).split(accumulation)
-        return self._parts[self.micro_step % accumulation]
+            self._parts.clear()
+            self._parts.update(enumerate(self.scored_batch(rows).split(accumulation, self.args.num_generations)))
+        # Each is freed with its pass, before the next rollouts: the states of targets are large.
+        return self._parts.pop(self.micro_step % accumulation)
 
     # --- The step: rollouts, scores, loss
 

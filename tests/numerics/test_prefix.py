@@ -157,11 +157,13 @@ def test_groups_are_ordered_by_length_and_stay_together() -> None:
     scores = SourceScores(TokenScores(lengths.unsqueeze(1) * 1.0, lengths.unsqueeze(1) * 2.0))
     numbers = torch.arange(8)
     rows = ScoredBatch(view, completion_mask * 3, completion_mask, {"teacher": scores}, decided, 8.0, numbers)
-    ordered = rows.grouped_by_length(2)
+    (ordered,) = rows.split(1, 2)
     assert ordered.numbers.tolist() == [6, 7, 2, 3, 0, 1, 4, 5]
     assert torch.equal(ordered.mask.sum(1), lengths[ordered.numbers])
-    assert rows.grouped_by_length(3).numbers.tolist() == lengths.argsort(stable=True).tolist()
-    for part in ordered.split(4):
+    assert rows.split(1, 3)[0].numbers.tolist() == lengths.argsort(stable=True).tolist()
+    parts = rows.split(4, 2)
+    assert torch.cat([part.numbers for part in parts]).tolist() == ordered.numbers.tolist()
+    for part in parts:
         mine = lengths[part.numbers]
         assert torch.equal(part.completion_ids.sum(1), 3 * mine) and torch.equal(part.assignment.regimes + 1, part.mask)
         assert torch.equal(part.assignment.factors[0].amax(1), mine) and part.num_sequences == 8.0

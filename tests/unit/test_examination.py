@@ -1,6 +1,7 @@
 """`dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, and say them before a run does."""
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from dopd.cli.main import main
-from dopd.runs import examination, memory
+from dopd.runs import examination, memory, sizes
 from dopd.runs.examination import Finding, examine
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer
@@ -138,37 +139,36 @@ def test_models_that_do_not_fit_are_not_loaded(values: dict[str, Any], monkeypat
 
 def test_memory_of_weights_gradients_optimizer_and_cache_is_what_they_take(tmp_path: Path) -> None:
     student, teacher = kit.student(), kit.teacher()
-    args = kit.config(tmp_path, optim="adamw_torch", max_prompt_length=5, max_completion_length=7)
-    size = memory.ModelSize.of(student)
-    table = args.routing_table()
-    found = memory.phases(size, memory.ModelSize.of(teacher), args, table)
-    both = [*student.parameters(), *teacher.parameters()]
-    assert found["weights"] == sum(one.numel() * one.element_size() for one in both)
+    args = kit.config(tmp_path, optim="adamw_torch", max_prompt_length=1, max_completion_length=11)
+    room = memory.Room(gpu=False)
+    sizes = [memory.ModelSize.of(model) for model in (student, teacher)]
+    found = memory.phases(*sizes, args, args.routing_table(), room=room)
+    assert memory.totals(found)["weights"] == bytes_of([*student.parameters(), *teacher.parameters()])
 
     optimizer = torch.optim.AdamW(student.parameters())
     out = student(torch.zeros(8, 12, dtype=torch.long), use_cache=True)
     keys = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in keys)
-    assert found["rollouts"] - found["weights"] == held
+    assert found["rollouts"]["keys and values"] == bytes_of(keys)
     out.logits.sum().backward()
     optimizer.step()
-    kept = [one.grad for one in student.parameters() if one.grad is not None]
-    kept += [value for state in optimizer.state.values() for value in state.values() if value.dim()]
-    activations = memory.phases(size, None, args, table)["training"] - memory._of_optimizer(size, args)
-    assert found["training"] - found["weights"] - (activations - size.weights) == sum(
-        one.numel() * one.element_size() for one in kept
-    )
+    assert found["update"]["gradients"] == bytes_of(one.grad for one in student.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+    assert all(found[phase]["optimizer"] == bytes_of(states) for phase in ("rollouts", "scoring", "training", "update"))
+
+
+def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
 
 def test_memory_is_that_of_the_loaded_model_where_nothing_was_loaded(values: dict[str, Any]) -> None:
-    made = examination._student_size(load_settings(None, **values), "float32", {})
+    made = sizes.student_size(load_settings(None, **values), "float32", {})
     assert made == memory.ModelSize.of(kit.student())
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_of_an_adapter_is_that_of_its_own_weights(values: dict[str, Any], packed: bool) -> None:
     values |= {"use_peft": True, "lora_r": 3, "lora_target_modules": ["q_proj", "down_proj"], "load_in_4bit": packed}
-    made = examination._student_size(load_settings(None, **values), "bfloat16", {})
+    made = sizes.student_size(load_settings(None, **values), "bfloat16", {})
     config = LoraConfig(r=3, target_modules=["q_proj", "down_proj"])
     student = get_peft_model(kit.student().to(torch.bfloat16), config)
     own = [weight for name, weight in student.named_parameters() if "lora_" in name]
@@ -183,7 +183,7 @@ def test_doctor_counts_what_an_adapter_trains(values: dict[str, Any]) -> None:
     def training(**more: Any) -> float:
         settings = load_settings(None, **values, **more)
         (said,) = examination._memory(settings, make_config(settings))
-        number, unit = re.search(r"training ([\d.]+) (\w+);", said.text).groups()  # type: ignore[union-attr]
+        number, unit = re.search(r"training ([\d.]+) (\w+),", said.text).groups()  # type: ignore[union-attr]
         return float(number) * {"KiB": 1, "MiB": 1024}[unit]
 
     lora = {"use_peft": True, "lora_target_modules": ["q_proj", "down_proj"]}
@@ -192,9 +192,10 @@ def test_doctor_counts_what_an_adapter_trains(values: dict[str, Any]) -> None:
 
 def test_half_precision_copies_and_checkpointing_count(tmp_path: Path) -> None:
     size = memory.ModelSize.of(kit.student())
-    plain = kit.config(tmp_path)
-    table = plain.routing_table()
-    moved = kit.config(tmp_path, privileged_student="ema").routing_table()
-    assert memory.phases(size, None, plain, moved)["weights"] == 2 * memory.phases(size, None, plain, table)["weights"]
-    checked = kit.config(tmp_path, activation_checkpointing=True)
-    assert memory.phases(size, None, checked, table)["training"] < memory.phases(size, None, plain, table)["training"]
+
+    def needed(**options: Any) -> dict[str, float]:
+        args = kit.config(tmp_path, share_prompts=False, **options)
+        return memory.totals(memory.phases(size, None, args, args.routing_table(), room=memory.Room(gpu=False)))
+
+    assert needed(privileged_student="ema")["weights"] == 2 * needed()["weights"]
+    assert needed(activation_checkpointing=True)["training"] < needed()["training"]
