@@ -78,4 +78,5 @@ def check_choice(field: str, value: object, choices: object) -> None:
     """Raise `ConfigError` unless `value` is one of the strings of a `Literal`."""
     allowed = get_args(choices)
     if value not in allowed:
-        raise ConfigError(f"{field} (={value!r}) must be one of {', '.join(map(repr, allowed))}")
+        choices_text = ", ".join(map(repr, allowed))
+        raise ConfigError(f"{field} (={value!r}) must be one of {choices_text}.{did_you_mean(value, allowed)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, did_you_mean
 
 Anchor = Literal["current", "frozen", "ema", "snapshot"]
 Model = Literal["teacher", "anchor", "initial", "student"]
@@ -123,7 +123,9 @@ def target_of(source: Any) -> Target:
         raise ConfigError("source (={}) must name at least one source")
     for name in factors:
         if not isinstance(name, str) or name not in SOURCES:
-            raise ConfigError(f"source (={name!r}) must be one of {', '.join(map(repr, SOURCES))}")
+            raise ConfigError(
+                f"source (={name!r}) must be one of {', '.join(map(repr, SOURCES))}.{did_you_mean(name, SOURCES)}"
+            )
     target = Target(tuple((name, _exponent(name, factors[name])) for name in SOURCES if name in factors))
     for progress in (0.0, 1.0):
         if not sum(target.exponents(progress).values()) > 0:

@@ -233,19 +233,24 @@ class RoutingTable:
 
     def describe(self) -> str:
         """The table as aligned text, for `--dry-run` and logs."""
+        rows = self.cells()
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.heading(), *(f"  {line}" for line in lines)])
+
+    def cells(self) -> list[list[str]]:
+        """The rules in words: names of columns, then a row for each rule."""
         header = ["rule", "target", "divergence", "support", "weight"]
-        body = [
+        return [header] + [
             [rule.label, str(rule.target or "-"), _divergence_text(rule), _support_text(rule), _weight_text(rule)]
             for rule in self.rules
         ]
-        widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *body]
-        ]
+
+    def heading(self) -> str:
+        """Name, routing and anchor in a line."""
         routing = f"routed by the privilege advantage gap, trim {self.trim:g}" if self.routed else "not routed"
         anchor = f", privileged student: {self.anchor}" if self.sources & ANCHOR_SOURCES else ""
-        return "\n".join([f"{self.name}: {routing}{anchor}", *(f"  {line}" for line in lines)])
+        return f"{self.name}: {routing}{anchor}"
 
 
 def _divergence_text(rule: Rule) -> str:

@@ -6,8 +6,9 @@ import sys
 
 from rich.console import Console
 
+from dopd.cli.parser import Parser
 from dopd.cli.values import positive, seed
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, did_you_mean
 from dopd.report.terminal import print_table
 
 
@@ -28,9 +29,9 @@ def main(arguments: argparse.Namespace) -> None:
     (_experiment if arguments.command == "experiment" else _tiny)(arguments)
 
 
-def build_parser(command: str) -> argparse.ArgumentParser:
+def build_parser(command: str) -> Parser:
     """The parser of `"experiment"` or `"tiny"`."""
-    parser = argparse.ArgumentParser(prog=f"dopd {command}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=f"dopd {command}")
     (_add_experiment if command == "experiment" else _add_tiny)(parser)
     return parser
 
@@ -131,7 +132,8 @@ def _tiny(arguments: argparse.Namespace) -> None:
 
     task = arguments.task
     if task not in RECIPES:
-        raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models")
+        hint = did_you_mean(task, RECIPES)
+        raise ConfigError(f"task (={task!r}) must be one of {', '.join(RECIPES)}: these have tiny models.{hint}")
     rows = []
     for name in [arguments.role] if arguments.role else RECIPES[task]:
         path = tiny_model_path(task, name, arguments.seed, train=arguments.train)

@@ -1,14 +1,12 @@
 """`dopd config`: every key of a configuration, from the one description that also checks it."""
 
 import argparse
-import shutil
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from dopd.errors import ConfigError
-
-_WIDEST = 110
+from dopd.cli.parser import text_width
+from dopd.errors import ConfigError, did_you_mean
+from dopd.report.terminal import fill
 
 
 def add_config(commands: Any, command: Any) -> None:
@@ -39,12 +37,15 @@ def print_keys(words: Sequence[str]) -> None:
     from dopd.runs.settings import all_settings
 
     wanted = [word.lower().replace("-", "_") for word in words]
-    shown = [one for one in all_settings().values() if _has(f"{one.name} {one.about}".lower(), wanted)]
+    keys = all_settings()
+    shown = [one for one in keys.values() if _has(f"{one.name} {one.about}".lower(), wanted)]
     if not shown:
+        hints = "".join(did_you_mean(word, keys) for word in wanted)
         raise ConfigError(
             f"no key has {' or '.join(map(repr, words))} in its name or description: `dopd config` lists all"
+            f"{hints and '.'}{hints}"
         )
-    width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+    width = text_width()
     print("\n".join(_lines(setting, width) for setting in shown))
 
 
@@ -57,7 +58,7 @@ def _lines(setting: Any, width: int) -> str:
 
     theirs = other_default(setting)
     beside = f"; TRL's default is {theirs}" if theirs else ""
-    text = textwrap.fill(f"{setting} ({origin_of(setting.name)}{beside})", width=width, subsequent_indent="    ")
+    text = fill(f"{setting} ({origin_of(setting.name)}{beside})", width, hanging="    ")
     if not setting.about:
         return text
-    return text + "\n" + textwrap.fill(setting.about, width=width, initial_indent="    ", subsequent_indent="    ")
+    return text + "\n" + fill(setting.about, width, "    ", hanging="")

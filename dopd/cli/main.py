@@ -5,17 +5,16 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import dopd
 from dopd.checkout import lab_module
 from dopd.cli import config_keys, look
 from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
+from dopd.cli.parser import Parser
 from dopd.cli.values import add_asking, add_rows, as_asked, positive, prompt_count, rows_as_given, seconds, seed
 from dopd.errors import ConfigError, DopdError
 from dopd.files import not_written
@@ -44,7 +43,7 @@ def _main(argv: Sequence[str] | None) -> int:
             parser.error(f"{argument!r} is not UTF-8: give the file another name")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run not in (_train, _doctor, _in_lab):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.parser.error(arguments.parser.unknown(rest))
     arguments.rest = rest
     parent = os.environ.pop(ENDS_WITH, None)
     if parent is not None:
@@ -89,18 +88,11 @@ def _place(arguments: argparse.Namespace, path: str) -> str:
     return "another file: --output" if arguments.command == "report" else _PLACES
 
 
-class _Parser(argparse.ArgumentParser):
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if message:  # argparse goes on where nobody reads it
-            (file or sys.stderr).write(message)
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="dopd",
         description="Dual on-policy distillation: small models learn from their own answers and privileged teachers.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  dopd quickstart\n"
         "  dopd train tiny-dag --method vanilla --output_dir runs/vanilla\n"
         "  dopd eval runs/vanilla\n  dopd train qwen3-8b-to-1.7b --dry-run",
@@ -120,14 +112,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: "argparse._SubParsersAction", name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"examples:\n{examples}",
-    )
+def _command(commands: "argparse._SubParsersAction", name: str, summary: str, examples: str) -> Parser:
+    parser: Parser = commands.add_parser(name, help=summary, description=summary, epilog=f"examples:\n{examples}")
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _add_train(commands: "argparse._SubParsersAction") -> None:
@@ -140,13 +128,14 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "'{top_k: 8, tail: renormalize}' --dry-run\n"
         "  dopd train tiny-dag --save_strategy steps --save_steps 20 --output_dir runs/saved\n"
         "  dopd train tiny-dag --save_strategy steps --save_steps 20 --output_dir runs/saved "
-        "--resume_from_checkpoint true   (goes on from the newest whole checkpoint)\n"
-        "  dopd train qwen3-8b-to-1.7b --accelerate_config multi_gpu --num_processes 8\n\n"
+        "--resume_from_checkpoint true\n"
+        "  dopd train qwen3-8b-to-1.7b --accelerate_config multi_gpu --num_processes 8\n"
+        "the one with --resume_from_checkpoint goes on from the newest whole checkpoint of the one before it\n\n"
         "often used keys:\n  model_name_or_path, teacher_model_name_or_path, dataset_name or task, privileged_kind, "
-        "output_dir, method,\n  method_options, learning_rate, max_steps, per_device_train_batch_size, "
-        "gradient_accumulation_steps,\n  num_generations, max_completion_length, student_eval_steps, trace_steps, "
+        "output_dir, method, method_options, learning_rate, max_steps, per_device_train_batch_size, "
+        "gradient_accumulation_steps, num_generations, max_completion_length, student_eval_steps, trace_steps, "
         "use_peft, report_to, seed, save_steps, save_total_limit, resume_from_checkpoint, overwrite\n"
-        "CONFIG is a YAML file or the name of a recipe; method, task and verifier may be your own code, as\n"
+        "CONFIG is a YAML file or the name of a recipe; method, task and verifier may be your own code, as "
         "package.module:name or ./file.py:name\n"
         f"all keys, or those with a word in them: dopd config [WORD]\n\nrecipes:\n{_recipes()}",
     )
@@ -169,12 +158,7 @@ def _add_token_ids(parser: argparse.ArgumentParser) -> None:
 def _recipes() -> str:
     """Names of recipes, each with the first line of its comment."""
     return "\n".join(
-        textwrap.fill(
-            f"{name}: {recipe_path(name).read_text(encoding='utf-8').splitlines()[0].lstrip('# ').rstrip(':')}",
-            width=78,
-            initial_indent="  ",
-            subsequent_indent="      ",
-        )
+        f"  {name}: {recipe_path(name).read_text(encoding='utf-8').splitlines()[0].lstrip('# ').rstrip(':')}"
         for name in recipe_names()
     )
 
@@ -183,11 +167,11 @@ def _train(arguments: argparse.Namespace) -> int:
     from dopd.cli.show import print_outcome
     from dopd.progress import say
     from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import load_settings, split_arguments
+    from dopd.runs.settings import load_settings
     from dopd.runs.train import describe, make_config, train
 
     quiet_libraries()
-    config, flags = split_arguments(arguments.rest)
+    config, flags = _config_and_keys(arguments)
     if config is None:
         raise ConfigError(
             "a config is missing: dopd train CONFIG, a YAML file or the name of a recipe (`dopd config` lists the keys)"
@@ -207,6 +191,16 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _config_and_keys(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The config that a command names, and the keys it is given; flags of the command itself, misspelt, are refused."""
+    from dopd.runs.settings import all_settings, split_arguments
+    from dopd.settings.foreign import FOREIGN
+
+    config, flags = split_arguments(arguments.rest)
+    arguments.parser.check_none_meant(flags, [*all_settings(), *FOREIGN])
+    return config, flags
+
+
 def _add_eval(commands: "argparse._SubParsersAction") -> None:
     parser = _command(
         commands,
@@ -217,7 +211,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
         "  dopd eval Qwen/Qwen3-1.7B --dataset-name test.jsonl --columns '{prompt: question}' --verifier math\n"
         "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
         "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
-        "of its\ntask; flags come first",
+        "of its task; flags come first",
     )
     parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
     parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
@@ -348,9 +342,8 @@ def _add_doctor(commands: "argparse._SubParsersAction") -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from dopd.cli.doctor import run_doctor
-    from dopd.runs.settings import split_arguments
 
-    config, flags = split_arguments(arguments.rest)
+    config, flags = _config_and_keys(arguments)
     return run_doctor(config, flags, token_ids=arguments.token_ids, local_teacher=arguments.local_teacher)
 
 

@@ -108,7 +108,7 @@ def print_methods(name: str | None) -> None:
     if name is not None:
         built, registered = table(name), METHODS.resolve(name)
         card = CARDS[registered]
-        console.print(Text(visible(built.describe())), soft_wrap=True)
+        _print_rules(console, built)
         lines = {
             "what": card.about,
             "loss": card.equation,
@@ -127,6 +127,16 @@ def print_methods(name: str | None) -> None:
             card = CARDS[key]
             print_paragraph(console, key, card.about, "  ")
     console.print("\n`dopd methods NAME` shows a method's rules, loss, source, needs and options.")
+
+
+def _print_rules(console: Console, table: "RoutingTable") -> None:
+    described = visible(table.describe())
+    if max(map(len, described.splitlines())) <= console.width:
+        console.print(Text(described), soft_wrap=True)
+        return
+    print_paragraph(console, *table.heading().split(": ", 1))
+    header, *rows = table.cells()
+    print_table(console, header, [list(row) for row in rows])
 
 
 def _by_subject() -> dict[str, list[str]]:

@@ -61,17 +61,21 @@ def _widths(available: int, columns: Sequence[Sequence[str | Text]]) -> list[int
 
 def print_paragraph(console: Console, label: str, text: str, indent: str = "") -> None:
     """Print `label: text` in the console's width, the label bold and later lines further in; no word is broken."""
-    lines = textwrap.wrap(
-        visible(f"{label}: {text}"),
-        console.width,
+    shown = Text(fill(visible(f"{label}: {text}"), console.width, indent))
+    shown.stylize("bold", len(indent), len(indent) + len(label))
+    console.print(shown, soft_wrap=True)
+
+
+def fill(text: str, width: int, indent: str = "", hanging: str = _INDENT) -> str:
+    """A paragraph in lines of a width, those behind the first further in by `hanging`; no word is broken."""
+    return textwrap.fill(
+        text,
+        width,
         initial_indent=indent,
-        subsequent_indent=indent + _INDENT,
+        subsequent_indent=indent + hanging,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    shown = Text("\n".join(lines))
-    shown.stylize("bold", len(indent), len(indent) + len(label))
-    console.print(shown, soft_wrap=True)
 
 
 def _print_blocks(console: Console, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:

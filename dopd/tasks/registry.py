@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from dopd.errors import ConfigError, DataError, DopdError, first_line
+from dopd.errors import ConfigError, DataError, DopdError, did_you_mean, first_line
 from dopd.registry import Registry, place_of
 from dopd.settings import SettingsError, check, settings_of_call
 from dopd.tasks.base import AbstractTask
@@ -114,6 +114,6 @@ def resolve_kind(name: str, privileged_kind: str | None) -> str:
     task = TASKS.find(name)
     kind = task.default_kind if privileged_kind is None else privileged_kind
     if kind not in task.privileged_kinds:
-        kinds = ", ".join(task.privileged_kinds)
-        raise ConfigError(f"privileged_kind (={kind!r}) of task {name!r} must be one of {kinds}")
+        kinds, hint = ", ".join(task.privileged_kinds), did_you_mean(kind, task.privileged_kinds)
+        raise ConfigError(f"privileged_kind (={kind!r}) of task {name!r} must be one of {kinds}.{hint}")
     return kind
