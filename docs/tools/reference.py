@@ -23,6 +23,7 @@ from trl.experimental.server_distillation import ServerDistillationConfig
 
 import dopd
 from dopd.cli.main import build_parser
+from dopd.cli.parser import paragraphs
 from dopd.runs.origins import origin_of, other_default
 from dopd.runs.settings import all_settings
 from dopd.settings import REQUIRED, Setting
@@ -152,7 +153,8 @@ def commands() -> str:
             lines += ["", "| argument | default | what it is for |", "|---|---|---|", *map(_argument, shown)]
         if parser.epilog:
             # What stands behind the examples depends on nothing but the package.
-            lines += ["", "```text", textwrap.dedent(parser.epilog.removeprefix("examples:\n")).rstrip(), "```"]
+            examples = paragraphs(parser.epilog.removeprefix("examples:\n"), 110)
+            lines += ["", "```text", textwrap.dedent(examples).rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,7 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, width=text_width() - _MARGIN)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(line if _EXAMPLE.match(line) else _paragraph(line, width) for line in text.splitlines())
+        return paragraphs(text, width)
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,6 +91,11 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:  # argparse goes on where nobody reads it
             (file or sys.stderr).write(message)
+
+
+def paragraphs(text: str, width: int) -> str:
+    """A text of a paragraph a line, in lines of a width; examples stay as they are."""
+    return "\n".join(line if _EXAMPLE.match(line) else _paragraph(line, width) for line in text.splitlines())
 
 
 def _paragraph(line: str, width: int) -> str:

@@ -82,17 +82,23 @@ class Difference:
         mean, low, high = (100 * value for value in (self.interval.mean, self.interval.low, self.interval.high))
         return f"{mean:+.1f}{unit} [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else f"{mean:+.1f}{unit}"
 
+    @property
+    def limits(self) -> str:
+        """What a clause about the verdict must add, so that it says no more than was tested; empty if nothing."""
+        if self.verdict == "untested":
+            return ""
+        if self.pairs < 2:
+            return " on these prompts"
+        return " after correction" if self.verdict == "undecided" and self._excludes_zero else ""
+
     def words(self) -> str:
         """What it says, for a table."""
         if self.verdict == "untested":
             return f"not tested: {self.why_untested}"
         if self.pairs < 2:
             words = {"better": "better", "worse": "worse"}.get(self.verdict, "no difference")
-            return f"{words} on these prompts; one seed says nothing about others"
-        if self.verdict == "undecided":
-            lost = " after correction" if self._excludes_zero else ""
-            return f"no difference beyond chance{lost}"
-        return self.verdict
+            return f"{words}{self.limits}; one seed says nothing about others"
+        return f"no difference beyond chance{self.limits}" if self.verdict == "undecided" else self.verdict
 
 
 def compare(

@@ -5,6 +5,7 @@ from typing import Any
 
 from dopd.report.comparisons import (
     MIN_PAIRS,
+    SIGNIFICANT,
     START,
     BySeed,
     Difference,
@@ -103,6 +104,7 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
         if difference is None:
             continue
         clause = words[difference.verdict].format(method=method, other=difference.against, why=difference.why_untested)
+        clause += difference.limits
         if not parts:
             change = f"went from {difference.first:.1%} to {difference.second:.1%}"
             beside = f"is {difference.second:.1%} beside {difference.first:.1%}"
@@ -111,19 +113,21 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
         parts += _sampled(difference, mine.get((difference.against, "sampled")))
     differences = [difference for difference in (start, other) if difference is not None]
     basis = " and ".join(dict.fromkeys(map(_basis, differences)))
+    corrected = any(difference.p is not None and difference.family > 1 for difference in differences)
+    basis += ", corrected for the number of methods" * corrected
     return differences[0].verdict, f"{'; '.join(parts)} (95% intervals, {basis})."
 
 
 _OPENINGS = {
     "better": "{method} made the student better",
     "worse": "{method} made the student worse",
-    "undecided": "{method} changed nothing beyond chance",
+    "undecided": "{method} changed nothing in greedy answers beyond chance",
     "untested": "{method} cannot be judged yet ({why})",
 }
 _OTHERS = {
     "better": "it is better than {other}",
     "worse": "it is worse than {other}",
-    "undecided": "it is no better or worse than {other} beyond chance",
+    "undecided": "it is no better or worse than {other} in greedy answers beyond chance",
     "untested": "it cannot be tested against {other}",
 }
 _ALONE = {name: text.replace("it ", "{method} ", 1) for name, text in _OTHERS.items()}
@@ -138,7 +142,7 @@ def _sampled(greedy: Difference, sampled: Difference | None) -> list[str]:
 
 def _basis(difference: Difference) -> str:
     if difference.pairs > 1:
-        return f"{difference.pairs} seeds"
+        return f"{'tested over ' if difference.p is not None else ''}{difference.pairs} seeds"
     return f"one run, over {difference.prompts} prompts" if difference.prompts else "one run"
 
 
@@ -224,8 +228,16 @@ def _cells(difference: Difference) -> list[dict[str, Any]]:
     points: dict[str, Any] = {"text": difference.points(), "mean": 100 * interval.mean}
     if bounded:
         points |= {"low": 100 * interval.low, "high": 100 * interval.high}
-    p = "" if difference.p is None else f" (p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'})"
+    p = "" if difference.p is None else f" (p {_rounded(difference.p)})"
     return [points, {"text": difference.words() + p, "verdict": difference.verdict}]
+
+
+def _rounded(p: float) -> str:
+    """`= 0.084`, with more digits where fewer would put it on the other side of the limit, or on it."""
+    if p < 0.001:
+        return "< 0.001"
+    digits = next((digits for digits in (3, 4, 5) if round(p, digits) != SIGNIFICANT), 6)
+    return f"= {p:.{digits}f}"
 
 
 def _note(found: Sequence[Difference], groups: Sequence[RunGroup]) -> str:
@@ -239,7 +251,10 @@ def _note(found: Sequence[Difference], groups: Sequence[RunGroup]) -> str:
         )
         parts.append("All answer the same held-out problems; intervals do not cover other problems.")
     if any(difference.pairs < 2 for difference in found):
-        parts.append("Of one pair of runs the interval is over prompts: other seeds may differ by more.")
+        parts.append(
+            "One pair of runs is judged by whether its interval over prompts (Agresti and Min's for paired answers, "
+            "otherwise Newcombe's) leaves out 0: other seeds may differ by more."
+        )
     if any(difference.pairs == 2 for difference in found):
         parts.append(f"With fewer than {MIN_PAIRS} seeds nothing is tested.")
     if not _same_problems(groups):

@@ -15,7 +15,7 @@ from dopd.report.groups import find_runs, find_summary, group_runs
 from dopd.report.page import report_data, report_page
 from dopd.report.roles import of_interest, places, reference_of
 from dopd.report.summary import verdicts
-from dopd.report.verdict import differences_of, verdict
+from dopd.report.verdict import _rounded, differences_of, verdict, verdict_sentence
 from dopd.statistics import difference_interval, mean_interval, wilson_interval
 
 T95_TWO = 4.302652729911275  # Student's two-sided 95% quantile, two degrees of freedom
@@ -82,6 +82,17 @@ def test_seeds_that_only_one_of_both_has_are_left_out() -> None:
     assert found["dopd", "vanilla"].interval.mean == pytest.approx(0.15) and found["dopd", "vanilla"].pairs == 2
 
 
+def test_a_p_that_counts_is_never_shown_as_the_limit() -> None:
+    assert [_rounded(p) for p in (0.0004, 0.0842, 0.04973, 0.049996, 0.05, 0.0503)] == [
+        "< 0.001",
+        "= 0.084",
+        "= 0.0497",
+        "= 0.049996",
+        "= 0.050000",
+        "= 0.0503",
+    ]
+
+
 def test_two_seeds_are_not_tested() -> None:
     ours = compared({"vanilla": by_seed(0.5, 0.501), "dopd": by_seed(0.6, 0.601)})["dopd", "vanilla"]
     assert ours.p is None and ours.verdict == "untested" and "2 seeds are too few" in ours.words()
@@ -97,6 +108,9 @@ def test_a_significant_difference_that_correction_takes_away_is_said() -> None:
     ours = compared(methods)["m0", "vanilla"]
     assert ours.p == pytest.approx(4 * p_of_two_degrees(sure)) and ours.interval.low > 0
     assert ours.verdict == "undecided" and ours.words() == "no difference beyond chance after correction"
+    _, sentence = verdict_sentence(sorted(compared(methods).values(), key=lambda d: d.method != "m3"), list(methods))
+    assert "than vanilla in greedy answers beyond chance after correction" in sentence
+    assert sentence.endswith("(95% intervals, tested over 3 seeds, corrected for the number of methods).")
 
 
 def test_one_pair_is_judged_over_prompts() -> None:
@@ -187,6 +201,7 @@ def test_levels_of_single_runs_and_what_to_do_next(tmp_path: Path) -> None:
     assert level == "worse" and any("learning_rate: 0.00033" in step for step in steps)
     level, sentence, steps = levels(tmp_path / "same", greedy=lambda t: 0.5)
     assert level == "undecided" and "one run, over 256 prompts" in sentence
+    assert "changed nothing in greedy answers beyond chance on these prompts: " in sentence
     assert any("learning_rate: 0.003`" in step for step in steps)
 
 
