@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from dopd.errors import ConfigError, DopdError, did_you_mean, first_line
-from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped, TooLongError, alarm_after
 
 Entry = TypeVar("Entry")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -142,7 +143,7 @@ def load_code(field: str, reference: str, limit: TimeLimit = TimeLimit()) -> Any
     _search(os.getcwd())  # a command has the folder of its script there instead
     try:
         task = f"{field} (={reference!r}): the import of {place}"
-        with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, task), not_left():
+        with nullcontext() if limit.seconds is None else alarm_after(limit.seconds, task), as_guest(task):
             module = _module_of_file(place) if place.endswith(".py") else importlib.import_module(place)
         code = getattr(module, name, None)
         if code is None:

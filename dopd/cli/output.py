@@ -24,19 +24,25 @@ def with_any_output(command: Callable[[], int]) -> int:
         except SystemExit as left:
             if isinstance(left.__context__, BrokenPipeError):  # rich leaves in its own way, with status 1
                 raise left.__context__ from None
-            sys.stdout.flush()  # of --help; otherwise the interpreter would find out at its very end
+            _flush()  # of --help; otherwise the interpreter would find out at its very end
             raise
-        sys.stdout.flush()
+        _flush()
         return status
     except BrokenPipeError:
         _to_nowhere()
         return CLOSED
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in (*_FULL, errno.EBADF):
             raise
-        print(f"error: what was to be written does not fit: {error.strerror}", file=sys.stderr)
+        wrong = "does not fit" if error.errno in _FULL else "has no place, because something closed standard output"
+        print(f"error: what was to be written {wrong}: {error.strerror}", file=sys.stderr)
         _to_nowhere()
         return USER_ERROR
+
+
+def _flush() -> None:
+    if not sys.stdout.closed:  # by code of a user's, which has been told
+        sys.stdout.flush()
 
 
 def _open_closed_ones() -> None:

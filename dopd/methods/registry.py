@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from dopd.errors import ConfigError, DopdError, check_choice, first_line
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped
 from dopd.kinds import DIVERGENCES, POLICY_GRADIENT
 from dopd.registry import Registry, files_of, place_of
 from dopd.settings import SettingsError, check, settings_of_call
@@ -134,10 +136,11 @@ def own_code(name: str | None, table: RoutingTable) -> str:
 
 def _built(name: str, build: Build, options: Mapping[str, Any]) -> RoutingTable:
     try:
-        built = build(**options)
-    except DopdError:
+        with as_guest(f"method {name!r}"):
+            built = build(**options)
+    except (DopdError, Stopped):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"method (={name!r}), {place_of(build)}, raises {type(error).__name__}: {first_line(error)}"
         ) from error

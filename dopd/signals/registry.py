@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dopd.errors import ConfigError, DopdError, ScoringError, first_line
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped
 from dopd.registry import Registry, place_of
 from dopd.signals.batch import SignalBatch
 from dopd.signals.measures import MEASURES
@@ -145,10 +147,11 @@ def signal_values(name: str, batch: SignalBatch, options: Mapping[str, Any]) -> 
     """
     signal = SIGNALS.find(name)
     try:
-        values = signal.compute(_declared(name, signal, batch), **options)
-    except (DopdError, torch.OutOfMemoryError):
+        with as_guest(f"signal {name!r}"):
+            values = signal.compute(_declared(name, signal, batch), **options)
+    except (DopdError, torch.OutOfMemoryError, Stopped):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # which would end a run as if it were done
         reads = f"sources={sorted(signal.sources)}, measures={sorted(signal.measures)}"
         raise ScoringError(
             f"signal {name!r}, {place_of(signal.compute)}, raises {type(error).__name__}: {first_line(error)}. A batch "

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dopd.errors import ConfigError, DataError, DopdError, NotFiniteError, ScoringError, cut, first_line
-from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped, TooLongError, alarm_after
 from dopd.step.batch import Rollouts
 from dopd.step.verifier import Verifier, judged, quoted, shown, tried, written_code
 
@@ -272,7 +273,7 @@ def _guarded(name: str, seconds: float | None, arguments: Mapping[str, list[Any]
     """Inside, a reward function is called; whatever it does is told with its name."""
     count = len(arguments["prompts"])
     try:
-        with not_left():
+        with as_guest(f"reward function {name!r}"):
             yield
     except (DopdError, KeyboardInterrupt, Stopped):
         raise

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dopd.errors import DopdError, NotFiniteError, ScoringError, cut, first_line
-from dopd.interrupts import Stopped, TooLongError, alarm_after, not_left
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped, TooLongError, alarm_after
 
 # (completion text, dataset row) -> score in [0, 1]
 Verifier = Callable[[str, Mapping[str, Any]], float]
@@ -28,7 +29,7 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         ScoringError: it raises, or gives no number from 0 to 1. A reward on another scale would be read as an accuracy.
     """
     try:
-        with not_left():
+        with as_guest("the verifier"):
             value = verifier(completion, row)
     except (DopdError, *_PASS):
         raise

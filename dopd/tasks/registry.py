@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from dopd.errors import ConfigError, DataError, DopdError, did_you_mean, first_line
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped
 from dopd.registry import Registry, place_of
 from dopd.settings import SettingsError, check, settings_of_call
 from dopd.tasks.base import AbstractTask
@@ -70,10 +72,11 @@ def get_source(name: str, /, **options: Any) -> ProblemSource:
     if problems:
         raise SettingsError(problems)
     try:
-        return cls(**read)
-    except DopdError:
+        with as_guest(f"task {name!r}"):
+            return cls(**read)
+    except (DopdError, Stopped):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"task (={name!r}), {place_of(cls)}, raises {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -95,10 +98,11 @@ def rows_of_task(source: ProblemSource, split: str, count: int, privileged_kind:
     """
     call = f"task {place_of(type(source))}: rows({split!r}, {count}, {privileged_kind!r})"
     try:
-        rows = source.rows(split, count, privileged_kind)
-    except DopdError:
+        with as_guest(call):
+            rows = source.rows(split, count, privileged_kind)
+    except (DopdError, Stopped):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{call} raises {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(f"{call} returns {type(rows).__name__}: it must return a list of mappings")

@@ -12,6 +12,8 @@ from dopd.data.encode import image_sources
 from dopd.data.images import open_image
 from dopd.errors import ConfigError, DopdError, ScoringError, first_line
 from dopd.generation import words
+from dopd.guests import as_guest
+from dopd.interrupts import Stopped
 from dopd.lengths import crossing, shortest_switch
 from dopd.rollout_settings import (
     asking,
@@ -170,14 +172,10 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
     Raises:
         ScoringError: what the engine gave is no answer of the student's to each prompt.
     """
-    try:
+    if isinstance(engine, TransformersEngine | VLLMEngine):
         found = engine.generate(request)
-    except (DopdError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if isinstance(engine, TransformersEngine | VLLMEngine):
-            raise  # as the model's own code says it
-        raise ScoringError(f"the rollout engine raised {type(error).__name__}: {first_line(error)}") from error
+    else:
+        found = _drawn_by_guest(engine, request)
     asked, size = len(request.prompts), vocab_size_of(student)
     expected = f"and was asked for a list of {asked} lists of token ids below {size}"
     if not isinstance(found, list | tuple) or len(found) != asked:
@@ -190,6 +188,16 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
         answers.append(ending.cut(list(map(int, ids))))
     return answers
+
+
+def _drawn_by_guest(engine: Engine, request: Request) -> list[list[int]]:
+    try:
+        with as_guest("the rollout engine"):
+            return engine.generate(request)
+    except (DopdError, KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:  # SystemExit, too: it would end a run as if it were done
+        raise ScoringError(f"the rollout engine raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _are_ids(values: Sequence[Any], size: int) -> bool:

@@ -68,6 +68,7 @@ class HostTrainer(DistillationTrainer):
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
         served (`ServedTeacher`, *optional*): the teacher, where it is on a server.
+        first_weights, teacher_weights (`str`): digests of the models as they were before a process split them.
     """
 
     # The host declares these more widely than they are here.
@@ -93,6 +94,8 @@ class HostTrainer(DistillationTrainer):
     anchor: AbstractAnchor
     initial: AbstractAnchor
     served: ServedTeacher | None
+    first_weights: str
+    teacher_weights: str
 
     # --- What the host knows
 

@@ -2,26 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from transformers import PreTrainedModel
 
-from dopd.adapters import has_adapters
 from dopd.errors import ConfigError, cut
 from dopd.methods import own_code
 from dopd.registry import files_of
 from dopd.secrets import without_secrets
 from dopd.settings import as_mapping
-from dopd.trainer.anchor import FrozenAnchor
+from dopd.trainer.beginnings import TEACHER_WEIGHTS, WEIGHTS, same_beginning
 from dopd.trainer.host import HostTrainer
+from dopd.trainer.lock import main_decides
+from dopd.trainer.resuming import names_of
+from dopd.trainer.whole import manifest_of
 
 # Settings that decide the steps; what is only saved, shown or evaluated may differ.
 _SETTINGS = (
@@ -92,7 +92,7 @@ _CONSTANT = ("constant", "constant_with_warmup")
 # Without these the saved state has no place to go.
 _NEVER = ("optim", "model", "optimizer_state")
 NOT_SAVED = {"optimizer_state": "not saved (save_only_model)"}
-_ROWS, _VALUES = 10_000, 64
+_ROWS = 10_000
 _ROWS_AT_ONCE = 256
 _WITHOUT = "without secrets"
 _digests: WeakKeyDictionary[Dataset, str] = WeakKeyDictionary()
@@ -119,10 +119,8 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         ),
         "attn_implementation (of the models)": [_attention(model) for model in models],
         "model": _shape(student),
-        "model_name_or_path (its weights)": weights_digest(_not_saved(trainer, student)),
-        "teacher_model_name_or_path (its weights)": weights_digest(
-            () if teacher is None else teacher.named_parameters()
-        ),
+        WEIGHTS: trainer.first_weights,
+        TEACHER_WEIGHTS: trainer.teacher_weights,
         "train_dataset": rows_digest(trainer.train_dataset),
         "own_code (files of the method)": own_code(None if args.rules is not None else args.method, trainer.table),
         "reward_funcs (what answers are judged by)": _judged_by(trainer),
@@ -130,6 +128,25 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         "optimizer_state": "saved",
         "processes": trainer.accelerator.num_processes,
     }
+
+
+def check_resumed(trainer: HostTrainer, checkpoint: str) -> tuple[str, ...]:
+    """Compare a run with the one that saved a checkpoint, on the main process, which has whole weights.
+
+    Returns:
+        Names of what changes, and is meant to: see `check_identity`.
+
+    Raises:
+        ConfigError: something else differs.
+    """
+    saved = (manifest_of(Path(checkpoint)) or {}).get("run", {})
+    meant = names_of(trainer.args.resume_with_changes)
+
+    def compare() -> str:
+        trainer.first_weights = same_beginning(checkpoint, saved, trainer)
+        return ",".join(check_identity(checkpoint, saved, identity_of(trainer), meant))
+
+    return tuple(names_of(main_decides(compare, trainer.run_folder)))
 
 
 def check_identity(
@@ -172,27 +189,6 @@ def check_identity(
         f"{','.join(changed)}"
     )
     raise ConfigError(f"resume_from_checkpoint (={str(checkpoint)!r}) is of another run: {differences}. {way}")
-
-
-def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A short text that differs where weights differ: of names, sizes, and some values of each tensor held here."""
-    digest = hashlib.sha256()
-    for name, weight in named:
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        if isinstance(weight, DTensor) or weight.device.type == "meta" or not weight.numel():
-            continue
-        flat = weight.detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // _VALUES)][:_VALUES]
-        digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _not_saved(trainer: HostTrainer, student: Any) -> list[tuple[str, Tensor]]:
-    """Weights that a resumed run takes from the model it was given, and not from the checkpoint."""
-    if has_adapters(student):
-        return [(name, weight) for name, weight in student.named_parameters() if not weight.requires_grad]
-    held = [a for a in (trainer.anchor, trainer.initial) if isinstance(a, FrozenAnchor) and not a.saves]
-    return [pair for anchor in held for pair in anchor.held.items()]
 
 
 def _judged_by(trainer: HostTrainer) -> str:

@@ -1,6 +1,7 @@
 """A rollout engine that a user brings: an object from Python, or a function that makes one, by name."""
 
 from dopd.errors import ConfigError, DopdError, first_line
+from dopd.guests import as_guest
 from dopd.registry import is_reference, load_code, place_of
 from dopd.step import Engine, EngineSetup
 
@@ -38,7 +39,8 @@ def load_engine(reference: str, setup: EngineSetup) -> Engine:
     factory = load_code("rollout_engine", reference)
     named = f"{reference!r}, {place_of(factory)}"
     try:
-        engine = factory(setup)
+        with as_guest(f"rollout_engine (={reference!r})"):
+            engine = factory(setup)
     except DopdError:
         raise
     except Exception as error:

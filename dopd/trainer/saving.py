@@ -22,14 +22,15 @@ from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.random_states import RandomStates
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
+from dopd.trainer.beginnings import first_weights, weights_digest
 from dopd.trainer.best import student_metric
 from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
 from dopd.trainer.finite import check_weights
 from dopd.trainer.host import HostTrainer
-from dopd.trainer.identity import NOT_SAVED, check_identity, identity_of
+from dopd.trainer.identity import NOT_SAVED, check_resumed, identity_of
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import check_free, clear_way, move_in, own, users, write_own
-from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete, names_of
+from dopd.trainer.resuming import STATE_FILE, checkpoint_to_resume, is_complete
 from dopd.trainer.room import tell_room, way_of_previous
 from dopd.weights import read_weights
 
@@ -56,8 +57,12 @@ class SavingTrainer(HostTrainer):
     at_start: RandomStates | None = None  # of the step that is under way, where it may have to be left
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        teacher = kwargs.get("teacher_model")
+        # FSDP splits weights, the teacher's here and the student's when the training begins.
+        self.teacher_weights = weights_digest(teacher.named_parameters() if isinstance(teacher, nn.Module) else ())
         super().__init__(*args, **kwargs)
-        self.base_marks = marks_of_base(self.unwrapped_student)  # FSDP splits them when the training begins
+        self.base_marks = marks_of_base(self.unwrapped_student)
+        self.first_weights = first_weights(self.unwrapped_student)
 
     # --- Going on
 
@@ -79,9 +84,7 @@ class SavingTrainer(HostTrainer):
             self._sealed_step = None
             main_decides(lambda: self._check_folder(fresh=checkpoint is None), folder)
             if checkpoint is not None:
-                saved = (whole.manifest_of(Path(checkpoint)) or {}).get("run", {})
-                meant = names_of(self.args.resume_with_changes)
-                self._changes = tuple(check_identity(checkpoint, saved, identity_of(self), meant))
+                self._changes = check_resumed(self, checkpoint)
                 if is_complete(checkpoint, self.args):
                     return self._as_it_ended(checkpoint)
             try:

@@ -16,6 +16,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 LAYERS = [
     ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "random_states", "launched"],
     ["interrupts", "ranks"],
+    ["guests"],
     ["shown", "registry", "files", "examples"],
     ["progress"],
     ["settings"],

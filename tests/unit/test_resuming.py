@@ -1,5 +1,6 @@
 """A run that is killed, torn or changed goes on to the bit from its newest whole checkpoint, or says why it cannot."""
 
+import hashlib
 import io
 import json
 import random
@@ -406,3 +407,37 @@ def test_a_complete_run_that_was_moved_ends_with_its_best_weights_again(tmp_path
     for trained in (made, again):
         state = trained.model.state_dict()
         assert all(torch.equal(state[name.partition(" ")[2]], value) for name, value in best.items())
+
+
+def test_a_whole_model_goes_on_from_the_weights_that_it_began_with_wherever_they_are(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(saved, tmp_path / "run"))
+    began = json.loads((run / "checkpoint-4" / whole.MANIFEST_FILE).read_text())["run"]
+
+    def go_on(model: Any, **options: Any) -> Any:
+        resumable(run, steps=6, model=model, **options).train(resume_from_checkpoint="checkpoint-4")
+        return json.loads((run / "checkpoint-6" / whole.MANIFEST_FILE).read_text())["run"]
+
+    with pytest.raises(ConfigError, match=r"model_name_or_path \(its weights\).*resume_with_changes=model_name_or"):
+        go_on(kit.student(seed=7))
+    kit.student().save_pretrained(tmp_path / "moved")
+    assert go_on(type(kit.student()).from_pretrained(tmp_path / "moved")) == began
+    # The run's own checkpoint in the student's place: what follows still began where the run began.
+    assert go_on(type(kit.student()).from_pretrained(run / "checkpoint-2")) == began
+    other = go_on(kit.student(seed=7), resume_with_changes="model_name_or_path")
+    assert other != began and same_weights(run / "checkpoint-6", saved / "checkpoint-6")
+    # A checkpoint of an earlier version, which did not note it.
+    without = {"format": 1, "run": {**began, "model_name_or_path (its weights)": hashlib.sha256().hexdigest()[:12]}}
+    manifest = run / "checkpoint-4" / whole.MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | without))
+    go_on(kit.student(seed=7))
+    assert "did not note what weights a run began with" in caplog.text
+
+
+def test_a_checkpoint_of_the_run_is_no_beginning_where_a_privileged_student_is_made_of_it(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"privileged_student": "frozen"}
+    resumable(tmp_path, steps=2, **options).train()
+    model = type(kit.student()).from_pretrained(tmp_path / "checkpoint-2")
+    with pytest.raises(ConfigError, match=r"model_name_or_path \(its weights\)"):
+        resumable(tmp_path, steps=4, model=model, resume_with_changes="max_steps", **options).train("true")

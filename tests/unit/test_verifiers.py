@@ -334,3 +334,71 @@ def test_a_module_beside_the_config_is_found_by_the_command(tmp_path: Path) -> N
     done = subprocess.run([command, "train", "c.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "the verifier gave 7 for the answer ''" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def goes_elsewhere(completion: str, row: Mapping[str, Any]) -> float:
+    os.chdir("/")
+    return 1.0
+
+
+def test_code_that_changes_the_folder_leaves_the_run_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relative output_dir, and the data that is read while it trains, would be looked for elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moving.py").write_text(
+        "import os\nos.chdir('/')\nfrom test_verifiers import goes_elsewhere as score\n"
+    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    made = trainer(
+        Path("run"),
+        verifier="./moving.py:score",
+        reward_funcs=lambda completions, **_: [goes_elsewhere("", {}) for _ in completions],
+        train_dataset=Dataset.from_list(task_rows(8)),
+        method="grpo",
+    )
+    made.train()
+    made.save_model()
+    assert Path.cwd() == tmp_path and (tmp_path / "run" / "model.safetensors").is_file()
+    for name in ("the import of ./moving.py", "the verifier", "reward function '<lambda>'"):
+        assert f"{name} left the process in the folder '/'" in caplog.text
+
+
+CLOSING: dict[str, Callable[[], Any]] = {
+    "the object": lambda: sys.stdout.close(),
+    "its number": lambda: os.close(1),
+    "both": lambda: (sys.stdout.close(), os.close(2)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_code_that_closes_the_output_is_told_so_and_no_file_takes_its_place(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+
+    def closes(completion: str, row: Mapping[str, Any]) -> float:
+        CLOSING[name]()
+        return 1.0
+
+    def check() -> None:
+        sys.stdout = open(1, "w")  # noqa: SIM115 - as that of a command
+        try:
+            judged(closes, "", ROW)
+        except ScoringError as error:
+            with file.open("w") as opened:
+                print("what is printed", flush=True)
+                opened.write(str(error))
+            return
+
+    assert resume_kit.status_of(resume_kit.in_a_process(check, tmp_path / "log")) == 0
+    assert file.read_text().startswith("the verifier closed standard ")
+
+
+def test_a_command_whose_output_is_closed_on_the_way_says_so(
+    tmp_path: Path, models_of_one_layer: tuple[str, str]
+) -> None:
+    (tmp_path / "closing.py").write_text("import os\n\ndef score(text, row):\n    os.close(1)\n    return 1.0\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "1"}\n')
+    command = [sys.executable, "-m", "dopd.cli.main", "eval", models_of_one_layer[0], "--dataset-name", "rows.jsonl"]
+    ended = subprocess.run([*command, "--verifier", "./closing.py:score"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2 and "error: the verifier closed standard output" in ended.stderr
+    assert "Traceback" not in ended.stderr
