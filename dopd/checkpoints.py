@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from dopd.errors import ConfigError, ModelError, first_line
 from dopd.layers import keep_layers
 from dopd.names import check_name
-from dopd.quantized import check_packing, compute_as_stored, is_quantized, quantization_config
+from dopd.quantized import check_packing, compute_as_stored, is_quantized, packed_reason, quantization_config
 from dopd.remote_code import only_if_asked
 from dopd.settings import read_yaml_file
 from dopd.vision import is_vision_config
@@ -379,9 +379,15 @@ def untie(model: Any) -> None:
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
-def reason_of(error: Exception) -> str:
-    """What a reader of checkpoints did not like, with the file where that is not the weights or the configuration."""
+def reason_of(error: Exception, path: str | None = None, **where: Any) -> str:
+    """What a reader of checkpoints did not like, with the file where that is not the weights or the configuration; of
+    a checkpoint whose `path` is given, that they are packed.
+    """
     places = [Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__)]
     if ("generation", "configuration_utils.py") in places:
         return f"its generation_config.json contradicts itself, correct it there: {first_line(error)}"
-    return f"{type(error).__name__}: {first_line(error)}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    try:
+        return reason if path is None else packed_reason(config_of(path, **where), reason)
+    except Exception:  # there is none that says how
+        return reason

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,29 @@ def is_quantized(module: nn.Module) -> bool:
     return type(weight.data).__module__.startswith(("torchao.", "optimum."))
 
 
+def packed_by(config: Any) -> str | None:
+    """How a checkpoint says that its weights are packed, by the name that transformers has for it; `None` for none."""
+    declared = getattr(config, "quantization_config", None)
+    get = declared.get if isinstance(declared, dict) else partial(getattr, declared)
+    for bits in (4, 8):
+        if get(f"load_in_{bits}bit", False):  # of bitsandbytes, which calls both by one name
+            return f"bitsandbytes_{bits}bit"
+    method = get("quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def packed_reason(config: Any, reason: str) -> str:
+    """Why a checkpoint cannot be read, in words that say how its weights are packed, if they are."""
+    method = packed_by(config)
+    if method is None:
+        return reason
+    return (
+        f"its weights are packed (quantization_config.quant_method={method!r} in its config.json), and here they "
+        f"cannot be unpacked: {reason.rstrip('.')}. Take the same model unpacked (load_in_4bit=true packs a student "
+        "here), or install what is missing"
+    )
+
+
 def check_packing(path: str, config: Any) -> None:
     """Raise `ModelError` where a checkpoint says that its weights are packed in a way that transformers does not know:
     it would go on as if they were not.
@@ -38,10 +62,8 @@ def check_packing(path: str, config: Any) -> None:
         path (`str`): the checkpoint, for the message.
         config: its configuration.
     """
-    declared = getattr(config, "quantization_config", None)
-    method = declared.get("quant_method") if isinstance(declared, dict) else getattr(declared, "quant_method", None)
-    supported = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
-    if method is not None and str(getattr(method, "value", method)) not in supported:
+    method, supported = packed_by(config), sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    if method is not None and method not in supported:
         raise ModelError(
             f"checkpoint {path!r}: quantization_config.quant_method (={method!r}) must be one of "
             f"{', '.join(supported)}: remove quantization_config from config.json if its weights are not packed"

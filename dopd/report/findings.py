@@ -69,6 +69,17 @@ def num_serious(found: Sequence[Mapping[str, Any]]) -> int:
     return sum(warning["level"] == "bad" for method in found for warning in method["warnings"])
 
 
+def _damaged(run: RunRecord) -> Iterator[Found]:
+    if run.damaged:
+        yield Found(
+            "bad",
+            "damaged files",
+            f"{run.folder.name}: {'; '.join(run.damaged)}.",
+            "What they held is missing from this page, and from what it says. Copy them from where they are whole, or "
+            "train again.",
+        )
+
+
 def _unread_lines(run: RunRecord) -> Iterator[Found]:
     if run.unread:
         yield Found(
@@ -251,6 +262,7 @@ _CHECKS: tuple[Callable[[RunRecord], Iterator[Found]], ...] = (
     _dead_teacher,
     _leaks,
     _missing,
+    _damaged,
     _unread_lines,
 )
 

@@ -103,7 +103,7 @@ def differences(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
 
 
 def _labels(members: Sequence[Sequence[RunRecord]]) -> list[str]:
-    names = [str(group[0].result.get("method") or group[0].config.get("method") or "dopd") for group in members]
+    names = [_method(group[0]) for group in members]
     labels = []
     for name, group in zip(names, members, strict=True):
         same = [settings_of(other[0]) for other, label in zip(members, names, strict=True) if label == name]
@@ -113,6 +113,11 @@ def _labels(members: Sequence[Sequence[RunRecord]]) -> list[str]:
         parts = ", ".join(f"{key}={_show(mine[key])}" for key in keys[:3])
         labels.append(f"{name} ({parts})" if parts else name)
     return [label if labels.count(label) == 1 else f"{label} #{n}" for n, label in enumerate(labels, 1)]
+
+
+def _method(run: RunRecord) -> str:
+    """The method of a run, as far as its files can be read."""
+    return str(run.result.get("method") or run.config.get("method") or ("dopd" if run.config else "unknown method"))
 
 
 def _show(value: Any) -> str:

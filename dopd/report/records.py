@@ -1,6 +1,7 @@
 """Reading a run folder: files written while it trained, and nothing else."""
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class RunRecord:
         result (`dict`): the evaluation after training; empty if there was none.
         unread (`int`): lines of metrics and traces that do not follow the format, and were left out.
         foreign (`tuple[dict, ...]`): traced completions of another version of the format.
+        damaged (`tuple[str, ...]`): what is wrong with files of which nothing could be read, in a sentence each.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class RunRecord:
     result: dict[str, Any]
     unread: int = 0
     foreign: tuple[dict[str, Any], ...] = ()
+    damaged: tuple[str, ...] = ()
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, where it was logged."""
@@ -54,29 +57,48 @@ def read_run(folder: str | Path) -> RunRecord:
     """Read a run folder, as much of it as follows the format; nothing outside of it, and no link out of it.
 
     Raises:
-        DataError: it is not one, or its configuration cannot be read.
+        DataError: it is not one.
     """
     folder = Path(folder)
     text = own_text(folder / CONFIG_FILE)
     if text is None:
         raise DataError(f"{str(folder)!r} is not a run folder: it has no {CONFIG_FILE} of its own that can be read")
-    try:
-        config = read_yaml(text)
-    except ConfigError as error:
-        raise DataError(f"{str(folder / CONFIG_FILE)!r} {error}") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{str(folder / CONFIG_FILE)!r} must be a mapping of keys to values")
+    config, damaged = _config(text)
     metrics, torn_metrics = _lines(folder / METRICS_FILE, _metrics_record)
     traced, torn_trace = _lines(folder / TRACE_FILE, _trace_record)
+    result = own_text(folder / RESULT_FILE)
+    evaluation = evaluation_of(json_of(result))
+    if result is not None and not evaluation:
+        damaged.append(f"{RESULT_FILE} holds no evaluation")
+    for name, records in ((METRICS_FILE, metrics), (TRACE_FILE, traced)):
+        if not records and (own_text(folder / name) or "").strip():
+            damaged.append(f"no line of {name} can be read")
+    damaged += [
+        f"{name} is a link or no file, and is not read"
+        for name in (METRICS_FILE, TRACE_FILE, RESULT_FILE)
+        if os.path.lexists(folder / name) and own_text(folder / name) is None
+    ]
     return RunRecord(
         folder=folder,
         config={str(key): _plain(value) for key, value in config.items()},
         metrics=metrics,
         trace=[record for record in traced if record.get("schema") == SCHEMA_VERSION],
-        result=evaluation_of(json_of(own_text(folder / RESULT_FILE))),
+        result=evaluation,
         unread=torn_metrics + torn_trace,
         foreign=tuple(record for record in traced if record.get("schema") != SCHEMA_VERSION),
+        damaged=tuple(damaged),
     )
+
+
+def _config(text: str) -> tuple[dict[Any, Any], list[str]]:
+    """The settings in a configuration, none where it cannot be read, and what is wrong with it."""
+    try:
+        config = read_yaml(text)
+    except ConfigError as error:
+        return {}, [f"{CONFIG_FILE} {error}"]
+    if isinstance(config, dict):
+        return config, []
+    return {}, [f"{CONFIG_FILE} must be a mapping of keys to values, and is none"]
 
 
 def own_text(path: Path) -> str | None:

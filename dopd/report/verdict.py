@@ -49,6 +49,8 @@ def verdict(
     level, sentence = verdict_sentence(found, labels)
     if level == "unknown":
         sentence = "No accuracy without p was logged before and after training, so nothing here says whether it worked."
+        if any(run.damaged for group in groups for run in group.runs):
+            sentence = "Files of the run are damaged, and what is left of them does not say whether it worked."
     if _under_way(groups):
         sentence = f"{_under_way(groups)}{sentence}"
     return {

@@ -16,7 +16,7 @@ from dopd.trainer.best import STUDENT_METRICS, student_metric
 from dopd.trainer.guards import check_models
 from dopd.trainer.own_engine import check_engine
 from dopd.trainer.packages import missing_here
-from dopd.trainer.setup import check_batch_sizes, check_judged, check_trackers
+from dopd.trainer.setup import check_batch_sizes, check_judged, check_sharding, check_trackers
 
 # What the host's own evaluation returns.
 _HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
@@ -56,6 +56,8 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
         problems.add(*missing_here(config))
         with problems.collected():
             check_batch_sizes(config)
+        with problems.collected():
+            check_sharding(config)
     return problems.found
 
 

@@ -65,7 +65,7 @@ def load_model(
         raise
     except Exception as error:
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
-        raise ModelError(f"model {name!r} cannot be read: {reason_of(error)}") from error
+        raise ModelError(f"model {name!r} cannot be read: {reason_of(error, path, **where_of(options))}") from error
 
 
 @contextmanager

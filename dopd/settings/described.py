@@ -35,6 +35,7 @@ Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Text = Annotated[str, MinLen(1)]
+Steps = Count | Fraction  # a number of them, or a share of all that a run makes
 
 REQUIRED = inspect.Parameter.empty
 _PLAIN = (type(None), bool, int, float, str, list, dict)
@@ -158,7 +159,7 @@ class Setting:
                 return int(value)
             if float in self.kinds and value not in self.choices and value.isascii():
                 try:
-                    return float(value)
+                    return self._meant(float(value))
                 except ValueError:
                     return value
             if {dict, list} & self.kinds and value.lstrip()[:1] in ("{", "["):
@@ -166,6 +167,8 @@ class Setting:
                     return json.loads(value)
                 except (ValueError, RecursionError):
                     return value
+        if isinstance(value, float) and {int, float} <= self.kinds and value.is_integer():
+            return int(value)  # parsers of command lines give 10.0
         if value is False and bool not in self.kinds and "no" in self.choices:
             return "no"
         return value

@@ -16,7 +16,7 @@ from trl.trainer.utils import create_model_from_path
 from dopd.adapters import check_adapter_config, check_patterns, has_adapters, tuned_layers, without_adapters
 from dopd.checkpoints import adapter_place, config_of, family_of, files_of, load, origin_of, reason_of, where_of
 from dopd.errors import ConfigError, DopdError, ModelError, did_you_mean, first_line
-from dopd.quantized import is_quantized
+from dopd.quantized import is_quantized, packed_by
 from dopd.remote_code import only_if_asked
 from dopd.rollout_settings import asking
 from dopd.sampling import declared_ends
@@ -128,9 +128,21 @@ def read(
                 teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
         args.teacher_model_init_kwargs = None
     if isinstance(model, nn.Module):
+        _check_trains(model, peft_config)
         declared_ends(model)  # the host trusts them
         check_patterns(peft_config, [name for name, _ in model.named_modules()])
     return model, teacher_model, args, processing_class
+
+
+def _check_trains(model: Any, peft_config: Any) -> None:
+    """Refuse a student whose own weights would train, and are packed."""
+    if getattr(model, "is_quantized", False) and not has_adapters(model) and peft_config is None:
+        method = packed_by(model.config)
+        raise ConfigError(
+            f"model (={model.name_or_path!r}) has packed weights (quantization_config.quant_method={method!r} in its "
+            "config.json), which cannot train: set use_peft=true (peft_config in Python) to train an adapter on them, "
+            "or take the same model unpacked"
+        )
 
 
 @contextmanager
@@ -142,7 +154,8 @@ def _readable(name: str, path: str, arguments: Any) -> Iterator[None]:
         raise
     except Exception as error:
         with_arguments = f" with {name.removesuffix('model')}model_init_kwargs" if as_mapping(arguments) else ""
-        raise ModelError(f"{name} (={path!r}) cannot be read{with_arguments}: {reason_of(error)}") from error
+        reason = reason_of(error, path, **where_of(as_mapping(arguments)))
+        raise ModelError(f"{name} (={path!r}) cannot be read{with_arguments}: {reason}") from error
 
 
 def _checked(path: str, args: DOPDConfig, options: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dopd.adapters import has_adapters
@@ -34,6 +34,11 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
         picked = flat[:: max(1, flat.numel() // _VALUES)][:_VALUES]
         digest.update(picked.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def teacher_weights(teacher: Any) -> str:
+    """A digest of a teacher's weights; where there is none in this process, of nothing."""
+    return weights_digest(teacher.named_parameters() if isinstance(teacher, nn.Module) else ())
 
 
 def first_weights(student: Any) -> str:
@@ -63,8 +68,8 @@ def same_beginning(checkpoint: str, saved: Mapping[str, Any], trainer: HostTrain
         )
         return before
     held = [one for one in (trainer.anchor, trainer.initial) if isinstance(one, FrozenAnchor) and not one.saves]
-    given = str(getattr(getattr(student, "config", None), "_name_or_path", None) or "")
-    if held or has_adapters(student) or not os.path.isdir(given):
+    source = str(getattr(getattr(student, "config", None), "_name_or_path", None) or "")
+    if held or has_adapters(student) or not os.path.isdir(source):
         return trainer.first_weights
-    run, place = Path(trainer.run_folder).resolve(), Path(given).resolve()
+    run, place = Path(trainer.run_folder).resolve(), Path(source).resolve()
     return before if place == Path(checkpoint).resolve() or place.is_relative_to(run) else trainer.first_weights

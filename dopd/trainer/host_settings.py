@@ -25,6 +25,7 @@ from dopd.errors import did_you_mean, first_line
 from dopd.rollout_settings import COLDEST, HOTTEST
 from dopd.settings import (
     Count,
+    Fraction,
     Natural,
     NotNegative,
     Positive,
@@ -32,6 +33,7 @@ from dopd.settings import (
     Seed,
     Setting,
     Share,
+    Steps,
     Text,
     check,
     quoted,
@@ -57,7 +59,7 @@ _NARROWER: dict[str, Any] = {
     "max_steps": Literal[-1] | Count,
     "learning_rate": Annotated[float, Ge(0), Le(_MOST)],
     "lr_scheduler_type": SchedulerType,
-    "warmup_steps": NotNegative,
+    "warmup_steps": Natural | Fraction,
     "weight_decay": Annotated[float, Ge(0), Le(_MOST)],
     "adam_beta1": _BelowOne,
     "adam_beta2": _BelowOne,
@@ -68,13 +70,13 @@ _NARROWER: dict[str, Any] = {
     "torch_empty_cache_steps": Count | None,
     "torch_compile_backend": Literal[tuple(backend.value.lower() for backend in DynamoBackend)] | None,
     "torch_compile_mode": _CompileMode | None,
-    "logging_steps": Positive,
-    "eval_steps": Positive | None,
+    "logging_steps": Steps,
+    "eval_steps": Steps | None,
     "eval_delay": NotNegative,
     "eval_accumulation_steps": Count | None,
     "include_num_input_tokens_seen": Literal["all", "non_padding", "no"] | bool,
     "include_for_metrics": list[Literal["inputs", "loss"]],
-    "save_steps": Positive,
+    "save_steps": Steps,
     "save_total_limit": Count | None,
     "report_to": list[str] | str | None,
     "seed": Seed,
@@ -126,6 +128,10 @@ _NARROWER: dict[str, Any] = {
     "fsdp": bool | str | list[str] | None,
 }
 _FIXES = {
+    **dict.fromkeys(
+        ("warmup_steps", "logging_steps", "eval_steps", "save_steps"),
+        "a number of steps, or below 1 a share of them all",
+    ),
     "temperature": "for the likeliest tokens set generation_kwargs={'do_sample': False} and off_policy_rollouts=True",
     "learning_rate": "a larger one leaves no number finite",
     "dataloader_num_workers": "8 for each core of this machine at most, and each is a process of its own",

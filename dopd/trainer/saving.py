@@ -22,7 +22,7 @@ from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.random_states import RandomStates
 from dopd.report.records import CONFIG_FILE, TABLE_FILE
 from dopd.trainer import whole
-from dopd.trainer.beginnings import first_weights, weights_digest
+from dopd.trainer.beginnings import first_weights, teacher_weights
 from dopd.trainer.best import student_metric
 from dopd.trainer.evidence import NON_FINITE_FILE, Evidence
 from dopd.trainer.finite import check_weights
@@ -57,10 +57,8 @@ class SavingTrainer(HostTrainer):
     at_start: RandomStates | None = None  # of the step that is under way, where it may have to be left
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        teacher = kwargs.get("teacher_model")
-        # FSDP splits weights, the teacher's here and the student's when the training begins.
-        self.teacher_weights = weights_digest(teacher.named_parameters() if isinstance(teacher, nn.Module) else ())
-        super().__init__(*args, **kwargs)
+        self.teacher_weights = teacher_weights(kwargs.get("teacher_model"))  # FSDP splits them here
+        super().__init__(*args, **kwargs)  # and the student's when the training begins
         self.base_marks = marks_of_base(self.unwrapped_student)
         self.first_weights = first_weights(self.unwrapped_student)
 
@@ -296,8 +294,7 @@ class SavingTrainer(HostTrainer):
                 write_own(run, path.name, path.read_bytes())
 
     def _check_weights(self) -> None:
-        step = self.state.global_step
-        check_weights(self.model, self.accelerator, step=step, learning_rate=self.args.learning_rate)
+        check_weights(self.model, self.accelerator, step=self.state.global_step, learning_rate=self.args.learning_rate)
 
     def _get_output_dir(self, trial: Any) -> str:
         run = super()._get_output_dir(trial)

@@ -9,6 +9,7 @@ from datasets import IterableDataset
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.training_args import ParallelMode
 
 from dopd.adapters import without_adapters
 from dopd.checkpoints import config_of, files_of, reason_of
@@ -51,6 +52,15 @@ def check_batch_sizes(args: DOPDConfig) -> None:
             f"per_device_train_batch_size (={args.per_device_train_batch_size}) x processes (={args.world_size}) x "
             f"gradient_accumulation_steps (={args.gradient_accumulation_steps}) = {completions} completions a "
             f"step must be a multiple of num_generations (={args.num_generations}), the rollouts of each prompt"
+        )
+
+
+def check_sharding(args: DOPDConfig) -> None:
+    """Raise `ConfigError` where weights are to be split over processes, and this one is alone."""
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(
+            f"fsdp (={args.fsdp!r}) splits weights over processes, and this one is alone: start it with dopd train "
+            "... --num_processes 2 (or accelerate launch), or leave fsdp out"
         )
 
 

@@ -79,7 +79,10 @@ def test_files_of_any_bytes_are_shown_or_refused_in_a_line(tmp_path: Path, name:
     folder = whole(tmp_path / "run")
     (folder / name).write_bytes(BYTES[number])
     page = shown(folder, curves=name in ("metrics.jsonl", "result.json"))
-    assert page or name == "config.yaml"
+    assert page
+    is_read = BYTES[number].strip() and (name != "config.yaml" or number not in (4, 7))
+    if name in FILES[:4] and is_read:
+        assert "damaged files" in page and f"{name}" in page
 
 
 def changed(value: Any, rng: random.Random) -> Any:
@@ -191,3 +194,12 @@ def test_a_link_or_a_pipe_is_no_file_of_a_run(tmp_path: Path, name: str, kind: s
     else:
         os.mkfifo(folder / name)
     assert bool(shown(folder)) is (name != "config.yaml")
+
+
+def test_a_run_whose_numbers_are_damaged_is_not_taken_for_one_without_an_evaluation(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "run")
+    (folder / "metrics.jsonl").write_bytes(os.urandom(3000))
+    (folder / "result.json").write_text(json.dumps(RESULT)[:-9])
+    page = report_page([folder])
+    assert "Files of the run are damaged" in page and "No accuracy" not in page
+    assert "result.json holds no evaluation; no line of metrics.jsonl can be read" in page

@@ -138,7 +138,10 @@ def test_null_is_refused_where_the_annotation_has_none() -> None:
         ("save_total_limit", [0, -1], [1, None]),
         ("final_eval_prompts", [0, -1], [1, None]),
         ("train_prompts", [0, 10**9], [1]),
-        ("warmup_steps", [-1], [0, 0.1]),
+        ("warmup_steps", [-1, 1.5, 1e30], [0, 0.1, 3, "3", 3.0]),
+        ("logging_steps", [0, 2.5], [0.5, 1, 2.0, "0.5"]),
+        ("save_steps", [0, -1, 1.5, True], [0.5, 7]),
+        ("eval_steps", [0, 1.5], [None]),
         ("adam_beta2", [-0.1, 1.0, 2], [0.95]),
         ("seed", [-1, 2**32], [0, 2**32 - 1]),
         ("top_p", [0, 1.5], [1.0]),
@@ -309,7 +312,7 @@ LATE = {
     "teacher_model_init_kwargs: {a: 1}": "teacher_model .* cannot be read",
     "teacher_model_init_kwargs: {device_map: x}": "teacher_model .* cannot be read",
     "model_init_kwargs: {attn_implementation: foo}": "attn_implementation",
-    "fsdp: full_shard": "distributed",
+    "fsdp: full_shard": r"fsdp \(=True\) splits weights over processes.*--num_processes",
     "accelerator_config: {dispatch_batches: true}": "dispatch_batches",
 }
 

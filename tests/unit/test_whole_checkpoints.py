@@ -14,10 +14,11 @@ import vision_kit
 from compatibility import tried
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from dopd.checkpoints import load
 from dopd.cli.main import main
-from dopd.errors import ModelError
+from dopd.errors import ConfigError, ModelError
 from dopd.weights import read_weights
 
 Tensors = dict[str, torch.Tensor]
@@ -216,6 +217,29 @@ def test_a_checkpoint_packed_in_an_unknown_way_is_refused(tmp_path: Path) -> Non
     _change(Path(folder) / "config.json", quantization_config={"quant_method": "mine", "bits": 4})
     with pytest.raises(ModelError, match=r"quant_method \(='mine'\) must be one of .*awq"):
         kit.trainer(tmp_path / "run", model=folder)
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+@pytest.mark.parametrize("method", ["gptq", "hqq", "spqr", "torchao"])
+def test_a_checkpoint_that_cannot_be_unpacked_here_is_told_with_its_role_and_a_way_out(
+    tmp_path: Path, method: str, role: str
+) -> None:
+    folder = saved(tmp_path / "packed", kit.student())
+    _change(Path(folder) / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ModelError, match=rf"{role} \(='.*packed'\).*quant_method='{method}'.*the same model unpacked"):
+        kit.trainer(tmp_path / "run", **{role: folder})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_that_bitsandbytes_has_packed_teaches_and_does_not_train(tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes", reason="packed weights need bitsandbytes: pip install 'dopd[quantized]'")
+    plain, packed = saved(tmp_path / "plain", kit.teacher()), str(tmp_path / "packed")
+    asked = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=asked).save_pretrained(packed)
+    kit.TOKENIZER.save_pretrained(packed)
+    kit.trainer(tmp_path / "run", teacher_model=packed).train()
+    with pytest.raises(ConfigError, match=f"quant_method='bitsandbytes_{bits}bit'.*cannot train: set use_peft=true"):
+        kit.trainer(tmp_path / "other", model=packed)
 
 
 @pytest.mark.parametrize("role", ["model", "teacher_model"])
