@@ -44,6 +44,12 @@ def teachers_options(args: DOPDConfig) -> dict[str, Any] | None:
     return None if own is None or as_mapping(own) == shared else as_mapping(own)
 
 
+def check_processes(args: DOPDConfig) -> None:
+    """Raise `ConfigError` for settings that do not fit the number of processes."""
+    check_batch_sizes(args)
+    check_sharding(args)
+
+
 def check_batch_sizes(args: DOPDConfig) -> None:
     """Raise `ConfigError` unless a step holds whole groups of rollouts."""
     completions = completions_per_step(args, args.world_size)

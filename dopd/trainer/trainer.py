@@ -139,8 +139,7 @@ class DOPDTrainer(RecordingTrainer):
         )
         model = resolve_model(model) if isinstance(model, str) else model
         teacher_model = resolve_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
-        setup.check_batch_sizes(args)
-        setup.check_sharding(args)
+        setup.check_processes(args)
         check_engine(rollout_engine, use_vllm=args.use_vllm)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
         functions = load_reward_functions(reward_funcs, args.verifier_timeout)
