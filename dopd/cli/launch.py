@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dopd.errors import ConfigError, did_you_mean, first_line
 
@@ -66,6 +67,21 @@ def launch_command(arguments: argparse.Namespace, command: Sequence[str]) -> lis
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *own, *flags]
     return [*launcher, "-m", "dopd.cli.main", *command]
+
+
+def launched_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_launch` and their configuration say together, in the words of that configuration.
+
+    Raises:
+        ConfigError: no such configuration, or a number that is none.
+    """
+    from dopd.runs.splits import launch_file
+
+    name, count = arguments.accelerate_config, arguments.num_processes
+    if count is not None and not (str(count).isdigit() and int(count) > 0):
+        raise ConfigError(f"num_processes (={count!r}) must be a whole number of at least 1")
+    content = {} if name is None else launch_file(_config_file(name))
+    return content if count is None else content | {"num_processes": int(count)}
 
 
 def _config_file(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dopd
 from dopd.checkout import lab_module
-from dopd.cli import config_keys, look
+from dopd.cli import config_keys, look, plan
 from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.parser import Parser
@@ -42,7 +42,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if argument != argument.encode(errors="replace").decode():
             parser.error(f"{argument!r} is not UTF-8: give the file another name")
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run not in (_train, _doctor, _in_lab):
+    if rest and arguments.run not in (_train, _doctor, _in_lab, plan.print_plan):
         arguments.parser.error(arguments.parser.unknown(rest))
     arguments.rest = rest
     parent = os.environ.pop(ENDS_WITH, None)
@@ -106,6 +106,7 @@ def build_parser() -> Parser:
     config_keys.add_config(commands, _command)
     _add_quickstart(commands)
     _add_doctor(commands)
+    plan.add_plan(commands, _command)
     look.add_report(commands, _command)
     look.add_inspect(commands, _command)
     _add_lab(commands)

@@ -26,13 +26,27 @@ def seed(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A time above 0."""
+    return _number(text, math.inf, "a number of seconds above 0")
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _number(text, math.inf, "a number above 0")
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    return _number(text, math.nextafter(1.0, 2.0), "a number above 0 and at most 1")
+
+
+def _number(text: str, below: float, allowed: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if 0.0 < number < math.inf:
+    if 0.0 < number < below:
         return number
-    raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} must be {allowed}")
 
 
 def _between(text: str, lowest: int, highest: int) -> int:

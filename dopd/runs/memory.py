@@ -10,6 +10,7 @@ import torch
 
 from dopd.fused.products import CPU_TILE_BYTES, GPU_TILE_BYTES
 from dopd.runs.sizes import ModelSize
+from dopd.runs.splits import ONE_DEVICE, Split
 from dopd.sources import SOURCES
 from dopd.tables import RoutingTable
 from dopd.trainer.config import DOPDConfig
@@ -19,26 +20,6 @@ PROMPT_TOKENS = 512  # of a prompt, where no limit says how long they are
 CONTEXT = 2**30  # bytes that CUDA and its libraries keep on a GPU
 
 Parts = dict[str, float]  # bytes by what takes them
-
-
-@dataclass(frozen=True)
-class Split:
-    """Over how many devices things are split; 1: each device has them whole.
-
-    Attributes:
-        devices (`int`): that share a step.
-        weights, gradients, optimizer (`int`): of the student.
-        teacher (`int`): the teacher's weights.
-    """
-
-    devices: int = 1
-    weights: int = 1
-    gradients: int = 1
-    optimizer: int = 1
-    teacher: int = 1
-
-
-ONE_DEVICE = Split()
 
 
 @dataclass(frozen=True)
@@ -118,10 +99,14 @@ class _Phases:
         weights |= {"CUDA": float(CONTEXT)} if self.room.gpu else {}
         # From the first step on the optimizer's states are there in every phase.
         self.stays = weights | {"optimizer": self._optimizer()}
-        self.stays |= self._engine()
+        if self.split.devices > 1 and self.split.gradients == 1 and self.split.optimizer == 1:
+            self.stays["DDP's buckets"] = float(self.student.trained)  # gradients are sent from copies
+        engine = self._engine()
+        rollouts = self.stays | engine | self._rollouts()
+        self.stays |= {} if self.config.vllm_enable_sleep_mode else engine
         return {
             "weights": weights,
-            "rollouts": self.stays | self._rollouts(),
+            "rollouts": rollouts,
             "scoring": self.stays | self._scoring(),
             "training": self.stays | self._training(),
             "update": self.stays | {"gradients": self._gradients()} | self._update(),
@@ -179,8 +164,9 @@ class _Phases:
                 "of a pass": layer + 3 * 4 * self.answers * student.vocabulary}  # fmt: skip
         begin = {"keys and values": self.answers * self.prompt * token,
                  "of a pass": self.answers * self.prompt * self._of_a_pass(student, self.prompt)}  # fmt: skip
+        whole = float(student.weights) if self.split.gathers_whole else None
         return _higher(step, begin) | {
-            "gathered": self._gathered(student, self.split.weights),
+            "gathered": self._gathered(student, self.split.weights) if whole is None else whole,
             "in half precision": self._casts(student, trained=True),
         }
 

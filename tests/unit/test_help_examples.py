@@ -21,6 +21,7 @@ NOT_HERE = {
     "--train": "trains a tiny model for minutes",
     "--student Qwen": "answers with a model of the hub",
     "eval Qwen": "answers with a model of the hub",
+    "plan qwen3": "reads configurations of the hub",
     "experiment figure3": "makes hundreds of runs",
     "experiment all": "makes hundreds of runs",
     "experiment table4": "makes hundreds of runs",
