@@ -55,14 +55,16 @@ def print_plan(arguments: argparse.Namespace) -> int:
     from dopd.runs.effort import DEVICES, Efficiency
     from dopd.runs.planning import Machine, make_plan
     from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import load_settings, split_arguments
+    from dopd.runs.settings import all_settings, load_settings, split_arguments
     from dopd.runs.splits import split_of
     from dopd.runs.train import make_config
+    from dopd.settings.foreign import FOREIGN
 
     quiet_libraries()
     name, flags = split_arguments(arguments.rest)
     if name is None:
         raise ConfigError("a config is missing: dopd plan CONFIG, a YAML file or the name of a recipe")
+    arguments.parser.check_none_meant(flags, [*all_settings(), *FOREIGN])
     settings = load_settings(name, flags)
     config = make_config(settings, elsewhere=True)
     device = DEVICES[arguments.gpu]

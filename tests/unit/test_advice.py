@@ -143,7 +143,7 @@ def test_a_command_that_is_advised_parses_and_what_it_names_exists(
             assert ended.code == 0 or (missing and not {"NAME", "MODEL"} & set(command.split()))
             return
         raise AssertionError(command) from None
-    if parsed.command in ("train", "doctor"):
+    if parsed.command in ("train", "doctor", "plan"):
         config, flags = split_arguments(rest)
         if config is not None:
             load_settings(config, flags)
