@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-browser mutants lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-vllm test-browser mutants lint benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not weights and not gpu and not browser and not wheel"
+	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not weights and not gpu and not vllm and not browser and not wheel"
 
 test-wheel: $(VENV)/.installed-dev  ## the wheel, built and used in an environment of its own
 	@$(ONE_THREAD) $(BIN)/pytest -m wheel
@@ -49,6 +49,14 @@ test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
 
 test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fetched as data: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m weights
+
+$(VENV)-vllm/.installed: pyproject.toml constraints.txt tests/with_vllm/environment.py
+	@echo "setting up $(VENV)-vllm (once; some minutes, 4 GB)"
+	@$(PYTHON) tests/with_vllm/environment.py $(VENV)-vllm
+	@touch $@
+
+test-vllm: $(VENV)-vllm/.installed  ## vLLM on this CPU draws the answers, and serves a teacher: some minutes
+	@$(ONE_THREAD) $(VENV)-vllm/bin/pytest -m vllm tests/with_vllm
 
 test-browser: $(VENV)/.installed-dev  ## the report in a headless browser: needs the packages chromium and chromium-driver
 	@$(ONE_THREAD) $(BIN)/pytest -m browser

@@ -24,8 +24,8 @@ class Assignment:
     Attributes:
         regimes (`LongTensor` (B, T)): the `Regime` of every token (0 in an unrouted table), -1 where it is not scored.
         gap (`Tensor` (B, T), *optional*): privilege advantage gaps of a routed table, nats.
-        factors (`dict[int, Tensor]`): index of a rule with `select` or `scale` -> factor on its weight (B, T), 0 where
-            the rule leaves the token out.
+        factors (`dict[int, Tensor]`): index of a rule -> factor on its weight (B, T), 0 where the rule leaves the token
+            out; of every rule with `select` or `scale`, and of all of them after `times`.
         advantages (`dict[int, Tensor]`): index of a policy-gradient rule -> advantages (B, T).
         progress (`float`): share of the training that is over, for exponents that move.
         thresholds (`Thresholds`, *optional*): the averages that decided the regimes.
@@ -54,6 +54,14 @@ class Assignment:
             total_BT += torch.where(self.chosen(index, rule), weight, 0.0)
         return total_BT
 
+    def times(self, factor: Tensor, table: RoutingTable) -> "Assignment":
+        """These decisions with one more factor (B, T) on what each token receives from every rule."""
+        factors = {
+            index: torch.where(self.chosen(index, rule), factor.double() * self.factors.get(index, 1.0), 0.0)
+            for index, rule in enumerate(table.rules)
+        }
+        return replace(self, factors=factors)
+
     def at(self, sequences: Tensor) -> "Assignment":
         """The decisions about some sequences, in the order in which `sequences` (LongTensor) names them."""
         return replace(
@@ -68,8 +76,9 @@ class Assignment:
         """Raise `ConfigError` unless these decisions are about the tokens of `mask` and the rules of `table`."""
         check_regimes(self.regimes, mask, table)
         for index, rule in enumerate(table.rules):
+            has_factor = index in self.factors
             for what, decided, needed in (
-                ("factors", self.factors, rule.select is not None or rule.scale is not None),
+                ("factors", self.factors, has_factor or rule.select is not None or rule.scale is not None),
                 ("advantages", self.advantages, rule.advantage is not None),
             ):
                 if (index in decided) != needed or (needed and decided[index].shape != mask.shape):

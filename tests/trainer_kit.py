@@ -1,5 +1,6 @@
 """Small trainers for tests: tiny untrained models, a few prompts, one optimizer step unless told otherwise."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ TOKENIZER = build_tokenizer()
 STUDENT = TinySpec(num_layers=2, hidden_size=32)
 TEACHER = TinySpec(num_layers=2, hidden_size=48)
 GREEDY = {"do_sample": False}
+# Its name before transformers 5.20.
+_CHECKPOINTING = min({"activation_checkpointing", "gradient_checkpointing"} & {one.name for one in fields(DOPDConfig)})
 TASK = get_task("dag")
 
 
@@ -82,7 +85,7 @@ def config(folder: Path, method: str = "dopd", **options: Any) -> DOPDConfig:
         "method": method,
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        _CHECKPOINTING: False,
         "per_device_train_batch_size": 8,
         "max_steps": 1,
         "max_completion_length": 8,

@@ -130,7 +130,7 @@ class Inspector:
             if not all(answers):
                 raise ConfigError("a completion without tokens has nothing to look at")
             view = prompts.shared_view(plain, student.device)
-            ids, mask = prompts.padded([ids[:MAX_TOKENS] for ids in answers], student.device)
+            ids, mask, _ = prompts.padded([ids[:MAX_TOKENS] for ids in answers], student.device)
         return Rollouts(asked, view, ids, mask)
 
 

@@ -44,7 +44,7 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
     with problems.collected():
         _check_rewards(settings, config)
     with problems.collected():
-        check_engine(settings.rollout_engine, use_vllm=config.use_vllm)
+        check_engine(settings.rollout_engine, config)
     if config.teacher_model_name_or_path is None and config.loads_teacher:
         with problems.collected():
             check_models(None, None, config.routing_table())

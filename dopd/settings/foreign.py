@@ -77,15 +77,16 @@ _HERE = {
     "hint_column privileged_column context_column solution_column answer_column",
     "load_in_4bit or load_in_8bit": "quantization qlora",
     "use_vllm": "vllm",
+    "rollout_importance: truncated": "vllm_importance_sampling_correction vllm_importance_sampling_mode",
+    "rollout_importance_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
     "verifier": "judge grader verifier_fn",
     "rollout_engine, for an engine of your own": "use_transformers_continuous_batching use_transformers_paged "
     "transformers_continuous_batching_config",
     "log_unique_prompts": "wandb_log_unique_prompts",
 }
 _NOT_HERE = {
-    "answers count as draws from the student that scores them, and nothing is weighed by importance: leave it out": ""
-    "use_bias_correction_kl vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
-    "vllm_importance_sampling_clip_min vllm_importance_sampling_correction vllm_importance_sampling_mode "
+    "of importance weights there is rollout_importance alone: leave it out": "use_bias_correction_kl "
+    "vllm_importance_sampling_clip_min "
     "sapo_temperature_neg sapo_temperature_pos vespo_k_neg vespo_k_pos vespo_lambda_neg vespo_lambda_pos",
     "vLLM has the weights of the step whose answers it draws: leave it out": "vllm_sync_frequency",
     "logits are added up in float32 as it is: leave it out": "cast_lm_head_to_fp32",

@@ -26,6 +26,7 @@ class Rollouts:
         view (`View`): these prompts, as everyone who reads the plain view reads them.
         completion_ids (`LongTensor` (B, T)): right-padded; the same in every view.
         mask (`Tensor` (B, T)): non-zero where a token is scored.
+        logprobs (`Tensor` (B, T), *optional*): of the tokens by the engine that drew them, nats; 0 at padding.
         scores (`list[float]`, *optional*): how right the answers are by the verifier, in [0, 1].
         rewards (`list[float]`, *optional*): what methods learn from: any finite numbers, NaN where nothing applies.
         rewards_by_function (`dict[str, list[float]]`): of each reward function, NaN where it does not apply.
@@ -35,6 +36,7 @@ class Rollouts:
     view: View
     completion_ids: Tensor
     mask: Tensor
+    logprobs: Tensor | None = None
     scores: list[float] | None = None
     rewards: list[float] | None = None
     rewards_by_function: Mapping[str, list[float]] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class ScoredBatch:
         num_sequences (`float`): sequences with a scored token in the whole step, on all ranks: the denominator of the
             mean over sequences.
         numbers (`LongTensor` (B,)): the place of each completion among those of this rank's step.
+        drawn_logprobs (`Tensor` (B, T), *optional*): `Rollouts.logprobs`.
     """
 
     view: View
@@ -85,6 +88,7 @@ class ScoredBatch:
     assignment: Assignment
     num_sequences: float
     numbers: Tensor
+    drawn_logprobs: Tensor | None = None
 
     def at(self, rows: Tensor) -> "ScoredBatch":
         """Some completions, in the order in which `rows` (LongTensor) names them."""
@@ -96,6 +100,7 @@ class ScoredBatch:
             sources={name: scores.at(rows) for name, scores in self.sources.items()},
             assignment=self.assignment.at(rows),
             numbers=self.numbers[rows],
+            drawn_logprobs=None if self.drawn_logprobs is None else self.drawn_logprobs[rows],
         )
 
     def split(self, count: int, num_generations: int) -> "list[ScoredBatch]":

@@ -1,7 +1,7 @@
 """Rollout engines: what draws the student's answers."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,19 @@ class Request:
     step: int
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Answers of an engine that also says how likely it took their tokens to be.
+
+    Attributes:
+        token_ids (`list[list[int]]`): of one answer to each prompt, up to and with what ends it.
+        logprobs (`list[list[float]]`): log-probs of these tokens in the distribution that they were drawn from, nats.
+    """
+
+    token_ids: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]]
+
+
 class Engine(Protocol):
     """Draws answers from the student's distribution at the run's temperature, and from no other.
 
@@ -40,9 +53,9 @@ class Engine(Protocol):
     answer are given to the engine when it is made.
     """
 
-    def generate(self, request: Request) -> list[list[int]]:
+    def generate(self, request: Request) -> list[list[int]] | Answers:
         """Token ids of one answer to each prompt of this process, at most `max_new_tokens`, up to and with what ends
-        it.
+        it; with `Answers`, what the engine says of them is held against the student's own scores.
         """
 
 

@@ -129,15 +129,21 @@ class PromptEncoder:
         """Rows that are asked, as everyone reads their prompts with privileged context."""
         return self.shared_view([privileged_prompt(row, self.template) for row in rows], device)
 
-    def padded(self, answers: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-        """Answers as ids (B, T), padded on the right, and their mask (B, T)."""
+    def padded(
+        self, answers: Sequence[Sequence[int]], device: Any, logprobs: Sequence[Sequence[float]] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Answers as ids (B, T), padded on the right, their mask (B, T), and log-probs of their tokens (B, T)."""
         longest = max(1, *map(len, answers))
         multiple = self.pad_to_multiple_of or 1
         longest = -(-longest // multiple) * multiple
         pad = self.tokenizer.pad_token_id
         ids = [[*answer, *[pad] * (longest - len(answer))] for answer in answers]
         mask = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers]
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        numbers = None
+        if logprobs is not None:
+            rows = [[*values, *[0.0] * (longest - len(values))] for values in logprobs]
+            numbers = torch.tensor(rows, device=device)
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device), numbers
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion as text, without special tokens."""

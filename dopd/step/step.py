@@ -166,7 +166,7 @@ class Step:
         kept = {name: self._kept(name, scores) for name, scores in sources.items()}
         num_sequences = float(self.ranks.total((mask != 0).any(1).sum()))
         numbers = torch.arange(len(mask), device=mask.device)
-        return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers)
+        return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers, rollouts.logprobs)
 
     def _kept(self, source: str, scores: SourceScores) -> SourceScores:
         """What the loss reads of a source."""

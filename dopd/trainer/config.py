@@ -28,6 +28,7 @@ from dopd.trainer.resuming import checkpoint_to_resume
 
 Overlong = Literal["error", "drop"]
 PromptFormat = Literal["auto", "text"]
+Importance = Literal["none", "truncated"]
 _TRL_BETA_DEFAULT = 1.0
 
 
@@ -88,6 +89,14 @@ class DOPDConfig(DistillationConfig):
         off_policy_rollouts (`bool`, *optional*, defaults to `False`):
             Allow settings (`top_p`, `top_k`, `min_p`, penalties, `generation_kwargs`) with which answers are drawn from
             another distribution than the one that is scored. `temperature` needs no leave: scores follow it.
+        rollout_importance (`str`, *optional*, defaults to `"none"`):
+            `"truncated"` multiplies what each token is taught with min(S(y) / E(y), cap): the student's probability of
+            the token over that of the engine that drew it. For engines that say their log-probs (vLLM, or your own).
+        rollout_importance_cap (`float`, *optional*, defaults to `2.0`):
+            Largest of these factors.
+        rollout_drift_limit (`float`, *optional*, defaults to `0.1`):
+            Mean difference of log-probs between engine and student, nats, above which a run warns; above it and ten
+            times the first step's, and anyway above 1 nat, it stops.
         privileged_template (`str`, *optional*):
             Text with `{prompt}` and `{privileged_context}`; `None` takes a default for chat or for plain text.
         teacher_chat_template_kwargs (`dict`, *optional*):
@@ -188,6 +197,9 @@ class DOPDConfig(DistillationConfig):
 
     num_generations: Count = 4
     off_policy_rollouts: bool = False
+    rollout_importance: Importance = "none"
+    rollout_importance_cap: Positive = 2.0
+    rollout_drift_limit: Positive = 0.1
     privileged_template: Text | None = None
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     prompt_format: PromptFormat = "auto"

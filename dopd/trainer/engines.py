@@ -1,6 +1,7 @@
 """The rollout engines of a run, and what answers are drawn from."""
 
 import logging
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -15,6 +16,7 @@ from dopd.generation import words
 from dopd.guests import as_guest
 from dopd.interrupts import Stopped
 from dopd.lengths import crossing, shortest_switch
+from dopd.ranks import Ranks
 from dopd.rollout_settings import (
     asking,
     cache_implementation,
@@ -25,8 +27,9 @@ from dopd.rollout_settings import (
 from dopd.sampling import Ending, declared_stop_strings, sampling_config
 from dopd.scoring import View, left_padded, random_state_kept, unpadded
 from dopd.settings import as_mapping, quoted
-from dopd.step import Engine, EngineSetup, Request, Rollouts, TransformersEngine
+from dopd.step import Answers, Drift, Engine, EngineSetup, Request, Rollouts, TransformersEngine
 from dopd.step.engine import WholeStudent
+from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.images import Trial
 from dopd.trainer.own_engine import load_engine
@@ -34,6 +37,7 @@ from dopd.vocabulary import unscored_ids, vocab_size_of
 
 logger = logging.getLogger(__name__)
 
+_ROUNDED_ABOVE_0 = 1e-3  # what half precision makes of the log-prob of a certain token
 _FEW = 2  # tokens of a prompt, and of an answer, that settings of rollouts are tried with
 
 
@@ -96,17 +100,18 @@ class VLLMEngine:
                 )
             options["logit_bias"] = dict.fromkeys(forbidden, -100.0)
         engine.generation_kwargs = options
+        engine.logprobs = 0  # of the sampled tokens alone
 
-    def generate(self, request: Request) -> list[list[int]]:
+    def generate(self, request: Request) -> list[list[int]] | Answers:
         pictures = [[open_image(source) for source in image_sources(prompt)] or None for prompt in request.prompts]
         ids = unpadded(request.view.prompt_ids, request.view.prompt_mask)
         engine = self._host.vllm_generation
         usual, engine.max_completion_length = engine.max_completion_length, request.max_new_tokens
         try:
-            drawn = self._host.answers_of_vllm(ids, pictures if any(pictures) else None)
+            drawn, logprobs = self._host.answers_of_vllm(ids, pictures if any(pictures) else None)
         finally:
             engine.max_completion_length = usual
-        return [self._host.ending.cut(answer) for answer in drawn]
+        return drawn if logprobs is None else Answers(drawn, logprobs)
 
 
 def make_engine(
@@ -163,8 +168,11 @@ def _try_settings(host: HostTrainer, engine: TransformersEngine, view: View | No
         ) from error
 
 
-def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending) -> list[list[int]]:
-    """One answer of an engine to each prompt; nothing stands behind what ends one.
+def drawn_answers(
+    engine: Engine, request: Request, student: Any, ending: Ending
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """One answer of an engine to each prompt, with nothing behind what ends it, and where the engine says them the
+    log-probs of its tokens.
 
     Args:
         student: the unwrapped student.
@@ -172,10 +180,12 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
     Raises:
         ScoringError: what the engine gave is no answer of the student's to each prompt.
     """
+    found: Any
     if isinstance(engine, TransformersEngine | VLLMEngine):
         found = engine.generate(request)
     else:
         found = _drawn_by_guest(engine, request)
+    found, logprobs = (found.token_ids, found.logprobs) if isinstance(found, Answers) else (found, None)
     asked, size = len(request.prompts), vocab_size_of(student)
     expected = f"and was asked for a list of {asked} lists of token ids below {size}"
     if not isinstance(found, list | tuple) or len(found) != asked:
@@ -186,11 +196,40 @@ def drawn_answers(engine: Engine, request: Request, student: Any, ending: Ending
         ids = answer.tolist() if isinstance(answer, torch.Tensor) else answer
         if not isinstance(ids, list | tuple) or not _are_ids(ids, size):
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
-        answers.append(ending.cut(list(map(int, ids))))
-    return answers
+        answers.append(list(map(int, ids)))
+    cut = [ending.cut(ids) for ids in answers]
+    if logprobs is None:
+        return cut, None
+    checked = _checked_logprobs(logprobs, answers)
+    return cut, [values[: len(ids)] for values, ids in zip(checked, cut, strict=True)]
 
 
-def _drawn_by_guest(engine: Engine, request: Request) -> list[list[int]]:
+def _checked_logprobs(logprobs: Any, answers: list[list[int]]) -> list[list[float]]:
+    """What an engine says of its tokens, as numbers; `ScoringError` where they are no log-probs of them."""
+    if len(logprobs) != len(answers):
+        raise ScoringError(
+            f"the rollout engine gave log-probs of {len(logprobs)} answers beside {len(answers)} answers"
+        )
+    checked = []
+    for place, (numbers, ids) in enumerate(zip(logprobs, answers, strict=True)):
+        values = numbers.tolist() if isinstance(numbers, torch.Tensor) else list(numbers)
+        if len(values) != len(ids):
+            raise ScoringError(
+                f"the rollout engine gave {len(values)} log-probs for the {len(ids)} tokens of answer {place}: it "
+                "must give one for each"
+            )
+        values = [math.nan if value is None else float(value) for value in values]
+        wrong = [value for value in values if not -math.inf < value <= _ROUNDED_ABOVE_0]
+        if wrong:
+            raise ScoringError(
+                f"the rollout engine gave {wrong[0]:g} as the log-prob of a token of answer {place}: a token that was "
+                "drawn has a finite one, at most 0"
+            )
+        checked.append(values)
+    return checked
+
+
+def _drawn_by_guest(engine: Engine, request: Request) -> list[list[int]] | Answers:
     try:
         with as_guest("the rollout engine"):
             return engine.generate(request)
@@ -204,6 +243,26 @@ def _are_ids(values: Sequence[Any], size: int) -> bool:
     """Whether all are whole numbers below `size`: by their kinds and extremes, as answers are long."""
     whole = all(issubclass(kind, Integral) and kind is not bool for kind in set(map(type, values)))
     return whole and (not values or (min(values) >= 0 and max(values) < size))
+
+
+def drift_of(args: DOPDConfig) -> Drift:
+    """What watches how far the engine of a run is from the student."""
+    return Drift(
+        args.rollout_drift_limit, args.rollout_importance_cap if args.rollout_importance == "truncated" else None
+    )
+
+
+def checked_drift(host: HostTrainer, drift: Drift, ranks: Ranks) -> dict[str, float]:
+    """Metrics of a step's drift, which is warned of where it is large.
+
+    Raises:
+        ScoringError: the engine cannot be the student's; answers that may come from another distribution have leave.
+    """
+    metrics = drift.taken(ranks)
+    found = None if host.args.off_policy_rollouts else drift.check(metrics)
+    if found and host.accelerator.is_main_process:
+        logger.warning(f"step {host.state.global_step}: {found}")
+    return metrics
 
 
 def check_rollouts(rollouts: Rollouts, student: Any, vocab_size: int, max_new_tokens: int, *, off_policy: bool) -> None:

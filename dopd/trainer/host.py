@@ -3,6 +3,7 @@
 A test fails by name when a release of TRL changes one of them.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,6 @@ HOST_HOOKS = (
     "_get_train_sampler",
     "_get_dataloader",
     "_prepare_inputs",
-    "_generate_single_turn",
     "compute_loss",
     "log",
     "training_step",
@@ -172,9 +172,23 @@ class HostTrainer(DistillationTrainer):
             model.gradient_checkpointing_disable()
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **of_layers)
 
-    def answers_of_vllm(self, prompt_ids: list[list[int]], pictures: list[Any] | None) -> list[list[int]]:
-        """Answers of the host's vLLM, whose weights are brought up to date first."""
-        return self._generate_single_turn(prompt_ids, pictures, {})
+    def answers_of_vllm(
+        self, prompt_ids: list[list[int]], pictures: list[Any] | None
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Answers of the host's vLLM, whose weights are brought up to date first, and the log-probs of their tokens."""
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        asked: dict[str, Any] = {"prompts": prompt_ids, "images": pictures, "num_generations": 1}
+        _, drawn, logprobs, among = self.vllm_generation.generate(**asked)
+        if logprobs is None or among is None:
+            return drawn, None
+        # Of a token the likeliest others may be there too.
+        values = [
+            [dict(zip(ids, numbers, strict=True)).get(token, math.nan) for token, ids, numbers in zip(*of, strict=True)]
+            for of in zip(drawn, among, logprobs, strict=True)
+        ]
+        return drawn, values
 
     # --- What is logged
 

@@ -186,7 +186,10 @@ def check_mappings(args: DistillationConfig) -> list[str]:
         *_tracker_problems(args),
         *_machine_problems(args),
     ]
+    # The second name is of transformers 5.20 and later.
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if not hasattr(args, name):
+            continue
         problems += _inside(args, name, {key: Setting(key, hint) for key, hint in _CHECKPOINTING.items()})
         problems += _checkpointing_problems(name, getattr(args, name))
     accumulation = {"gradient_accumulation_kwargs": {k: Setting(k, bool) for k in _ACCUMULATION}}

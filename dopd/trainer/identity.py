@@ -66,6 +66,8 @@ _SETTINGS = (
     "neftune_noise_alpha",
     "optim_target_modules",
     "off_policy_rollouts",
+    "rollout_importance",
+    "rollout_importance_cap",
     "ignore_data_skip",
     "train_sampling_strategy",
     "dataloader_drop_last",

@@ -4,20 +4,27 @@ from dopd.errors import ConfigError, DopdError, first_line
 from dopd.guests import as_guest
 from dopd.registry import is_reference, load_code, place_of
 from dopd.step import Engine, EngineSetup
+from dopd.trainer.config import DOPDConfig
 
 TRIAL_TOKENS = 16  # most tokens of the answers that an engine is tried with
 
 
-def check_engine(engine: Engine | str | None, *, use_vllm: bool) -> None:
+def check_engine(engine: Engine | str | None, args: DOPDConfig) -> None:
     """Raise `ConfigError`, without reading anybody's code, for what cannot draw the answers of a run."""
     if engine is None:
+        if args.rollout_importance != "none" and not args.use_vllm:
+            raise ConfigError(
+                f"rollout_importance (={args.rollout_importance!r}) is for engines with weights of their own "
+                "(use_vllm, or a rollout_engine that says its log-probs): transformers draws the answers with the "
+                "student's own, so all factors would be 1. Leave it at 'none'"
+            )
         return
     if isinstance(engine, str) and not is_reference(engine):
         raise ConfigError(
             f"rollout_engine (={engine!r}) must name a function of your own, package.module:factory or "
             "./file.py:factory; without it transformers draws the answers, or vLLM with use_vllm=true"
         )
-    if use_vllm:
+    if args.use_vllm:
         raise ConfigError(
             f"use_vllm (=True) and rollout_engine (={_named(engine)}) are two engines for one run's answers: leave one "
             "of them out"

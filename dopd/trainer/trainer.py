@@ -35,7 +35,7 @@ from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, Metrics
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
 from dopd.trainer.description import describe_run
-from dopd.trainer.engines import check_rollouts, drawn_answers, ending_of, make_engine
+from dopd.trainer.engines import check_rollouts, checked_drift, drawn_answers, drift_of, ending_of, make_engine
 from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient, balanced
 from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
@@ -140,7 +140,7 @@ class DOPDTrainer(RecordingTrainer):
         model = resolve_model(model) if isinstance(model, str) else model
         teacher_model = resolve_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
         setup.check_processes(args)
-        check_engine(rollout_engine, use_vllm=args.use_vllm)
+        check_engine(rollout_engine, args)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
         functions = load_reward_functions(reward_funcs, args.verifier_timeout)
         verifier = load_verifier(verifier, args.verifier_timeout)
@@ -180,7 +180,7 @@ class DOPDTrainer(RecordingTrainer):
         if rollout_engine is not None:
             self._try_engine()
         self._parts: dict[int, ScoredBatch] = {}
-        self._sums, self._clock = StepSums(), StepClock()
+        self._sums, self._clock, self._drift = StepSums(), StepClock(), drift_of(args)
         self.evidence = Evidence(self.run_folder, self.tokenizer, self.accelerator.process_index)
         self.trace = make_trace(self, self.step)
         self._add_callbacks()
@@ -322,8 +322,8 @@ class DOPDTrainer(RecordingTrainer):
         view = self.prompts.shared_view(prompts, self.accelerator.device)
         limit = limit or self._answer_limit()
         request = Request(view, prompts, limit, self.state.global_step)
-        answers = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
-        rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device))
+        answers, logprobs = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
+        rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device, logprobs))
         check_rollouts(
             rollouts, self.unwrapped_student, self.models.vocab_size, limit, off_policy=self.args.off_policy_rollouts
         )
@@ -342,6 +342,7 @@ class DOPDTrainer(RecordingTrainer):
 
         hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
         head = Head.of_model(student, self.temperature, self.models.vocab_size)
+        batch = self._drift.weighed(batch, self.table, hidden, head, self.args.loss_chunk_tokens)
         targets = self.step.targets(batch)
         routed = self.step.loss(batch, (hidden, head), targets)
         if self.table.routed and hidden.requires_grad:
@@ -380,13 +381,13 @@ class DOPDTrainer(RecordingTrainer):
         else:
             alone = StepSums()
             alone.add(sums)
-            self.record(alone.reduce(self.step.ranks) | self._seconds())
+            self.record(alone.reduce(self.step.ranks) | self._drift.taken(self.step.ranks) | self._seconds())
 
     def _record_step(self) -> None:
         stats = self._sums.reduce(self.step.ranks)
         if self.accelerator.is_main_process:
             warn_of_collapse(stats, self.table, self.state.global_step)
-        self.record(stats | self._seconds())
+        self.record(stats | checked_drift(self, self._drift, self.step.ranks) | self._seconds())
         if self.trace is not None:
             self.trace.finish()
             if self.trace.dropped:

@@ -6,12 +6,14 @@ from typing import Any
 import independent
 import pytest
 import torch
-from loss_kit import SOURCES, TABLES, mapped, random_batch, run_loss
+from loss_kit import SOURCES, TABLES, every_table, mapped, random_batch, run_loss
 from torch import Tensor
 
 import dopd
+from dopd.assignment import assign
 from dopd.errors import ConfigError
 from dopd.loss import sequence_mean
+from dopd.signals import SignalBatch
 
 
 def logits_of(probs: list[list[float]]) -> Tensor:
@@ -149,3 +151,33 @@ def test_weight_multiplies_and_weight_zero_leaves_the_tokens_in_the_denominator(
     torch.testing.assert_close(without.loss, sequence_mean(without.per_token, batch["mask"]))
     doubled, _ = run_loss(batch, dopd.table("dopd", top_k=4, strong_weight=2.0, light_weight=1.2, weak_weight=0.6))
     torch.testing.assert_close(doubled.loss, 2 * full.loss)
+
+
+@every_table
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_one_more_factor_multiplies_what_each_token_receives(table: dopd.RoutingTable, backend: str) -> None:
+    batch = random_batch(3)
+    generator = torch.Generator().manual_seed(4)
+    factor_BT = torch.rand(batch["mask"].shape, generator=generator, dtype=torch.float64) * 2
+    plain, _ = run_loss(batch, table)
+    logprobs = {
+        name: logits.log_softmax(-1).gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
+        for name, logits in batch["targets"].items()
+    }
+    decided = assign(table, SignalBatch(batch["mask"], logprobs, {}))
+    expected = sequence_mean(plain.per_token * factor_BT, batch["mask"])
+    leaf = batch["student_logits"].clone().requires_grad_()
+    whole = {"assignment": decided.times(factor_BT, table), "table": table}
+    if backend == "reference":
+        found = dopd.routed_loss(**{**batch, "student_logits": leaf}, **whole)
+    else:
+        head = torch.eye(leaf.shape[-1], dtype=torch.float64)
+        targets = {name: (logits, head) for name, logits in batch["targets"].items()}
+        found = dopd.fused_routed_loss(
+            leaf, head, targets, batch["completion_ids"], batch["mask"], backend="chunked", **whole
+        )
+    torch.testing.assert_close(found.loss, expected)
+    # The gradient of a token is its own alone: with the factor it is that much larger.
+    (gradient,) = torch.autograd.grad(found.loss, leaf)
+    _, plain_gradient = run_loss(batch, table)
+    torch.testing.assert_close(gradient, plain_gradient * factor_BT.unsqueeze(-1))

@@ -16,7 +16,7 @@ from dopd.errors import ConfigError, ScoringError
 from dopd.methods import METHODS
 from dopd.step import Request
 from dopd.trainer.anchor import AverageAnchor, SnapshotAnchor
-from dopd.trainer.engines import VLLMEngine
+from dopd.trainer.engines import VLLMEngine, drawn_answers
 
 
 def half_right(completion: str, row: dict[str, Any]) -> float:
@@ -140,17 +140,26 @@ def test_vllm_obeys_the_limit_of_a_request_and_is_asked_for_the_prompts_of_the_v
     class Engine:  # as TRL's: it asks its own attribute
         max_completion_length, generation_kwargs = 8, None
 
-    made.vllm_generation = Engine()
+        def generate(self, prompts: list[list[int]], images: Any, num_generations: int) -> Any:
+            asked.append((prompts, images, self.max_completion_length))
+            count = len(prompts) * num_generations
+            # Of a token the likeliest other one is there too, in front of it.
+            among = [[[5, token] for token in (7, eos, 9, 9)]] * count
+            return None, [[7, eos, 9, 9]] * count, [[[-0.5, -1.0]] * 4] * count, among
+
+        def sync_weights(self) -> None:
+            synced.append(made.state.global_step)
+
+    synced: list[int] = []
+    made.vllm_generation, made._last_loaded_step = Engine(), -1
     eos = kit.TOKENIZER.eos_token_id
-
-    def answers(prompt_ids: list[list[int]], pictures: Any) -> list[list[int]]:
-        asked.append((prompt_ids, pictures, made.vllm_generation.max_completion_length))
-        return [[7, eos, 9, 9] for _ in prompt_ids]
-
-    made.answers_of_vllm = answers  # type: ignore[method-assign]
     prompts = [row["prompt"] for row in kit.uneven_rows(3)]
     request = Request(kit.view_of(made, prompts), prompts, 5, 0)
-    assert VLLMEngine(made).generate(request) == [[7, eos]] * 3
+    engine = VLLMEngine(made)
+    assert drawn_answers(engine, request, made.unwrapped_student, made.ending) == ([[7, eos]] * 3, [[-1.0, -1.0]] * 3)
+    engine.generate(request)
+    assert synced == [0], "once for the answers of a step"
+    assert asked.pop() == asked[0]
     assert asked == [(made.prompts.encode(prompts), None, 5)]
     assert made.vllm_generation.max_completion_length == 8
     assert "self.max_completion_length" in inspect.getsource(VLLMGeneration.generate)

@@ -7,6 +7,7 @@ import pytest
 import trainer_kit as kit
 import trl
 from trl import DistillationTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import _ForwardRedirection, unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
@@ -28,7 +29,6 @@ METHODS = {
         "dataloader_key=",
     ),
     "_prepare_inputs": ("self", "generation_batch"),
-    "_generate_single_turn": ("self", "prompt_ids", "images", "multimodal_fields", "has_tool_images="),
     "compute_loss": ("self", "model", "inputs", "return_outputs=", "num_items_in_batch="),
     "log": ("self", "logs", "start_time="),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
@@ -43,6 +43,8 @@ METHODS = {
     "_get_output_dir": ("self", "trial"),
 }
 FUNCTIONS = {
+    VLLMGeneration.generate: ("self", "prompts", "images", "num_generations", "profiler="),
+    VLLMGeneration.sync_weights: ("self",),
     RepeatSampler: ("data_source", "mini_repeat_count", "batch_size=", "repeat_count=", "shuffle=", "seed="),
     repeat_iterable_dataset: ("dataset", "mini_repeat_count", "batch_size=", "repeat_count="),
     unwrap_model_for_generation: (
@@ -99,6 +101,10 @@ def test_hook_has_the_signature_that_the_trainer_calls(name: str) -> None:
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__qualname__)
 def test_function_has_the_signature_that_the_trainer_calls(function: object) -> None:
     assert signature(function) == FUNCTIONS[function], f"{function}: {inspect.signature(function)}. {LOOK}"  # type: ignore[arg-type, index]
+
+
+def test_host_keeps_the_step_at_which_it_brought_its_engine_up_to_date() -> None:
+    assert "self._last_loaded_step = -1" in inspect.getsource(DistillationTrainer.__init__), LOOK
 
 
 def test_host_has_the_attributes_that_the_trainer_reads(tmp_path: Path) -> None:
