@@ -98,6 +98,11 @@ def renaming(name: str, theirs: str) -> str:
     return f"columns: {{{name}: {theirs}}} in the config, or dataset.rename_column({theirs!r}, {name!r}) in Python"
 
 
+def likeliest_column(columns: Sequence[str], name: str) -> str | None:
+    """The column that is likely to be `prompt` or `privileged_context` under another name."""
+    return _likeliest(columns, _ASKED if name == "prompt" else _HINTS)
+
+
 def _prompt_from(columns: Sequence[str]) -> str:
     """How a dataset without the column gets it."""
     name = _likeliest(columns, _ASKED)

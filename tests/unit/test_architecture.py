@@ -43,6 +43,7 @@ LAYERS = [
     ["evaluation"],  # the trainer evaluates while it trains; evaluation does not know the trainer
     ["inspection"],
     ["report"],  # the trainer writes its report; reports know no trainer
+    ["hints"],  # pages of hints look like reports
     ["trainer"],
     ["runs"],  # from a configuration to a run folder
     ["cli"],

@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(quickstart, "run_jobs", in_this_process)
         for name in ("question.txt", "hint.txt"):
             (path / name).write_text("a 3 b a 4 ? b")
+        (path / "problems.jsonl").write_text('{"question": "a 3 b a 4 ? b", "plan": "plan a b", "answer": "7"}\n')
         for line in ("dopd quickstart --seeds 1 --methods dopd", "dopd train tiny-dag", *_runs()):
             with contextlib.redirect_stdout(io.StringIO()):
                 assert main([*shlex.split(line)[1:]]) == 0, line
@@ -91,5 +92,6 @@ def test_there_are_examples_of_every_command_and_the_ones_left_out_exist() -> No
         "doctor",
         "report",
         "inspect",
+        "hints",
         "tiny",
     } <= commands

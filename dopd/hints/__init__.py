@@ -1,0 +1,9 @@
+"""Privileged texts (hints): what they give away, whether they can be used, and how they are written and checked.
+
+Read in this order: `text` and `numbers` (what a hint says), `answers` (what it must not say), `leaks`, `coverage`,
+`audit`.
+"""
+
+from dopd.hints.audit import Audit, audit_rows
+
+__all__ = ["Audit", "audit_rows"]
