@@ -126,10 +126,10 @@ def _behaviour(arguments: argparse.Namespace, data: "HintData", rows: list[dict[
     from dopd.runs.hints import verifier_of
     from dopd.runs.local_models import LocalModel
 
-    given = {**as_asked(arguments), "max_new_tokens": arguments.max_new_tokens}
-    asked, said = circumstances(arguments.model, only=(*LOOKED_AT_FIELDS, "max_new_tokens"), **given)
-    if said:
-        print(visible(said), file=sys.stderr)
+    asking = {**as_asked(arguments), "max_new_tokens": arguments.max_new_tokens}
+    asked, sentence = circumstances(arguments.model, only=(*LOOKED_AT_FIELDS, "max_new_tokens"), **asking)
+    if sentence:
+        print(visible(sentence), file=sys.stderr)
     verifier = verifier_of(data, arguments.verifier, rows)
     model = LocalModel.load(
         arguments.model, asked, dtype=arguments.dtype, batch_size=arguments.batch_size, seed=arguments.seed
@@ -160,11 +160,11 @@ def print_audit(name: str, audit: "Audit") -> None:
             "note",
             f"{unjudged} rows name no answer (columns answer, solution), so nothing says whether their hints have it",
         )
-    for said in not_looked_for():
-        print_paragraph(console, "note", said)
+    for sentence in not_looked_for():
+        print_paragraph(console, "note", sentence)
     for row, kinds in list(audit.leaks.items())[:_WORST]:
-        said = "; ".join(f"{kind} ({words})" for kind, words in kinds.items())
-        print_paragraph(console, f"row {row}", " ".join(said.split()))
+        sentence = "; ".join(f"{kind} ({words})" for kind, words in kinds.items())
+        print_paragraph(console, f"row {row}", " ".join(sentence.split()))
     for row, about in list(coverage.about.items())[:_WORST]:
         print_paragraph(console, f"row {row}", about)
     if audit.behaviour:

@@ -154,21 +154,27 @@ def read_answer(text: str, question: str = "") -> Answer:
     return _of_content(text, Answer(text, letter=letter, options=options))
 
 
-def _of_content(text: str, known: Answer) -> Answer:
+def _of_content(text: str, letters_alone: Answer) -> Answer:
     """The same answer with what its text says."""
     if not text:
-        return known
-    said = _lone_number(text)
-    if said is not None:
-        rest = text[said.end :].strip(" .$)")
+        return letters_alone
+    number = _lone_number(text)
+    if number is not None:
+        rest = text[number.end :].strip(" .$)")
         unit = (re.match(r"[A-Za-z/^0-9]+", rest) or [""])[0].casefold()
-        unit = unit or ("dollars" if "$" in text[: said.start + 1] else "")
-        values = frozenset(said.values)
-        return Answer(text, values, said.places, unit, known.letter, known.options)
+        unit = unit or ("dollars" if "$" in text[: number.start + 1] else "")
+        values = frozenset(number.values)
+        return Answer(text, values, number.places, unit, letters_alone.letter, letters_alone.options)
     letters = words(text)
     if re.search(r"[\\^=+*/()\[\]{}<>|,]|\d", text) and not _is_prose(text):
-        return Answer(text, letter=known.letter, options=known.options, words=tuple(letters), formula=squeezed(text))
-    return Answer(text, letter=known.letter, options=known.options, words=tuple(letters))
+        return Answer(
+            text,
+            letter=letters_alone.letter,
+            options=letters_alone.options,
+            words=tuple(letters),
+            formula=squeezed(text),
+        )
+    return Answer(text, letter=letters_alone.letter, options=letters_alone.options, words=tuple(letters))
 
 
 def _is_prose(text: str) -> bool:

@@ -87,8 +87,8 @@ def audit_rows(rows: Sequence[Mapping[str, Any]], *, kind: str = "steps", max_wo
 
 
 def _cover(coverage: Coverage, row: Mapping[str, Any], number: int, hint: Hint, max_words: int) -> None:
-    if said := contradiction(hint):
-        coverage.add(number, "contradictory", said)
+    if wrong := contradiction(hint):
+        coverage.add(number, "contradictory", wrong)
     if (length := num_words(hint.text)) > max_words:
         coverage.add(number, "over_long", f"{length} words, and {max_words} are allowed")
     if is_other_language(hint.text, hint.question):

@@ -155,8 +155,8 @@ def truth_kinds(hint: str, truth: bool) -> dict[str, str]:
             if phrases.ASKED.search(clause_before(hint, found.start())):
                 continue
             word = found["word"].lower()
-            said = (word in _TRUE) != bool(found.groupdict().get("no"))
-            if said == truth:
+            states = (word in _TRUE) != bool(found.groupdict().get("no"))
+            if states == truth:
                 return {"yes_no": found.group()}
     for found in _SAID.finditer(hint):
         asked = phrases.ASKED.search(clause_before(hint, found.start("word")))
@@ -193,8 +193,8 @@ def word_kinds(hint: str, question: str, answer: Answer) -> dict[str, str]:
             continue
         if phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after) or _TELLS.search(before):
             return {"verbatim": found.group()}
-        said = phrases.COPULA.search(before) or _IS.search(before)
-        if said and not phrases.ASKED.search(before) and not _restated(before, found.group(), question):
+        states = phrases.COPULA.search(before) or _IS.search(before)
+        if states and not phrases.ASKED.search(before) and not _restated(before, found.group(), question):
             return {"verbatim": found.group()}
     return {}
 

@@ -26,7 +26,7 @@ FAULTS = {
 _NOTHING = frozenset(("n/a", "na", "none", "null", "nan", "todo", "tbd", "no hint", "hint", "-", "..."))
 _ANSWER_IS = re.compile(r"\banswer\b", re.I)
 _STOP_WORDS = {
-    "en": "the of and to is in that it for with you are this how then from find by what your first has have does he many each",
+    "en": "the of and to is in that it for with you are this how then from find by what your has have does many each",
     "de": "der die das und ist nicht mit von ein eine zu den wie dann auf aus finde zuerst berechne wird sind",
     "fr": "le la les et est une des pour dans que qui avec puis sur du au trouver combien sont calcule d'abord",
     "es": "el los las y es una por para con que del luego se primero cuantos encuentra como entonces calcula son",
@@ -83,7 +83,7 @@ def contradiction(hint: Hint) -> str | None:
     text, question = plain(hint.text), plain(hint.question)
     numbers = Numbers(text, question)
     if "mod" not in words(text):
-        wrong = next((said for said, _, right, _ in equations(numbers) if not right and "?" not in said), None)
+        wrong = next((quoted for quoted, _, right, _ in equations(numbers) if not right and "?" not in quoted), None)
         if wrong is not None:
             return f"{wrong.strip()} is wrong"
     if hint.answer is None:
@@ -105,8 +105,10 @@ def _other_answer(text: str, numbers: Numbers, answer: Answer) -> str | None:
         return theirs[0] if len(theirs) == 1 else None
     if not answer.values:
         return None
-    named = [one for one in numbers.said if _is_named(text, numbers, one.start, one.end) and not numbers.is_part(one)]
-    if not named or any(one.values & answer.values for one in numbers.said):
+    named = [
+        one for one in numbers.mentioned if _is_named(text, numbers, one.start, one.end) and not numbers.is_part(one)
+    ]
+    if not named or any(one.values & answer.values for one in numbers.mentioned):
         return None
     return text[named[-1].start : named[-1].end]
 

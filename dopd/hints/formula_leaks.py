@@ -28,8 +28,8 @@ def formula_kinds(text: str, question: str, answer: Answer) -> dict[str, str]:
     """An answer that is a formula, a list of numbers or a time: as it is written, or in another order."""
     wanted = answer.formula
     if time := _TIME.fullmatch(answer.text.strip(" .")):
-        said = next((one.group() for one in _TIME.finditer(text) if _minutes(one) == _minutes(time)), None)
-        return {"equivalent": said} if said else {}
+        quoted = next((one.group() for one in _TIME.finditer(text) if _minutes(one) == _minutes(time)), None)
+        return {"equivalent": quoted} if quoted else {}
     if _LIST.fullmatch(answer.text.strip()):
         return _list_kinds(text, question, answer)
     if len(wanted) < 3:
@@ -54,11 +54,11 @@ def _minutes(time: re.Match[str]) -> int:
 def _list_kinds(text: str, question: str, answer: Answer) -> dict[str, str]:
     """The numbers of a list beside one another, of which the question has not all."""
     wanted = [one for one in mentions(answer.text) if not one.operands]
-    said = [one for one in mentions(text) if not one.operands]
+    quoted = [one for one in mentions(text) if not one.operands]
     asked = {value for one in mentions(question) for value in one.values}
     size = len(wanted)
-    for n in range(len(said) - size + 1):
-        part = said[n : n + size]
+    for n in range(len(quoted) - size + 1):
+        part = quoted[n : n + size]
         close = all(b.start - a.end <= 25 for a, b in pairwise(part))
         ordered = all(a.values & b.values for a, b in zip(part, wanted, strict=True))
         mixed = sorted(min(a.values) for a in part) == sorted(min(b.values) for b in wanted)
@@ -103,9 +103,9 @@ def equivalent(text: str, question: str, answer: Answer) -> str | None:
     def is_gold(formula: str) -> bool:
         return bool(verify(gold, parse(f"${formula}$", parsing_timeout=1), timeout_seconds=1))
 
-    said = next((one for one in candidates if is_gold(one)), None)
+    quoted = next((one for one in candidates if is_gold(one)), None)
     theirs = [one for one in _formulas(question) if one and len(one) <= _LONGEST and not _explodes(one)]
-    return None if said is None or any(map(is_gold, theirs[:_CANDIDATES])) else said
+    return None if quoted is None or any(map(is_gold, theirs[:_CANDIDATES])) else quoted
 
 
 def _explodes(formula: str) -> bool:

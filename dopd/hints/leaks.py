@@ -43,8 +43,8 @@ def not_looked_for() -> list[str]:
         "math_verify": "formulas count as the answer only where they are written as it is (with math-verify: if equal)",
         "num2words": "numbers in words are known in English alone",
     }
-    missing = [said for name, said in libraries.items() if importlib.util.find_spec(name) is None]
-    return [f"{said}: pip install 'dopd[hints]'" for said in missing]
+    missing = [quoted for name, quoted in libraries.items() if importlib.util.find_spec(name) is None]
+    return [f"{said}: pip install 'dopd[hints]'" for quoted in missing]
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,15 @@ def _of_answer(text: str, question: str, numbers: Numbers, answer: Answer) -> di
         found |= option_kinds(text, answer)
     if answer.values:
         found |= number_kinds(numbers, answer)
-        if "number" not in found and (said := _in_other_languages(text, answer, numbers)):
-            found |= {"number": said, "equivalent": said}
+        if "number" not in found and (quoted := _in_other_languages(text, answer, numbers)):
+            found |= {"number": quoted, "equivalent": quoted}
     elif answer.formula:
         found |= formula_kinds(text, question, answer)
         found |= {} if found or not _is_texty(answer) else word_kinds(text, question, answer)
     else:
         found |= word_kinds(text, question, answer)
-    if not found and (answer.values or answer.formula) and (said := equivalent(text, question, answer)):
-        found["equivalent"] = said
+    if not found and (answer.values or answer.formula) and (quoted := equivalent(text, question, answer)):
+        found["equivalent"] = quoted
     return found
 
 
@@ -123,10 +123,10 @@ def _in_other_languages(text: str, answer: Answer, numbers: Numbers) -> str | No
 
     own = folded(text)
     for language in _LANGUAGES:
-        said = folded(str(num2words(int(value), lang=language)))
+        quoted = folded(str(num2words(int(value), lang=language)))
         for found in re.finditer(rf"(?<![^\W_]){re.escape(said)}(?![^\W_])", own):
             if value > 12 or phrases.NAMED.search(own[: found.start()]):
-                return said
+                return quoted
     return None
 
 

@@ -77,7 +77,7 @@ class Numbers:
     question: str
 
     @cached_property
-    def said(self) -> list[Mention]:
+    def mentioned(self) -> list[Mention]:
         """Numbers of the hint that count no step."""
         masked = without_enumerators(self.hint)
         return mentions(masked)
@@ -105,7 +105,7 @@ class Numbers:
     def is_part(self, one: Mention) -> bool:
         """Whether a number stands in a sum."""
         return any(
-            two.operands and two.start <= one.start and one.end <= two.end for two in self.said if two is not one
+            two.operands and two.start <= one.start and one.end <= two.end for two in self.mentioned if two is not one
         )
 
     def text(self, one: Mention) -> str:
@@ -140,7 +140,7 @@ def without_enumerators(text: str) -> str:
 def number_kinds(numbers: Numbers, answer: Answer) -> dict[str, str]:
     """How numbers of the hint give a number away that is the answer: the evidence by the kind of leak."""
     found: dict[str, str] = {}
-    for one in numbers.said:
+    for one in numbers.mentioned:
         how = _same(one, answer, numbers)
         if how is None or not _is_given_away(one, numbers, answer):
             continue
@@ -183,8 +183,8 @@ def _is_given_away(one: Mention, numbers: Numbers, answer: Answer) -> bool:
     if (phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after)) and not asked:
         return True
     if _is_sum(one):
-        known = numbers.asked | _FACTORS
-        return not set(one.operands) <= known and _squeezed(numbers.text(one)) not in _squeezed(numbers.question)
+        usual = numbers.asked | _FACTORS
+        return not set(one.operands) <= usual and _squeezed(numbers.text(one)) not in _squeezed(numbers.question)
     if len(words(numbers.hint)) <= 3 and not phrases.OPERAND_AFTER.search(after):
         return True
     concluded = bool(phrases.CONCLUDED.search(before) or phrases.LEFT_OVER.search(after))
@@ -250,32 +250,32 @@ def results(numbers: Numbers, solution: str, answer: Answer | None) -> list[str]
         and value not in numbers.asked
         and (value in theirs or not numbers.asked or numbers.asked & set(operands))
     ]
-    for one in numbers.said:
+    for one in numbers.mentioned:
         if _is_sum(one) or one.ordinal or not numbers.is_new(one) or one.values & final:
             continue
         before, after = numbers.before(one), numbers.after(one)
         if phrases.NEGATED.search(before):
             continue
-        said = bool(
+        mentioned = bool(
             phrases.CONCLUDED.search(before)
             or (phrases.EQUALS.search(before) and not phrases.GIVEN.search(_own_side(before)))
             or phrases.LEFT_OVER.search(after)
         )
-        known = bool(one.values & theirs)
+        usual = bool(one.values & theirs)
         if _is_ordinary(one):
             large = all(value > _SMALL for value in one.values)
-            if known and (said or large or not numbers.is_prose or phrases.COPULA.search(before)):
+            if usual and (mentioned or large or not numbers.is_prose or phrases.COPULA.search(before)):
                 found.append(numbers.text(one))
-        elif known or said:
+        elif usual or mentioned:
             found.append(numbers.text(one))
     return found
 
 
 def equations(numbers: Numbers) -> list[tuple[str, Fraction, bool, tuple[Fraction, ...]]]:
     """Sums with a result behind them: the text, the result, whether it is right, and the numbers of the sum."""
-    singles = [one for one in numbers.said if not _is_sum(one)]
+    singles = [one for one in numbers.mentioned if not _is_sum(one)]
     found: list[tuple[str, Fraction, bool, tuple[Fraction, ...]]] = []
-    for one in numbers.said:
+    for one in numbers.mentioned:
         if not _is_sum(one):
             continue
         link = _EQUATION.match(numbers.hint, one.end)
@@ -283,7 +283,7 @@ def equations(numbers: Numbers) -> list[tuple[str, Fraction, bool, tuple[Fractio
         if behind is None or phrases.NEGATED.search(numbers.before(one)):
             continue
         value, named = min(behind.values), min(one.values)
-        longer = any(two.start == behind.start and two.end > behind.end for two in numbers.said)
+        longer = any(two.start == behind.start and two.end > behind.end for two in numbers.mentioned)
         if longer:  # 3 * 4 = 2 * 6
             continue
         digits = behind.places

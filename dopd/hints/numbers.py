@@ -73,7 +73,7 @@ _OPERATOR = (
 )
 _MOST = 10**15
 # A number that is told by another one.
-_TOLD: tuple[tuple[str, Callable[[Fraction], Fraction]], ...] = (
+_DESCRIBED: tuple[tuple[str, Callable[[Fraction], Fraction]], ...] = (
     (r"\b(?:double|twice|two times)\s+(?:of\s+)?$", lambda one: 2 * one),
     (r"\b(?:triple|thrice)\s+$", lambda one: 3 * one),
     (r"\bhalf\s+(?:of\s+)?(?:the\s+)?$", lambda one: one / 2),
@@ -112,7 +112,7 @@ class Mention:
 def mentions(text: str) -> list[Mention]:
     """The numbers of a text (as `dopd.hints.text.plain` gives it), in order, sums beside the numbers in them."""
     singles = sorted([*_in_digits(text), *_in_words(text)], key=lambda one: (one.start, -one.end))
-    return sorted([*singles, *_sums(text, singles), *_told(text, singles)], key=lambda one: (one.start, one.end))
+    return sorted([*singles, *_sums(text, singles), *_described(text, singles)], key=lambda one: (one.start, one.end))
 
 
 def _in_digits(text: str) -> Iterator[Mention]:
@@ -247,9 +247,9 @@ def _sums(text: str, singles: list[Mention]) -> Iterator[Mention]:
             yield Mention(begin, end, frozenset({value}), tuple(operands))
 
 
-def _told(text: str, singles: list[Mention]) -> Iterator[Mention]:
+def _described(text: str, singles: list[Mention]) -> Iterator[Mention]:
     for one in singles:
-        for pattern, change in _TOLD:
+        for pattern, change in _DESCRIBED:
             found = re.search(pattern, text[max(0, one.start - 40) : one.start], re.I)
             if found and not one.ordinal:
                 start = one.start - len(found.group())

@@ -53,13 +53,13 @@ def _example(audit: Audit, row: int) -> dict[str, Any]:
     }
 
 
-def _marked(text: str, said: Sequence[str]) -> list[tuple[str, bool]]:
+def _marked(text: str, evidence: Sequence[str]) -> list[tuple[str, bool]]:
     """The text in parts, those that give something away marked."""
-    told = sorted({one for one in said if one and one in text}, key=len, reverse=True)
-    if not told:
+    marked = sorted({one for one in evidence if one and one in text}, key=len, reverse=True)
+    if not marked:
         return [(visible(text), False)]
-    parts = re.split("(" + "|".join(map(re.escape, told)) + ")", text)
-    return [(visible(part), part in told) for part in parts if part]
+    parts = re.split("(" + "|".join(map(re.escape, marked)) + ")", text)
+    return [(visible(part), part in marked) for part in parts if part]
 
 
 def _shown(value: Any) -> str:

@@ -63,7 +63,7 @@ def behaviour(
     control = _scores(model, others, asked, verifier, "another row's p")
     gains, on_answer, tokens, answer_tokens = _gains(model, asked)
     total, share = sum(gains), sum(part for part in on_answer if part is not None)
-    known = [gain for gain, part in zip(gains, on_answer, strict=True) if part is not None]
+    split_gains = [gain for gain, part in zip(gains, on_answer, strict=True) if part is not None]
     return {
         "model": model.name,
         "num_rows": len(numbers),
@@ -71,7 +71,7 @@ def behaviour(
         "accuracy_from_other_p": asdict(wilson_interval(sum(control), len(control))) if shift else None,
         "gain": asdict(mean_interval(gains)) if len(gains) > 1 else {"mean": total, "low": None, "high": None},
         "gain_per_token": total / max(sum(tokens), 1),
-        "gain_share_on_answer": share / sum(known) if known and abs(sum(known)) > 1e-9 else None,
+        "gain_share_on_answer": share / sum(split_gains) if split_gains and abs(sum(split_gains)) > 1e-9 else None,
         "token_share_of_answer": sum(answer_tokens) / max(sum(tokens), 1),
         "rows": [
             {"row": n, "correct": score, "gain": round(gain, 4)}
@@ -86,13 +86,13 @@ def _reference(row: Mapping[str, Any]) -> str | None:
     return solution if isinstance(solution, str) and solution.strip() else answer_text(row)
 
 
-def _template(model: LocalModel, given: str | None) -> str:
-    if given is None:
+def _template(model: LocalModel, wanted: str | None) -> str:
+    if wanted is None:
         unknown = Reader("the tokenizer", tokenizer_of(model.prompts.processing_class)).first_in(HINT_ONLY)
         return HINT_ONLY if unknown is None else _FIELD
-    if given.count(_FIELD) != 1:
+    if wanted.count(_FIELD) != 1:
         raise ConfigError(f"--hint-only-prompt (={given!r}) must contain {_FIELD} exactly once")
-    return given
+    return wanted
 
 
 def _scores(
