@@ -44,7 +44,7 @@ def not_looked_for() -> list[str]:
         "num2words": "numbers in words are known in English alone",
     }
     missing = [quoted for name, quoted in libraries.items() if importlib.util.find_spec(name) is None]
-    return [f"{said}: pip install 'dopd[hints]'" for quoted in missing]
+    return [f"{quoted}: pip install 'dopd[hints]'" for quoted in missing]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _in_other_languages(text: str, answer: Answer, numbers: Numbers) -> str | No
     own = folded(text)
     for language in _LANGUAGES:
         quoted = folded(str(num2words(int(value), lang=language)))
-        for found in re.finditer(rf"(?<![^\W_]){re.escape(said)}(?![^\W_])", own):
+        for found in re.finditer(rf"(?<![^\W_]){re.escape(quoted)}(?![^\W_])", own):
             if value > 12 or phrases.NAMED.search(own[: found.start()]):
                 return quoted
     return None

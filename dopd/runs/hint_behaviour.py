@@ -91,7 +91,7 @@ def _template(model: LocalModel, wanted: str | None) -> str:
         unknown = Reader("the tokenizer", tokenizer_of(model.prompts.processing_class)).first_in(HINT_ONLY)
         return HINT_ONLY if unknown is None else _FIELD
     if wanted.count(_FIELD) != 1:
-        raise ConfigError(f"--hint-only-prompt (={given!r}) must contain {_FIELD} exactly once")
+        raise ConfigError(f"--hint-only-prompt (={wanted!r}) must contain {_FIELD} exactly once")
     return wanted
 
 
