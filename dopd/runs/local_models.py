@@ -87,7 +87,7 @@ class LocalModel:
         with progress_bar(label, len(prompts), "text") as bar:
             for start in range(0, len(prompts), size):
                 part = list(prompts[start : start + size])
-                ids, mask = self.prompts.padded(texts[start : start + size], self.model.device)
+                ids, mask, _ = self.prompts.padded(texts[start : start + size], self.model.device)
                 view = self.prompts.view(part, self.model.device)
                 scores = scorer.score(LIVE, view, ids, mask).tokens.logprobs
                 found += [
