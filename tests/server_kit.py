@@ -36,6 +36,7 @@ class ModelServer(ThreadingHTTPServer):
     Attributes:
         fault (`Fault`): what becomes of the right reply.
         asked (`list[dict]`): the bodies of all requests, with the headers under `"headers"`.
+        introductions (`int`): how often it was asked for its models.
     """
 
     daemon_threads = True
@@ -46,6 +47,7 @@ class ModelServer(ThreadingHTTPServer):
         self.context = 512
         self.fault: Fault = lambda number, reply: reply
         self.asked: list[dict[str, Any]] = []
+        self.introductions = 0
         self.lock = threading.Lock()
 
     @property
@@ -90,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ModelServer
 
     def do_GET(self) -> None:
+        self.server.introductions += 1
         served = {"data": [{"id": self.server.name, "max_model_len": self.server.context}]}
         self._send(served if self.path == "/v1/models" else Fail(404, "Not Found"))
 

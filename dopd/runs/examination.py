@@ -64,13 +64,16 @@ def examine(settings: RunSettings, *, token_ids: bool = False, local_teacher: st
     absent = list(_absent(settings, config))
     yield from (Finding("here", text) for text in absent)
     lacking = _lacking(settings)
-    if not absent:
-        loads = True
+    loads = not absent
+    if loads:
         for finding in (*_memory(settings, config), *_files(settings, config)):
             loads = loads and finding.level == "ok"
             yield finding
-        loaded = _loaded(settings, config, token_ids=token_ids, local_teacher=local_teacher) if loads else ()
+    if loads:
+        loaded = _loaded(settings, config, token_ids=token_ids, local_teacher=local_teacher)
         yield from (finding for finding in loaded if finding.text not in lacking)
+    else:  # a trainer would have asked the server
+        yield from _unanswered(config)
     yield from (Finding("here", problem) for problem in lacking)
 
 
@@ -85,11 +88,7 @@ def _lacking(settings: RunSettings) -> list[str]:
 
 
 def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
-    """Models and data of a hub, and servers, that cannot be reached from here."""
-    try:
-        ask_server(config)
-    except ServerError as error:
-        yield str(error)
+    """Models and data of a hub that cannot be reached from here."""
     teacher = config.teacher_model_name_or_path if config.loads_teacher else None
     for key, name in (("model_name_or_path", settings.model_name_or_path), ("teacher_model_name_or_path", teacher)):
         reason = None if name is None or name.startswith(TINY) else unreachable(name, "model")
@@ -99,6 +98,14 @@ def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
         reason = None if data is None or names_files(data) else unreachable(str(data), "dataset")
         if reason:
             yield f"{key} (={data!r}) cannot be looked at: {reason}"
+
+
+def _unanswered(config: DOPDConfig) -> Iterator[Finding]:
+    """A teacher's server that does not answer."""
+    try:
+        ask_server(config)
+    except ServerError as error:
+        yield Finding("here", str(error))
 
 
 def _files(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
@@ -141,6 +148,9 @@ def _loaded(
     try:
         with leaving_no_folder(settings.output_dir):  # the host makes it
             trainer = make_trainer(settings, config)
+    except ServerError as error:
+        yield Finding("here", str(error))
+        return
     except DopdError as error:
         yield Finding("fail", str(error))
         return

@@ -49,7 +49,7 @@ from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
-from dopd.trainer.served import ask_server
+from dopd.trainer.served import ask_server, asked_once
 from dopd.trainer.setup import tried_judge
 from dopd.trainer.whole import newest_whole
 
@@ -234,6 +234,7 @@ def judged_data(settings: RunSettings, config: DOPDConfig) -> JudgedData:
     return JudgedData(train_rows, held_out, tried_judge(judge, config.routing_table(), train_rows, held_out))
 
 
+@asked_once()
 def make_trainer(settings: RunSettings, config: DOPDConfig, data: JudgedData | None = None) -> DOPDTrainer:
     """Models, data and trainer of a run, ready to train.
 

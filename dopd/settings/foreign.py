@@ -1,7 +1,7 @@
 """Names of settings elsewhere (older transformers, TRL's other trainers, everyday short forms), and what is here."""
 
-# Key here, with a note where it is not the same thing -> its names elsewhere.
-_HERE = {
+# Key here -> its names elsewhere.
+_SAME = {
     "learning_rate": "lr initial_lr lrate",
     "num_train_epochs": "epochs num_epochs n_epochs train_epochs max_epochs epoch num_epoch",
     "max_steps": "steps num_steps train_steps num_train_steps total_steps",
@@ -9,27 +9,20 @@ _HERE = {
     "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps grad_accum_steps",
     "per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
     "lr_scheduler_type": "scheduler lr_scheduler lr_schedule lr_decay_style",
-    "warmup_steps (below 1 it is the share of all steps)": "warmup warmup_ratio",
     "optim": "optimizer optimizer_type adafactor",
     "eval_strategy": "evaluation_strategy evaluate_during_training",
-    "per_device_train_batch_size, on each device, counting completions: step = it x processes x "
-    "gradient_accumulation_steps, a multiple of num_generations": "batch_size train_batch_size bs "
-    "per_gpu_train_batch_size generation_batch_size steps_per_generation per_device_batch_size micro_batch_size "
-    "micro_train_batch_size train_micro_batch_size_per_gpu global_batch_size",
-    "model_name_or_path": "model student student_model model_name model_id model_path base_model "
-    "student_name student_path pretrained_model_name_or_path",
-    "teacher_model_name_or_path": "teacher teacher_model teacher_name teacher_name_or_path teacher_path teacher_id",
+    "model_name_or_path": (
+        "model student student_model model_name model_id model_path base_model student_name student_path "
+        "pretrained_model_name_or_path"
+    ),
+    "teacher_model_name_or_path": ("teacher teacher_model teacher_name teacher_name_or_path teacher_path teacher_id"),
     "teacher_server": "teacher_server_urls teacher_server_url teacher_model_server_url",
-    "teacher_server, the address of the server": "use_teacher_server",
     "dataset_name": "dataset data data_path train_file train_dataset dataset_path",
-    "dataset_eval_name, or dataset_test_split for a split of dataset_name": "eval_dataset validation_file eval_file",
     "output_dir": "output out out_dir save_dir logging_dir checkpoint_dir",
     "overwrite": "overwrite_output_dir force",
     "report_to": "wandb tensorboard tracker logger",
     "resume_from_checkpoint": "resume checkpoint resume_from",
     "dtype": "torch_dtype precision",
-    "model_init_kwargs: {attn_implementation: ...}": "attn_implementation use_flash_attention_2 flash_attention",
-    "model_init_kwargs: {revision: ...}": "model_revision revision",
     "use_peft": "use_lora lora peft",
     "lora_r": "lora_rank r rank",
     "lora_target_modules": "target_modules lora_modules",
@@ -46,43 +39,79 @@ _HERE = {
     "logging_steps": "log_every log_steps log_interval",
     "student_eval_steps": "eval_every eval_interval eval_freq test_freq",
     "max_completion_length": "max_new_tokens max_tokens completion_length response_length max_response_length",
-    "max_context for prompt and completion together, max_prompt_length and max_completion_length for each": "max_length"
-    " max_seq_length max_seq_len context_length max_model_len",
-    "num_generations": "n num_samples num_rollouts rollouts num_return_sequences group_size "
-    "n_samples_per_prompt samples_per_prompt n_rollouts rollout_n n_samples",
+    "num_generations": (
+        "n num_samples num_rollouts rollouts num_return_sequences group_size n_samples_per_prompt "
+        "samples_per_prompt n_rollouts rollout_n n_samples"
+    ),
     "temperature": "temp sampling_temperature",
     "generation_kwargs": "generation_config sampling_params",
-    "reward_funcs, functions of a batch, or verifier, a function that scores an answer": "reward_fn reward_function "
-    "rewards reward reward_func",
-    "reward_funcs, with a function that asks the model": "reward_model reward_model_name_or_path reward_model_path",
-    "privileged_template, with {prompt} and {privileged_context}": "teacher_prompt_template reprompt_template "
-    "solution_template feedback_template",
-    "privileged_student: current, frozen, ema or snapshot": "teacher_model_kind",
-    "ema_decay, which is 1 - teacher_update_rate": "teacher_update_rate ema_rate",
-    "ema_decay, which is 1 - ref_model_mixup_alpha": "ref_model_mixup_alpha",
-    "snapshot_steps, with privileged_student: snapshot": "teacher_sync_steps ref_model_sync_steps sync_ref_model",
-    "method_options: {top_k: ...}": "distillation_topk loss_top_k teacher_top_k",
-    "method_options: {tail: ...}": "distillation_add_tail loss_add_tail add_tail_bucket",
-    "method, or the divergence of each rule in rules": "distillation_mode distillation_objective distillation_alpha "
-    "loss_type kl_type divergence reverse_kl_top_1_mode f_divergence_type algorithm",
     "trace_steps": "log_completions_steps",
     "run_name": "wandb_run_name experiment_name",
-    "lr_scheduler_kwargs, with lr_scheduler_type: cosine_with_min_lr": "min_lr min_learning_rate",
     "dataset_config": "subset dataset_config_name",
     "dataset_train_split": "split train_split",
-    "dataset_test_split, a split of dataset_name, or dataset_eval_split, of dataset_eval_name": "eval_split val_split "
-    "test_split validation_split",
-    "dataset_train_split: train[:1000]": "max_samples max_train_samples num_train_samples",
-    "columns: {prompt: NAME, privileged_context: NAME, answer: NAME}": "column_mapping privileged_context hint hints "
-    "hint_column privileged_column context_column solution_column answer_column",
-    "load_in_4bit or load_in_8bit": "quantization qlora",
     "use_vllm": "vllm",
     "rollout_importance: truncated": "vllm_importance_sampling_correction vllm_importance_sampling_mode",
     "rollout_importance_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
     "verifier": "judge grader verifier_fn",
-    "rollout_engine, for an engine of your own": "use_transformers_continuous_batching use_transformers_paged "
-    "transformers_continuous_batching_config",
     "log_unique_prompts": "wandb_log_unique_prompts",
+}
+# (key here, what is to be known of it) -> names elsewhere of what is not quite the same thing.
+_LIKE = {
+    ("warmup_steps", " (below 1 it is the share of all steps)"): "warmup warmup_ratio",
+    (
+        "per_device_train_batch_size",
+        ", on each device, counting completions: step = it x processes x "
+        "gradient_accumulation_steps, a multiple of num_generations",
+    ): (
+        "batch_size train_batch_size bs per_gpu_train_batch_size generation_batch_size "
+        "steps_per_generation per_device_batch_size micro_batch_size micro_train_batch_size "
+        "train_micro_batch_size_per_gpu global_batch_size"
+    ),
+    ("teacher_server", ", the address of the server"): "use_teacher_server",
+    ("dataset_eval_name", ", or dataset_test_split for a split of dataset_name"): (
+        "eval_dataset validation_file eval_file"
+    ),
+    ("model_init_kwargs", ": {attn_implementation: ...}"): (
+        "attn_implementation use_flash_attention_2 flash_attention"
+    ),
+    ("model_init_kwargs", ": {revision: ...}"): "model_revision revision",
+    ("max_context", " for prompt and completion together, max_prompt_length and max_completion_length for each"): (
+        "max_length max_seq_length max_seq_len context_length max_model_len"
+    ),
+    ("reward_funcs", ", functions of a batch, or verifier, a function that scores an answer"): (
+        "reward_fn reward_function rewards reward reward_func"
+    ),
+    ("reward_funcs", ", with a function that asks the model"): (
+        "reward_model reward_model_name_or_path reward_model_path"
+    ),
+    ("privileged_template", ", with {prompt} and {privileged_context}"): (
+        "teacher_prompt_template reprompt_template solution_template feedback_template"
+    ),
+    ("privileged_student", ": current, frozen, ema or snapshot"): "teacher_model_kind",
+    ("ema_decay", ", which is 1 - teacher_update_rate"): "teacher_update_rate ema_rate",
+    ("ema_decay", ", which is 1 - ref_model_mixup_alpha"): "ref_model_mixup_alpha",
+    ("snapshot_steps", ", with privileged_student: snapshot"): (
+        "teacher_sync_steps ref_model_sync_steps sync_ref_model"
+    ),
+    ("method_options", ": {top_k: ...}"): "distillation_topk loss_top_k teacher_top_k",
+    ("method_options", ": {tail: ...}"): "distillation_add_tail loss_add_tail add_tail_bucket",
+    ("method", ", or the divergence of each rule in rules"): (
+        "distillation_mode distillation_objective distillation_alpha loss_type kl_type divergence "
+        "reverse_kl_top_1_mode f_divergence_type algorithm"
+    ),
+    ("lr_scheduler_kwargs", ", with lr_scheduler_type: cosine_with_min_lr"): "min_lr min_learning_rate",
+    ("dataset_test_split", ", a split of dataset_name, or dataset_eval_split, of dataset_eval_name"): (
+        "eval_split val_split test_split validation_split"
+    ),
+    ("dataset_train_split", ": train[:1000]"): "max_samples max_train_samples num_train_samples",
+    ("columns", ": {prompt: NAME, privileged_context: NAME, answer: NAME}"): (
+        "column_mapping privileged_context hint hints hint_column privileged_column context_column "
+        "solution_column answer_column"
+    ),
+    ("load_in_4bit", " or load_in_8bit"): "quantization qlora",
+    ("rollout_engine", ", for an engine of your own"): (
+        "use_transformers_continuous_batching use_transformers_paged transformers_continuous_batching_config"
+    ),
 }
 _NOT_HERE = {
     "of importance weights there is rollout_importance alone: leave it out": "use_bias_correction_kl "
@@ -121,13 +150,18 @@ _NOT_HERE = {
     "the column with the prompt is called 'prompt': rename it in the dataset": "dataset_text_field text_column "
     "prompt_column",
     "`dopd config [WORD]` lists the keys": "keys",
-    "processes are for the launcher: accelerate launch -m dopd.cli.main train CONFIG": "num_gpus n_gpus n_gpu gpus "
-    "device devices nproc_per_node",
+    "processes are counted by a flag: dopd train CONFIG --accelerate_config multi_gpu --num_processes N": ""
+    "num_gpus n_gpus n_gpu gpus device devices nproc_per_node",
     "targets come from the method, and no reference model is held near: see `dopd methods`": "kl_coef kl_beta "
     "init_kl_coef kl_penalty ref_model reference_model",
     "streams are for DOPDTrainer in Python": "dataset_streaming streaming",
     "the student's evaluation takes the likeliest answer to each prompt and a sampled one": "num_generations_eval",
     "the host writes safetensors alone: leave it out": "save_safetensors",
 }
-FOREIGN = {name: f"here it is {key}" for key, names in _HERE.items() for name in names.split()}
+# Name elsewhere -> the key that has its place here.
+KEY_OF = {name: key for key, names in _SAME.items() for name in names.split()}
+KEY_OF |= {name: key for (key, _), names in _LIKE.items() for name in names.split()}
+# Name elsewhere -> what to write, in words.
+FOREIGN = {name: f"here it is {key}" for key, names in _SAME.items() for name in names.split()}
+FOREIGN |= {name: f"here it is {key}{note}" for (key, note), names in _LIKE.items() for name in names.split()}
 FOREIGN |= {name: sentence for sentence, names in _NOT_HERE.items() for name in names.split()}

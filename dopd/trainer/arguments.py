@@ -10,7 +10,7 @@ from typing import Any
 from trl import DistillationTrainer
 
 from dopd.errors import ConfigError, did_you_mean
-from dopd.settings.foreign import FOREIGN
+from dopd.settings.foreign import FOREIGN, KEY_OF
 
 _HERE = "here it is "
 # Keys of a file of settings, and what they are in Python.
@@ -66,8 +66,7 @@ def refuse_unknown(owner: str, arguments: Iterable[str], allowed: Iterable[str],
 def _in_python(name: str) -> str | None:
     if name in _IN_PYTHON or name not in FOREIGN:
         return _IN_PYTHON.get(name)
-    key = FOREIGN[name].removeprefix(_HERE).replace(",", " ").split()[0]
-    return _IN_PYTHON.get(key, FOREIGN[name])
+    return _IN_PYTHON.get(KEY_OF.get(name, ""), FOREIGN[name])
 
 
 def known_arguments_only(cls: type) -> None:

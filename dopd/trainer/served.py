@@ -1,7 +1,9 @@
 """The teacher of a run on a server: asked who it is before anything is loaded, tried before the first step."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from dopd.trainer.host import HostTrainer
 
 logger = logging.getLogger(__name__)
 
+# (addresses, name of the model) -> what was answered, inside of `asked_once`.
+_ANSWERS: ContextVar[dict[tuple[str | None, ...], Introduction] | None] = ContextVar("answers", default=None)
 _SAME_WEIGHTS = 0.02  # nats, mean: what half precision makes of one model; other models are whole nats apart
 
 
@@ -39,7 +43,22 @@ def ask_server(args: DOPDConfig) -> Introduction | None:
     """
     if args.teacher_server is None or not args.routing_table().needs_teacher:
         return None
-    return introduced(_client(args), args.teacher_server_model)
+    asked = _ANSWERS.get()
+    answers = {} if asked is None else asked
+    key = (*server_urls("teacher_server", args.teacher_server), args.teacher_server_model)
+    if key not in answers:
+        answers[key] = introduced(_client(args), args.teacher_server_model)
+    return answers[key]
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Inside, servers are asked who they are a single time: before anything is loaded, and not by the trainer again."""
+    token = _ANSWERS.set({})
+    try:
+        yield
+    finally:
+        _ANSWERS.reset(token)
 
 
 def connect(args: DOPDConfig, introduction: Introduction | None) -> ServedTeacher | None:

@@ -308,6 +308,26 @@ def test_a_signal_that_goes_wrong_is_told_by_name_before_and_in_training(what: s
         assign(late, batch())
 
 
+LATER_OR_ALONE: dict[str, tuple[Any, str]] = {
+    "at the end": (lambda b: b.mask / (1.0 - b.progress), "inf .*, at the last step"),
+    "late steps": (lambda b: b.mask * torch.tensor(10.0) ** b.step, "inf .*, at the last step"),
+    "at the start": (lambda b: b.mask / b.progress, "inf .*, at the first step"),
+    "alone": (
+        lambda b: b.per_token(b.scores_of_groups().std(1).repeat_interleave(b.num_generations)),
+        "num_generations 1",
+    ),
+    "raises alone": (lambda b: b.per_token(b.scores_of_groups()[:, 1].repeat(2)), r"IndexError.*num_generations 1"),
+}
+
+
+@pytest.mark.parametrize("what", LATER_OR_ALONE)
+def test_a_signal_is_tried_at_both_ends_of_a_training_and_on_single_answers(what: str) -> None:
+    compute, words = LATER_OR_ALONE[what]
+    dopd.register_signal("later", needs_scores=True)(compute)
+    with pytest.raises(ConfigError, match=rf"table 'x', rule 'all': signal 'later'.*{words}"):
+        dopd.RoutingTable(name="x", rules=[dopd.Rule(source="teacher", scale="later")])
+
+
 def of(use: str, name: str) -> Any:
     return {"signal": name, "top": 0.5} if use == "select" else name
 

@@ -119,6 +119,7 @@ def test_the_doctor_asks_the_server(
     server: ModelServer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, seed in (("same", 1), ("other", 7)):
         teacher(seed).save_pretrained(tmp_path / name)
@@ -135,8 +136,9 @@ def test_the_doctor_asks_the_server(
         (found,) = [line for line in lines if words in line]
         return found
 
+    server.introductions = 0
     status, lines = findings("--local-teacher", str(tmp_path / "same"))
-    assert status == 0, lines
+    assert status == 0 and server.introductions == 1, lines
     size = TOKENIZER.vocab_size
     assert f"teacher at {server.url}, a context of 512 tokens; lists its whole vocabulary of {size}" in one(
         lines, "teacher on a server"
@@ -154,4 +156,7 @@ def test_the_doctor_asks_the_server(
     assert "FAIL" in one(lines, "they are not one model")
     command[command.index(server.url)] = "http://127.0.0.1:1"
     status, lines = findings()
+    assert status == 2 and one(lines, "does not answer").startswith("HERE")
+    monkeypatch.setattr("dopd.runs.examination.unreachable", lambda name, kind: "it is not here")
+    status, lines = findings("--model_name_or_path", "no/such-model")  # nothing is loaded then
     assert status == 2 and one(lines, "does not answer").startswith("HERE")
