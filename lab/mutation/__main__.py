@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--file-seconds", type=float, default=600.0, help="processor time for the tests of one file")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "mutation", help="folder of copy and results")
+    parser.add_argument(
+        "--directed", type=float, metavar="SECONDS", help="measure no coverage: run the likely test files for so long"
+    )
     parser.add_argument("--again", action="store_true", help="judge the survivors of the last run anew")
     arguments = parser.parse_args()
     tree, scratch = (arguments.work.resolve() / name for name in ("tree", "scratch"))
@@ -39,11 +42,15 @@ def main() -> None:
     else:
         mutants = campaign.sample(tree, arguments.seed, arguments.count)
     preload()
-    covered = measure(tree, scratch, test_files(tree), arguments.file_seconds)
+    files, seconds = test_files(tree), arguments.directed
+    covered = measure(tree, scratch, files, arguments.file_seconds) if seconds is None else None
     results = last if arguments.again else first
     judged = len(campaign.read(results))
     for number, mutant in enumerate(mutants[judged:], judged):
-        verdict = campaign.judge(tree, scratch, covered, mutant, number)
+        if covered is None:
+            verdict = campaign.judge_directed(tree, scratch, files, mutant, number, seconds)
+        else:
+            verdict = campaign.judge(tree, scratch, covered, mutant, number)
         campaign.append(results, verdict)
         print(f"{number + 1}/{len(mutants)} {verdict.ended}: {mutant.file}:{mutant.line} {mutant.kind}", flush=True)
     print(campaign.table(campaign.read(results)))

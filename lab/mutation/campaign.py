@@ -1,9 +1,12 @@
 """A sample of mutants and what the tests made of each."""
 
+import ast
 import json
 import os
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -56,12 +59,7 @@ def judge(tree: Path, scratch: Path, covered: Covered, mutant: Mutant, number: i
     tests = _affordable(covered, likely_first(tree, mutant, asked))
     if not tests:
         return Verdict(mutant, "not run")
-    path = tree / mutant.file
-    source, times = path.read_text(encoding="utf-8"), path.stat()
-    path.write_text(mutant.applied_to(source), encoding="utf-8")
-    # Another second of change for each mutant: compiled files are told apart by it.
-    os.utime(path, (times.st_atime, times.st_mtime + number + 1))
-    try:
+    with _mutated(tree, mutant, number):
         for part in (tests[:FIRST_TESTS], tests[FIRST_TESTS:]):
             if part:
                 limit = 30 + 4 * sum(covered.seconds[test] for test in part)
@@ -70,9 +68,54 @@ def judge(tree: Path, scratch: Path, covered: Covered, mutant: Mutant, number: i
                     ended = "stopped" if outcome.ended == "stopped" else "killed"
                     return Verdict(mutant, ended, outcome.failed[:1], len(tests))
         return Verdict(mutant, "survived", [], len(tests))
+
+
+def judge_directed(tree: Path, scratch: Path, files: list[str], mutant: Mutant, number: int, seconds: float) -> Verdict:
+    """As `judge`, without measured coverage: the tests of the likely files, for so many seconds of processor time."""
+    likely = likely_files(tree, mutant, files)
+    if not likely:
+        return Verdict(mutant, "not run")
+    with _mutated(tree, mutant, number):
+        outcome = run_pytest(tree, scratch, likely, processor_seconds=int(seconds) + 240, enough=seconds)
+    ended = {"passed": "survived", "failed": "killed"}.get(outcome.ended, outcome.ended)
+    return Verdict(mutant, ended, outcome.failed[:1], len(outcome.seconds))
+
+
+@contextmanager
+def _mutated(tree: Path, mutant: Mutant, number: int) -> Iterator[None]:
+    """Inside, the tree has the mutant."""
+    path = tree / mutant.file
+    source, times = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(mutant.applied_to(source), encoding="utf-8")
+    # Another second of change for each mutant: compiled files are told apart by it.
+    os.utime(path, (times.st_atime, times.st_mtime + number + 1))
+    try:
+        yield
     finally:
         path.write_text(source, encoding="utf-8")
         os.utime(path, (times.st_atime, times.st_mtime))
+
+
+def likely_files(tree: Path, mutant: Mutant, files: list[str]) -> list[str]:
+    """Test files that are named after the mutant's module, import it, or name its function or a public name of it; the
+    likeliest first.
+    """
+    path = Path(mutant.file)
+    source = (tree / path).read_text(encoding="utf-8")
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    around = [one.name for one in functions if one.lineno <= mutant.line <= (one.end_lineno or one.lineno)]
+    public = [one.name for one in functions if not one.name.startswith("_")]
+    scores: dict[str, int] = {}
+    for file in files:
+        text = (tree / file).read_text(encoding="utf-8")
+        scores[file] = (
+            8 * any(re.search(rf"\b{name}\b", text) is not None for name in around if not name.startswith("__"))
+            + 4 * (path.stem.rstrip("s") in Path(file).stem)
+            + 2 * (module in text)
+            + any(re.search(rf"\b{name}\b", text) is not None for name in public)
+        )
+    return sorted((file for file in files if scores[file]), key=lambda file: -scores[file])
 
 
 def likely_first(tree: Path, mutant: Mutant, tests: list[str]) -> list[str]:

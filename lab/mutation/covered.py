@@ -123,7 +123,7 @@ def _kept(scratch: Path, name: str) -> dict[str, str]:
 def _of_one_file(tree: Path, scratch: Path, file: str, file_seconds: float) -> Covered:
     folder = scratch / "coverage"
     shutil.rmtree(folder, ignore_errors=True)
-    outcome = run_pytest(tree, scratch, [file], processor_seconds=1800, enough=file_seconds)
+    outcome = run_pytest(tree, scratch, [file], processor_seconds=1800, enough=file_seconds, covering=True)
     if outcome.ended == "stopped":
         return Covered(failed=[file])
     combined = coverage.CoverageData(basename=str(folder / "combined"))

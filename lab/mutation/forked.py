@@ -88,7 +88,13 @@ def preload() -> None:
 
 
 def run_pytest(
-    tree: Path, scratch: Path, tests: list[str], *, processor_seconds: int, enough: float | None = None
+    tree: Path,
+    scratch: Path,
+    tests: list[str],
+    *,
+    processor_seconds: int,
+    enough: float = math.inf,
+    covering: bool = False,
 ) -> Outcome:
     """Run tests of `tree` in a fork of this process, which must not have imported `dopd`.
 
@@ -97,8 +103,8 @@ def run_pytest(
         scratch: a folder for the tests' temporary files, for output and for coverage data.
         tests: files or test ids, relative to `tree`.
         processor_seconds: limit of the processor time; ten times as long by the clock.
-        enough: measure coverage, one context for each test, into `scratch/coverage`, and start no test after so many
-            seconds; if left out, nothing is measured and the first failure ends the run.
+        enough: start no test after so many seconds of processor time.
+        covering: measure coverage, one context for each test, into `scratch/coverage`, and go on after a failure.
     """
     result = scratch / "result.json"
     result.unlink(missing_ok=True)
@@ -107,7 +113,7 @@ def run_pytest(
         try:
             os.setsid()
             resource.setrlimit(resource.RLIMIT_CPU, (processor_seconds, processor_seconds + 5))
-            _in_child(tree, scratch, tests, enough, result)
+            _in_child(tree, scratch, tests, result, enough=enough, covering=covering)
         except BaseException as error:
             print(repr(error), flush=True)
         finally:
@@ -131,7 +137,7 @@ def _wait(child: int, deadline: float) -> None:
         os.killpg(child, signal.SIGKILL)  # what a test left running
 
 
-def _in_child(tree: Path, scratch: Path, tests: list[str], enough: float | None, result: Path) -> None:
+def _in_child(tree: Path, scratch: Path, tests: list[str], result: Path, *, enough: float, covering: bool) -> None:
     os.chdir(tree)
     sys.dont_write_bytecode = True
     hook = scratch / "hook"
@@ -143,8 +149,8 @@ def _in_child(tree: Path, scratch: Path, tests: list[str], enough: float | None,
     log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    measured = None if enough is None else _measured(tree, scratch, hook)
-    recorder = Recorder(measured, math.inf if enough is None else enough)
+    measured = _measured(tree, scratch, hook) if covering else None
+    recorder = Recorder(measured, enough)
     options = [
         "-q",
         "-p",
@@ -155,7 +161,7 @@ def _in_child(tree: Path, scratch: Path, tests: list[str], enough: float | None,
         str(scratch / "tmp"),
         "-m",
         QUICK,
-        *(["-x"] * (enough is None)),
+        *([] if covering else ["-x"]),
     ]
     status = pytest.main([*options, *tests], plugins=[recorder])
     if measured is not None:
