@@ -78,7 +78,9 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.add_argument("--privileged", help="p: what teacher and privileged student see beside it")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture of the question")
     parser.add_argument("--privileged-image", action="append", default=[], metavar="FILE", help="a picture of p")
-    parser.add_argument("--completion", help="an answer to look at (default: the student answers)")
+    parser.add_argument(
+        "--completion", action="append", help="an answer to look at; may be given again (default: the student answers)"
+    )
     parser.add_argument("--method", default="dopd", help="see `dopd methods`; or ./file.py:function")
     parser.add_argument("--rollouts", type=positive, default=1, help="answers to draw (default 1)")
     parser.add_argument("--greedy", action="store_true", help="the likeliest tokens in place of drawn ones")
@@ -86,6 +88,7 @@ def add_inspect(commands: Any, command: Any) -> None:
     add_asking(parser)
     parser.add_argument("--temperature", type=float, help="of answers and scores (default: that of the run, or 1)")
     parser.add_argument("--thresholds-from", metavar="RUN", help="a run whose averages route (default: these answers')")
+    _add_rewards(parser)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--html", help="also write a page")
@@ -93,20 +96,33 @@ def add_inspect(commands: Any, command: Any) -> None:
     parser.set_defaults(run=_inspect)
 
 
+def _add_rewards(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("methods that learn from scores or rewards (default: as in the student's run)")
+    group.add_argument("--verifier", help="math, exact, package.module:function or ./file.py:function")
+    group.add_argument(
+        "--reward-funcs", action="append", metavar="NAME", help="the same, or 'verifier'; may be repeated"
+    )
+    group.add_argument("--reward-weights", type=float, nargs="+", metavar="W", help="one for each of them")
+    group.add_argument("--row", help="what they read beside the prompt, as YAML: '{answer: 42}'")
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from dopd.cli.terminal import print_records
+    from dopd.methods import table
     from dopd.report.page import check_page, inspection_page
-    from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
-    from dopd.runs.inspection import inspect_prompt
+    from dopd.runs.circumstances import circumstances
+    from dopd.runs.inspection import inspect_prompt, looked_at_fields
     from dopd.runs.quiet import quiet_libraries
+    from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
     if arguments.html:
         check_page(Path(arguments.html), "html")
-    asked = {**as_asked(arguments), "temperature": arguments.temperature}
-    _, note = circumstances(arguments.student, **asked, only=LOOKED_AT_FIELDS)
+    judges = {name: getattr(arguments, name) for name in ("verifier", "reward_funcs", "reward_weights")}
+    asked = {**as_asked(arguments), **judges, "temperature": arguments.temperature}
+    _, note = circumstances(arguments.student, **asked, only=looked_at_fields(table(arguments.method)))
     if note:
         print(visible(note), file=sys.stderr)
     records = inspect_prompt(
@@ -116,12 +132,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
         None if arguments.privileged is None else _text("privileged", arguments.privileged),
         images=arguments.image,
         privileged_images=arguments.privileged_image,
-        completion=None if arguments.completion is None else _text("completion", arguments.completion),
+        completion=arguments.completion and [_text("completion", text) for text in arguments.completion],
         method=arguments.method,
         rollouts=arguments.rollouts,
         greedy=arguments.greedy,
         max_new_tokens=arguments.max_new_tokens,
         **asked,
+        columns=yaml_mapping("--row", arguments.row),
         thresholds_from=arguments.thresholds_from,
         dtype=arguments.dtype,
         seed=arguments.seed,

@@ -4,7 +4,7 @@ Shapes: N tokens of one completion, H hidden size, V vocabulary, C tokens of a c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from dopd.inspection.schema import (
     token_texts,
 )
 from dopd.sources import LIVE
-from dopd.step import ScoredBatch, Step
+from dopd.step import Rollouts, ScoredBatch, Step
 from dopd.tables import RoutingTable
 
 _CHUNK_LOGITS = 2**23  # logits that exist at a time: 32 MiB in float32
@@ -55,6 +55,7 @@ class Completion:
         rollout (`int`): its place among the completions of its prompt.
         kind (`str`): one of `dopd.inspection.schema.KINDS`.
         score (`float`, *optional*): the verifier's.
+        extra (`dict`): what reward functions logged of it, by column.
     """
 
     row: Mapping[str, Any]
@@ -63,6 +64,20 @@ class Completion:
     rollout: int = 0
     kind: str = "inspect"
     score: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rollouts: Rollouts, place: int, row: Mapping[str, Any], **of_record: Any) -> "Completion":
+        """One of judged rollouts.
+
+        Args:
+            rollouts (`Rollouts`), place (`int`): the answers, and which of them.
+            row (`dict`): its row as the dataset brought it.
+            of_record: `step`, `number`, `rollout` and `kind`.
+        """
+        score = None if rollouts.scores is None else rollouts.scores[place]
+        extra = {column: values[place] for column, values in rollouts.extra.items()}
+        return cls(row, score=score, extra=extra, **of_record)
 
 
 @torch.no_grad()
@@ -219,8 +234,15 @@ def trace_record(
             for rule in table.rules
         },
         "tokens": tokens,
+        **({"extra": {n: _json_value(v) for n, v in completion.extra.items()}} if completion.extra else {}),
         **pictures_of(completion.row),
     }
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:MAX_CHARACTERS]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def teacher_view(table: RoutingTable) -> str | None:

@@ -53,6 +53,8 @@ class Inspector:
         kind: str = "inspect",
         moment: Moment = START,
         first_number: int = 0,
+        every: bool = False,
+        whole: bool = False,
     ) -> list[dict[str, Any]]:
         """Records (`docs/reference/trace.md`) of one completion of each row; the random state is left as it was.
 
@@ -68,11 +70,12 @@ class Inspector:
             moment (`Moment`): where in a run this is. With `num_generations` above 1 rows stand side by side as often;
                 they count as one another's rollouts, and the first of them is recorded.
             first_number (`int`): number of the first record.
+            every (`bool`): record all of them.
+            whole (`bool`): answers count as finished although nothing ends them.
         """
         with self._random_state_kept(), torch.no_grad():
             step = self._step(moment)
-            rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows)
-            judged = rollouts.scores
+            judged = rollouts = step.judged(self._rollouts(rows, answers, greedy=greedy), rows, whole=whole)
             if not step.judge.gives_rewards and step.table.is_judged:
                 logger.warning(
                     f"method {step.table.name!r} learns from rewards or scores of its rollouts, and nobody gives any "
@@ -90,12 +93,11 @@ class Inspector:
         models = whole_models(student, targets)
         seen: dict[str, int] = {}
         records = []
-        for place in range(0, len(rows), moment.num_generations):
-            row, number = rows[place], first_number + place // moment.num_generations
-            key = row_key(row)
+        for number, place in enumerate(range(0, len(rows), 1 if every else moment.num_generations), first_number):
+            key = row_key(rows[place])
             rollout = seen[key] = seen.get(key, -1) + 1
-            score = None if judged is None else judged[place]
-            completion = Completion(row, moment.step, number, rollout, kind, score)
+            about = {"step": moment.step, "number": number, "rollout": rollout, "kind": kind}
+            completion = Completion.of(judged, place, rows[place], **about)
             records.append(
                 completion_record(completion, step, scored, place, models, routed.per_token, thresholds_of(scored))
             )

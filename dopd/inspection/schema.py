@@ -40,7 +40,7 @@ RECORD_FIELDS: Mapping[str, tuple[type, ...]] = {
     "rules": _MAP,
     "tokens": _LIST,
 }
-OPTIONAL_FIELDS: Mapping[str, tuple[type, ...]] = {"images": _LIST, "boxes": _LIST}
+OPTIONAL_FIELDS: Mapping[str, tuple[type, ...]] = {"images": _LIST, "boxes": _LIST, "extra": _MAP}
 TOKEN_FIELDS: Mapping[str, tuple[type, ...]] = {
     "id": _WHOLE,
     "text": _TEXT,

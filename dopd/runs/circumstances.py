@@ -19,7 +19,12 @@ from dopd.trainer import DOPDConfig
 _OF_THE_TASK = ("task_options", "privileged_kind")
 _WHICH_ROWS = ("dataset_config", "dataset_test_split")
 _OF_THE_ROWS = (*_WHICH_ROWS, "columns")
-_OBJECTS = ("dataset_name", "dataset_eval_name", "verifier")  # which a program may have given to its run
+_OBJECTS = (
+    "dataset_name",
+    "dataset_eval_name",
+    "verifier",
+    "reward_funcs",
+)  # which a program may have given to its run
 _TINY_TEMPLATE = "{prompt} {privileged_context}"  # as the tiny models were trained
 _MAX_NEW_TOKENS = 256
 
@@ -33,6 +38,7 @@ class Circumstances:
         dataset_name (`str` or `list[str]`, *optional*), dataset_config, dataset_test_split (`str`, *optional*), columns
             (`dict`): rows in the place of a task's problems, as in training; of a run, those that it held out.
         verifier (`str`, *optional*): how an answer is scored; a task brings its own.
+        reward_funcs (`list[str]`), reward_weights (`list[float]`, *optional*): what methods learn from, as in training.
         privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
         teacher_chat_template_kwargs (`dict`, *optional*): the same for a teacher; as for the model if left out.
         prompt_format (`str`): what a prompt that is text means, as in `DOPDConfig`.
@@ -49,6 +55,8 @@ class Circumstances:
     dataset_test_split: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     verifier: str | None = None
+    reward_funcs: tuple[str, ...] = ()
+    reward_weights: tuple[float, ...] | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     teacher_chat_template_kwargs: dict[str, Any] | None = None
@@ -59,7 +67,10 @@ class Circumstances:
 
 
 _TEACHERS = "teacher_chat_template_kwargs"
-JUDGED_FIELDS = tuple(one.name for one in fields(Circumstances) if one.name not in ("temperature", _TEACHERS))
+_REWARDS = ("reward_funcs", "reward_weights")
+JUDGED_FIELDS = tuple(
+    one.name for one in fields(Circumstances) if one.name not in ("temperature", _TEACHERS, *_REWARDS)
+)
 LOOKED_AT_FIELDS = (
     "privileged_template",
     "chat_template_kwargs",
@@ -68,6 +79,7 @@ LOOKED_AT_FIELDS = (
     "stop_strings",
     "temperature",
 )
+REWARDED_FIELDS = ("task", "task_options", "verifier", *_REWARDS)
 
 
 def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **options: Any) -> tuple[Circumstances, str]:
@@ -154,13 +166,16 @@ def _of_run(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
     asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", _TEACHERS, "prompt_format")
     rows = ("dataset_name", *_OF_THE_ROWS, "dataset_eval_name", "dataset_eval_config", "dataset_eval_split", "verifier")
-    names = (*asked, *rows, "generation_kwargs", "max_completion_length", "temperature")
-    config = {n: v for n, v in config.items() if not (n in _OBJECTS and str(v).startswith(GIVEN_IN_PYTHON))}
+    names = (*asked, *rows, *_REWARDS, "generation_kwargs", "max_completion_length", "temperature")
+    config = {n: v for n, v in config.items() if not (n in _OBJECTS and GIVEN_IN_PYTHON in str(v))}
     settings = {name: all_settings()[name] for name in names}
     own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)
     if problems:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {problems[0]}")
     own = _held_out(own)
+    for name in _REWARDS:
+        if name in own:
+            own[name] = tuple(own[name]) if isinstance(own[name], list) else (own[name],)
     stops = stop_strings_in(own.pop("generation_kwargs", {}))
     if stops:
         own["stop_strings"] = stops

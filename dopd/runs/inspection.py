@@ -1,7 +1,7 @@
 """Look at one prompt without training: the student answers it, and every token is scored and routed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,24 @@ from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import PrivilegedTemplate, is_blank
 from dopd.data.unknown import Reader
 from dopd.data.views import privileged_prompt
-from dopd.errors import ConfigError, DataError
+from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector
 from dopd.methods import table
 from dopd.report.records import read_run
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.checks import check_answering
-from dopd.runs.circumstances import LOOKED_AT_FIELDS, Circumstances, circumstances
+from dopd.runs.circumstances import LOOKED_AT_FIELDS, REWARDED_FIELDS, Circumstances, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
-from dopd.step import FixedModels, LocalScorer, PromptEncoder, Step
+from dopd.step import FixedModels, LocalScorer, Moment, PromptEncoder, Step
+from dopd.step.named import load_reward_functions, load_verifier
+from dopd.step.rewards import Judge, judge_of
 from dopd.step.verifier import unjudged
 from dopd.tables import RoutingTable
+from dopd.tasks import get_source
 
 logger = logging.getLogger(__name__)
+_SECONDS = 60.0  # that a verifier or a reward function may take for an answer, as in training
 
 
 def inspect_prompt(
@@ -38,18 +42,16 @@ def inspect_prompt(
     *,
     images: Sequence[str] = (),
     privileged_images: Sequence[str] = (),
-    completion: str | None = None,
+    completion: str | Sequence[str] | None = None,
     method: str = "dopd",
     rollouts: int = 1,
     greedy: bool = False,
     max_new_tokens: int = 256,
-    privileged_template: str | None = None,
-    chat_template_kwargs: dict[str, Any] | None = None,
-    prompt_format: str | None = None,
-    temperature: float | None = None,
     thresholds_from: str | None = None,
+    columns: Mapping[str, Any] | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    **own: Any,
 ) -> list[dict[str, Any]]:
     """Records (`docs/reference/trace.md`) of answers to one prompt.
 
@@ -60,57 +62,99 @@ def inspect_prompt(
         privileged_context (`str`, *optional*): p.
         images, privileged_images (`list[str]`): files of pictures, for vision-language models: those of the question,
             and those that only teacher and privileged student see.
-        completion (`str`, *optional*): an answer to look at; the student answers if left out.
+        completion (`str` or `list[str]`, *optional*): answers to look at; the student answers if left out.
         method (`str`): as `DOPDConfig.method`.
         rollouts (`int`): answers.
-        privileged_template, chat_template_kwargs, prompt_format (*optional*): how prompts are written; as in the
-            student's run or recipe where it has one.
-        temperature (`float`, *optional*): of the distributions that answers are drawn from and scored by; as in the
-            student's run, or 1.
         greedy (`bool`): the likeliest tokens in place of drawn ones.
         thresholds_from (`str`, *optional*): a run folder whose last batch averages route the tokens. The averages over
             these answers if left out.
+        columns (`dict`, *optional*): what a verifier and reward functions read of a row beside the prompt.
+        own: fields of `dopd.runs.circumstances.Circumstances`, as in the student's run or recipe if left out:
+            `privileged_template`, `chat_template_kwargs`, `prompt_format`, `temperature` (of the distributions that
+            answers are drawn from and scored by); and for methods that learn from scores or rewards, where the answers
+            are one another's rollouts, `verifier`, `reward_funcs` and `reward_weights`.
 
     Raises:
         ConfigError, DataError, ModelError: what cannot work, and the fix.
+        ScoringError: the verifier or a reward function gives no number.
     """
     routing = table(method)
-    _check(prompt, routing, teacher_name, temperature, rollouts=rollouts, max_new_tokens=max_new_tokens)
-    own = {"privileged_template": privileged_template, "temperature": temperature, "prompt_format": prompt_format}
-    asked, _ = circumstances(student_name, only=LOOKED_AT_FIELDS, chat_template_kwargs=chat_template_kwargs, **own)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counts = {"rollouts": rollouts, "max_new_tokens": max_new_tokens}
+    _check(prompt, routing, teacher_name, own.get("temperature"), **counts)
+    asked, _ = circumstances(student_name, only=looked_at_fields(routing), **own)
+    row = {"prompt": prompt, "privileged_context": privileged_context, **(columns or {})}
+    judge = _judge(asked, row)
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
-    student = load_model(student_name, dtype=dtype).to(device).eval()
-    teacher = load_model(str(teacher_name), dtype=dtype).to(device).eval() if routing.needs_teacher else None
+    student = _loaded(student_name, dtype)
+    teacher = _loaded(str(teacher_name), dtype) if routing.needs_teacher else None
     prompts = _encoder(asked, processing_class, teacher_name if routing.needs_teacher else None)
     ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
     answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
-    _warn_if_blank(privileged_context)
-    row = prompts.asked_row({"prompt": prompt, "privileged_context": privileged_context})
-    check_control_tokens(row, prompts.markup)
-    check_joined_texts(privileged_prompt(row, prompts.template), prompts.markup)
-    count = 1 if completion is not None or greedy else rollouts
-    answers = None if completion is None else [_completion_ids(tokenizer, completion)]
-    rows = [{**row, "images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}] * count
+    _check_texts(row, prompts)
+    completions = [completion] if isinstance(completion, str) else completion
+    answers = None if completions is None else [_completion_ids(tokenizer, text) for text in completions]
+    count = len(answers) if answers is not None else 1 if greedy else rollouts
+    pictures = {"images": list(images), PRIVILEGED_COLUMN: list(privileged_images)}
+    rows = [row | {name: sources for name, sources in pictures.items() if sources}] * count
     check_answering(answering, rows, student, teacher)
     models = FixedModels(student, teacher)
-    step = Step(routing, prompts, LocalScorer(models, answering.batch_size, asked.temperature), ending)
+    step = Step(routing, prompts, LocalScorer(models, answering.batch_size, asked.temperature), ending, judge)
     return Inspector(step, answering, models, asked.temperature).records(
         rows,
         answers=answers,
         greedy=greedy,
         thresholds=None if thresholds_from is None else last_thresholds(thresholds_from),
+        moment=Moment(num_generations=_siblings(routing, judge, count)),
+        every=True,
+        whole=completions is not None,
     )
 
 
-def _warn_if_blank(privileged_context: str | None) -> None:
+def looked_at_fields(routing: RoutingTable) -> tuple[str, ...]:
+    """Fields of `Circumstances` that a look at answers with a method takes from the student's run."""
+    return (*LOOKED_AT_FIELDS, *(REWARDED_FIELDS if routing.is_judged else ()))
+
+
+def _judge(asked: Circumstances, row: Mapping[str, Any]) -> Judge:
+    """What gives answers scores and rewards, tried on an empty answer to the row; nothing where nobody is asked to."""
+    verifier = load_verifier(asked.verifier, _SECONDS)
+    if verifier is None and asked.task is not None:
+        verifier = get_source(asked.task, **asked.task_options).verify
+    functions = load_reward_functions(list(asked.reward_funcs), _SECONDS)
+    try:
+        return judge_of(verifier, functions, asked.reward_weights, _SECONDS).tried_on([[row]])
+    except (DataError, ScoringError) as error:
+        raise type(error)(f"{error}. --row '{{answer: ...}}' gives the row further columns") from error
+
+
+def _siblings(routing: RoutingTable, judge: Judge, count: int) -> int:
+    """How many of the answers count as rollouts of one prompt, beside which the others are seen."""
+    if not (routing.is_judged and judge.gives_rewards):
+        return 1
+    if count == 1 and routing.needs_rewards:
+        logger.warning(
+            f"method {routing.name!r} compares the rewards of a prompt's answers, and there is one answer: draw more "
+            "(--rollouts 4), or give several (--completion)"
+        )
+    return count
+
+
+def _loaded(name: str, dtype: str) -> Any:
+    return load_model(name, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _check_texts(row: Mapping[str, Any], prompts: PromptEncoder) -> None:
+    privileged_context = row["privileged_context"]
     if privileged_context is not None and is_blank(privileged_context):
         logger.warning(
             f"privileged context (={privileged_context!r}) is blank: the privileged views read the plain prompt"
         )
+    asked = prompts.asked_row(row)
+    check_control_tokens(asked, prompts.markup)
+    check_joined_texts(privileged_prompt(asked, prompts.template), prompts.markup)
 
 
 def _completion_ids(tokenizer: Any, completion: str) -> list[int]:

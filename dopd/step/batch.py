@@ -30,6 +30,8 @@ class Rollouts:
         scores (`list[float]`, *optional*): how right the answers are by the verifier, in [0, 1].
         rewards (`list[float]`, *optional*): what methods learn from: any finite numbers, NaN where nothing applies.
         rewards_by_function (`dict[str, list[float]]`): of each reward function, NaN where it does not apply.
+        extra (`dict[str, list]`): columns that reward functions logged (`log_extra`): numbers, texts, truth values or
+            `None`, one for each answer.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -40,6 +42,7 @@ class Rollouts:
     scores: list[float] | None = None
     rewards: list[float] | None = None
     rewards_by_function: Mapping[str, list[float]] = field(default_factory=dict)
+    extra: Mapping[str, list[Any]] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> list[list[int]]:

@@ -29,6 +29,7 @@ RewardFunction = Callable[..., Any]
 VERIFIER = "verifier"  # in a list of reward functions: the verifier's score
 _OF_THE_RUN = ("trainer_state", "log_extra", "log_metric")
 _ARGUMENTS = ("prompts", "completions", "completion_ids", *_OF_THE_RUN)
+_OF_TABLE = ("step", "prompt", "completion")  # TRL's table of completions
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a dataset, which TRL does not hand on either
 
 
@@ -41,10 +42,10 @@ def unlogged(state: "TrainerState | None" = None) -> dict[str, Any]:
 
     from transformers import TrainerState  # whose module reads all of a trainer's
 
-    def log(name: str, value: Any) -> None:
+    def log(name: str, value: float) -> None:
         pass
 
-    return {"trainer_state": state or TrainerState(max_steps=1), "log_extra": log, "log_metric": log}
+    return {"trainer_state": state or TrainerState(max_steps=1), "log_metric": log}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Judge:
         functions (`dict[str, RewardFunction | None]`): reward functions by name; `None` for the verifier's score.
         weights (`tuple[float, ...]`): of the functions.
         seconds (`float`, *optional*): that a reward function may take for each answer of a call.
-        of_the_run (callable): gives `trainer_state`, `log_extra` and `log_metric` of TRL's GRPO, by name.
+        of_the_run (callable): gives `trainer_state` and `log_metric` of TRL's GRPO, by name; what functions give its
+            `log_extra` is kept with the rollouts.
     """
 
     verifier: Verifier | None = None
@@ -115,9 +117,11 @@ class Judge:
         scores = None if self.verifier is None else self._scores(self.verifier, rows, texts, ended)
         if not self.functions:
             return replace(rollouts, scores=scores, rewards=scores)
-        values_by_name = self._called(rows, texts, rollouts.answers)
+        extra: dict[str, list[Any]] = {}
+        values_by_name = self._called(rows, texts, rollouts.answers, extra)
         rewards = {name: list(scores or ()) if values is None else values for name, values in values_by_name.items()}
-        return replace(rollouts, scores=scores, rewards=self._sums(rewards), rewards_by_function=rewards)
+        sums, columns = self._sums(rewards), _columns(extra, len(texts))
+        return replace(rollouts, scores=scores, rewards=sums, rewards_by_function=rewards, extra=columns)
 
     def _scores(
         self, verifier: Verifier, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ended: Sequence[bool]
@@ -144,10 +148,20 @@ class Judge:
         return sums
 
     def _called(
-        self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ids: Sequence[list[int]]
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        texts: Sequence[str],
+        ids: Sequence[list[int]],
+        extra: dict[str, list[Any]],
     ) -> dict[str, list[float] | None]:
-        """What every function gives, by its name; functions that are awaited run beside the others."""
-        arguments, of_the_run = _arguments(rows, texts, ids), self.of_the_run()
+        """What every function gives, by its name; functions that are awaited run beside the others. `extra` gets the
+        columns that they log.
+        """
+
+        def log_extra(column: str, values: Sequence[Any]) -> None:
+            extra.setdefault(str(column), []).extend(values)
+
+        arguments, of_the_run = _arguments(rows, texts, ids), {**self.of_the_run(), "log_extra": log_extra}
         seconds = None if self.seconds is None else self.seconds * len(rows)
         start, outputs = time.monotonic(), dict[str, Any]()
         try:
@@ -190,7 +204,7 @@ class Judge:
                 continue
             if not untried or "prompt" not in row:
                 continue
-            judge._called([row, row], ["", ""], [[0], [0]])  # two of them, as the rewards must be as many
+            judge._called([row, row], ["", ""], [[0], [0]], {})  # two of them, as the rewards must be as many
         functions = {
             name: one if one is None or isinstance(one, TriedFunction) else TriedFunction(one)
             for name, one in self.functions.items()
@@ -316,6 +330,29 @@ def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reward functions", daemon=True).start()
     return loop
+
+
+def _columns(extra: Mapping[str, list[Any]], count: int) -> dict[str, list[Any]]:
+    """What `log_extra` got, as plain values.
+
+    Raises:
+        ScoringError: not one value for each completion, or a name that the table of completions has.
+    """
+    for column, values in extra.items():
+        if len(values) != count:
+            raise ScoringError(
+                f"log_extra({column!r}, ...) got {len(values)} values for {count} completions: give it one for each"
+            )
+        if column in _OF_TABLE:
+            raise ScoringError(f"log_extra({column!r}, ...): the table of completions has a {column!r}: rename it")
+    return {column: [_plain(value) for value in values] for column, values in extra.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON and tables have them; tensors and arrays of one number are that number."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _numbers(name: str, values: Any, texts: Sequence[str]) -> list[float]:

@@ -77,16 +77,18 @@ class Step:
     chunk_tokens: int | None = None
     merged_ids: Sequence[int] = ()
 
-    def judged(self, rollouts: Rollouts, problems: Sequence[Mapping[str, Any]]) -> Rollouts:
+    def judged(self, rollouts: Rollouts, problems: Sequence[Mapping[str, Any]], *, whole: bool = False) -> Rollouts:
         """The rollouts with scores and rewards, where the step has a judge that gives any.
 
         Args:
             problems (`list[dict]`): the rows as they were brought, as users' code reads them.
+            whole (`bool`): whether answers count as finished although nothing ends them.
         """
         if not self.judge.gives_rewards:
             return rollouts
         texts = [self.prompts.text(ids) for ids in rollouts.answers]
-        return self.judge.judged(rollouts, problems, texts, [self.ending.ended(ids) for ids in rollouts.answers])
+        ended = [whole or self.ending.ended(ids) for ids in rollouts.answers]
+        return self.judge.judged(rollouts, problems, texts, ended)
 
     def views(self, rollouts: Rollouts, num_generations: int = 1) -> tuple[dict[str, View], dict[str, Tensor]]:
         """The views that the table reads, by name, and which rows have the context of a view (B,), by name.

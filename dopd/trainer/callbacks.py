@@ -14,9 +14,9 @@ from dopd.files import append_line, fingerprint
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
+from dopd.trainer.continuing import ContinuingTrainer
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.owned import begin_growing, own, seal_growing
-from dopd.trainer.saving import SavingTrainer
 from dopd.trainer.trace import warn_of_torn_records
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ DRIFT_WARNING = 0.1  # a fall of accuracy WITH privileged context that is worth 
 class AnchorUpdate(TrainerCallback):
     """Moves the privileged student's weights after every optimizer step."""
 
-    def __init__(self, trainer: SavingTrainer) -> None:
+    def __init__(self, trainer: ContinuingTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

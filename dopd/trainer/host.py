@@ -5,7 +5,8 @@ A test fails by name when a release of TRL changes one of them.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,19 @@ HOST_HOOKS = (
 )
 
 
+def _add_columns(table: Path, columns: Mapping[str, Iterable[Any]]) -> None:
+    """Add columns to a table of completions, which the host writes without any; one of several types is text."""
+    import pandas
+
+    frame = pandas.read_parquet(table)
+    for name, values in columns.items():
+        column = list(values)
+        kinds = {type(value) for value in column if value is not None}
+        mixed = len(kinds) > 1 and not kinds <= {int, float}
+        frame[name] = [None if value is None else str(value) for value in column] if mixed else column
+    frame.to_parquet(table)
+
+
 class HostTrainer(DistillationTrainer):
     """The host, and what the parts of a run read of the trainer that is built on it.
 
@@ -96,6 +110,12 @@ class HostTrainer(DistillationTrainer):
     served: ServedTeacher | None
     first_weights: str
     teacher_weights: str
+
+    _extra: dict[str, deque[Any]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._extra = {}
+        super().__init__(*args, **kwargs)
 
     # --- What the host knows
 
@@ -208,16 +228,26 @@ class HostTrainer(DistillationTrainer):
             self.state.num_input_tokens_seen += count
         self.host_metrics["num_tokens"] = [self.state.num_input_tokens_seen]
 
-    def record_texts(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Hand over texts for the host's table of completions (`log_completions`)."""
-        self._logs["prompt"].extend(gather_object(list(prompts)))
-        self._logs["completion"].extend(gather_object(list(completions)))
+    def record_texts(
+        self, prompts: Sequence[str], completions: Sequence[str], extra: Mapping[str, Sequence[Any]]
+    ) -> None:
+        """Hand over texts for the host's table of completions (`log_completions`), and further columns of it."""
+        texts = {"prompt": list(prompts), "completion": list(completions)}
+        before = len(self._logs["prompt"])
+        for name, values in texts.items():
+            self._logs[name].extend(gather_object(values))
+        for name in sorted({*gather_object(list(extra)), *self._extra}):  # the same order on all processes
+            column = self._extra.setdefault(name, deque([None] * before, self._logs["prompt"].maxlen))
+            column.extend(gather_object(list(extra.get(name, [None] * len(prompts)))))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The host writes its table of completions at every log, also where there are none yet.
         asked, self.log_completions = self.log_completions, self.log_completions and bool(self._logs["prompt"])
         try:
             super().log(logs, start_time)
+            if self.log_completions and self._extra and self.accelerator.is_main_process:
+                name = f"completions_{self.state.global_step:05d}.parquet"
+                _add_columns(self.run_folder / "completions" / name, self._extra)
         finally:
             self.log_completions = asked
 

@@ -18,13 +18,13 @@ from dopd.report.page import REPORT_FILE, write_report
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, RunRecord
 from dopd.settings import read_yaml
 from dopd.trainer.card import card_text
+from dopd.trainer.continuing import ContinuingTrainer
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.owned import CARD_FILE, make_own, write_own
-from dopd.trainer.saving import SavingTrainer
 from dopd.trainer.setup import make_evaluator
 
 
-class RecordingTrainer(SavingTrainer):
+class RecordingTrainer(ContinuingTrainer):
     """Writes beside metrics and traces what a run was, and at its end what it came to.
 
     Attributes:

@@ -1,6 +1,5 @@
-"""What TRL's GRPO hands to reward functions beside rows: the trainer's state, and two functions that log."""
+"""What TRL's GRPO hands to reward functions of its run: the trainer's state, and a function that logs metrics."""
 
-import logging
 from collections import defaultdict
 from typing import Any
 
@@ -9,19 +8,16 @@ from accelerate.utils import gather_object
 from dopd.errors import ScoringError
 from dopd.trainer.host import HostTrainer
 
-logger = logging.getLogger(__name__)
-
 
 class RewardLogs:
-    """Gives reward functions `trainer_state`, `log_extra` and `log_metric`, and keeps what they log of a batch."""
+    """Gives reward functions `trainer_state` and `log_metric`, and keeps the metrics that they log of a batch."""
 
     def __init__(self, host: HostTrainer) -> None:
         self._host = host
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._columns: set[str] = set()
 
     def __call__(self) -> dict[str, Any]:
-        return {"trainer_state": self._host.state, "log_extra": self._log_extra, "log_metric": self._log_metric}
+        return {"trainer_state": self._host.state, "log_metric": self._log_metric}
 
     def taken(self) -> dict[str, float]:
         """The mean of every metric that some process logged since the last call, the same on each."""
@@ -41,11 +37,3 @@ class RewardLogs:
             self._metrics[str(name)].append(float(value))
         except (TypeError, ValueError):
             raise ScoringError(f"log_metric({name!r}, {value!r}): the value must be a number") from None
-
-    def _log_extra(self, column: str, values: list[Any]) -> None:
-        if column not in self._columns and self._host.accelerator.is_main_process:
-            logger.warning(
-                f"log_extra({column!r}, ...): the table of completions (log_completions) has prompts and completions "
-                "alone; the column is not kept. log_metric logs a number of a batch"
-            )
-        self._columns.add(column)

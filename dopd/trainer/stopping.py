@@ -5,13 +5,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dopd.random_states import RandomStates
-from dopd.trainer.saving import SavingTrainer
+from dopd.trainer.continuing import ContinuingTrainer
 
 
 class StopWhereAsked(TrainerCallback):
     """Saves and stops after the step in which a signal came; comes behind what decides whether to save."""
 
-    def __init__(self, trainer: SavingTrainer) -> None:
+    def __init__(self, trainer: ContinuingTrainer) -> None:
         self._trainer = trainer
         self._asked = False
 
@@ -30,7 +30,7 @@ class KeepStart(TrainerCallback):
     run that goes on from it draws the answers that this one drew.
     """
 
-    def __init__(self, trainer: SavingTrainer) -> None:
+    def __init__(self, trainer: ContinuingTrainer) -> None:
         self._trainer = trainer
         self._new_epoch = False
 

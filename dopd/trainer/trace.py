@@ -121,8 +121,9 @@ class TraceWriter:
         for number, row in enumerate(rollouts.rows[:count]):
             key = row_key(row)
             rollout = seen.get(key, 0)
-            score = None if rollouts.scores is None else rollouts.scores[number]
-            self._pending[number] = Completion(row, moment.step, number, rollout, "batch", score)
+            self._pending[number] = Completion.of(
+                rollouts, number, row, step=moment.step, number=number, rollout=rollout, kind="batch"
+            )
             seen[key] = rollout + 1
         self._thresholds = thresholds_of(batch)
         if self._probe is not None:

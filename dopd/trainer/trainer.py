@@ -1,7 +1,7 @@
 """`DOPDTrainer`: rollouts from the plain student, scores from every view that the table reads, one routed loss.
 
-The host, TRL's `DistillationTrainer`, does what is not the method: loading, distribution, the loop, saving. The path
-of a step is `dopd.step`; this class connects the two.
+The host, TRL's `DistillationTrainer`, does what is not the method: loading, distribution, the loop, saving. What is
+here checks a run and puts it together; `dopd.trainer.stepping` makes its steps, on the path of `dopd.step`.
 """
 
 from dataclasses import replace
@@ -9,20 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import plain_prompt
-from dopd.heads import Head
 from dopd.ranks import AcceleratorRanks
-from dopd.scoring import Balance, random_state_kept, skipping_padding
-from dopd.step import Engine, Moment, PromptEncoder, Request, Rollouts, ScoredBatch, Step
-from dopd.step.metrics import num_tokens, rollout_metrics, routing_metrics
+from dopd.scoring import random_state_kept
+from dopd.step import Engine, PromptEncoder, Step
 from dopd.step.named import RewardFunctions, load_reward_functions, load_verifier
 from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
@@ -34,25 +29,24 @@ from dopd.trainer.arguments import as_name, check_arguments
 from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
+from dopd.trainer.continuing import OneRun
 from dopd.trainer.description import describe_run
-from dopd.trainer.engines import check_rollouts, checked_drift, drawn_answers, drift_of, ending_of, make_engine
+from dopd.trainer.engines import ending_of, make_engine
 from dopd.trainer.evidence import Evidence
-from dopd.trainer.experts import balance_coefficient, balanced
-from dopd.trainer.finite import FiniteGradients, check_loss, finite_rollouts
+from dopd.trainer.experts import balance_coefficient
+from dopd.trainer.finite import FiniteGradients
 from dopd.trainer.models import TrainedModels
 from dopd.trainer.own_engine import TRIAL_TOKENS, check_engine
 from dopd.trainer.probes import make_trace
 from dopd.trainer.progress import RunProgress
-from dopd.trainer.recording import KeptRun, RecordingTrainer
+from dopd.trainer.recording import KeptRun
 from dopd.trainer.reward_logs import RewardLogs
-from dopd.trainer.sampler import EpochRepeatSampler
-from dopd.trainer.saving import OneRun
-from dopd.trainer.step_metrics import StepClock, StepSums, warn_of_collapse, warn_of_missing_ends
+from dopd.trainer.stepping import SteppingTrainer
 from dopd.trainer.stopping import KeepStart, StopWhereAsked
 from dopd.vocabulary import declares
 
 
-class DOPDTrainer(RecordingTrainer):
+class DOPDTrainer(SteppingTrainer):
     """Distil a teacher into a student on the student's own answers, routing each token by a table.
 
     A TRL user changes the import and adds one column:
@@ -179,11 +173,16 @@ class DOPDTrainer(RecordingTrainer):
         self.engine = make_engine(self, self.models, trial, rollout_engine)
         if rollout_engine is not None:
             self._try_engine()
-        self._parts: dict[int, ScoredBatch] = {}
-        self._sums, self._clock, self._drift = StepSums(), StepClock(), drift_of(args)
         self.evidence = Evidence(self.run_folder, self.tokenizer, self.accelerator.process_index)
         self.trace = make_trace(self, self.step)
         self._add_callbacks()
+
+    def _try_engine(self) -> None:
+        """Have a user's engine answer the first prompt in a few tokens, where weights are whole outside of a step."""
+        if self.train_dataset is not None and not self.is_split:
+            row = next(iter(self.train_dataset))
+            with random_state_kept(self.unwrapped_student):
+                self.rollouts([row, row], min(TRIAL_TOKENS, self._answer_limit()))
 
     def _prepare_models(self, teacher_source: Any, teacher_processing_class: Any) -> images.Trial | None:
         """Settle how prompts are read, check the datasets, and try the passes of the models; with what is returned."""
@@ -253,149 +252,3 @@ class DOPDTrainer(RecordingTrainer):
         if self.served is not None:
             self.add_callback(KeepStart(self))
         self.add_callback(StopWhereAsked(self))
-
-    # --- Batches: num_generations rollouts of each prompt
-
-    def repeats(self) -> dict[str, int]:
-        completions = setup.completions_per_step(self.args, self.accelerator.num_processes)
-        return {
-            "mini_repeat_count": self.args.num_generations,
-            "batch_size": completions // self.args.num_generations,
-            "repeat_count": self.args.gradient_accumulation_steps,
-        }
-
-    def prompt_sampler(self, dataset: Dataset) -> Sampler:
-        return EpochRepeatSampler(
-            data_source=dataset,
-            **self.repeats(),
-            shuffle=bool(self.shuffle_dataset),
-            seed=self.args.seed,
-            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
-        )
-
-    def next_micro_batch(self, rows: list[dict[str, Any]]) -> ScoredBatch:
-        # The host shuffles a step's completions before it cuts micro-batches; here rollouts of one prompt stay
-        # together, to share it, and groups of like length, to need little padding. The step's loss is the same: its
-        # denominators are the whole step's.
-        if not self.model.training:
-            return self.scored_batch(rows)
-        accumulation = self.args.gradient_accumulation_steps
-        if self.micro_step % accumulation == 0 or not self._parts:
-            self._parts.clear()
-            self._parts.update(enumerate(self.scored_batch(rows).split(accumulation, self.args.num_generations)))
-        # Each is freed with its pass, before the next rollouts: the states of targets are large.
-        return self._parts.pop(self.micro_step % accumulation)
-
-    # --- The step: rollouts, scores, loss
-
-    def scored_batch(self, problems: list[dict[str, Any]]) -> ScoredBatch:
-        """Rows of the dataset answered and scored, with what each token receives."""
-        self.evidence.begin(problems)
-        self.models.forget_features()  # the weights may have changed since
-        with self._clock.phase("rollout"), finite_rollouts(self.state.global_step, self.args.learning_rate):
-            rollouts = self.rollouts(problems)
-        self.evidence.add_answers(rollouts)
-        generations = self.args.num_generations if self.model.training else 1
-        moment = Moment(self.state.global_step, self.progress, generations)
-        with self._clock.phase("scoring"):
-            rollouts = self.step.judged(rollouts, problems)
-            batch = self.step.score(rollouts, moment)
-        self.evidence.add_scores(batch)
-        self._record_batch(rollouts, batch)
-        if self.trace is not None and self.model.training:
-            with self._clock.phase("tracing"):
-                self.trace.follow(rollouts, batch, moment, self.state.max_steps, first=self.micro_step == 0)
-        self.models.forget_features()
-        return batch
-
-    def _try_engine(self) -> None:
-        """Have a user's engine answer the first prompt in a few tokens, where weights are whole outside of a step."""
-        if self.train_dataset is not None and not self.is_split:
-            row = next(iter(self.train_dataset))
-            with random_state_kept(self.unwrapped_student):
-                self.rollouts([row, row], min(TRIAL_TOKENS, self._answer_limit()))
-
-    def rollouts(self, problems: list[dict[str, Any]], limit: int | None = None) -> Rollouts:
-        """The student's answers to rows of the dataset, of at most `limit` tokens or as many as a step allows."""
-        rows = self.prompts.read_by_student(problems, self.table)
-        prompts = [plain_prompt(row) for row in rows]
-        view = self.prompts.shared_view(prompts, self.accelerator.device)
-        limit = limit or self._answer_limit()
-        request = Request(view, prompts, limit, self.state.global_step)
-        answers, logprobs = drawn_answers(self.engine, request, self.unwrapped_student, self.ending)
-        rollouts = Rollouts(rows, view, *self.prompts.padded(answers, self.accelerator.device, logprobs))
-        check_rollouts(
-            rollouts, self.unwrapped_student, self.models.vocab_size, limit, off_policy=self.args.off_policy_rollouts
-        )
-        return rollouts
-
-    def _answer_limit(self) -> int:
-        """Most tokens of an answer at this step."""
-        most = int(self.max_completion_length or 0)
-        return min(most, self.table.rollout_limit(self.state.global_step) or most)
-
-    def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        balance = Balance() if self.balance_coefficient else None
-
-        def forward(view: Any, completion_ids: Tensor, mask: Tensor) -> Tensor:
-            return self.models.hidden_states(student, view, completion_ids, mask, balance)
-
-        hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
-        head = Head.of_model(student, self.temperature, self.models.vocab_size)
-        batch = self._drift.weighed(batch, self.table, hidden, head, self.args.loss_chunk_tokens)
-        targets = self.step.targets(batch)
-        routed = self.step.loss(batch, (hidden, head), targets)
-        if self.table.routed and hidden.requires_grad:
-            self._sums.add_gradients(hidden, routed.regimes, self.table)
-        if self.trace is not None:
-            self.trace.observe(batch, (hidden, head), targets, routed)
-        loss = routed.loss if balance is None else balanced(self, routed.loss, balance)
-        return loss, routed.sums
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._clock.phase("step"):
-            loss = super().training_step(*args, **kwargs)
-        if self.micro_step % self.current_gradient_accumulation_steps == 0:
-            self._record_step()
-        return loss
-
-    # --- What is logged
-
-    def _record_batch(self, rollouts: Rollouts, batch: ScoredBatch) -> None:
-        ranks = self.step.ranks
-        self.record_tokens(num_tokens(rollouts, ranks))
-        needed = self.table.needs_privileged
-        metrics = rollout_metrics(rollouts, self.ending, ranks, needs_privileged=needed)
-        self.record(metrics)
-        if self.accelerator.is_main_process:
-            warn_of_missing_ends(metrics, self._answer_limit(), self.ending.token_ids, self.state.global_step)
-        self.record(routing_metrics(batch, ranks) | self.reward_logs.taken())
-        if self.log_completions:
-            answers = [self.prompts.text(ids) for ids in rollouts.answers]
-            self.record_texts(self.tokenizer.batch_decode(rollouts.view.prompt_ids, skip_special_tokens=True), answers)
-
-    def record_loss(self, loss: float, sums: dict[str, Tensor]) -> None:
-        check_loss(loss, step=self.state.global_step, learning_rate=self.args.learning_rate)
-        if self.model.training:
-            self._sums.add(sums)
-        else:
-            alone = StepSums()
-            alone.add(sums)
-            self.record(alone.reduce(self.step.ranks) | self._drift.taken(self.step.ranks) | self._seconds())
-
-    def _record_step(self) -> None:
-        stats = self._sums.reduce(self.step.ranks)
-        if self.accelerator.is_main_process:
-            warn_of_collapse(stats, self.table, self.state.global_step)
-        self.record(stats | checked_drift(self, self._drift, self.step.ranks) | self._seconds())
-        if self.trace is not None:
-            self.trace.finish()
-            if self.trace.dropped:
-                self.record({"trace/dropped": float(self.trace.dropped)})
-
-    def _seconds(self) -> dict[str, float]:
-        """Seconds of every phase since they were last read; what a step did beside its other phases is training."""
-        seconds = self._clock.read()
-        if "step" in seconds:
-            seconds["training"] = seconds.pop("step") - sum(seconds.values())
-        return {f"seconds/{name}": value for name, value in seconds.items()}

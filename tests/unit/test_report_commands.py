@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tests.report_kit as report_kit
 import tests.trainer_kit as kit
 from dopd.cli.main import main
 from dopd.cli.terminal import completion_text, print_records, strengths
-from dopd.errors import ConfigError, DataError
+from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.inspection.schema import problems
 from dopd.runs.inspection import inspect_prompt, last_thresholds
 
@@ -122,6 +123,61 @@ def test_a_teacher_is_asked_for_where_it_is_read(models: tuple[str, str]) -> Non
     with pytest.raises(ConfigError, match="reads a teacher"):
         inspect_prompt(models[0], None, PROMPT, PRIVILEGED)
     assert inspect_prompt(models[0], None, PROMPT, PRIVILEGED, method="privileged_student", max_new_tokens=4)
+
+
+CODE = """
+def right(completion, row):
+    return float(completion.strip() == row["solution"])
+
+def long(completions, log_extra, **columns):
+    log_extra("text", completions)
+    return [float(len(text.split())) for text in completions]
+"""
+GIVEN = ["B 4 5 9", "B 4", "J"]
+
+
+def _advantages(records: list[dict[str, Any]]) -> list[float]:
+    """Of each answer, all of whose tokens have one: what is learned from is minus the advantage."""
+    values = [{-token["loss"] for token in record["tokens"]} for record in records]
+    assert all(len(of_answer) == 1 for of_answer in values)
+    return [of_answer.pop() for of_answer in values]
+
+
+def _expected(rewards: list[float]) -> Any:
+    """GRPO's advantages of one group."""
+    return pytest.approx([(r - statistics.mean(rewards)) / statistics.stdev(rewards) for r in rewards], abs=1e-3)
+
+
+def test_rewards_are_those_of_a_verifier_or_of_functions(
+    models: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    own = f"{tmp_path}/mine.py"
+    options: dict[str, Any] = {"method": "grpo", "completion": GIVEN, "columns": {"solution": "B 4 5 9"}}
+    records = inspect_prompt(models[0], None, PROMPT, None, verifier=f"{own}:right", **options)
+    assert _advantages(records) == _expected([1.0, 0.0, 0.0]) and [r["score"] for r in records] == [1.0, 0.0, 0.0]
+    records = inspect_prompt(models[0], None, PROMPT, None, reward_funcs=[f"{own}:long"], **options)
+    assert _advantages(records) == _expected([4.0, 2.0, 1.0])
+    assert [r["extra"] for r in records] == [{"text": text} for text in GIVEN] and not problems(records[0])
+    # A run's own: the verifier's score and a function, weighted.
+    shutil.copytree(models[0], tmp_path / "run")
+    settings = f"verifier: {own}:right\nreward_funcs: [verifier, {own}:long]\nreward_weights: [3.0, 0.5]\n"
+    (tmp_path / "run" / "config.yaml").write_text(settings, encoding="utf-8")
+    records = inspect_prompt(str(tmp_path / "run"), None, PROMPT, None, **options)
+    assert _advantages(records) == _expected([5.0, 1.0, 0.5])
+    assert "nobody gives any" not in caplog.text and "there is one answer" not in caplog.text
+    with pytest.raises(ScoringError, match=r"KeyError: 'solution'.*--row '\{answer: ...\}' gives the row further"):
+        inspect_prompt(str(tmp_path / "run"), None, PROMPT, None, **options | {"columns": None})
+    inspect_prompt(str(tmp_path / "run"), None, PROMPT, None, **options | {"completion": "J"})
+    assert "compares the rewards of a prompt's answers, and there is one answer" in caplog.text
+
+
+def test_the_command_takes_answers_and_a_verifier(models: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [part for text in ("4", "5") for part in ("--completion", text)]
+    flags = ["--verifier", "exact", "--row", "{answer: 4}", "--method", "grpo", "--json"]
+    assert main(["inspect", "--student", models[0], "--prompt", PROMPT, *answers, *flags]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["score"] for record in records] == [1.0, 0.0] and _advantages(records) == _expected([1.0, 0.0])
 
 
 def test_where_nobody_gives_rewards_it_is_said(models: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:

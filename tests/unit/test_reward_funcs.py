@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 import trainer_kit as kit
@@ -22,16 +23,23 @@ from trl import GRPOTrainer
 import dopd
 from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ScoringError
+from dopd.inspection.inspector import Inspector
+from dopd.inspection.pictures import row_key
+from dopd.inspection.schema import problems, read_trace
 from dopd.ranks import Alone
 from dopd.registry import files_of
 from dopd.sampling import Ending
 from dopd.scoring import View
 from dopd.signals import SignalBatch
 from dopd.signals.rewards import group_advantage
+from dopd.step import FixedModels, LocalScorer, Moment, Step
 from dopd.step.batch import Rollouts
 from dopd.step.metrics import rollout_metrics
 from dopd.step.named import load_reward_functions
 from dopd.step.rewards import Judge, judge_of
+from dopd.step.verifier import unjudged
+from dopd.trainer.host import _add_columns
+from dopd.trainer.setup import answering
 
 ROWS = [{"prompt": "q", "answer": str(n)} for n in range(3)]
 IDS = [[5], [5, 6], [5, 6, 7]]
@@ -115,13 +123,89 @@ def test_functions_get_the_run_and_log_of_it(tmp_path: Path, caplog: pytest.LogC
 
     rows = [{name: row[name] for name in ("prompt", "answer")} for row in kit.task_rows()]
     options = {"max_steps": 2, "trace_steps": 1, "trace_probes": 2, "train_dataset": Dataset.from_list(rows)}
+    options |= {"log_completions": True, "logging_steps": 1}
     made = kit.trainer(tmp_path, "grpo", reward_funcs=[logged, plain], **options)
     made.train()
     assert steps == [(0, 1), (0, 2), (0, 2), (1, 2), (1, 2)]  # tried; then each step, and its probes
     assert kit.records(made, "first_token") == kit.records(made, "reward") != []  # of the batch, and not of probes
-    assert len([r for r in caplog.records if "log_extra('length', ...)" in r.message]) == 1
     with pytest.raises(ScoringError, match=r"log_metric\('x', 'much'\): the value must be a number"):
         made.reward_logs()["log_metric"]("x", "much")
+    traced = read_trace(tmp_path / "trace.jsonl")
+    assert {record["kind"] for record in traced} == {"batch", "probe"}
+    assert all(record["extra"] == {"length": record["num_tokens"]} and not problems(record) for record in traced)
+    for path in sorted((tmp_path / "completions").iterdir()):
+        table = pandas.read_parquet(path)
+        lengths = [len(kit.TOKENIZER(text)["input_ids"]) for text in table["completion"]]
+        # What ends an answer is a token of it, and no text.
+        assert all(n - m in (0, 1) for n, m in zip(table["length"], lengths, strict=True)) and len(table) == 8
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("length", [1, 2], r"log_extra\('length', ...\) got 2 values for 3 completions"),
+        ("prompt", [1, 2, 3], r"log_extra\('prompt', ...\): the table of completions has a 'prompt'"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused(column: str, values: list[Any], words: str) -> None:
+    def logs(completions: list[Any], log_extra: Any, **more: Any) -> list[float]:
+        log_extra(column, values)
+        return [0.0] * len(completions)
+
+    with pytest.raises(ScoringError, match=words):
+        judged(judge_of(None, [logs]))
+
+
+def test_columns_are_plain_and_those_of_several_types_are_text(tmp_path: Path) -> None:
+    values = [torch.tensor(2.5), None, Path("a")]
+
+    def logs(completions: list[Any], log_extra: Any, **more: Any) -> list[float]:
+        for value in values:  # one at a time
+            log_extra("mixed", [value])
+        return [0.0] * len(completions)
+
+    assert judged(judge_of(None, [logs])).extra == {"mixed": [2.5, None, "a"]}
+    pandas.DataFrame({"prompt": ["p"] * 3}).to_parquet(tmp_path / "table.parquet")
+    _add_columns(tmp_path / "table.parquet", {"mixed": [2.5, None, "a"], "number": [1, None, 0.5]})
+    table = pandas.read_parquet(tmp_path / "table.parquet")
+    assert (
+        table["mixed"].tolist()[::2] == ["2.5", "a"]
+        and pandas.isna(table["mixed"][1])
+        and table["number"].tolist()[::2] == [1.0, 0.5]
+    )
+
+
+def test_a_look_at_the_answers_of_a_batch_has_its_rewards(tmp_path: Path) -> None:
+    """What each token adds, with all answers of a prompt as rollouts of one another, is what it added in training."""
+
+    def logged(completion_ids: list[list[int]], log_extra: Any, **more: Any) -> list[float]:
+        log_extra("length", [len(ids) for ids in completion_ids])
+        return [float(ids[0]) for ids in completion_ids]
+
+    rows = [{name: row[name] for name in ("prompt", "answer")} for row in kit.task_rows()]
+    data = Dataset.from_list(rows)
+    options = {"max_steps": 1, "trace_steps": 1, "trace_examples": 8, "train_dataset": data}
+    run = kit.trainer(tmp_path, "grpo", reward_funcs=[logged], **options)
+    run.train()
+    traced: dict[str, list[Any]] = {}
+    for record in read_trace(tmp_path / "trace.jsonl"):
+        traced.setdefault(record["prompt_key"], []).append(record)
+    models = FixedModels(kit.student().eval(), None)  # as it was before the step
+    judge = judge_of(None, [logged])
+    step = Step(run.table, run.prompts, LocalScorer(models, 8, run.temperature), run.ending, judge)
+    inspector = Inspector(step, answering(run, [], unjudged), models, run.temperature)
+    assert {len(group) for group in traced.values()} == {run.args.num_generations}
+    for group in traced.values():
+        (row,) = [row for row in rows if row_key(row) == group[0]["prompt_key"]]
+        answers = [[token["id"] for token in record["tokens"]] for record in group]
+        moment = Moment(num_generations=len(group))
+        looked_at = inspector.records([row] * len(group), answers=answers, moment=moment, every=True)
+        assert len({token["loss"] for record in group for token in record["tokens"]}) > 1
+        for seen, record in zip(looked_at, group, strict=True):
+            assert (seen["extra"], seen["score"], seen["rollout"]) == (record["extra"], None, record["rollout"])
+            for name in ("loss", "weight", "logprob_plain"):
+                expected = [token[name] for token in record["tokens"]]
+                assert [token[name] for token in seen["tokens"]] == pytest.approx(expected, abs=2e-6)
 
 
 def test_functions_of_trl_are_reward_functions() -> None:
