@@ -167,8 +167,8 @@ def _recipes() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from dopd.cli.show import print_outcome
     from dopd.progress import say
+    from dopd.report.closing import say_outcome
     from dopd.runs.quiet import quiet_libraries
     from dopd.runs.settings import load_settings
     from dopd.runs.train import describe, make_config, train
@@ -190,7 +190,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if launch is not None:  # settings that cannot work are said once, and not by every process
         make_config(settings, elsewhere=True)
         os.execv(launch[0], launch)
-    print_outcome(train(settings))
+    say_outcome(train(settings))
     return 0
 
 

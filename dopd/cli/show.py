@@ -2,19 +2,14 @@
 
 import inspect
 import json
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from dopd.progress import say
-from dopd.report.outcome import WITHOUT_PRIVILEGED, changes
-from dopd.report.page import REPORT_FILE
-from dopd.report.records import RunRecord, read_run
+from dopd.report.closing import in_percent
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
 from dopd.shown import visible
@@ -37,47 +32,12 @@ def print_evaluation(name: str, result: "EvaluationResult", *, as_json: bool) ->
         return
     rows = []
     for label, interval in record["intervals"].items():
-        rows.append([_LABELS.get(label, label), _percent(Interval(**interval))])
+        rows.append([_LABELS.get(label, label), in_percent(Interval(**interval))])
     for label, value in record["metrics"].items():
         if not label.startswith(("accuracy", "num_")):
             rows.append([label, f"{value:.4g}"])
     title = f"{name}: {len(result.greedy)} prompts"
     print_table(Console(), ["what", "value [95% interval]"], rows, title=title)
-
-
-def print_outcome(folder: Path) -> None:
-    """What a run came to, where its report is, and what to do next."""
-    run = read_run(folder)
-    found = changes(run, WITHOUT_PRIVILEGED)
-    for change in found:
-        start = "not measured" if change.start is None else _percent(change.start)
-        counts = "" if change.num_start in (0, change.num_end) else f"{change.num_start} and "
-        say(f"{change.words}: {start} -> {_percent(change.end)} ({counts}{change.num_end} prompts)")
-    if not found:
-        say("accuracy was not measured: set student_eval_steps, with held-out rows and a verifier")
-    say(visible(f"run folder: {folder}"))
-    say(visible(f"report: {folder / REPORT_FILE}"))
-    say(visible(f"next: {_next_command(run)}"))
-
-
-def _next_command(run: RunRecord) -> str:
-    folder = shlex.quote(str(run.folder))
-    if run.config.get("task"):
-        return f"dopd eval {folder} --split ood"
-    if run.config.get("rules") or run.config.get("teacher_server"):  # what `dopd inspect` has no flags for
-        return f"dopd report {folder} OTHER_RUN --output both.html"
-    teacher = run.config.get("teacher_model_name_or_path")
-    named = {"student": folder, "teacher": teacher and shlex.quote(str(teacher)), "method": _method_of(run)}
-    flags = " ".join(f"--{flag} {value}" for flag, value in named.items() if value)
-    return f"dopd inspect {flags} --prompt QUESTION --privileged HINT"
-
-
-def _method_of(run: RunRecord) -> str:
-    return shlex.quote(str(run.config.get("method", "dopd")))
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.mean:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def print_tasks(name: str | None) -> None:

@@ -45,7 +45,7 @@ def beside(dataset: Dataset, *folders: Path) -> Dataset:
                 raise DataError(f"row {index}, column {name!r}: {error}") from error
         return resolved
 
-    options: dict[str, Any] = {"features": dataset.features, "desc": "paths of pictures"}
+    options: dict[str, Any] = {"features": dataset.features, "desc": "reading rows"}
     # What is where may have changed since the last run, which a cached result would not see.
     return dataset.map(whole, with_indices=True, load_from_cache_file=False, **options)
 

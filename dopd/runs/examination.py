@@ -10,7 +10,7 @@ from dopd.data.contexts import rows_for_view
 from dopd.data.privileged import Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DopdError, ServerError
-from dopd.files import leaving_no_folder
+from dopd.files import leaving_no_folder, make_folder, not_written
 from dopd.runs import memory
 from dopd.runs.beforehand import run_problems
 from dopd.runs.build import check_files
@@ -19,11 +19,12 @@ from dopd.runs.row_files import names_files
 from dopd.runs.servers import compare_with_local, describe_servers
 from dopd.runs.settings import RunSettings
 from dopd.runs.sizes import sizes_of_run
-from dopd.runs.train import make_config, make_trainer
+from dopd.runs.train import check_folder, make_config, make_trainer
 from dopd.settings import Problems
 from dopd.shown import shown_bytes
 from dopd.sources import PLAIN, SOURCES, TEACHER_SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.folder import RunFolder
 from dopd.trainer.images import where_from
 from dopd.trainer.served import ask_server
 
@@ -64,8 +65,10 @@ def examine(settings: RunSettings, *, token_ids: bool = False, local_teacher: st
     absent = list(_absent(settings, config))
     yield from (Finding("here", text) for text in absent)
     lacking = _lacking(settings)
-    loads = not absent
-    if loads:
+    place = list(_place(settings, config))
+    yield from place
+    loads = not absent and all(finding.level == "note" for finding in place)
+    if not absent:
         for finding in (*_memory(settings, config), *_files(settings, config)):
             loads = loads and finding.level == "ok"
             yield finding
@@ -85,6 +88,19 @@ def _lacking(settings: RunSettings) -> list[str]:
     if config is not None:
         problems.add(*run_problems(settings, config, elsewhere=False))
     return problems.found
+
+
+def _place(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
+    """What stands against the folder of the run: what is in it, or that it cannot be made here."""
+    folder = RunFolder(settings.output_dir)
+    try:
+        with leaving_no_folder(folder.path):
+            check_folder(folder, settings, config, overwrite=settings.overwrite)
+            make_folder(folder.path)
+    except DopdError as error:
+        yield Finding("note", str(error))
+    except OSError as error:
+        yield Finding("here", str(not_written(error, folder.path, choose="another output_dir") or error))
 
 
 def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,7 +227,7 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), /, **overr
     """
     values = {**(read_yaml_file(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
     values |= {key: _at_home(values[key]) for key in _PLACES if key in values}
-    problems = Problems()
+    problems = Problems(chain.from_iterable(_left_open(key, values.get(key)) for key in _PLACES))
     nothing = [key for key, value in values.items() if value is None or (isinstance(value, str) and not value)]
     if "model_name_or_path" not in values or "model_name_or_path" in nothing:
         values.pop("model_name_or_path", None)
@@ -259,6 +259,21 @@ def _at_home(place: Any) -> Any:
     if isinstance(place, list):
         return [_at_home(one) for one in place]
     return os.path.expanduser(place) if isinstance(place, str) and place.startswith("~") else place
+
+
+def _left_open(key: str, place: Any) -> Iterator[str]:
+    """What is wrong with a place in which a variable or a user's folder stands that nothing has put in."""
+    for one in place if isinstance(place, list) else [place]:
+        if not isinstance(one, str) or (key != "output_dir" and os.path.lexists(one)):
+            continue
+        variable = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})", one)
+        if variable is not None:
+            yield (
+                f"{key} (={quoted(one)}) has {variable[0]} in it, which only a shell would put in: write the folder "
+                "out (a `~` at the beginning is your home), or give the flag without single quotes"
+            )
+        elif re.match(r"~[\w.-]+(?=/|$)", one):
+            yield f"{key} (={quoted(one)}) begins with the home of a user who is not here: write the folder out"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

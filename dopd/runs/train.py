@@ -205,7 +205,7 @@ def _run(trainer: DOPDTrainer, folder: RunFolder, settings: RunSettings, config:
     if trainer.accelerator.is_main_process and not config.resume_from_checkpoint:
         folder.begin()
     trainer.accelerator.wait_for_everyone()
-    trainer.configuration = settings.to_yaml()
+    trainer.configuration, trainer.says_outcome = settings.to_yaml(), False  # who calls says what the run came to
     with trainer.recorded():
         trainer.train()
         trainer.save_model()

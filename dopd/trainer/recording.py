@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.report.closing import say_outcome
 from dopd.report.curves import CURVES_FILE, draw_run
 from dopd.report.outcome import changes
 from dopd.report.page import REPORT_FILE, write_report
@@ -30,9 +31,12 @@ class RecordingTrainer(ContinuingTrainer):
     Attributes:
         configuration (`str`): the run as YAML, as `config.yaml` has it.
         seconds (`float`): that `train` took.
+        says_outcome (`bool`): whether the end of the run is followed by what it came to and where its report is;
+            `disable_tqdm=True` leaves that out, too.
     """
 
     configuration: str
+    says_outcome = True
     seconds = 0.0
 
     _depth = 0
@@ -66,6 +70,8 @@ class RecordingTrainer(ContinuingTrainer):
         make_own(folder.path, CURVES_FILE, lambda: draw_run(folder.path))
         make_own(folder.path, REPORT_FILE, lambda: write_report([folder.path]))
         folder.complete()
+        if self.says_outcome and self.args.chosen().get("disable_tqdm") is not True:
+            say_outcome(folder.path)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write `README.md`, with the results so far; arguments are TRL's. A user's card, or an edited one, is kept."""

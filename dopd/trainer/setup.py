@@ -193,6 +193,11 @@ def check_loaded(
         notes += guards.compare_generation(student, teacher, host.eos_token_ids)
         if isinstance(teacher_source, str):
             notes += guards.compare_tokenizers(host.tokenizer, _tokenizer(teacher_source, host.args))
+    if not host.args.learning_rate:
+        notes.append(
+            "learning_rate (=0) changes no weight: the run draws, scores and logs, and the student stays as it is. "
+            "Leave it out for the default"
+        )
     notes += adapting.dropout_notes(student, disable=host.args.disable_dropout)
     if host.args.neftune_noise_alpha:
         notes.append(
@@ -239,6 +244,10 @@ def make_evaluator(host: HostTrainer, num_prompts: int | None = None) -> Student
             "student_eval_steps and final_eval_prompts need a verifier and an eval_dataset with a length: pass "
             "verifier=(completion, row) -> score and eval_dataset to DOPDTrainer, or leave both out"
         )
+    asked = num_prompts or args.chosen().get("student_eval_prompts", 0)
+    if asked > len(dataset) and host.accelerator.is_main_process:
+        name = "student_eval_prompts" if num_prompts is None else "final_eval_prompts"
+        logger.warning(f"{name} (={asked}) is more than there are held-out rows: all {len(dataset)} are answered")
     rows = [dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))]
     return answering(host, rows, host.judge.verifier)
 

@@ -97,3 +97,11 @@ def test_a_folder_of_rows_has_its_pictures_beside_the_rows_or_at_its_top(tmp_pat
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = [row["images"][0] for row in load(str(tmp_path / "data"))]
     assert found[1] == str(tmp_path / "data" / "1.png")
+
+
+def test_the_bar_of_rows_of_text_speaks_of_no_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "how ?"}]}], "privileged_context": "p"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert len(load(str(tmp_path / "rows.jsonl"))) == 1
+    shown = capfd.readouterr().err
+    assert "reading rows" in shown and "picture" not in shown

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dopd.cli.show import print_outcome
+from dopd.report.closing import say_outcome
 from dopd.report.outcome import changes
 from dopd.report.records import read_run
 
@@ -44,7 +44,7 @@ def test_the_evaluation_after_training_counts_and_what_was_not_measured_is_said(
 ) -> None:
     interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
     result = {"metrics": {"accuracy_greedy": 0.5, "num_prompts": 8}, "intervals": {"accuracy_greedy": interval}}
-    print_outcome(run_folder(tmp_path, [{"step": 1, "loss": 1.0}], result))
+    say_outcome(run_folder(tmp_path, [{"step": 1, "loss": 1.0}], result))
     first, folder, report, command = capsys.readouterr().out.splitlines()
     assert first == "greedy accuracy without p: not measured -> 50.0% [25.0, 75.0] (8 prompts)"
     assert folder.endswith(str(tmp_path)) and report.endswith(str(tmp_path / "report.html"))
@@ -58,11 +58,11 @@ def test_of_several_processes_the_first_alone_prints(
     run = run_folder(tmp_path, [{"step": 1, "loss": 1.0}])
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    print_outcome(run)
+    say_outcome(run)
     assert capsys.readouterr().out == ""
     for name in variables:
         monkeypatch.setenv(name, "0")
-    print_outcome(run)
+    say_outcome(run)
     assert "run folder: " in capsys.readouterr().out
 
 
@@ -71,12 +71,34 @@ def test_two_numbers_of_prompts_are_both_said(tmp_path: Path, capsys: pytest.Cap
         "metrics": {"accuracy_greedy": 0.5, "num_prompts": 512},
         "intervals": {"accuracy_greedy": {"mean": 0.5, "low": 0.4, "high": 0.6}},
     }
-    print_outcome(run_folder(tmp_path, [evaluated(0, 0.25, 128)], result))
+    say_outcome(run_folder(tmp_path, [evaluated(0, 0.25, 128)], result))
     assert "(128 and 512 prompts)" in capsys.readouterr().out
 
 
 def test_a_run_that_was_never_evaluated_says_how_it_would_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_outcome(run_folder(tmp_path, [{"step": 1, "loss": 1.0}]))
+    say_outcome(run_folder(tmp_path, [{"step": 1, "loss": 1.0}]))
     assert "set student_eval_steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "models", "command"),
+    [
+        ({}, ["."], "dopd inspect --student {run} --teacher t --method dopd --prompt QUESTION --privileged HINT"),
+        ({}, ["checkpoint-9", "checkpoint-10"], "dopd inspect --student {run}/checkpoint-10 --teacher t --method dopd"),
+        ({}, [], "dopd report {run} OTHER_RUN --output both.html"),
+        ({"teacher_model_name_or_path": "given in Python: Net"}, ["."], "dopd report {run} OTHER_RUN"),
+    ],
+)
+def test_the_next_command_names_a_model_that_is_there(
+    config: dict[str, str], models: list[str], command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in models:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    values = {"dataset_name": "x.jsonl", "teacher_model_name_or_path": "t", "method": "dopd"} | config
+    (tmp_path / "config.yaml").write_text(json.dumps(values))
+    say_outcome(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: {command.format(run=tmp_path)}")

@@ -15,6 +15,7 @@ from run_kit import files_of
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
+from dopd.runs.settings import load_settings
 from dopd.trainer import whole
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.lock import LOCK_FILE, FolderLock
@@ -276,3 +277,40 @@ def test_a_linked_folder_in_the_way_of_a_model_is_moved_and_not_written_into(tmp
     move_in(made, run)
     assert files_of(elsewhere) == {"weights": b"mine"} and (run / "_kept" / "adapter").is_symlink()
     assert (run / "adapter" / "weights").read_text() == "new"
+
+
+@pytest.mark.parametrize("key", ["output_dir", "model_name_or_path", "dataset_name", "verifier", "deepspeed"])
+def test_a_variable_that_no_shell_has_put_in_is_named(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {"model_name_or_path": "a/b", "dataset_name": "x.jsonl", "output_dir": "runs/x"}
+    for place, words in (
+        ("$HOME/x", f"{key} (='$HOME/x') has $HOME in it"),
+        ("a/${SCRATCH}", "has ${SCRATCH} in it"),
+        ("~nobody-of-this-name/x", "begins with the home of a user who is not here"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_settings(None, **values | {key: place})
+        assert words in str(caught.value)
+    (tmp_path / "cost$USD").write_text("")  # a name like any other
+    if key != "output_dir":
+        load_settings(None, **values | {key: "cost$USD"})
+    assert load_settings(None, **values | {key: "cost$5"})
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    for place, words in (
+        ("file/run", "HERE  '{}': Not a directory; nothing more was written. To go on, move away what is there, or"),
+        ("x" * 300, "HERE  '{}': File name too long"),
+        ("full", "note  output_dir (='{}') is not empty, and holds files that are not a run's"),
+    ):
+        small = ["--train_prompts", "8", "--eval_prompts", "2", "--per_device_train_batch_size", "4"]
+        assert main(["train", "tiny-dag", "--output_dir", str(tmp_path / place), "--dry-run", *small]) == 0
+        assert words.format(tmp_path / place) in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]

@@ -194,3 +194,16 @@ def test_the_card_links_what_is_on_the_hub_and_names_no_folder_of_this_machine(t
     )
     assert "[Qwen/Qwen3-1.7B](https://huggingface.co/Qwen/Qwen3-1.7B)" in text and "not evaluated" in text
     assert str(tmp_path.parent) not in text and tmp_path.name in text
+
+
+def test_a_run_of_a_program_ends_with_its_report_and_says_what_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path / "run", learning_rate=0.0, student_eval_prompts=9, max_steps=1, disable_tqdm=False)
+    ended = capsys.readouterr().out.splitlines()
+    assert [line for line in ended if line.startswith("report: ")] == [f"report: {tmp_path / 'run' / 'report.html'}"]
+    assert ended[-1].startswith("next: dopd ") and any(line.startswith("greedy accuracy without p: ") for line in ended)
+    assert "student_eval_prompts (=9) is more than there are held-out rows: all 4 are answered" in caplog.text
+    assert "learning_rate (=0) changes no weight" in caplog.text
+    trained(tmp_path / "quiet", disable_tqdm=True, max_steps=1)
+    assert "report: " not in capsys.readouterr().out
