@@ -26,7 +26,7 @@ METHODS = ("vanilla", "dopd")
 TRAINING = {"max_steps": 40, "student_eval_steps": 10, "trace_steps": 10, "train_prompts": 1024, "learning_rate": 1e-3}
 ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
 DESK, PHONE = (1100, 1000), (390, 844)
-_COLOURS = 128  # of a picture: enough for text and curves, in a third of the bytes
+_COLOURS = 256  # of a picture: enough for text and curves, in a third of the bytes
 
 
 def train(folder: Path) -> list[Path]:
@@ -82,8 +82,13 @@ def _open(page: Any, report: Path, size: tuple[int, int]) -> None:
 def _save(page: Any, path: Path) -> None:
     page.save_screenshot(str(path))
     with Image.open(path) as picture:
-        fewer = picture.convert("RGB").quantize(_COLOURS)
+        fewer = with_fewer_colours(picture)
     fewer.save(path, optimize=True)
+
+
+def with_fewer_colours(picture: Image.Image) -> Image.Image:
+    """The picture with a palette in which rare colours, such as those of single curves, are near their own."""
+    return picture.convert("RGB").quantize(_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def main(given: Sequence[str]) -> None:

@@ -60,14 +60,14 @@ TINT_LIGHT, TINT_DARK = 0.80, 0.48
 
 
 def style_variables() -> str:
-    """The custom properties of both themes, as CSS."""
+    """The custom properties of both themes, as CSS; paper is light."""
     regimes = {f"regime-{label}": colour for label, colour in REGIME_COLOURS.items()}
     light = _declarations({**LIGHT, **regimes, **_methods(METHOD_COLOURS), "tint": f"{100 * TINT_LIGHT:g}%"})
     dark = _declarations({**DARK, **_methods(METHOD_COLOURS_DARK), "tint": f"{100 * TINT_DARK:g}%"})
     return (
         f":root{{color-scheme:light;{light}}}\n"
-        f"@media (prefers-color-scheme: dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
-        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n"
+        f"@media screen and (prefers-color-scheme: dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
+        f"@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n"
     )
 
 

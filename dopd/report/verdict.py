@@ -114,10 +114,7 @@ def verdict_sentence(found: Sequence[Difference], labels: Sequence[str]) -> tupl
         parts.append(f"{clause}, {difference.points(_UNIT)}")
         parts += _sampled(difference, mine.get((difference.against, "sampled")))
     differences = [difference for difference in (start, other) if difference is not None]
-    basis = " and ".join(dict.fromkeys(map(_basis, differences)))
-    corrected = any(difference.p is not None and difference.family > 1 for difference in differences)
-    basis += ", corrected for the number of methods" * corrected
-    return differences[0].verdict, f"{'; '.join(parts)} (95% intervals, {basis})."
+    return differences[0].verdict, f"{'; '.join(parts)} (95% intervals, {_basis(differences)})."
 
 
 _OPENINGS = {
@@ -142,10 +139,16 @@ def _sampled(greedy: Difference, sampled: Difference | None) -> list[str]:
     return [f"sampled answers are {sampled.verdict}, {sampled.points(_UNIT)}"]
 
 
-def _basis(difference: Difference) -> str:
-    if difference.pairs > 1:
-        return f"{'tested over ' if difference.p is not None else ''}{difference.pairs} seeds"
-    return f"one run, over {difference.prompts} prompts" if difference.prompts else "one run"
+def _basis(differences: Sequence[Difference]) -> str:
+    """Over what differences are intervals and tests."""
+    many = [difference for difference in differences if difference.pairs > 1]
+    prompts = [str(difference.prompts) for difference in differences if difference.pairs < 2 and difference.prompts]
+    found = [f"{'tested over ' if difference.p is not None else ''}{difference.pairs} seeds" for difference in many]
+    if len(many) < len(differences):
+        over = f", over {' and '.join(dict.fromkeys(prompts))} prompts" if prompts else ""
+        found.append(f"one run{over}")
+    corrected = any(difference.p is not None and difference.family > 1 for difference in differences)
+    return " and ".join(dict.fromkeys(found)) + ", corrected for the number of methods" * corrected
 
 
 def _under_way(groups: Sequence[RunGroup]) -> str:

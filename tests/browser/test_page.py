@@ -51,6 +51,26 @@ def test_nothing_is_fetched(page: Any) -> None:
     assert [name for name in loaded if not name.startswith("data:")] == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paper_is_light_whole_and_without_what_needs_a_pointer(driver: Any, report: Path, scheme: str) -> None:
+    page = opened(driver, report, DESK, scheme)
+    show_first(page)
+    press(page, "t")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    try:
+        style = "const of = (selector) => getComputedStyle(document.querySelector(selector)); return "
+        assert page.execute_script(style + "of('body').backgroundColor") == "rgb(246, 245, 241)"
+        assert page.execute_script(style + "of('.tok').printColorAdjust") == "exact"
+        for selector in ("#lists", "#pickers", "#theme", ".downloads", "#keys"):
+            assert page.execute_script(style + f"of('{selector}').display") == "none", selector
+        cut = "[...document.querySelectorAll('.pane dd')].filter((node) => node.scrollHeight > node.clientHeight + 1)"
+        assert page.execute_script(f"return {cut}.length") == 0
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+        press(page, "t")
+
+
 # --- The card says what the trace says
 
 

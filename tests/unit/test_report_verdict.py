@@ -93,6 +93,16 @@ def test_a_p_that_counts_is_never_shown_as_the_limit() -> None:
     ]
 
 
+def test_one_run_on_two_numbers_of_prompts_is_said_once() -> None:
+    first, last = result(0.4, prompts=256), result(0.6, prompts=512)
+    start = {name: {0: result(0.4, prompts=256)} for name in ("vanilla", "dopd")}
+    after = {name: {0: result(0.5, prompts=256)} for name in start}
+    found = compare({"vanilla": {0: first | last}, "dopd": {0: last}}, start, after)
+    assert verdict_sentence(found, ["vanilla", "dopd"])[1].endswith(
+        "(95% intervals, one run, over 256 and 512 prompts)."
+    )
+
+
 def test_two_seeds_are_not_tested() -> None:
     ours = compared({"vanilla": by_seed(0.5, 0.501), "dopd": by_seed(0.6, 0.601)})["dopd", "vanilla"]
     assert ours.p is None and ours.verdict == "untested" and "2 seeds are too few" in ours.words()
