@@ -56,6 +56,20 @@ def test_no_column_of_a_table_is_out_of_sight_on_a_phone(phone: Any) -> None:
     assert phone.execute_script(scrolled) == 0
 
 
+def test_no_column_of_seven_methods_is_out_of_sight_on_a_tablet_or_on_paper(driver: Any, tmp_path: Path) -> None:
+    names = "vanilla privileged_teacher privileged_student dopd dopd_ema dopd_no_student_targets bridge_garden"
+    for name in names.split():
+        kit.run_folder(tmp_path / name, name, trace=[kit.record(0, 0, method=name)])
+    report = write_report([tmp_path])
+    wider = "[...document.querySelectorAll('.sheet')].filter((node) => node.scrollWidth > node.clientWidth + 1).length"
+    for media, widths in (("", (761, 900, 1121)), ("print", (720, 794, 1050))):
+        for width in widths:
+            page = opened(driver, report, (width, 1000))
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": []})
+            assert page.execute_script(f"return {wider}") == 0, (media, width)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 def test_a_tap_opens_the_card_of_a_token_and_a_tap_elsewhere_closes_it(phone: Any, report: Path) -> None:
     nodes = show_first(phone)
     phone.execute_script(
