@@ -116,6 +116,24 @@ def leave_out_tokens(folder: Path) -> None:
             replace_file(path, content)
 
 
+def finish(folder: Path) -> None:
+    """Make of what libraries have written into a folder what may lie there: without tokens, and open as usual."""
+    leave_out_tokens(folder)
+    _open_as_usual(folder)
+
+
+def _open_as_usual(folder: Path) -> None:
+    """Give the files of a folder the permissions that new files have here (umask): safetensors writes its own for their
+    owner alone, and a group could read everything of a model but its weights.
+    """
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # of file systems without permissions
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o666 & ~mask))
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Add one whole line with a single system call, so that a reader or a second writer never sees it cut.
 

@@ -25,6 +25,8 @@ from dopd.errors import ConfigError, DopdError, ModelError, first_line
 from dopd.names import check_name
 from dopd.progress import is_watched
 from dopd.runs.hub import unreachable
+from dopd.settings import quoted
+from dopd.trainer.host_settings import LOADING
 from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
 from dopd.vocabulary import check_has_words
@@ -61,9 +63,16 @@ def load_model(
         check_kind(f"model {name!r}", config_of(path, **where_of(options)))
         with _bar_of_loading(name):
             return load(path, trainable=trainable, merged=merged, dtype=precision, **options)
-    except DopdError:
-        raise
     except Exception as error:
+        fields = {field: value for field, value in options.items() if field not in LOADING}
+        if fields:
+            reason = str(error) if isinstance(error, DopdError) else f"{type(error).__name__}: {first_line(error)}"
+            raise ConfigError(
+                f"model_init_kwargs (={quoted(fields)}) change the configuration that {name!r} was saved with, and it "
+                f"cannot be read so: leave out what does not fit its weights. {reason}"
+            ) from error
+        if isinstance(error, DopdError):
+            raise
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {reason_of(error, path, **where_of(options))}") from error
 

@@ -117,6 +117,12 @@ def check_problems(model_name: str, chosen: Circumstances) -> None:
         raise ConfigError(
             f"task (={chosen.task!r}) and dataset_name (={chosen.dataset_name!r}) both say what is asked: leave one out"
         )
+    inside = ("*config.json", "*/adapter_config.json", "checkpoint-*")  # which the reader of the model looks into
+    if Path(model_name).is_dir() and not any(any(Path(model_name).glob(name)) for name in inside):
+        raise ConfigError(
+            f"model (={model_name!r}) is a folder without a model: nothing was saved there, as where a run was refused "
+            "at its start or was cut off before its end. Name the folder of a model, or a checkpoint-N of a run"
+        )
     if chosen.task is None and chosen.dataset_name is None:
         raise ConfigError(
             f"task is missing: {model_name!r} is not the folder of a run on a task, or with held-out rows that its "

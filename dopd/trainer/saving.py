@@ -11,7 +11,7 @@ from torch import nn
 
 from dopd.bases import marks_of_base, write_base
 from dopd.errors import FileError
-from dopd.files import fingerprint, leave_out_tokens, not_written
+from dopd.files import fingerprint, finish, not_written
 from dopd.trainer import whole
 from dopd.trainer.beginnings import first_weights, teacher_weights
 from dopd.trainer.best import student_metric
@@ -79,7 +79,7 @@ class SavingTrainer(HostTrainer):
             yield unfinished
             self.accelerator.wait_for_everyone()
             if main and unfinished.is_dir():
-                leave_out_tokens(unfinished)
+                finish(unfinished)
                 move_in(unfinished, folder)
         finally:
             if main:
@@ -195,7 +195,7 @@ class SavingTrainer(HostTrainer):
 
     def _publish(self, unfinished: Path, folder: Path) -> None:
         saved = NOT_SAVED if self.args.save_only_model else {}
-        leave_out_tokens(unfinished)
+        finish(unfinished)
         whole.seal(unfinished, self.state.global_step, identity_of(self) | saved)
         whole.put_in_place(unfinished, folder)
         whole.remove_empty(unfinished.parent)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dopd.cli.main import main
-from dopd.errors import ModelError
+from dopd.errors import ConfigError, ModelError
 from dopd.names import check_name
 from dopd.runs import examination
 from dopd.runs.build import check_files, load_model, load_tokenizer
@@ -165,3 +165,16 @@ def test_a_folder_without_a_tokenizer_is_said_as_such(tmp_path: Path, family: st
     for pair in ((empty, whole), (whole, empty)):
         with pytest.raises(ModelError, match=f"the tokenizer of '{tmp_path}' knows no word"):
             compare_tokenizers(*pair)
+
+
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 7}, {"hidden_size": 64}, {"pad_token_id": 99999}])
+def test_fields_of_a_configuration_that_do_not_fit_the_weights_are_named(
+    fields: dict[str, int], models_of_one_layer: tuple[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"model_init_kwargs \(=.*{next(iter(fields))}.*leave out what does not fit"):
+        load_model(models_of_one_layer[0], **fields)
+
+
+def test_a_folder_that_a_refused_run_has_left_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "is a folder without a model" in capsys.readouterr().err

@@ -97,7 +97,8 @@ def test_a_setting_that_the_scores_do_not_follow_needs_leave(tmp_path: Path, opt
     with pytest.raises(ConfigError, match=r"(?s)another distribution.*off_policy_rollouts"):
         kit.config(tmp_path, **{"off_policy_rollouts": False} | options)
     kit.config(tmp_path, off_policy_rollouts=True, **options)
-    name = next(iter(options.get("generation_kwargs", options)))
+    ((name, value),) = options.get("generation_kwargs", options).items()
+    name = f"{name}={value}" if isinstance(value, str) else name
     tried("setting", f"{name} in rollouts", "refused unless off_policy_rollouts; then told")
 
 

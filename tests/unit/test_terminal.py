@@ -192,3 +192,9 @@ def test_warnings_reach_the_stream_that_stands_for_standard_error_when_they_come
         quiet_libraries()
         logging.getLogger("dopd.anything").warning("seen")
         assert stream.getvalue() == "WARNING: seen\n"
+
+
+def test_another_number_is_no_slip_of_the_pen() -> None:
+    assert did_you_mean("float64", ["float16", "float32", "bfloat16"]) == ""
+    assert did_you_mean("flaot16", ["float16", "float32"]) == " Did you mean 'float16'?"
+    assert did_you_mean("float", ["float16"]) == " Did you mean 'float16'?"

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,22 @@ def test_a_checkpoint_has_a_model_card_that_cites_the_paper_and_loads(finished: 
     assert (folder / "checkpoint-2" / "model.safetensors").exists()
     state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_rest(finished: DOPDTrainer, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    before = os.umask(0o027)
+    try:
+        finished.save_model(str(folder))
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes.pop("dopd_run.json") == 0o640 and modes["model.safetensors"] == 0o640
+    assert set(modes.values()) == {0o640}
+    new = tmp_path / "new"
+    new.touch()
+    weights = Path(finished.args.output_dir) / "checkpoint-2" / "model.safetensors"
+    assert weights.stat().st_mode == new.stat().st_mode
 
 
 def test_an_adapters_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
