@@ -74,8 +74,8 @@ def cut(text: str, length: int = 60) -> str:
 def did_you_mean(wrong: object, names: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
     """` Did you mean 'a' or 'b'?` with at most so many of the known names that are close, or `""`."""
     # Another number, as in float64 beside float16, is no slip of the pen.
-    letters = _NUMBERS.sub("", str(wrong)[:100])
-    others = [name for name in names if letters == str(wrong)[:100] or _NUMBERS.sub("", name) != letters]
+    numbers = _NUMBERS.findall(str(wrong)[:100])
+    others = [name for name in names if not numbers or _NUMBERS.findall(name) in ([], numbers)]
     close = sorted(difflib.get_close_matches(str(wrong)[:100], others, n=most, cutoff=likeness))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
