@@ -27,6 +27,11 @@ def is_secret(name: str) -> bool:
     return _ENDS.fullmatch(lowered) is not None or any(word in lowered for word in _WORDS)
 
 
+def is_secret_variable(name: str) -> bool:
+    """Whether a variable of the environment of that name has a value that is kept out of what is written."""
+    return is_secret(name) or name.lower().endswith(_ENDS_IN_ENVIRONMENT)
+
+
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with `None` in the place of every secret at any depth, and texts `without_tokens`."""
     return {
@@ -69,6 +74,6 @@ def _in_environment() -> Iterator[tuple[str, str]]:
             found |= {password: label, unquote(password): label}
         for _, token in _NAME_IN_ADDRESS.findall(value):
             found |= {token: label, unquote(token): label} if _LIKE_A_TOKEN.fullmatch(token) else {}
-        if (is_secret(name) or name.lower().endswith(_ENDS_IN_ENVIRONMENT)) and not os.path.exists(value):
+        if is_secret_variable(name) and not os.path.exists(value):
             found[value] = label
     yield from sorted(((v, n) for v, n in found.items() if len(v) >= _SHORTEST), key=lambda pair: -len(pair[0]))

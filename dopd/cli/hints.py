@@ -1,4 +1,4 @@
-"""`dopd hints`: what hints give away, and whether they can be used."""
+"""`dopd hints`: hints are written, checked and audited; here, the audit."""
 
 import argparse
 import json
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dopd.cli.values import add_asking, as_asked, positive, seed
+from dopd.cli.hint_writing import add_check, add_write
+from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seed
 from dopd.files import replace_file
 from dopd.shown import visible
 
@@ -24,30 +25,13 @@ def add_hints(commands: Any, command: Any) -> None:
     parser = command(
         commands,
         "hints",
-        "privileged texts (p): what they give away",
-        "  dopd hints audit task:dag",
+        "privileged texts (p): write them, check them, and see what they give away",
+        "  dopd hints write task:dag --kind steps --output hints.jsonl\n  dopd hints audit task:dag",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add_write(actions, command)
+    add_check(actions, command)
     _add_audit(actions, command)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a file, a folder or a hub id, or task:NAME")
-    parser.add_argument("--columns", help="its names of columns, as YAML: '{privileged_context: hint}'")
-    parser.add_argument("--dataset-config", help="configuration of a hub dataset")
-    parser.add_argument(
-        "--split", help="its split, or a slice: 'train[:200]' (default: the only one; of a task: train)"
-    )
-    parser.add_argument("--rows", type=positive, help="rows at most, from the first on (of a task: default 256)")
-
-
-def data_as_given(arguments: argparse.Namespace, kind: str | None = None) -> "HintData":
-    """The rows that the flags of `_add_data` name."""
-    from dopd.runs.hints import HintData
-    from dopd.runs.settings import yaml_mapping
-
-    columns = yaml_mapping("--columns", arguments.columns) or {}
-    return HintData(arguments.data, arguments.dataset_config, arguments.split, columns, kind, arguments.rows)
 
 
 def _share(text: str) -> float:
@@ -72,7 +56,7 @@ def _add_audit(actions: Any, command: Any) -> None:
         "  dopd hints audit task:dag --rows 32 --model tiny:dag/student\n"
         "exit status 1 where more leak, or more cannot be used, than --max-leaks and --max-faults allow",
     )
-    _add_data(parser)
+    add_data(parser)
     parser.add_argument("--privileged-kind", help="of a task: see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument(
         "--kind",
@@ -107,7 +91,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     if arguments.html:
         check_page(Path(arguments.html), "html")
-    data = data_as_given(arguments, arguments.privileged_kind)
+    data = data_as_named(arguments, arguments.privileged_kind)
     found, rows = audit(data, kind=arguments.kind, max_words=arguments.max_words)
     if arguments.model:
         found.behaviour = _behaviour(arguments, data, list_of(rows))

@@ -2,7 +2,10 @@
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dopd.runs.hints import HintData
 
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**32 - 1  # of numpy
@@ -91,3 +94,24 @@ def rows_as_given(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("dataset_name", "dataset_config", "dataset_test_split", "verifier")
     found = {name: getattr(arguments, name) for name in names}
     return found | {"columns": yaml_mapping("--columns", arguments.columns)}
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a file, a folder or a hub id, or task:NAME")
+    parser.add_argument("--columns", help="its names of columns, as YAML: '{privileged_context: hint}'")
+    parser.add_argument("--dataset-config", help="configuration of a hub dataset")
+    parser.add_argument(
+        "--split", help="its split, or a slice: 'train[:200]' (default: the only one; of a task: train)"
+    )
+    parser.add_argument("--task-options", help="of a task, as YAML: '{num_needed: 3}'")
+    parser.add_argument("--rows", type=positive, help="rows at most, from the first on (of a task: default 256)")
+
+
+def data_as_named(arguments: argparse.Namespace, kind: str | None = None) -> "HintData":
+    """The rows that the flags of `add_data` name."""
+    from dopd.runs.hints import HintData
+    from dopd.runs.settings import yaml_mapping
+
+    columns = yaml_mapping("--columns", arguments.columns) or {}
+    options = yaml_mapping("--task-options", arguments.task_options) or {}
+    return HintData(arguments.data, arguments.dataset_config, arguments.split, columns, kind, arguments.rows, options)

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from dopd.data.checks import likeliest_column
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.errors import DataError
+from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text, read_answer
 from dopd.hints.audit import Audit, audit_rows
 from dopd.runs.columns import with_columns
@@ -32,6 +32,7 @@ class HintData:
         columns (`dict[str, str]`): its names by ours.
         kind (`str`, *optional*): `privileged_kind` of a task.
         count (`int`, *optional*): most rows, from the first on; of a task 256 if not given.
+        task_options (`dict`): difficulty knobs of a task.
     """
 
     name: str
@@ -40,6 +41,7 @@ class HintData:
     columns: Mapping[str, str] = field(default_factory=dict)
     kind: str | None = None
     count: int | None = None
+    task_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> Origin:
@@ -62,9 +64,13 @@ def rows_of(data: HintData, *, needs: Sequence[str] = ("prompt", "privileged_con
         ConfigError, DataError: no such task, or rows that cannot be read; the message names what to write.
     """
     if data.task is not None:
-        source = get_source(data.task)
+        source = get_source(data.task, **data.task_options)
         kind = source.default_kind if data.kind is None else data.kind
         return Dataset.from_list(rows_of_task(source, data.split or "train", data.count or 256, kind))
+    if data.task_options:
+        raise ConfigError(
+            f"--task-options (={dict(data.task_options)!r}) is of a task, and {data.name!r} is none: task:NAME"
+        )
     rows = undecoded(with_columns(read_rows(data.origin), data.columns, str(data.origin)))
     for name in needs:
         if name in rows.column_names or (name == "privileged_context" and PRIVILEGED_COLUMN in rows.column_names):
@@ -103,7 +109,7 @@ def verifier_of(data: HintData, name: str | None, rows: Sequence[Mapping[str, An
     """
     found = load_verifier(name)
     if found is None and data.task is not None:
-        found = get_source(data.task).verify
+        found = get_source(data.task, **data.task_options).verify
     if found is None:
         answers = [read_answer(text) for row in rows[:_LOOKED_AT] if (text := answer_text(row)) is not None]
         of_numbers = sum(bool(one.values or one.formula) for one in answers) > len(answers) / 2

@@ -30,6 +30,14 @@ class PassingError(Exception):
     """What went wrong with a request may go right the next time."""
 
 
+class RefusedError(ServerError):
+    """A server that says no; `status` is what it says in HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long servers are waited for.
@@ -43,12 +51,13 @@ class Patience:
     retries: int = 8
 
 
-def server_urls(field: str, value: object) -> list[str]:
+def server_urls(field: str, value: object, key_variable: str = KEY_VARIABLE) -> list[str]:
     """The addresses that a setting names, without a slash or `/v1` at their ends.
 
     Args:
         field (`str`): the setting's name.
         value: a URL or a list of them.
+        key_variable (`str`): the variable of the environment in which a key belongs.
 
     Raises:
         ConfigError: what is no address of a server, with the reason.
@@ -56,13 +65,13 @@ def server_urls(field: str, value: object) -> list[str]:
     addresses = [value] if isinstance(value, str) else value
     if not isinstance(addresses, list | tuple) or not addresses:
         raise ConfigError(f"{field} (={value!r}) must be a URL such as http://localhost:8000, or a list of URLs")
-    urls = [_url(field, one) for one in addresses]
+    urls = [_url(field, one, key_variable) for one in addresses]
     if len(set(urls)) < len(urls):
         raise ConfigError(f"{field} names one address twice: {', '.join(urls)}")
     return urls
 
 
-def _url(field: str, value: object) -> str:
+def _url(field: str, value: object, key_variable: str) -> str:
     text = value.strip() if isinstance(value, str) else ""
     try:
         parts = urlsplit(text)
@@ -75,7 +84,7 @@ def _url(field: str, value: object) -> str:
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             f"{field} has a name or a password in the address of {parts.hostname}, which would be written down: put "
-            f"the key into the environment variable {KEY_VARIABLE}"
+            f"the key into the environment variable {key_variable}"
         )
     if parts.query or parts.fragment:
         raise ConfigError(f"{field}: the address of {parts.hostname} must end before ? and #")
@@ -89,15 +98,19 @@ class Client:
         urls (`list[str]`): their addresses.
         patience (`Patience`): how long they are waited for.
         connections (`int`): most requests at a time.
+        key_variable (`str`): the variable of the environment that has the key, where the servers want one.
 
     Raises:
         ConfigError: a key that cannot be sent.
     """
 
-    def __init__(self, urls: Sequence[str], patience: Patience, connections: int = 16) -> None:
+    def __init__(
+        self, urls: Sequence[str], patience: Patience, connections: int = 16, *, key_variable: str = KEY_VARIABLE
+    ) -> None:
         self.urls = list(urls)
         self._patience = patience
-        self._key = _key()
+        self._key_variable = key_variable
+        self._key = _key(key_variable)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         # A redirected request would carry the key elsewhere: redirects are not followed, and are refusals.
@@ -172,7 +185,8 @@ class Client:
         if reply.status_code in _PASSING:
             raise _Later(f"{url}{path}: HTTP {reply.status_code}: {text}", reply.headers.get("retry-after"))
         if reply.status_code != 200:
-            raise ServerError(f"{url}{path} refuses with HTTP {reply.status_code}: {text}{_help(reply.status_code)}")
+            advice = _help(reply.status_code, self._key_variable)
+            raise RefusedError(f"{url}{path} refuses with HTTP {reply.status_code}: {text}{advice}", reply.status_code)
         try:
             found = reply.json()
         except ValueError as error:
@@ -183,19 +197,19 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         """A server's words without the key, whatever it repeats."""
-        hidden = text.replace(self._key, f"<{KEY_VARIABLE}>") if self._key else text
+        hidden = text.replace(self._key, f"<{self._key_variable}>") if self._key else text
         return cut(without_tokens(hidden), _REPLY_SHOWN) or "nothing"
 
 
-def _key() -> str:
+def _key(variable: str) -> str:
     """The key of the environment; `""` without one.
 
     Raises:
         ConfigError: what no header can have, of which libraries' errors would quote the whole.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{KEY_VARIABLE} (an environment variable) has characters that no key has, or line breaks")
+        raise ConfigError(f"{variable} (an environment variable) has characters that no key has, or line breaks")
     return key
 
 
@@ -214,9 +228,9 @@ def _pause(attempt: int, last: Exception) -> float:
     return max(random.uniform(0.5, 1.0) * longest, getattr(last, "seconds", 0.0))
 
 
-def _help(status: int) -> str:
+def _help(status: int, key_variable: str) -> str:
     if status in (401, 403):
-        return f". The server wants a key: put it into the environment variable {KEY_VARIABLE}"
+        return f". The server wants a key: put it into the environment variable {key_variable}"
     if status == 404:
-        return ". Is this the address of a vLLM server, without a path behind it?"
+        return ". Is this the address of a model server, without a path behind it?"
     return ""

@@ -16,6 +16,7 @@ from dopd.runs.settings import all_settings, load_settings
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 TUTORIAL = DOCS / "tutorial" / "first-run.md"
+HINTS = DOCS / "how-to" / "make-hints.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
@@ -23,9 +24,9 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M)
 
 
-def write_named_files(folder: Path) -> None:
+def write_named_files(folder: Path, page: Path = TUTORIAL) -> None:
     """Blocks that begin with `# NAME` are files of that name."""
-    for block in blocks(TUTORIAL, "python") + blocks(TUTORIAL, "yaml"):
+    for block in blocks(page, "python") + blocks(page, "yaml"):
         name = re.match(r"# (\w+\.\w+)", block)
         assert name is not None, f"a block of the tutorial without a file's name: {block[:60]}"
         (folder / name[1]).write_text(block, encoding="utf-8")
@@ -59,6 +60,23 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     assert trained["method"] == "dopd"
     assert any("greedy" in text for command, text in said.items() if command.startswith("dopd eval merged"))
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+def test_every_command_from_raw_problems_to_a_report_runs(tmp_path: Path) -> None:
+    write_named_files(tmp_path, HINTS)
+    commands = [line for block in blocks(HINTS, "bash") for line in block.splitlines()]
+    assert len(commands) == 10
+    printed = {command: run(command, tmp_path) for command in commands}
+    assert "512 of 512 hints leak" in printed[commands[1]]
+    assert "0 of" in printed[commands[5]].splitlines()[0]
+    hints = [json.loads(line) for line in (tmp_path / "hints.jsonl").read_text(encoding="utf-8").splitlines()]
+    good = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text(encoding="utf-8").splitlines()]
+    control = [json.loads(line) for line in (tmp_path / "control.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(hints) == 512 and 256 < len(good) == len(control)
+    pairs = list(zip(good, control, strict=True))
+    assert all(one["privileged_context"] != other["privileged_context"] for one, other in pairs)
+    assert (tmp_path / "both.html").is_file() and (tmp_path / "audit.html").is_file()
 
 
 def configurations() -> Iterator[tuple[str, dict[str, object]]]:

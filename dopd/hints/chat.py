@@ -1,0 +1,106 @@
+"""Requests and replies of `POST /v1/chat/completions`, as OpenAI and others speak it, and what they cost."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dopd.data.images import open_image
+from dopd.errors import ConfigError, ServerError
+from dopd.hints.journal import Reply
+from dopd.servers import contract
+from dopd.servers.client import Client, Json, PassingError
+
+CHAT = "/v1/chat/completions"
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What tokens cost, in whatever currency, for a million of them."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+def request(model: str, text: str, images: Sequence[Any], settings: Mapping[str, Any]) -> Request:
+    """A request with one user's turn; settings that are null are left out."""
+    content: Any = text
+    if images:
+        blocks = [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images]
+        content = [*blocks, {"type": "text", "text": text}]
+    body = {"model": model, "messages": [{"role": "user", "content": content}], **settings}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _data_uri(source: Any) -> str:
+    """A picture as PNG, with the pixels that boxes are counted in."""
+    buffer = io.BytesIO()
+    open_image(source).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def read(reply: Json) -> Reply:
+    """The answer in a reply.
+
+    Raises:
+        PassingError: a reply without its main part.
+        ServerError: a reply with an error in it.
+    """
+    if isinstance(reply.get("error"), Mapping):
+        raise ServerError(f"the server replies with an error: {reply['error']}")
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise PassingError("the reply has no choices")
+    message = choices[0].get("message")
+    if not isinstance(message, Mapping):
+        raise PassingError("the reply has no message")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    refusal = message.get("refusal")
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if refusal and not content:
+        return Reply(str(refusal), "refused", *counts)
+    return Reply(str(content or ""), str(choices[0].get("finish_reason") or "stop"), *counts)
+
+
+def _count(value: object) -> int:
+    """A number of tokens; -1 where the server does not say it."""
+    return value if isinstance(value, int) and value >= 0 else -1
+
+
+def most_tokens(body: Request) -> int:
+    """Tokens that a prompt can have at most: a tokenizer of bytes has no token of less than one; images count 4096."""
+    total = 0
+    for message in body["messages"]:
+        content = message["content"]
+        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        total += 64 + sum(len(b["text"].encode()) if b["type"] == "text" else 4096 for b in blocks)
+    return total
+
+
+def served_model(client: Client, wanted: str | None) -> str:
+    """The name of the model to ask for: the given one, or the only one that the server lists.
+
+    Raises:
+        ConfigError: it has several, or none.
+        ServerError: it does not answer.
+    """
+    if wanted is not None:
+        return wanted
+    listed = client.get(client.urls[0], contract.MODELS).get("data")
+    entries = listed if isinstance(listed, list) else []
+    names = [str(one["id"]) for one in entries if isinstance(one, Mapping) and "id" in one]
+    if len(names) != 1:
+        raise ConfigError(
+            f"{client.urls[0]} has {len(names)} models ({', '.join(names[:8]) or 'none'}): name one with "
+            "--writer-model (of a judge: --judge-model)"
+        )
+    return names[0]
