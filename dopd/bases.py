@@ -27,11 +27,12 @@ def marks_of_base(model: Any) -> Marks:
     Nothing is known of whole models, of adapters that change the weights below them when they start (PiSSA: started
     again, it changes them otherwise), and of weights that are split over processes.
     """
-    if not has_adapters(model):
-        return {}
-    if any(getattr(config, "init_lora_weights", True) not in _AS_GIVEN for config in model.peft_config.values()):
-        return {}
-    return dict(_marks(model))
+    return dict(_marks(model)) if has_adapters(model) and leaves_base_alone(model) else {}
+
+
+def leaves_base_alone(model: Any) -> bool:
+    """Whether the adapters of a model started without a change of the weights below them."""
+    return all(getattr(config, "init_lora_weights", True) in _AS_GIVEN for config in model.peft_config.values())
 
 
 def write_base(folder: Path, marks: Marks) -> None:

@@ -284,8 +284,7 @@ def one_step(folder: Path, method: str, size: int, cuts: int, **options: Any) ->
         gradient_accumulation_steps=cuts,
         generation_kwargs=GREEDY,
         shuffle_dataset=False,
-        model=many_ends(student()),
-        **options,
+        **{"model": many_ends(student())} | options,
     )
     seen, before = scored(made), parameters(made.model)
     made.train()

@@ -26,6 +26,7 @@ from dopd.names import check_name
 from dopd.progress import is_watched
 from dopd.runs.hub import unreachable
 from dopd.settings import quoted
+from dopd.trainer.config import BASE
 from dopd.trainer.host_settings import LOADING
 from dopd.trainer.passes import check_kind
 from dopd.vision import is_vision_config, load_processor
@@ -36,6 +37,7 @@ __all__ = [
     "check_model",
     "load_model",
     "load_processing_class",
+    "load_teacher",
     "load_tokenizer",
     "resolve_model",
 ]
@@ -75,6 +77,20 @@ def load_model(
             raise
         # Readers of checkpoints fail in many ways (OSError, ValueError, SafetensorError, KeyError, RuntimeError).
         raise ModelError(f"model {name!r} cannot be read: {reason_of(error, path, **where_of(options))}") from error
+
+
+def load_teacher(name: str, student_name: str, *, dtype: str = "float32") -> Any:
+    """A teacher by name; `base` is what the adapter of a student stands on.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`; a student without an adapter has no base.
+    """
+    if name != BASE:
+        return load_model(name, dtype=dtype)
+    origin = origin_of(resolve_model(student_name))
+    if origin is None:
+        raise ConfigError(f"teacher (={BASE!r}): {student_name!r} has no adapter, and so no base: name the teacher")
+    return load_model(origin[0], dtype=dtype, **origin[1])
 
 
 @contextmanager

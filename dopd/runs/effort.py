@@ -165,7 +165,7 @@ class Clock:
         self, student: ModelSize, teacher: ModelSize | None, table: RoutingTable
     ) -> Iterator[tuple[ModelSize, int]]:
         for source in sorted(table.sources):
-            if SOURCES[source].model != "teacher":
+            if SOURCES[source].model != "teacher" or self.config.teacher_is_base:
                 yield student, self.split.weights
             elif teacher is not None:
                 yield teacher, self.split.teacher

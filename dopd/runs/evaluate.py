@@ -8,7 +8,7 @@ from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ConfigError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
-from dopd.runs.build import load_model, load_processing_class
+from dopd.runs.build import load_model, load_processing_class, load_teacher
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import Circumstances, check_problems, circumstances
 from dopd.runs.judging import JudgedProblems, problems_of
@@ -85,7 +85,7 @@ def evaluate_checkpoint(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(model_name, dtype=dtype).to(device)
     evaluator = _evaluator(model_name, model, asked, problems, batch_size=batch_size, seed=seed)
-    teacher = None if teacher_name is None else load_model(teacher_name, dtype=dtype).to(device)
+    teacher = None if teacher_name is None else load_teacher(teacher_name, model_name, dtype=dtype).to(device)
     check_answering(evaluator, evaluator.rows, model, teacher)
     return evaluator.evaluate(model, teacher=teacher)
 

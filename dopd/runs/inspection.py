@@ -19,7 +19,7 @@ from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector
 from dopd.methods import table
 from dopd.report.records import read_run
-from dopd.runs.build import load_model, load_processing_class
+from dopd.runs.build import load_model, load_processing_class, load_teacher
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import LOOKED_AT_FIELDS, REWARDED_FIELDS, Circumstances, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
@@ -29,6 +29,7 @@ from dopd.step.rewards import Judge, judge_of
 from dopd.step.verifier import unjudged
 from dopd.tables import RoutingTable
 from dopd.tasks import get_source
+from dopd.trainer.config import BASE
 
 logger = logging.getLogger(__name__)
 _SECONDS = 60.0  # that a verifier or a reward function may take for an answer, as in training
@@ -86,9 +87,12 @@ def inspect_prompt(
     judge = _judge(asked, row)
     processing_class = load_processing_class(student_name)
     tokenizer = tokenizer_of(processing_class)
-    student = _loaded(student_name, dtype)
-    teacher = _loaded(str(teacher_name), dtype) if routing.needs_teacher else None
-    prompts = _encoder(asked, processing_class, teacher_name if routing.needs_teacher else None)
+    student = _placed(load_model(student_name, dtype=dtype))
+    teacher, teachers_reader = None, None
+    if routing.needs_teacher:
+        teacher = _placed(load_teacher(str(teacher_name), student_name, dtype=dtype))
+        teachers_reader = student_name if teacher_name == BASE else teacher_name
+    prompts = _encoder(asked, processing_class, teachers_reader)
     ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
     answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
     if (images or privileged_images) and not reads_images(processing_class):
@@ -142,8 +146,8 @@ def _siblings(routing: RoutingTable, judge: Judge, count: int) -> int:
     return count
 
 
-def _loaded(name: str, dtype: str) -> Any:
-    return load_model(name, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+def _placed(model: Any) -> Any:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _check_texts(row: Mapping[str, Any], prompts: PromptEncoder) -> None:

@@ -210,7 +210,8 @@ class _Phases:
         return -(-rows // self.config.num_generations)
 
     def _reads(self, source: str) -> str:
-        return "teacher" if SOURCES[source].model == "teacher" else "student"
+        own = SOURCES[source].model != "teacher" or self.config.teacher_is_base
+        return "student" if own else "teacher"
 
     def _element_of(self, size: ModelSize) -> int:
         return 2 if self.mixed else size.element

@@ -40,7 +40,7 @@ def check_configs(model: Any, peft_config: Any, args: DOPDConfig) -> None:
         args (`DOPDConfig`): the config.
     """
     present = dict(model.peft_config) if has_adapters(model) else {}
-    for config in [*present.values(), peft_config, _named(model, args)]:
+    for config in [*present.values(), peft_config, named_adapter(model, args)]:
         if config is not None:
             check_adapter_config(config)
     if len(present) > 1:
@@ -56,7 +56,7 @@ def check_configs(model: Any, peft_config: Any, args: DOPDConfig) -> None:
         )
 
 
-def _named(model: Any, args: DOPDConfig) -> Any:
+def named_adapter(model: Any, args: DOPDConfig) -> Any:
     """The configuration of an adapter that is named by its folder; `None` for anything else."""
     if not isinstance(model, str):
         return None

@@ -45,8 +45,10 @@ def check_choice_of_checkpoint(args: "DOPDConfig") -> None:
     subject = f"metric_for_best_model (={args.metric_for_best_model!r})"
     if not args.student_eval_steps:
         raise ConfigError(f"{subject} is measured by the student's evaluation: set student_eval_steps")
-    if name == _DIVERGENCE and not args.routing_table().needs_teacher:
-        raise ConfigError(f"{subject} needs a teacher, and method {args.method!r} reads none: take another metric")
+    if name == _DIVERGENCE and not args.loads_teacher:
+        raise ConfigError(
+            f"{subject} needs a teacher that is loaded, and method {args.method!r} reads none here: take another metric"
+        )
     if args.greater_is_better is None:
         args.greater_is_better = STUDENT_METRICS[name]
     if args.greater_is_better is None:

@@ -14,6 +14,7 @@ from dopd.methods import CARDS, METHODS
 from dopd.report.outcome import Change
 from dopd.report.records import GIVEN_IN_PYTHON
 from dopd.tables import RoutingTable
+from dopd.trainer.config import BASE
 
 _PACKAGES = ("trl", "transformers", "torch", "datasets", "tokenizers", "accelerate")
 _SETTINGS = (
@@ -72,6 +73,8 @@ def card_text(
 def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str, Any]) -> Iterator[list[str]]:
     if table.needs_teacher and run.get("teacher_server"):
         yield ["teacher", f"{run.get('teacher_server_model') or 'a model'} on a server"]
+    elif table.needs_teacher and run.get("teacher_model_name_or_path") == BASE:
+        yield ["teacher", "the model below the adapter"]
     elif table.needs_teacher:
         yield ["teacher", _model(run.get("teacher_model_name_or_path"))]
     card = None if settings.get("rules") else CARDS.get(METHODS.resolve(str(settings["method"])))

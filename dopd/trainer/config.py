@@ -32,6 +32,9 @@ Importance = Literal["none", "truncated"]
 _TRL_BETA_DEFAULT = 1.0
 
 
+BASE = "base"  # as teacher: what is below the student's adapter
+
+
 @dataclass
 class DOPDConfig(DistillationConfig):
     r"""
@@ -166,6 +169,9 @@ class DOPDConfig(DistillationConfig):
         resume_with_changes (`list[str]` or `str`, *optional*):
             Names of what is meant to differ from the run that saved the checkpoint, such as `learning_rate,seed`.
             Anything else that decides the steps and differs is refused by name.
+        teacher_model_name_or_path (`str`, *optional*):
+            Also `"base"`: the base below the student's adapter, which is read with the adapter off. No second model is
+            loaded.
         metric_for_best_model (`str`, *optional*):
             Also a metric of the student's evaluation, such as `"accuracy_greedy"`, with or without `eval_`.
     """
@@ -343,8 +349,14 @@ class DOPDConfig(DistillationConfig):
 
     @property
     def loads_teacher(self) -> bool:
-        """Whether the run needs a teacher in this process."""
-        return self.teacher_server is None and self.routing_table().needs_teacher
+        """Whether the run needs a second model in this process."""
+        return self.teacher_server is None and not self.teacher_is_base and self.routing_table().needs_teacher
+
+    @property
+    def teacher_is_base(self) -> bool:
+        """Whether the teacher is the student's base, which the run reads with the student's adapter off."""
+        named = self.teacher_server is None and self.teacher_model_name_or_path == BASE
+        return named and self.routing_table().needs_teacher
 
     def _own_table(self) -> RoutingTable:
         anchor = {} if self.privileged_student is None else {"anchor": self.privileged_student}

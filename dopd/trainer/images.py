@@ -155,7 +155,7 @@ def teacher_candidate(host: HostTrainer, teacher_source: Any, passed: Any) -> An
         passed: a processor passed for the teacher, if any.
     """
     mine = host.processing_class
-    if host.teacher_model is None and host.served is None:
+    if host.teacher_model is None and host.served is None and not host.args.teacher_is_base:
         return None
     unlike = None if host.prompts.teacher_chat_template_kwargs is None else mine
     if not reads_images(mine):

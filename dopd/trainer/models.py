@@ -12,6 +12,7 @@ from dopd.prefix import architecture, hidden_states_sharing_prompts
 from dopd.scoring import Balance, View, generation_inputs, view_hidden_states
 from dopd.sources import SOURCES
 from dopd.trainer.anchor import AbstractAnchor, CurrentAnchor
+from dopd.trainer.base_teacher import adapters_off
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.passes import check_causal
 from dopd.vision.media import FeatureCache
@@ -42,6 +43,7 @@ class TrainedModels:
         self._host, self._anchor, self._initial = host, anchor, initial
         self._features = FeatureCache()
         self._tried = set[str]()
+        self._reads_as_teacher = False  # the student, with its adapters off
 
     @property
     def vocab_size(self) -> int:
@@ -54,21 +56,22 @@ class TrainedModels:
     @contextmanager
     def source_model(self, source: str) -> Iterator[Any]:
         origin, host = SOURCES[source].model, self._host
-        if origin == "teacher":
+        anchor = self._initial if origin == "initial" else self._anchor
+        if origin == "teacher" and not host.args.teacher_is_base:
             yield host.teacher_model
-        elif origin == "student":
+        elif origin == "student" or (origin != "teacher" and isinstance(anchor, CurrentAnchor)):
             yield host.model_wrapped
         else:
-            anchor = self._initial if origin == "initial" else self._anchor
             # Image features made while other weights stand in the student's place are not the student's.
-            students = self._features
-            if not isinstance(anchor, CurrentAnchor):
-                self._features = FeatureCache()
+            students, self._features = self._features, FeatureCache()
+            self._reads_as_teacher = origin == "teacher"
+            wrapped = host.model_wrapped
+            other = adapters_off(wrapped, host.unwrapped_student) if self._reads_as_teacher else None
             try:
-                with anchor.scoring_model(host.model_wrapped) as model:
+                with other or anchor.scoring_model(wrapped) as model:
                     yield model
             finally:
-                self._features = students
+                self._features, self._reads_as_teacher = students, False
 
     def unwrapped(self, model: nn.Module) -> Any:
         return self._host.accelerator.unwrap_model(model)
@@ -104,7 +107,7 @@ class TrainedModels:
         shared.
         """
         host = self._host
-        if view.for_teacher is not None and model is host.unwrapped_teacher:
+        if view.for_teacher is not None and (model is host.unwrapped_teacher or self._reads_as_teacher):
             view = view.for_teacher
         # Checkpointed layers keep no keys and values.
         checkpointed = model.training and host.args.gradient_checkpointing

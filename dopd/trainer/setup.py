@@ -23,7 +23,7 @@ from dopd.settings import as_mapping
 from dopd.step.rewards import Judge
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
-from dopd.trainer import adapting, guards, images, passes
+from dopd.trainer import adapting, base_teacher, guards, images, passes
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
@@ -129,6 +129,7 @@ def check_before_loading(
             "for those of the published method"
         )
     adapting.check_configs(model, peft_config, args)
+    base_teacher.check_has_base(model, peft_config, args)
     if args.loads_teacher and teacher_model is None:
         guards.check_models(None, None, table)
     if args.teacher_server is not None and teacher_model is not None:
@@ -180,6 +181,8 @@ def check_loaded(
         adapting.prepare(student, half=half, whole=whole)
     if host.args.loads_teacher:
         guards.check_models(student, teacher, host.table)
+    if host.args.teacher_is_base:
+        base_teacher.check_base(student, host.table)
     check_served(host)
     check_has_words(host.tokenizer)
     host.eos_token_ids = ends_of(student, host.tokenizer)

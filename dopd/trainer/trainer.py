@@ -23,7 +23,7 @@ from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
-from dopd.trainer import adapting, images, preflight, served, setup, trials
+from dopd.trainer import adapting, base_teacher, images, preflight, served, setup, trials
 from dopd.trainer.anchor import anchors_of
 from dopd.trainer.arguments import as_name, check_arguments
 from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, MetricsFile, StudentEvaluation
@@ -117,8 +117,7 @@ class DOPDTrainer(SteppingTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path or "student"
             args = DOPDConfig(f"{Path(name).name}-DOPD")
-        if teacher_model is None:
-            teacher_model = args.teacher_model_name_or_path
+        teacher_model, args = base_teacher.as_configured(teacher_model, args)
         self.table: RoutingTable = args.routing_table()
         self.configuration = describe_run(
             args,
