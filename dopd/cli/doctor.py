@@ -11,12 +11,12 @@ from itertools import chain
 from rich.console import Console
 from rich.markup import escape
 
-from dopd.errors import ConfigError, DopdError
+from dopd.errors import DopdError
 from dopd.launched import is_main_process
 from dopd.progress import say
 from dopd.runs.examination import Finding, examine
 from dopd.runs.quiet import quiet_libraries
-from dopd.runs.settings import load_settings
+from dopd.runs.settings import settings_of_command
 from dopd.settings import SettingsError
 from dopd.shown import visible
 
@@ -61,9 +61,9 @@ def of_config(
     """What a config would meet, settings that cannot work among it."""
     quiet_libraries()
     try:
-        if config is None:
-            raise ConfigError("a config is missing: dopd doctor CONFIG [--key value ...]")
-        yield from examine(load_settings(config, flags), token_ids=token_ids, local_teacher=local_teacher)
+        yield from examine(
+            settings_of_command("doctor", config, flags), token_ids=token_ids, local_teacher=local_teacher
+        )
     except SettingsError as error:
         yield from (Finding("fail", problem) for problem in error.problems)
     except DopdError as error:

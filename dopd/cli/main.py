@@ -138,11 +138,12 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
         "output_dir, method, method_options, learning_rate, max_steps, per_device_train_batch_size, "
         "gradient_accumulation_steps, num_generations, max_completion_length, student_eval_steps, trace_steps, "
         "use_peft, report_to, seed, save_steps, save_total_limit, resume_from_checkpoint, overwrite\n"
-        "CONFIG is a YAML file or the name of a recipe; method, task and verifier may be your own code, as "
+        "CONFIG is a YAML file or the name of a recipe, and may be left out where flags say everything; "
+        "method, task and verifier may be your own code, as "
         "package.module:name or ./file.py:name\n"
         f"all keys, or those with a word in them: dopd config [WORD]\n\nrecipes:\n{_recipes()}",
     )
-    parser.usage = "dopd train CONFIG [--dry-run] [--key value ...]"
+    parser.usage = "dopd train [CONFIG] [--dry-run] [--key value ...]"
     # `config` is found by `_train`, which knows the keys that need no value: flags stand before it or behind it.
     parser.add_argument(
         "--dry-run",
@@ -170,16 +171,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from dopd.progress import say
     from dopd.report.closing import say_outcome
     from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import load_settings
+    from dopd.runs.settings import settings_of_command
     from dopd.runs.train import describe, make_config, train
 
     quiet_libraries()
     config, flags = _config_and_keys(arguments)
-    if config is None:
-        raise ConfigError(
-            "a config is missing: dopd train CONFIG, a YAML file or the name of a recipe (`dopd config` lists the keys)"
-        )
-    settings = load_settings(config, flags)
+    settings = settings_of_command("train", config, flags)
     launch = launch_command(arguments, [*(["--debug"] if arguments.debug else []), "train", *arguments.rest])
     if arguments.dry_run:
         from dopd.cli.doctor import print_findings

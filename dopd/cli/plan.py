@@ -8,7 +8,6 @@ from typing import Any
 
 from dopd.cli.launch import add_launch, launched_settings
 from dopd.cli.values import above_zero, positive, share
-from dopd.errors import ConfigError
 from dopd.shown import visible
 
 _DEVICES = ("a100", "h100", "h200", "l40s", "rtx4090")
@@ -26,7 +25,7 @@ def add_plan(commands: Any, command: Any) -> None:
         "  dopd plan qwen3-8b-to-1.7b --gpus 8 --gpu-memory 80 --gpu-price 2.5\n"
         "takes every flag of train; reads the models' configurations (config.json), no weight and no row",
     )
-    parser.usage = "dopd plan CONFIG [--gpus 8] [--gpu h100] [--gpu-memory 80] [--key value ...]"
+    parser.usage = "dopd plan [CONFIG] [--gpus 8] [--gpu h100] [--gpu-memory 80] [--key value ...]"
     parser.add_argument(
         "--gpus", type=positive, help="devices that share a step (default: of --accelerate_config, or 1)"
     )
@@ -55,17 +54,15 @@ def print_plan(arguments: argparse.Namespace) -> int:
     from dopd.runs.effort import DEVICES, Efficiency
     from dopd.runs.planning import Machine, make_plan
     from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import all_settings, load_settings, split_arguments
+    from dopd.runs.settings import all_settings, settings_of_command, split_arguments
     from dopd.runs.splits import split_of
     from dopd.runs.train import make_config
     from dopd.settings.foreign import FOREIGN
 
     quiet_libraries()
     name, flags = split_arguments(arguments.rest)
-    if name is None:
-        raise ConfigError("a config is missing: dopd plan CONFIG, a YAML file or the name of a recipe")
     arguments.parser.check_none_meant(flags, [*all_settings(), *FOREIGN])
-    settings = load_settings(name, flags)
+    settings = settings_of_command("plan", name, flags)
     config = make_config(settings, elsewhere=True)
     device = DEVICES[arguments.gpu]
     if arguments.gpu_memory is not None:

@@ -254,6 +254,20 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), /, **overr
     raise AssertionError("unreachable: there was a problem")
 
 
+def settings_of_command(command: str, config: str | None, flags: Sequence[str]) -> RunSettings:
+    """The settings that a command is given: a config with flags, or flags alone.
+
+    Raises:
+        ConfigError: as `load_settings`; neither a config nor a model is named.
+    """
+    if config is None and "model_name_or_path" not in parse_flags(flags):
+        raise ConfigError(
+            f"a config is missing: dopd {command} CONFIG, a YAML file or the name of a recipe; or flags alone, at "
+            "least --model_name_or_path and --output_dir (`dopd config` lists the keys)"
+        )
+    return load_settings(config, flags)
+
+
 def _at_home(place: Any) -> Any:
     """A place with the user's folder for a `~` in front, which no shell has seen in a file."""
     if isinstance(place, list):

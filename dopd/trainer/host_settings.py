@@ -264,7 +264,7 @@ def _precision_problems(args: DistillationConfig) -> list[str]:
 def _worker_problems(args: DistillationConfig) -> list[str]:
     """Settings of the processes that load data, where there are none."""
     names = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_persistent_workers")
-    values = {name: getattr(args, name) for name in names if getattr(args, name)}
+    values = {name: getattr(args, name) for name in names if getattr(args, name, None)}  # some are newer than others
     if args.dataloader_num_workers:
         return []
     return [

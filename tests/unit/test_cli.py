@@ -206,3 +206,14 @@ def test_experiments_are_listed_and_a_wrong_name_is_told(capsys: pytest.CaptureF
     assert main(["experiment", "table8", "--scale", "full", "--output-dir", str(tmp_path / "file" / "in")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "output_dir" in line.replace("-", "_")
+
+
+def test_flags_alone_are_a_run_where_they_name_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_name_or_path", "tiny:dag/student", "--task", "dag", "--output_dir", str(tmp_path / "run")]
+    flags += ["--teacher_model_name_or_path=tiny:dag/teacher", "--max_completion_length", "16"]
+    assert main(["train", "--dry-run", *flags]) == 0
+    assert "tiny:dag/teacher" in capsys.readouterr().out
+    for command in ("train", "doctor", "plan"):
+        assert main([command, "--max_steps", "3"]) == 2
+        printed = capsys.readouterr()
+        assert "at least --model_name_or_path and --output_dir" in " ".join((printed.out + printed.err).split())

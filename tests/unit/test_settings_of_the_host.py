@@ -25,6 +25,7 @@ from dopd.tiny import build_model
 from dopd.trainer import DOPDConfig, setup
 from dopd.trainer.best import STUDENT_METRICS
 from dopd.trainer.context import common_context, context_of, max_prompt_tokens
+from dopd.trainer.host_settings import check_mappings
 
 BASE = {
     "model_name_or_path": "s",
@@ -406,3 +407,22 @@ def test_what_the_host_takes_from_python_is_taken(given: dict[str, Any], tmp_pat
 def test_a_scheduler_is_tried_at_the_rate_that_is_set(given: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         DOPDConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
+
+
+def test_settings_that_only_newer_hosts_have_may_be_absent(tmp_path: Path) -> None:
+    """What transformers' TrainingArguments have gained since the oldest version that dopd accepts, 5.4."""
+    made = config(tmp_path)
+    newer = {
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "dataloader_in_order",
+        "dataloader_multiprocessing_context",
+        "ddp_static_graph",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+    }
+    present = newer & set(vars(made))
+    assert len(present) > 2, "the newest version has them"
+    older = SimpleNamespace(**{name: value for name, value in vars(made).items() if name not in newer})
+    older.use_vllm, older.chosen = made.use_vllm, made.chosen
+    assert check_mappings(older) == []  # type: ignore[arg-type]
