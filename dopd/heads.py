@@ -53,12 +53,12 @@ class Head:
 
         This defines what logits are in half precision: factors are rounded to it, their products and sums are not.
         """
-        dtype = working_dtype(hidden)
+        dtype, head = working_dtype(hidden), self.on(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            factors = (hidden.to(dtype).to(widened(dtype)), self.weight.to(dtype).to(widened(dtype)))
+            factors = (hidden.to(dtype).to(widened(dtype)), head.weight.to(dtype).to(widened(dtype)))
             logits = torch.nn.functional.linear(*factors)
-        if self.bias is not None:
-            logits = logits + self.bias.to(logits.dtype)
+        if head.bias is not None:
+            logits = logits + head.bias.to(logits.dtype)
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         if self.softcap is not None:
@@ -72,6 +72,12 @@ class Head:
         return replace(
             self, weight=_whole(self.weight, dtype), bias=None if self.bias is None else _whole(self.bias, None)
         )
+
+    def on(self, device: torch.device) -> "Head":
+        """The head on the device of hidden states, from which a `device_map` may have parted it; gradients go back."""
+        if self.weight.device == device:
+            return self
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     @classmethod
     def of(cls, head: "Head | nn.Linear | Tensor") -> "Head":

@@ -73,7 +73,8 @@ def hidden_states_sharing_prompts(
         **positions_UP,
     )
     # The last prompt token predicts the first completion token.
-    first_B1H = prompts.last_hidden_state[prompt_B, -1:]
+    device = completion_ids.device  # a `device_map` may have the last layers elsewhere
+    first_B1H = prompts.last_hidden_state.to(device)[prompt_B, -1:]
     if completion_ids.shape[1] == 1:
         return first_B1H
     kept.batch_select_indices(prompt_B)
@@ -86,7 +87,7 @@ def hidden_states_sharing_prompts(
         **without_router_logits(backbone),
         **_positions_behind(backbone, mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
     )
-    return torch.cat([first_B1H, answers.last_hidden_state], dim=1)
+    return torch.cat([first_B1H, answers.last_hidden_state.to(device)], dim=1)
 
 
 def _cache_argument(backbone: Any) -> str:

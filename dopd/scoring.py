@@ -297,6 +297,7 @@ def _hidden_states(
     # The position before a completion token predicts it. Behind a shorter completion nothing is read.
     steps_T = torch.arange(completion_ids.shape[1], device=ids.device)
     places_BT = (view.prompt_lengths.unsqueeze(1) - 1 + steps_T).clamp(min=0, max=length - 1)
+    hidden = hidden.to(ids.device)  # a `device_map` may have the last layers elsewhere
     return hidden.gather(1, places_BT.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 

@@ -124,7 +124,10 @@ def measures(
     taken = {}
     for name in sorted(names):
         pairs = {source: sources[source] for source in MEASURES[name].sources}
-        heads = {source: working_head(head, working_dtype(hidden)) for source, (hidden, head) in pairs.items()}
+        heads = {
+            source: working_head(head.on(hidden.device), working_dtype(hidden))
+            for source, (hidden, head) in pairs.items()
+        }
         states = {
             source: hidden.detach()[mask != 0].to(heads[source].weight.dtype) for source, (hidden, _) in pairs.items()
         }
