@@ -48,7 +48,7 @@ def score_tokens(
         merged_ids (`list[int]`): see `dopd.routed_loss`.
     """
     backend = _resolve(backend, chunk_tokens, hidden)
-    head = Head.of(head).on(hidden.device)
+    head = _beside(hidden, head)
     _check_batch({"hidden": (hidden, head)}, completion_ids, mask)
     return score(
         hidden,
@@ -104,13 +104,11 @@ def fused_routed_loss(
         ConfigError, ScoringError: as `routed_loss`.
     """
     backend = _resolve(backend, chunk_tokens, student_hidden)
-    head = Head.of(student_head).on(student_hidden.device)
+    head = _beside(student_hidden, student_head)
     reused = {} if scores is None else scores
     provided = {*targets, *_sources_by_scores(table, reused, head.vocab_size, decide_alone=backend == "reference")}
     table.check_provided(provided, decided=assignment is not None)
-    sources = {
-        source: (hidden, Head.of(source_head).on(hidden.device)) for source, (hidden, source_head) in targets.items()
-    }
+    sources = {source: (hidden, _beside(hidden, source_head)) for source, (hidden, source_head) in targets.items()}
     _check_batch({"student_hidden": (student_hidden, head), **_named(sources)}, completion_ids, mask)
     _check_scores(reused, mask)
     if backend == "reference":
@@ -144,6 +142,10 @@ def fused_routed_loss(
             scores=reused,
             merged_ids=merged_ids,
         )
+
+
+def _beside(hidden: Tensor, head: AnyHead) -> Head:
+    return Head.of(head).on(hidden.device)
 
 
 def _sources_by_scores(
