@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seconds, seed
-from dopd.hints.templates import KINDS
+from dopd.hints.kinds import KINDS
 from dopd.shown import visible
 
 if TYPE_CHECKING:

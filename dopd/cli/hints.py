@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dopd.cli.hint_writing import add_check, add_write
 from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seed
 from dopd.files import replace_file
+from dopd.hints.kinds import KINDS
 from dopd.shown import visible
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from dopd.runs.hints import HintData
 
 LEAKING = 1  # exit status where more hints leak than are allowed
-_KINDS = ("steps", "steps-with-execution", "summary", "answer", "boxes", "caption", "other-problem")
 _WORST = 5
 
 
@@ -60,7 +60,7 @@ def _add_audit(actions: Any, command: Any) -> None:
     parser.add_argument("--privileged-kind", help="of a task: see `dopd tasks NAME` (default: the task's own choice)")
     parser.add_argument(
         "--kind",
-        choices=_KINDS,
+        choices=KINDS,
         default="steps",
         help="what the hints are to be, where no column hint_kind says so; results of steps leak in all but "
         "steps-with-execution and answer (default steps)",

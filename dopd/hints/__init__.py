@@ -3,7 +3,3 @@
 Read in this order: `text` and `numbers` (what a hint says), `answers` (what it must not say), `leaks`, `coverage`,
 `audit`; then `templates`, `chat`, `journal`, `replies` and `others` (how they are written).
 """
-
-from dopd.hints.audit import Audit, audit_rows
-
-__all__ = ["Audit", "audit_rows"]

@@ -30,7 +30,7 @@ _UNITS: dict[str, dict[str, str | int]] = {
         "length": {
             "mm millimeters millimetres millimeter": "1/1000", "cm centimeters centimetres centimeter": "1/100",
             "m meters metres meter metre": 1, "km kilometers kilometres kilometer": 1000,
-            "in inches inch": "254/10000", "ft feet foot": "3048/10000", "yd yards yard": "9144/10000",
+            "inches inch": "254/10000", "ft feet foot": "3048/10000", "yd yards yard": "9144/10000",
             "mi miles mile": "1609344/1000",
         },
         "mass": {"mg milligrams": "1/1000", "g grams gram": 1, "kg kilograms kilogram kilos": 1000,
@@ -135,7 +135,8 @@ def options_of(question: str) -> dict[str, str]:
 
 def read_answer(text: str, question: str = "") -> Answer:
     """The answer of a row, read beside its (`plain`) question."""
-    text = plain(text).strip().strip("$").strip()
+    text = plain(text).strip()
+    text = text.strip("$").strip() if text.count("$") % 2 == 0 else text
     text = (boxed(text) or [text])[-1]
     text = re.sub(r"^(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|:)\s*", "", text, flags=re.I)
     options = options_of(question)
@@ -154,27 +155,27 @@ def read_answer(text: str, question: str = "") -> Answer:
     return _of_content(text, Answer(text, letter=letter, options=options))
 
 
-def _of_content(text: str, letters_alone: Answer) -> Answer:
+def _of_content(text: str, base: Answer) -> Answer:
     """The same answer with what its text says."""
     if not text:
-        return letters_alone
+        return base
     number = _lone_number(text)
     if number is not None:
         rest = text[number.end :].strip(" .$)")
         unit = (re.match(r"[A-Za-z/^0-9]+", rest) or [""])[0].casefold()
         unit = unit or ("dollars" if "$" in text[: number.start + 1] else "")
         values = frozenset(number.values)
-        return Answer(text, values, number.places, unit, letters_alone.letter, letters_alone.options)
+        return Answer(text, values, number.places, unit, base.letter, base.options)
     letters = words(text)
     if re.search(r"[\\^=+*/()\[\]{}<>|,]|\d", text) and not _is_prose(text):
         return Answer(
             text,
-            letter=letters_alone.letter,
-            options=letters_alone.options,
+            letter=base.letter,
+            options=base.options,
             words=tuple(letters),
             formula=squeezed(text),
         )
-    return Answer(text, letter=letters_alone.letter, options=letters_alone.options, words=tuple(letters))
+    return Answer(text, letter=base.letter, options=base.options, words=tuple(letters))
 
 
 def _is_prose(text: str) -> bool:
@@ -200,6 +201,23 @@ def _within(one: Mention, other: Mention) -> bool:
     return one is not other and other.start <= one.start and one.end <= other.end and (
         (other.end - other.start) > (one.end - one.start)
     )  # fmt: skip
+
+
+def amounts(text: str) -> list[tuple[str, Fraction, str]]:
+    """Quantities with units in a text, those that stand side by side (2 hours and 30 minutes) added up: what kind of
+    quantity, how many of the kind's first unit, and the words.
+    """
+    found: list[tuple[str, Fraction, int, int]] = []
+    for one in mentions(text):
+        unit = re.match(r"\s*-?([a-zA-Z]+)", text[one.end :])
+        if one.operands or unit is None or unit[1].casefold() not in UNITS:
+            continue
+        kind, factor = UNITS[unit[1].casefold()]
+        value, start, end = min(one.values) * factor, one.start, one.end + unit.end()
+        if found and found[-1][0] == kind and re.fullmatch(r"\s*(?:,|and)?\s*", text[found[-1][3] : start]):
+            value, start = value + found[-1][1], found.pop()[2]
+        found.append((kind, value, start, end))
+    return [(kind, value, text[start:end]) for kind, value, start, end in found]
 
 
 def yes_no_words(truth: bool) -> Sequence[str]:

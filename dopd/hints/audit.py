@@ -59,7 +59,7 @@ def audit_rows(rows: Sequence[Mapping[str, Any]], *, kind: str = "steps", max_wo
     Args:
         rows: with `prompt` and `privileged_context`; `answer` and `solution` where there are any.
         kind (`str`): of the hints, where a row has no column `hint_kind`; results of steps are leaks in those of
-            `dopd.hints.leaks.WITHOUT_RESULTS`.
+            `dopd.hints.kinds.WITHOUT_RESULTS`.
         max_words (`int`): longer hints are counted.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dopd.hints import phrases
 from dopd.hints.answers import Answer, yes_no_words
-from dopd.hints.text import clause_after, clause_before, is_asked, words
+from dopd.hints.text import clause_after, clause_before, folded, is_asked, words
 
 _MARK = r"[(\[\"'*$]*"
 _LETTER = re.compile(
@@ -13,7 +13,8 @@ _LETTER = re.compile(
     rf"|item)\s+)?{_MARK}(?<![A-Za-z0-9'])(?P<letter>[A-J])(?![A-Za-z0-9'])(?P<end>[)\]\"'*$]*)"
 )
 _LOWER = re.compile(
-    r"\b(?:options?|choices?|letter|answer(?:\s+is|:)?)\s+[(\[\"'*]*(?P<letter>[a-j])\b(?!\s+[a-z])[)\]\"'*]*"
+    r"\b(?:options?|choices?|letter|answer(?:\s+is|:)?|choose|pick|select|take|go with)\s+[(\[\"'*]*(?P<letter>[a-j])\b"
+    r"(?!\s+[a-z])[)\]\"'*]*"
 )
 _TAKE = re.compile(
     r"\b(?:choos\w*|pick\w*|select\w*|go(?:ing)? (?:with|for)|mark|circle|tick|take|trust|prefer|favou?rs?"
@@ -33,7 +34,7 @@ _RIGHT = re.compile(
 )
 _TITLED = re.compile(r"\b(?:answer|choice|option)\s*[:=(]+\s*[*\"']*$", re.I)
 _WRONG = re.compile(
-    r"\b(?:not|isn't|aren't|wrong|incorrect|false|eliminat\w*|rul(?:e|es|ed|ing) out|exclud\w*|discard\w*"
+    r"\b(?:neither|not|isn't|aren't|wrong|incorrect|false|eliminat\w*|rul(?:e|es|ed|ing) out|exclud\w*|discard\w*"
     r"|reject\w*|cannot|can't|never|ignore|cross(?:ed)? out"
     r"|drop|remove|impossible|out)\b",
     re.I,
@@ -68,10 +69,35 @@ _SAID = re.compile(
 )
 _TELLS = re.compile(r"\b(?:choose|pick|select|answer|say|write|conclude)\W+(?:the )?$", re.I)
 _IS = re.compile(r"\b(?:is|be|namely|called|becomes|so|thus|therefore|hence|it's)\W+(?:the |a |an )?$", re.I)
+_STATES = re.compile(r"\b(?:is|are|was|were|does|did|can|has|have|will|must|\w+s)\b", re.I)
+_ALL_BUT = re.compile(
+    r"\b(?:all|every\w*|none|nothing|any\w*|each|no other|others?)\b[^.;\n]{0,25}"
+    r"\b(?:except(?: for)?|but|other than|besides|apart"
+    r" from|than)"
+    r"\s+(?:option |choice |for )?[(\[\"'*]*$",
+    re.I,
+)
+_REASON = re.compile(r"\W*\s*(?:because|since|as|for)\b", re.I)
+_ARE = re.compile(r"\s*(?:are|have|do|can|share|contain|is|fail)\b", re.I)
+_SHORT = re.compile(
+    r"(?:^|[.!\n]\s*)(?:it|he|she|they|this|that)\s+(?:is|does|did|was|were|can|will|has|do|are)(?P<no>\s+not|n't)?\s*(?:$|[.!])",
+    re.I,
+)
+_INDEED = re.compile(r"(?:^|[.!\n]\s*)(?:indeed|exactly|correct|right|definitely|certainly|absolutely)\s*[,.!]", re.I)
+_NOT = re.compile(r"\b(?:not|no|never|isn't|aren't|doesn't|don't|didn't|wasn't|cannot|can't|n't)\b", re.I)
+_YES_NO_QUESTION = re.compile(
+    r"(?:^|[.!?\n]\s*)(?:is|are|was|were|does|do|did|can|could|will|has|have|had|must|should)\s+([^?]+)\?", re.I
+)
+_SMALL_WORDS = frozenset(
+    ("a", "an", "the", "of", "to", "in", "on", "for", "it", "than", "as", "is", "are", "was", "were", "do", "does",
+     "did", "be", "by", "with", "or", "and", "that", "this", "following", "statement", "true", "answer", "yes", "no")
+)  # fmt: skip
 _TITLES = ("option", "choice", "answer", "the", "letter", "correct", "it", "is", "s")
+_ASKS_WHAT = re.compile(r"\bwhat\s+(?:is|was|are|were)\s+(?:the\s+)?([^?]+)", re.I)
+_TO_BE = re.compile(r"\W*(?:is|was|would be|must be)\s+(?:the\s+)?((?:\w+\s*){1,3})", re.I)
 _ASKS_WHO = re.compile(
     r"\b(?:who|which(?: of the \w+| one| \w+)?|what)\s+((?:is|are|was|were|has|have|can|will|comes?|gets?|wins?"
-    r"|arrives?|runs?|lives?|owns?)\s+(?:the )?\w+)",
+    r"|arrives?|runs?|lives?|owns?|\w+ed)\s+(?:the )?\w+)",
     re.I,
 )
 _TRUE = ("true", "correct", "right", "yes", "holds")
@@ -88,7 +114,11 @@ def option_kinds(hint: str, answer: Answer) -> dict[str, str]:
         before, after = clause_before(hint, start), clause_after(hint, end)
         wrong = _WRONG.search(before[-45:]) or _WRONG.search(re.split(r",|\bbut\b", after[:35])[0])
         letters = {one.letter for one in series}
-        if wrong:
+        others = set(answer.options) - {answer.letter}
+        if wrong and not _ALL_BUT.search(before):
+            ruled_out |= letters
+            continue
+        if len(letters) > 1 and letters == others and _ARE.match(after) and not _LOOKED_AT.search(before):
             ruled_out |= letters
             continue
         if letters != {answer.letter}:
@@ -96,6 +126,8 @@ def option_kinds(hint: str, answer: Answer) -> dict[str, str]:
         named = series[0].named
         sure = phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after) or _TITLED.search(before)
         looked_at = _LOOKED_AT.search(before)
+        if _ALL_BUT.search(before) or (named and _REASON.match(after) and len(before.split()) < 2):
+            chosen = chosen or hint[start:end].strip()
         taken = _TAKE.search(before) and (named or _is_bare(hint, end)) and not looked_at
         right = _RIGHT.search(after) and not looked_at and (named or (answer.options and _is_bare(hint, end)))
         if (sure and _is_bare(hint, end)) or taken or right:
@@ -133,7 +165,7 @@ def _series(hint: str) -> list[list[_Letter]]:
     groups: list[list[_Letter]] = []
     for one in sorted(found, key=lambda letter: letter.start):
         between = hint[groups[-1][-1].end : one.start] if groups else "-"
-        if groups and re.fullmatch(r"\s*(?:,\s*(?:and|or)?|and|or|&|/)\s*[(\[]?", between):
+        if groups and re.fullmatch(r"\s*(?:,\s*(?:and|or|nor)?|and|or|nor|&|/)\s*[(\[]?", between):
             groups[-1].append(one)
         else:
             groups.append([one])
@@ -148,8 +180,10 @@ def _is_bare(hint: str, end: int) -> bool:
     )
 
 
-def truth_kinds(hint: str, truth: bool) -> dict[str, str]:
+def truth_kinds(hint: str, truth: bool, question: str = "") -> dict[str, str]:
     """How the hint says yes or no where that is the answer."""
+    if quoted := _answers(hint, truth, question):
+        return {"yes_no": quoted}
     for pattern in (_HOLDS, _STANDS):
         for found in pattern.finditer(hint):
             if phrases.ASKED.search(clause_before(hint, found.start())):
@@ -171,6 +205,23 @@ def truth_kinds(hint: str, truth: bool) -> dict[str, str]:
     return {}
 
 
+def _answers(hint: str, truth: bool, question: str) -> str | None:
+    """A sentence that says what the question asks, or a short reply to it."""
+    if truth and (found := _INDEED.search(hint)):
+        return found.group().strip()
+    if (found := _SHORT.search(hint)) and bool(found["no"]) != truth:
+        return found.group().strip()
+    asked = _YES_NO_QUESTION.search(question)
+    wanted = [word for word in words(asked[1]) if word not in _SMALL_WORDS] if asked else []
+    for sentence in re.split(r"(?<=[.!?;\n])\s+", hint):
+        own = words(sentence)
+        if len(wanted) < 2 or sentence.strip().endswith("?") or phrases.ASKED.search(sentence):
+            continue
+        if all(word in own for word in wanted) and _STATES.search(sentence) and (not _NOT.search(sentence)) == truth:
+            return sentence.strip()
+    return None
+
+
 def word_kinds(hint: str, question: str, answer: Answer) -> dict[str, str]:
     """How the hint has the words of an answer that is text."""
     wanted = _content(answer.words)
@@ -178,7 +229,8 @@ def word_kinds(hint: str, question: str, answer: Answer) -> dict[str, str]:
         return _one_sign(hint, question, answer) if wanted else {}
     own, asked = words(hint), words(question)
     if not _places(own, wanted):
-        return {}
+        part = _part_of_name(hint, asked, answer)
+        return {"verbatim": part} if part else {}
     if own == wanted:
         return {"verbatim": " ".join(wanted)}
     if not _places(asked, wanted) and not answer.options:
@@ -191,12 +243,30 @@ def word_kinds(hint: str, question: str, answer: Answer) -> dict[str, str]:
         before, after = clause_before(hint, found.start()), clause_after(hint, found.end())
         if phrases.NEGATED.search(before) or is_asked(hint, found.end()):
             continue
-        if phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after) or _TELLS.search(before):
+        if phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after) or _is_asked_thing(after, question):
+            return {"verbatim": found.group()}
+        if _TELLS.search(before):
             return {"verbatim": found.group()}
         states = phrases.COPULA.search(before) or _IS.search(before)
         if states and not phrases.ASKED.search(before) and not _restated(before, found.group(), question):
             return {"verbatim": found.group()}
     return {}
+
+
+def _is_asked_thing(after: str, question: str) -> bool:
+    """Whether something is said to be what the question asks for: `is the diagnosis`."""
+    asked = _ASKS_WHAT.search(question)
+    is_what = _TO_BE.match(after)
+    return bool(asked and is_what and set(words(is_what[1])) & set(words(asked[1])) - _SMALL_WORDS)
+
+
+def _part_of_name(hint: str, asked: list[str], answer: Answer) -> str | None:
+    """A word of a name that the question does not have, such as a family name."""
+    parts = [part for part in re.findall(r"[^\W\d_]+", answer.text) if part[0].isupper() and len(part) >= 4]
+    if answer.options or len(answer.words) < 2 or not answer.text[:1].isupper():
+        return None
+    own = re.findall(r"[^\W\d_]+", hint)
+    return next((part for part in parts if part in own and folded(part) not in asked), None)
 
 
 def _one_sign(hint: str, question: str, answer: Answer) -> dict[str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from dopd.hints import phrases
-from dopd.hints.answers import Answer, boxed
-from dopd.hints.numbers import mentions
+from dopd.hints.answers import Answer, amounts, boxed
+from dopd.hints.numbers import Mention, mentions
 from dopd.hints.text import clause_after, clause_before, squeezed
 
 _SPACES = r"[\s$]*"
@@ -46,6 +46,15 @@ def formula_kinds(text: str, question: str, answer: Answer) -> dict[str, str]:
     return {}
 
 
+def amount_kinds(text: str, answer: Answer) -> dict[str, str]:
+    """An answer of several quantities (2 hours 30 minutes), however it is put together."""
+    wanted = amounts(answer.text)
+    if answer.values or len(wanted) != 1:
+        return {}
+    quoted = next((part for kind, total, part in amounts(text) if (kind, total) == wanted[0][:2]), None)
+    return {"equivalent": quoted, "unit": quoted} if quoted else {}
+
+
 def _minutes(time: re.Match[str]) -> int:
     """Minutes after noon or midnight."""
     return (int(time[1]) % 12) * 60 + int(time[2])
@@ -55,17 +64,28 @@ def _list_kinds(text: str, question: str, answer: Answer) -> dict[str, str]:
     """The numbers of a list beside one another, of which the question has not all."""
     wanted = [one for one in mentions(answer.text) if not one.operands]
     quoted = [one for one in mentions(text) if not one.operands]
-    asked = {value for one in mentions(question) for value in one.values}
+    theirs = [one for one in mentions(question) if not one.operands]
+    asked = {value for one in theirs for value in one.values}
     size = len(wanted)
+    in_order = any(_is_run(theirs[n : n + size], wanted) for n in range(len(theirs) - size + 1))
     for n in range(len(quoted) - size + 1):
         part = quoted[n : n + size]
         close = all(b.start - a.end <= 25 for a, b in pairwise(part))
-        ordered = all(a.values & b.values for a, b in zip(part, wanted, strict=True))
+        ordered = _is_run(part, wanted)
         mixed = sorted(min(a.values) for a in part) == sorted(min(b.values) for b in wanted)
-        new = any(not one.values & asked for one in part) or phrases.NAMED.search(clause_before(text, part[0].start))
+        new = (
+            any(not one.values & asked for one in part)
+            or (ordered and not in_order)
+            or phrases.NAMED.search(clause_before(text, part[0].start))
+        )
         if close and new and (ordered or (mixed and not answer.text.startswith("("))):
             return {"equivalent": text[part[0].start : part[-1].end]}
     return {}
+
+
+def _is_run(part: list[Mention], wanted: list[Mention]) -> bool:
+    """Whether numbers are those of a list, in its order."""
+    return len(part) == len(wanted) and all(a.values & b.values for a, b in zip(part, wanted, strict=True))
 
 
 def _formulas(text: str) -> Iterator[str]:
@@ -125,7 +145,9 @@ def _candidates(text: str, question: str) -> Iterator[str]:
             is_formula = (
                 re.search(r"[\\^+*/()\[\]]|\d", side) and len(re.findall(r"[^\W\d_]{3,}", side.replace("sqrt", ""))) < 3
             )
-            if is_formula and len(side) <= _LONGEST and (named or _is_own(side, asked)):
+            # Sums of numbers are looked at one by one elsewhere.
+            worth = named or (re.search(r"[a-z\\]", side, re.I) and _is_own(side, asked))
+            if is_formula and len(side) <= _LONGEST and worth:
                 yield side
 
 

@@ -8,7 +8,8 @@ from fractions import Fraction
 from dopd.hints import phrases
 from dopd.hints.answers import Answer, read_answer
 from dopd.hints.choice_leaks import option_kinds, truth_kinds, word_kinds
-from dopd.hints.formula_leaks import equivalent, formula_kinds
+from dopd.hints.formula_leaks import amount_kinds, equivalent, formula_kinds
+from dopd.hints.kinds import WITHOUT_RESULTS
 from dopd.hints.number_leaks import Numbers, number_kinds, results
 from dopd.hints.text import folded, plain, words
 
@@ -23,13 +24,6 @@ KINDS = {
     "overlap": "sentences of the solution",
     "result": "results of steps, where p is to leave them to the reader",
 }
-WITHOUT_RESULTS = (
-    "steps",
-    "summary",
-    "boxes",
-    "caption",
-    "other-problem",
-)  # kinds of p in which no step is carried out
 _RUN = 6  # words in a row
 _SHARE, _FEWEST = 0.3, 3  # of the solution's runs of words
 _LANGUAGES = ("de", "fr", "es", "it", "pt", "nl", "ru", "pl", "sv", "tr")
@@ -85,8 +79,8 @@ def leaks_of(hint: Hint) -> dict[str, str]:
 
 def _of_answer(text: str, question: str, numbers: Numbers, answer: Answer) -> dict[str, str]:
     if answer.truth is not None:
-        return truth_kinds(text, answer.truth)
-    found: dict[str, str] = {}
+        return truth_kinds(text, answer.truth, question)
+    found = amount_kinds(text, answer)
     if answer.letter:
         found |= option_kinds(text, answer)
     if answer.values:

@@ -22,6 +22,10 @@ _WRITTEN = (
 _CONSTANTS = frozenset(map(Fraction, _WRITTEN.split()))
 # Of these, those that a sum may have beside the question's own numbers.
 _FACTORS = frozenset(map(Fraction, (1, 2, 3, 4, 7, 10, 12, 24, 60, 100, 180, 360, 365, 1000)))
+# Numbers of clocks, calendars, angles and shares: of these alone an answer may stand in a plan by chance.
+_EVERYDAY = frozenset(
+    map(Fraction, ("24", "25", "50", "52", "60", "75", "90", "100", "180", "360", "365", "1000", "1/2", "1/4"))
+)
 _COUNTED = re.compile(
     r"\bhow (?:many|much)\s+(?:more |fewer |less |total |other |different |whole |full )*([a-z]+)", re.I
 )
@@ -98,6 +102,16 @@ class Numbers:
         """What the question asks the number of."""
         return frozenset(noun.lower().rstrip("s") for noun in _COUNTED.findall(self.question))
 
+    @cached_property
+    def asked_units(self) -> dict[str, str]:
+        """Units of the question, one of each kind of quantity; none of a kind of which it has several."""
+        named = ["dollars"] if "$" in self.question else []
+        named += [word for word in words(self.question) if word in UNITS and len(word) > 1]
+        kinds: dict[str, set[Fraction]] = {}
+        for unit in named:
+            kinds.setdefault(UNITS[unit][0], set()).add(UNITS[unit][1])
+        return {UNITS[unit][0]: unit for unit in named if len(kinds[UNITS[unit][0]]) == 1}
+
     def is_new(self, one: Mention) -> bool:
         """Whether a number is none of the question's."""
         return not one.values & self.asked
@@ -155,7 +169,9 @@ def _same(one: Mention, answer: Answer, numbers: Numbers) -> str | None:
     """Whether a mention means the answer: as a number, after rounding, or in another unit."""
     unit = (re.match(r"\s*[-]?([a-zA-Z]+)", numbers.hint[one.end :]) or ["", ""])[1].casefold()
     unit = unit if unit in UNITS else ("dollars" if numbers.hint[: one.start].rstrip().endswith("$") else "")
-    mine, theirs = UNITS.get(answer.unit), UNITS.get(unit)
+    theirs = UNITS.get(unit)
+    own = answer.unit if answer.unit in UNITS or theirs is None else numbers.asked_units.get(theirs[0], "")
+    mine = UNITS.get(own)
     if mine and theirs and mine != theirs:
         if mine[0] != theirs[0]:
             return None
@@ -183,8 +199,11 @@ def _is_given_away(one: Mention, numbers: Numbers, answer: Answer) -> bool:
     if (phrases.NAMED.search(before) or phrases.IS_ANSWER.search(after)) and not asked:
         return True
     if _is_sum(one):
-        usual = numbers.asked | _FACTORS
-        return not set(one.operands) <= usual and _squeezed(numbers.text(one)) not in _squeezed(numbers.question)
+        operands = set(one.operands)
+        if _squeezed(numbers.text(one)) in _squeezed(numbers.question):
+            return False
+        alone = len(words(numbers.hint)) <= 3 or phrases.CONCLUDED.search(before)
+        return not operands <= (numbers.asked if alone else numbers.asked | _FACTORS)
     if len(words(numbers.hint)) <= 3 and not phrases.OPERAND_AFTER.search(after):
         return True
     concluded = bool(phrases.CONCLUDED.search(before) or phrases.LEFT_OVER.search(after))
@@ -194,7 +213,7 @@ def _is_given_away(one: Mention, numbers: Numbers, answer: Answer) -> bool:
         return (concluded or equals) and not numbers.is_restated(one)
     if one.ordinal and not concluded:
         return False
-    if not _is_ordinary(one):
+    if not _is_ordinary(one) or not any(value <= _SMALL or value in _EVERYDAY for value in one.values):
         return True
     followed = phrases.OPERAND_AFTER.search(after)
     if concluded or equals or not (numbers.is_prose or followed):
@@ -236,10 +255,11 @@ def results(numbers: Numbers, solution: str, answer: Answer | None) -> list[str]
         solution (`str`): as `plain` gives it, or `""`.
         answer (`Answer`, *optional*): which is told apart.
     """
+    worked = Numbers(solution, "")
     theirs = frozenset(
         value
-        for one in mentions(solution)
-        if phrases.EQUALS.search(clause_before(solution, one.start))
+        for one in worked.mentioned
+        if phrases.EQUALS.search(worked.before(one)) and not worked.is_part(one)
         for value in one.values
     )
     final = answer.values if answer is not None else frozenset()
@@ -251,7 +271,8 @@ def results(numbers: Numbers, solution: str, answer: Answer | None) -> list[str]
         and (value in theirs or not numbers.asked or numbers.asked & set(operands))
     ]
     for one in numbers.mentioned:
-        if _is_sum(one) or one.ordinal or not numbers.is_new(one) or one.values & final:
+        written_out = _is_sum(one) or "/" in numbers.text(one) or numbers.is_part(one)
+        if written_out or one.ordinal or not numbers.is_new(one) or one.values & final:
             continue
         before, after = numbers.before(one), numbers.after(one)
         if phrases.NEGATED.search(before):
@@ -261,12 +282,12 @@ def results(numbers: Numbers, solution: str, answer: Answer | None) -> list[str]
             or (phrases.EQUALS.search(before) and not phrases.GIVEN.search(_own_side(before)))
             or phrases.LEFT_OVER.search(after)
         )
-        usual = bool(one.values & theirs)
+        of_solution = bool(one.values & theirs)
         if _is_ordinary(one):
-            large = all(value > _SMALL for value in one.values)
-            if usual and (mentioned or large or not numbers.is_prose or phrases.COPULA.search(before)):
+            large = all(value > _SMALL or value.denominator > 1 for value in one.values)
+            if of_solution and (mentioned or large or not numbers.is_prose or phrases.COPULA.search(before)):
                 found.append(numbers.text(one))
-        elif usual or mentioned:
+        elif of_solution or mentioned:
             found.append(numbers.text(one))
     return found
 

@@ -40,6 +40,8 @@ _PARTS = {
 }  # fmt: skip
 _NAME = "|".join(sorted([*_VALUES, *_SCALES, "dozen"], key=len, reverse=True))
 _PART = "|".join(sorted(_PARTS, key=len, reverse=True))
+_RATIO = re.compile(r"\s*(?:out of(?: every| the)?|of (?:the|every|all)|in every)\s*", re.I)
+_AND_A_PART = re.compile(r"\s+and\s+(?:a|one)\s+(half|quarter|third)\b", re.I)
 _IN_WORDS = re.compile(
     rf"\b(?:(?:a|an)\s+(?=hundred|thousand|million|dozen|half|third|quarter))?"
     rf"(?:{_NAME})(?:(?:\s*-\s*|\s+and\s+|\s+)(?:{_NAME}))*(?:\s+point(?:\s+(?:{'|'.join(_ONES[:10])}))+)?\b",
@@ -167,9 +169,13 @@ def _readings(body: str) -> set[Fraction]:
 
 def _in_words(text: str) -> Iterator[Mention]:
     for found in _IN_WORDS.finditer(text):
-        value = _worked_out(found.group())
+        value = _worked_out(found.group()) or _year(found.group())
         if value is not None:
             value = Fraction(-value if _is_negative(text, found.start()) else value)
+            if more := _AND_A_PART.match(text, found.end()):
+                value += Fraction(1, _PARTS[more[1].lower()])
+                yield Mention(found.start(), more.end(), frozenset({value}), in_words=True)
+                continue
             percent = re.match(r"\s*(?:%|percent\b|per cent\b)", text[found.end() :], re.I)
             values = {value, value / 100} if percent else {value}
             yield Mention(found.start(), found.end(), frozenset(values), in_words=True)
@@ -179,6 +185,15 @@ def _in_words(text: str) -> Iterator[Mention]:
             continue  # the third of them
         count = 1 if top in ("", "a", "an") else _VALUES[top]
         yield Mention(found.start(), found.end(), frozenset({Fraction(count, _PARTS[part])}), in_words=True)
+
+
+def _year(text: str) -> Fraction | None:
+    """A year in words: nineteen forty-five."""
+    first, _, rest = text.lower().partition(" ")
+    hundreds, years = _VALUES.get(first, 0), _worked_out(rest) if rest else None
+    return (
+        Fraction(100 * hundreds + years) if 10 <= hundreds <= 20 and years is not None and 10 <= years < 100 else None
+    )
 
 
 def _worked_out(text: str) -> Fraction | None:
@@ -256,6 +271,13 @@ def _described(text: str, singles: list[Mention]) -> Iterator[Mention]:
                 yield Mention(start, one.end, frozenset(map(change, one.values)), tuple(one.values))
     for one, two in pairwise(singles):
         low, high = min(one.values), min(two.values)
+        colon = text[one.end : two.start] == ":" and two.end - two.start == 1  # and no time of day
+        if (
+            (colon or _RATIO.fullmatch(text[one.end : two.start]))
+            and 0 < low < high
+            and high.denominator == low.denominator == 1
+        ):
+            yield Mention(one.start, two.end, frozenset({low / high}))
         between = re.search(r"\bbetween\s+$", text[: one.start], re.I) and text[one.end : two.start].strip() == "and"
         if between and high - low == 2:
             yield Mention(one.start, two.end, frozenset({low + 1}), (low, high))

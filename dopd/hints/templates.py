@@ -9,12 +9,9 @@ from typing import Any
 from dopd.errors import ConfigError
 from dopd.files import check_plain
 from dopd.hints.answers import answer_text
-from dopd.hints.leaks import WITHOUT_RESULTS
+from dopd.hints.kinds import WITHOUT_RESULTS
 from dopd.inspection.schema import prompt_text
 
-WRITTEN = ("steps", "steps-with-execution", "summary", "boxes", "caption")  # kinds that a model writes
-FOUND = ("answer", "other-problem")  # kinds that need none
-KINDS = (*WRITTEN[:3], "answer", *WRITTEN[3:], "other-problem")
 _FIELDS = ("question", "reference", "images", "hint", "also")
 _FIELD = re.compile(r"\{(" + "|".join(_FIELDS) + r")\}")
 _ALSO = ", or the result of a step"

@@ -19,9 +19,10 @@ from dopd.hints.answers import answer_text
 from dopd.hints.audit import HINT_KIND, audit_rows
 from dopd.hints.boxes import sizes_of
 from dopd.hints.journal import Reply
+from dopd.hints.kinds import FOUND
 from dopd.hints.others import of_other_problems
 from dopd.hints.replies import WrittenHint, hint_of_reply
-from dopd.hints.templates import FOUND, filled, prompt_of
+from dopd.hints.templates import filled, prompt_of
 from dopd.inspection.schema import prompt_text
 from dopd.runs.asking import AskerSettings, Bill, ask_all
 from dopd.runs.hints import HintData, list_of, rows_of
@@ -74,7 +75,7 @@ def write_hints(
 
     Args:
         data (`HintData`): the rows.
-        kind (`str`): one of `dopd.hints.templates.KINDS`.
+        kind (`str`): one of `dopd.hints.kinds.KINDS`.
         writer (`AskerSettings`): `where` is an address, a model of this machine, or `"rules"`.
         output (`str`): a `.jsonl` or `.parquet` file. Replies are kept beside it, in `OUTPUT.journal.jsonl`: what was
             asked is not asked again. Rows without a hint are in `OUTPUT.left_out.jsonl`, with the reason.

@@ -1,6 +1,8 @@
 """What hints give away: on templates that no rule was written for, on single cases, and from the command line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,8 @@ import torch
 from PIL import Image
 
 from dopd.cli.main import main
-from dopd.hints import audit_rows
 from dopd.hints.answers import answer_text
-from dopd.hints.audit import Audit
+from dopd.hints.audit import Audit, audit_rows
 from dopd.hints.leaks import Hint, leaks_of
 from dopd.tasks import get_source
 
@@ -118,6 +119,18 @@ def test_leaks(question: str, answer: Any, leaking: list[str]) -> None:
 def test_clean_hints(question: str, answer: Any, clean: list[str]) -> None:
     rows = [{"prompt": question, "answer": answer, "privileged_context": one} for one in clean]
     assert [one for one, found in zip(clean, found_in(rows), strict=True) if found] == []
+
+
+CASES = json.loads((Path(__file__).parents[1] / "hint_cases.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{'leaks' if case['leaking'] else 'clean'}: {case['answer']}")
+def test_hints_that_people_write(case: dict[str, Any]) -> None:
+    rows = [
+        {"prompt": case["question"], "answer": case["answer"], "solution": case["solution"], "privileged_context": hint}
+        for hint in case["hints"]
+    ]
+    assert [hint for hint, leaks in zip(case["hints"], found_in(rows), strict=True) if leaks != case["leaking"]] == []
 
 
 @pytest.mark.parametrize("name", ["dag", "graph", "program", "gsm_symbolic"])
@@ -250,6 +263,15 @@ def test_a_hint_that_is_no_text_is_named_with_its_line(data: Path, capsys: pytes
     assert "'wrong.jsonl', line 1" in capsys.readouterr().err
 
 
+def test_hints_and_names_are_shown_and_not_obeyed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"prompt": "\x1b[31m6*7?", "answer": "42", "privileged_context": "\x1b[2J the answer is 42 \u202e<script>"}
+    Path("odd.jsonl").write_text(json.dumps(rows), encoding="utf-8")
+    assert main(["hints", "audit", "odd.jsonl", "--html", "odd.html"]) == 0
+    page, printed = Path("odd.html").read_text(encoding="utf-8"), capsys.readouterr().out
+    assert not any(sign in page + printed for sign in ("\x1b[2J", "\x1b[31m", "\u202e")) and "<script" not in page
+    assert "\\x1b[2J" in page
+
+
 def test_a_page_is_not_written_over_something_else(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.html").write_text("mine", encoding="utf-8")
     assert main(["hints", "audit", "rows.jsonl", *COLUMNS, "--html", "mine.html"]) == 2
@@ -286,6 +308,12 @@ def test_what_a_model_makes_of_hints(monkeypatch: pytest.MonkeyPatch) -> None:
     gain = total(privileged_prompt(row, template)) - total(row["prompt"])
     assert found["rows"][0]["gain"] == pytest.approx(gain, abs=1e-3) and gain > 0.1
     assert 0 < found["token_share_of_answer"] < 0.2
+
+
+def test_commands_start_without_torch() -> None:
+    code = "import sys, dopd.cli.main as m; m.build_parser(); print({*sys.modules} & {'torch', 'datasets'})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_an_audit_of_nothing() -> None:

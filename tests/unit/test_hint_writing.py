@@ -18,9 +18,10 @@ from server_kit import Fail
 from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ServerError, ServerLostError
 from dopd.hints.journal import Journal, Reply, key_of
+from dopd.hints.kinds import WRITTEN
 from dopd.hints.others import of_other_problems
 from dopd.hints.replies import hint_of_reply, verdict_of_reply
-from dopd.hints.templates import WRITTEN, filled, prompt_of
+from dopd.hints.templates import filled, prompt_of
 from dopd.runs.asking import AskerSettings
 from dopd.runs.hint_checks import check_hints, gains_of
 from dopd.runs.hint_writing import write_hints
