@@ -76,7 +76,7 @@ def judge_directed(tree: Path, scratch: Path, files: list[str], mutant: Mutant, 
     if not likely:
         return Verdict(mutant, "not run")
     with _mutated(tree, mutant, number):
-        outcome = run_pytest(tree, scratch, likely, processor_seconds=int(seconds) + 240, enough=seconds)
+        outcome = run_pytest(tree, scratch, likely, processor_seconds=int(seconds) + 45, enough=seconds)
     ended = {"passed": "survived", "failed": "killed"}.get(outcome.ended, outcome.ended)
     return Verdict(mutant, ended, outcome.failed[:1], len(outcome.seconds))
 
