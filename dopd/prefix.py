@@ -58,7 +58,8 @@ def hidden_states_sharing_prompts(
     ids_UP, mask_UP = view.prompt_ids[first_U], view.prompt_mask[first_U]
     images = tuple(view.images[row] for row in first_U.tolist()) if view.images else ()
     types = {name: values[first_U] for name, values in view.token_types.items()}
-    pictures = image_inputs(backbone, images, ids_UP, cache=cache)
+    pictures = image_inputs(backbone, images, ids_UP, cache=cache) if images else {}
+    fixed = {"use_cache": True, **without_router_logits(backbone)}
     positions_UP, offset_U = _positions(backbone, ids_UP, mask_UP, types, pictures)
     kept = DynamicCache(config=backbone.config.get_text_config())
     kept_as = _cache_argument(backbone)
@@ -66,8 +67,7 @@ def hidden_states_sharing_prompts(
         input_ids=ids_UP,
         attention_mask=mask_UP,
         **{kept_as: kept},
-        use_cache=True,
-        **without_router_logits(backbone),
+        **fixed,
         **types,
         **pictures,
         **positions_UP,
@@ -83,8 +83,7 @@ def hidden_states_sharing_prompts(
         input_ids=completion_ids[:, :-1],
         attention_mask=mask_BL,
         **{kept_as: kept},
-        use_cache=True,
-        **without_router_logits(backbone),
+        **fixed,
         **_positions_behind(backbone, mask_BL, offset_U, prompt_B, completion_ids.shape[1] - 1),
     )
     return torch.cat([first_B1H, answers.last_hidden_state.to(device)], dim=1)

@@ -15,13 +15,11 @@ from dopd.data.blocks import check_blocks, image_in, is_image
 from dopd.data.images import BrokenImageError, image_key, image_size, in_short, open_image
 from dopd.data.privileged import Prompt, with_turns
 from dopd.data.rendering import (
-    as_template_reads,
     check_beginning,
     check_last_turn,
     check_unicode,
-    rendered,
+    rendered_turns,
     template_arguments,
-    with_readable_calls,
 )
 from dopd.errors import DataError, DopdError, ModelError
 from dopd.scoring import View, left_padded
@@ -121,15 +119,12 @@ def _as_rendered(
     processing_class: Any, prompt: list[dict[str, Any]], options: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any], str]:
     """The turns of a conversation as its template reads them, the template's arguments, and what it makes of them."""
+    if not reads_images(processing_class):
+        return rendered_turns(processing_class, prompt, options)
     check_last_turn(prompt, options)
-    arguments = template_arguments(processing_class, prompt, options)
-    if reads_images(processing_class):
-        turns: list[Any] = as_blocks(prompt)
-        check_placeholders(processing_class, turns)
-    else:
-        turns = as_template_reads(processing_class, prompt, options)
-    turns = with_readable_calls(processing_class, turns, arguments)
-    return turns, arguments, rendered(processing_class, turns, arguments)
+    turns = as_blocks(prompt)
+    check_placeholders(processing_class, turns)
+    return rendered_turns(processing_class, prompt, options, turns)
 
 
 def text_of(processing_class: Any, prompt: Prompt, options: Mapping[str, Any]) -> str:

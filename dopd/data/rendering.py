@@ -106,6 +106,21 @@ def _readable(content: str | list[Any], kinds: frozenset[type]) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else "\n".join(b["text"] for b in content)
 
 
+def rendered_turns(
+    processing_class: Any, prompt: list[dict[str, Any]], options: Mapping[str, Any], blocks: list[Any] | None = None
+) -> tuple[list[Any], dict[str, Any], str]:
+    """The turns of a conversation as its template reads them, the template's arguments, and what it makes of them.
+
+    Args:
+        blocks (`list`, *optional*): the turns in the form in which they are read; the template decides if left out.
+    """
+    check_last_turn(prompt, options)
+    arguments = template_arguments(processing_class, prompt, options)
+    turns = as_template_reads(processing_class, prompt, options) if blocks is None else blocks
+    turns = with_readable_calls(processing_class, turns, arguments)
+    return turns, arguments, rendered(processing_class, turns, arguments)
+
+
 def with_readable_calls(
     processing_class: Any, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
 ) -> list[Any]:

@@ -125,6 +125,8 @@ def with_images(prompt: Prompt, images: Sequence[Any]) -> Prompt:
         if images:
             raise DataError("images need a conversation as prompt: [{'role': 'user', 'content': ...}]")
         return prompt
+    if not images and all(isinstance(message.get("content"), str) for message in prompt):
+        return prompt
     check_blocks(prompt)
     pictures = [block for message in prompt for block in blocks_of(message) if is_image(block)]
     places = [block for block in pictures if image_in(block) is None]

@@ -25,6 +25,7 @@ from dopd.signals import SignalBatch
 from dopd.sources import LIVE
 from dopd.tables import RoutingTable
 
+_ENTROPY = Rule(divergence="entropy", weight=0.0)
 _UNTAUGHT = -2  # a token that no rule of a group teaches and whose entropy is still measured
 
 
@@ -124,7 +125,7 @@ def chunked_routed_loss(
                 # A padding id may lie outside the vocabulary.
                 ids_P=torch.where(mask != 0, completion_ids, 0).flatten(),
                 numbers_P=numbers_BT.flatten(),
-                rules=dict(group) | {_UNTAUGHT: Rule(divergence="entropy", weight=0.0)},
+                rules=dict(group) | {_UNTAUGHT: _ENTROPY},
                 scale_P=scale_BT.flatten(),
                 factor_P=None if factors is None else factors.flatten(),
                 advantage_P=None if advantage_BT is None else advantage_BT.flatten(),

@@ -28,6 +28,9 @@ class TrainedModels:
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
         sharing (`frozenset[type]`): model classes whose prompts are run once for all their rollouts.
         encoding_once (`frozenset[type]`): model classes that take the features of each image, made once.
+
+    Attributes:
+        vocab_size (`int`): ids from 0 on that student and teacher both have.
     """
 
     def __init__(
@@ -41,13 +44,10 @@ class TrainedModels:
     ) -> None:
         self.sharing, self.encoding_once = sharing, encoding_once
         self._host, self._anchor, self._initial = host, anchor, initial
+        self.vocab_size = host.scored_vocab_size
         self._features = FeatureCache()
         self._tried = set[str]()
         self._reads_as_teacher = False  # the student, with its adapters off
-
-    @property
-    def vocab_size(self) -> int:
-        return self._host.scored_vocab_size
 
     def forget_features(self) -> None:
         """Drop image features: weights change between steps."""
