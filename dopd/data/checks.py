@@ -1,14 +1,14 @@
 """Checks of a dataset before anything is trained on it; what is missing or dropped is counted."""
 
-import ast
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dopd.data.column_names import CONVERSATIONS, likeliest_column
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
 from dopd.data.privileged import Prompt, is_blank
+from dopd.data.turns import written_turns
 from dopd.data.views import lacks_privileged
 from dopd.errors import DataError
 from dopd.progress import tracked
@@ -30,14 +30,6 @@ _HOPEFUL = (
     "privileged_information",
     "teacher_prompt",
     "tool_choice",
-)
-# What the column that is asked, one of whole conversations, and one of hints are called in other datasets of the field,
-# the likeliest first: a solution is what hints are made of where there is no hint.
-_CONVERSATIONS = ("messages", "conversations", "conversation", "turns")
-_ASKED = ("prompt", "prompts", "question", "problem", "query", "instruction", *_CONVERSATIONS, "input", "text")
-_HINTS = (
-    *("hint", "hints", "privileged", "privileged_information", "plan", "steps"),
-    *("rationale", "reasoning", "explanation", "solution", "solutions"),
 )
 _LIMITS = "(max_prompt_length, or max_context or the model's context, less max_completion_length)"
 SKIP_ADVICE = "skip_broken_images=True leaves such rows out and counts them"
@@ -98,35 +90,25 @@ def renaming(name: str, theirs: str) -> str:
     return f"columns: {{{name}: {theirs}}} in the config, or dataset.rename_column({theirs!r}, {name!r}) in Python"
 
 
-def likeliest_column(columns: Sequence[str], name: str) -> str | None:
-    """The column that is likely to be `prompt` or `privileged_context` under another name."""
-    return _likeliest(columns, _ASKED if name == "prompt" else _HINTS)
-
-
 def _prompt_from(columns: Sequence[str]) -> str:
     """How a dataset without the column gets it."""
-    name = _likeliest(columns, _ASKED)
+    name = likeliest_column(columns, "prompt")
     if name is None:
         return f"Call the column that the student answers 'prompt': write {renaming('prompt', 'NAME')}"
-    if name.lower() in _CONVERSATIONS:
+    if name.lower() in CONVERSATIONS:
         return (
-            f"Make it of {name!r}: the turns up to the user's last one, each with 'role' (user, assistant, system "
-            "or tool) and 'content'"
+            f"If {name!r} are the conversations, write columns: {{prompt: {name}}} in the config: they are asked up to "
+            "the last turn that is not the assistant's. In Python, make the column of these turns, each with 'role' "
+            "and 'content'"
         )
     return f"If {name!r} is what the student answers, call it 'prompt': write {renaming('prompt', name)}"
 
 
 def _privileged_from(columns: Sequence[str]) -> str:
-    name = _likeliest(columns, _HINTS)
+    name = likeliest_column(columns, "privileged_context")
     if name is None:
         return ""
     return f"If {name!r} is what only the teacher may see, write {renaming('privileged_context', name)}. "
-
-
-def _likeliest(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column whose name comes first among `names`."""
-    matching = [name for name in columns if name.lower() in names]
-    return min(matching, key=lambda name: names.index(name.lower()), default=None)
 
 
 def unread_columns(columns: Sequence[str]) -> list[str]:
@@ -141,10 +123,11 @@ def check_row(row: dict[str, Any], index: int) -> None:
     if isinstance(prompt, str):
         if is_blank(prompt):
             raise DataError(f"{where}: the text is empty")
-        if _is_written_conversation(prompt):
+        if written_turns(prompt) is not None:
             raise DataError(
-                f"{where} (={prompt[:60]!r}): a conversation written as text: read it (json.loads) and give "
-                "the list of messages, or it is asked as it stands"
+                f"{where} (={prompt[:60]!r}): a conversation written as text, which would be asked as it stands: "
+                "columns: {prompt: prompt} in the config reads it; in Python, read it (json.loads) and give the list "
+                "of messages"
             )
     elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
         for number, turn in enumerate(prompt):
@@ -159,22 +142,6 @@ def check_row(row: dict[str, Any], index: int) -> None:
         context = row.get(column)
         if context is not None and not isinstance(context, str):
             raise DataError(f"row {index}, column {column!r}: expected text or None, got {type(context).__name__}")
-
-
-def _is_written_conversation(text: str) -> bool:
-    """Whether text is a list of turns as JSON or Python writes it: tables of text hold conversations so."""
-    text = text.strip()
-    if not (text.startswith("[") and text.endswith("]") and "role" in text):
-        return False
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        return (
-            isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
-        )
-    return False
 
 
 def _check_turn(turn: Mapping[str, Any], where: str) -> None:

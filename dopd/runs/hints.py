@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from dopd.data.checks import likeliest_column
+from dopd.data.column_names import likeliest_column
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text, read_answer

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 
 from dopd.errors import DataError, first_line
 from dopd.files import not_written
-from dopd.runs.columns import with_columns
+from dopd.runs.columns import split_path, with_columns
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.row_files import (
@@ -105,7 +105,9 @@ def held_out_rows(origin: Origin, columns: Mapping[str, str]) -> Dataset:
         DataError: as `read_rows` and `with_columns`.
     """
     rows = read_rows(origin)
-    there = {name: theirs for name, theirs in columns.items() if name == "prompt" or theirs in rows.column_names}
+    there = {
+        name: theirs for name, theirs in columns.items() if name == "prompt" or split_path(theirs, rows.column_names)[0]
+    }
     return with_columns(rows, there, str(origin))
 
 

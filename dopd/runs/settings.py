@@ -74,7 +74,9 @@ class RunSettings:
         dataset_eval_name, dataset_eval_config, dataset_eval_split: held-out rows of another dataset; its only split
             if none is named.
         columns (`dict`): the dataset's names of the columns that a run reads, by the run's names, for example
-            `{prompt: question, privileged_context: solution}`; held-out rows need have `prompt` alone of them.
+            `{prompt: question, privileged_context: solution}`, or paths into them (`answer: reward_model.ground_truth`,
+            `answer: messages.-1.content`); a conversation that is `prompt` is asked up to the last turn that is not the
+            assistant's. Held-out rows need have `prompt` alone of them.
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`; or a class of your own as
             `package.module:Class` or `./file.py:Class`.
         task_options (`dict`): difficulty knobs of the task.

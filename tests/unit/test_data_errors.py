@@ -143,7 +143,7 @@ def test_the_likeliest_column_is_offered_whatever_their_order(
     for order in (columns, columns[::-1]):
         with pytest.raises(DataError) as caught:
             check_columns(order, needs_privileged=True, method="dopd")
-        assert re.search(rf"prompt: {prompt}|Make it of '{prompt}'", str(caught.value))
+        assert re.search(rf"prompt: {prompt}\b", str(caught.value))
         with pytest.raises(DataError) as caught:
             check_columns([*order, "prompt"], needs_privileged=True, method="dopd")
         assert re.findall(r"privileged_context: (\w+)", str(caught.value)) == ([hint] if hint else [])
@@ -156,7 +156,7 @@ def test_a_missing_prompt_comes_before_a_verifier_that_misses_other_columns(
     rows = [{"messages": [{"role": "user", "content": "a 3 ? a"}], "privileged_context": "plan a"}]
     assert run(config | {"verifier": f"{tmp_path}/judge.py:score"}, rows * 8) == 2
     said = capsys.readouterr().err
-    assert "column 'prompt' is missing" in said and "Make it of 'messages'" in said and "KeyError" not in said
+    assert "column 'prompt' is missing" in said and "columns: {prompt: messages}" in said and "KeyError" not in said
 
 
 def test_a_row_that_cannot_be_used_is_told_by_file_and_line(

@@ -75,8 +75,8 @@ def test_what_is_no_dataset_is_told_before_a_model_is_loaded(given: Any, message
     [
         (["question", "answer"], "If 'question' is what the student answers, call it 'prompt'"),
         (["Prompt"], "If 'Prompt' is"),
-        (["id", "conversations"], "Make it of 'conversations': the turns up to the user's last one"),
-        (["messages"], "Make it of 'messages'"),
+        (["id", "conversations"], "columns: {prompt: conversations} in the config: they are asked up to the last turn"),
+        (["messages"], "columns: {prompt: messages}"),
         (["a"], "Call the column that the student answers 'prompt'"),
     ],
 )
