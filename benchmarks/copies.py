@@ -1,4 +1,4 @@
-"""Peak memory of a step under LoRA: the teacher as a second model or as the student's base, and each privileged student.
+"""Peak memory of a step under LoRA: the teacher as a second model or as the base, and each privileged student.
 
 python benchmarks/copies.py --csv benchmarks/results/copies_cpu.csv
 """
