@@ -55,6 +55,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         self.what, self.reserved = what, reserved
         self.code: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}
+        self._renamed: dict[str, tuple[str, str]] = {}
         self._adopt = adopt
 
     def register(self, name: str, entry: Entry, code: Any) -> None:
@@ -76,6 +77,15 @@ class Registry(dict[str, Entry], Generic[Entry]):
             )
         self[name], self.code[name] = entry, code
 
+    def rename(self, former: str, name: str, why: str) -> None:
+        """Refuse a former name with its new one: other code may take it, and would be meant by old configurations.
+
+        Args:
+            former, name (`str`): the names.
+            why (`str`): what the new name says better.
+        """
+        self._renamed[former] = name, why
+
     def check_name(self, name: object, field: str = "") -> None:
         """Raise `ConfigError`, without reading anybody's code, unless `name` is known or names code.
 
@@ -86,6 +96,9 @@ class Registry(dict[str, Entry], Generic[Entry]):
         names = [*self, *self.reserved]
         if isinstance(name, str) and (name in names or is_reference(name)):
             return
+        if isinstance(name, str) and name in self._renamed:
+            current, why = self._renamed[name]
+            raise ConfigError(f"{field or self.what} (={name!r}) is called {current!r} now: {why}")
         names = [one for one in names if not is_reference(one)]
         raise ConfigError(
             f"{field or self.what} (={name!r}) must be one of {', '.join(names)}, or your own: package.module:name or "

@@ -6,7 +6,7 @@ from typing import Any
 
 from dopd.methods import METHODS
 from lab.protocol import DEFAULT_RATE, tuned_rate
-from lab.spec import SFT, UNTRAINED, Condition, RunSpec
+from lab.spec import MEASURED_TABLES, SFT, UNTRAINED, Condition, RunSpec
 
 TOP_K = 8  # of some 80 words, for the paper's 128 of 150 thousand
 FIXED_RATE = "Every method takes its own tuned learning rate."
@@ -26,11 +26,12 @@ def condition(
     group: str = "",
     **run: Any,
 ) -> Condition:
-    """A condition with the method's tuned rate (or that of `rate_of`, with `rate_teacher`, on `rate_family`) and its
-    options at tiny scale.
+    """A condition with the method's tuned rate (or that of `rate_of`, with `rate_teacher`, on `rate_family`), its
+    options at tiny scale, and the table that was measured where the method has another one by now.
     """
     rules = run.get("rules")
-    merged = {**({} if rules is not None else tiny_options(method)), **(options or {})}
+    own = {} if rules is not None else {**tiny_options(method), **MEASURED_TABLES.get(method, {})}
+    merged = {**own, **(options or {})}
     rate = run.pop("learning_rate", None) or tuned_rate(rate_of or method, rate_teacher or teacher, rate_family)
     spec = RunSpec(method=method, options=merged, teacher=teacher, learning_rate=rate or DEFAULT_RATE, **run)
     return Condition(label=label, run=spec, paper=paper or {}, x=x, group=group, tuned=rate is not None)

@@ -118,12 +118,12 @@ def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, hig
     "arXiv 2609.21619",
     "-A log S(y), A = clip(log S, l0 - c down, l0 + c up) - log S",
     "medium",
-    "the words of praise and criticism are ours",
+    "the words of praise and criticism are ours; no code is published, the paper was read through a recipe",
 )
-def cal_opd(*, tolerance: NotNegative = 5.0) -> RoutingTable:
-    rule = Rule(
-        divergence="policy_gradient", support="sampled", advantage={"signal": "cal_opd", "tolerance": tolerance}
-    )
+def cal_opd(*, tolerance: NotNegative = 5.0, skip: bool = True) -> RoutingTable:
+    """`skip`: answers whose advantages are all 0 are left out of the mean over answers, as in the source."""
+    advantage = {"signal": "cal_opd", "tolerance": tolerance, "skip": skip}
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
     return RoutingTable(name="cal_opd", rules=(rule,))
 
 

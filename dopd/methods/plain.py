@@ -1,6 +1,6 @@
 """Methods whose teacher reads the plain prompt and teaches every token."""
 
-from typing import Any
+from typing import Any, Literal
 
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.dual import one_rule
@@ -108,17 +108,30 @@ def stopgrad_topk(*, top_k: int = 20) -> RoutingTable:
     return RoutingTable(name="stopgrad_topk", rules=(rule,))
 
 
+_SOFT_AND_HARD: dict[str, tuple[Any, Any, float, float]] = {
+    # weighting: signals of the soft and of the hard rule, and their weights
+    "confidence": ("teacher_doubt", "teacher_confidence", 1.0, 1.0),
+    "entropy": ("teacher_spread", {"signal": "teacher_spread", "inverted": True}, 1.0, 1.0),
+    "static": (None, None, 0.1, 0.9),
+}
+
+
 @register_method(
     "bridge_garden",
     "Bridge-Garden: soft labels where the teacher is unsure, its likeliest token where it is sure",
     "arXiv 2605.26246",
-    "l KL(T || S) - (1 - l) log S(argmax T), l = 1 - max_a T(a)",
-    departures="on the student's own samples; the source uses teacher or data prefixes",
+    "l KL(T || S) - (1 - l) log S(argmax T); l = 1 - max_a T(a) (confidence), "
+    "(sum_a T(a)^0.1 - 1) / (V^0.9 - 1) (entropy) or 0.1 (static)",
+    departures="on the student's own samples; the source uses teacher or data prefixes. Confidence is the paper's "
+    "form; the released code takes 1 - T(data token) with the data token as hard label, and static on its own samples. "
+    "No warm-up, no risk-guided term. Code read; the paper through reports",
 )
-def bridge_garden() -> RoutingTable:
-    # The scales add up to 1 at every token, so that the two rules share one unit of weight.
-    rules: list[dict[str, Any]] = [
-        {"name": "soft", "source": "teacher", "divergence": "forward_kl", "scale": "teacher_doubt"},
-        {"name": "hard", "source": "teacher", "divergence": "cross_entropy", "scale": "teacher_confidence"},
-    ]
-    return RoutingTable.from_dicts(rules, name="bridge_garden")
+def bridge_garden(*, weighting: Literal["confidence", "entropy", "static"] = "confidence") -> RoutingTable:
+    """`weighting`: what the share of soft labels is taken from; "entropy" and "static" are the released code's."""
+    # The shares add up to 1 at every token, so that the two rules have one unit of weight.
+    soft, hard, soft_weight, hard_weight = _SOFT_AND_HARD[weighting]
+    rules = (
+        Rule(name="soft", source="teacher", divergence="forward_kl", scale=soft, weight=soft_weight),
+        Rule(name="hard", source="teacher", divergence="cross_entropy", scale=hard, weight=hard_weight),
+    )
+    return RoutingTable(name="bridge_garden", rules=rules)

@@ -1,7 +1,7 @@
 """Methods whose teacher is the student itself, reading privileged context."""
 
 from dopd.divergences import DivergenceKind, Support, Tail
-from dopd.methods.registry import register_method
+from dopd.methods.registry import METHODS, register_method
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, Positive
 from dopd.sources import Anchor
@@ -25,20 +25,24 @@ def opcd(*, top_k: Count = 256, tail: Tail = "truncate") -> RoutingTable:
 
 @register_method(
     "opsd",
-    "OPSD: the frozen student with a solution, forward KL with every term clamped",
+    "OPSD: the frozen student, reading a solution, teaches every token",
     "arXiv 2601.18734",
-    "sum_v min(F(v|p) (log F(v|p) - log S(v)), c)",
+    "JS(S, F(.|p)); with divergence forward_kl and clamp c: sum_v min(F(v|p) (log F(v|p) - log S(v)), c)",
+    departures="none: first version of the paper; the authors' repository recommends forward_kl with clamp 0.05, whose "
+    "gradient has the opposite sign at every outcome that the clamp bounds (arXiv 2609.38995). Code and scripts were "
+    "read",
 )
 def opsd(
     *,
-    divergence: DivergenceKind = "forward_kl",
-    clamp: Positive | None = 0.05,
+    divergence: DivergenceKind = "js",
+    clamp: Positive | None = None,
     support: Support = "full",
     top_k: Count = 100,
     anchor: Anchor = "frozen",
 ) -> RoutingTable:
-    """`divergence="js", clamp=None` is the first version of the paper."""
+    """`divergence="forward_kl", clamp=0.05` is what the authors' repository recommends."""
     # The clamp bounds each outcome's term: a few style tokens that the solution makes likely would outweigh all others.
+    # A bounded term has no gradient of its own, and the student's normalisation alone then pushes that token down.
     rule = Rule(source=SELF, divergence=divergence, clamp=clamp, support=support, top_k=top_k)
     return RoutingTable(name="opsd", rules=(rule,), anchor=anchor)
 
@@ -47,14 +51,16 @@ def opsd(
     "sdft",
     "SDFT: a moving average of the student, reading a demonstration",
     "arXiv 2601.19897",
-    "KL(S || E(.|p)) (paper's text) or KL(E(.|p) || S) (its code)",
+    "KL(E(.|p) || S)",
     "medium",
-    "paper and code disagree on the direction and on the weights; both are options",
+    "forward KL, with which an author confirmed (idanshen/Self-Distillation, issue 5) that all published results were "
+    "made; the paper's text has KL(S || E(.|p)) (divergence reverse_kl). Reports disagree on the weights: averaged, "
+    "frozen (anchor frozen) or live. The official code was not read",
 )
 def sdft(
-    *, divergence: DivergenceKind = "reverse_kl", anchor: Anchor = "ema", ema_decay: Fraction | None = 0.99
+    *, divergence: DivergenceKind = "forward_kl", anchor: Anchor = "ema", ema_decay: Fraction | None = 0.99
 ) -> RoutingTable:
-    """`anchor="frozen"`: the static variant; `divergence="forward_kl"`: the published code."""
+    """`anchor="frozen"`: the static variant; `divergence="reverse_kl"`: the equation in the paper's text."""
     rule = Rule(source=SELF, divergence=divergence)
     return RoutingTable(
         name="sdft",
@@ -96,15 +102,17 @@ def vision_opd(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTabl
 
 
 @register_method(
-    "dapd",
-    "DAPD's view of the rollout without context: a snapshot of the student with the reference teaches it",
-    "arXiv 2608.01735",
+    "dapd_entangled",
+    "one of DAPD's six terms: a snapshot of the student, reading the reference, teaches the rollout without it",
+    "arXiv 2608.01735 (code uanu2002/DAPD)",
     "sum_v min(N(v|p) (log N(v|p) - log S(v)), c); N: the student of up to 100 steps ago",
-    departures="one of the six views: the others train on reference texts, or train privileged contexts",
+    departures="the term that the paper calls insufficient, alone (factor 2/15 there): the other five train on "
+    "reference texts or train privileged prompts, so that nothing is learned of DAPD here. Temperature 1, not 1.1. The "
+    "gradient has the opposite sign at every outcome that the clamp bounds; clamp null leaves it out. Code read",
 )
-def dapd(*, clamp: Positive = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
+def dapd_entangled(*, clamp: Positive | None = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
     rule = Rule(source=SELF, divergence="forward_kl", clamp=clamp)
-    return RoutingTable(name="dapd", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps)
+    return RoutingTable(name="dapd_entangled", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps)
 
 
 @register_method(
@@ -113,8 +121,14 @@ def dapd(*, clamp: Positive = 0.05, snapshot_steps: Count = 100) -> RoutingTable
     "arXiv 2605.30861",
     "KL(S || E(.|feedback))",
     "low",
-    "direction, support and decay are not known; feedback comes with the row, not from a critique of the attempt",
+    "direction, support and decay are not known (the abstract alone was read); feedback comes with the row, where the "
+    "source has a critique of the attempt, so that this is a hint method",
 )
 def feedback(*, divergence: DivergenceKind = "reverse_kl", ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence=divergence)
     return RoutingTable(name="feedback", rules=(rule,), anchor="ema", ema_decay=ema_decay)
+
+
+METHODS.rename(
+    "dapd", "dapd_entangled", "it is one of DAPD's six terms; the whole method needs rows on reference texts"
+)

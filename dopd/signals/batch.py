@@ -93,3 +93,12 @@ class SignalBatch:
         keep_BT = self.keep
         total_B = torch.where(keep_BT, values_BT.double(), 0.0).sum(1)
         return total_B / keep_BT.sum(1).clamp(min=1)
+
+
+def share_of_answers(batch: SignalBatch, kept_B: Tensor) -> Tensor:
+    """Answers with scored tokens per answer that is kept, (): a factor that makes a mean over all answers one over the
+    kept ones; 0 where none is kept. The same on every rank.
+    """
+    counts_2 = torch.stack([batch.keep.any(1).sum(), (kept_B & batch.keep.any(1)).sum()]).double()
+    total, kept = batch.ranks.total(counts_2).unbind()
+    return torch.where(kept > 0, total / kept.clamp(min=1.0), 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dopd.divergences import forward_kl, log_probs, reverse_kl
 
 COMPATIBILITY_TOKENS = 16
+SPREAD_POWER = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ def _confidence(log_t_MV: Tensor) -> Tensor:
     return log_t_MV.amax(-1).exp()
 
 
+def _spread(log_t_MV: Tensor) -> Tensor:
+    vocab_size = log_t_MV.shape[-1]
+    most = vocab_size ** (1.0 - SPREAD_POWER) - 1.0
+    return (
+        ((SPREAD_POWER * log_t_MV).exp().sum(-1) - 1.0) / most if vocab_size > 1 else torch.zeros_like(log_t_MV[:, 0])
+    )
+
+
 MEASURES: dict[str, Measure] = {
     "reverse_kl": Measure(("student", "teacher"), reverse_kl, "KL(student || teacher), nats"),
     "compatibility": Measure(
@@ -46,6 +55,11 @@ MEASURES: dict[str, Measure] = {
         f"the teacher's mass on the student's {COMPATIBILITY_TOKENS} most probable tokens",
     ),
     "teacher_confidence": Measure(("teacher",), _confidence, "the teacher's largest probability"),
+    "teacher_spread": Measure(
+        ("teacher",),
+        _spread,
+        f"(sum_a T(a)^{SPREAD_POWER} - 1) / (V^{1 - SPREAD_POWER} - 1): the teacher's Tsallis entropy, in [0, 1]",
+    ),
     "contrast_kl": Measure(
         ("contrast_student", "privileged_student"),
         forward_kl,

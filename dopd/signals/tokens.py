@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dopd.routing import privilege_gap
 from dopd.settings import NotNegative
-from dopd.signals.batch import SignalBatch
+from dopd.signals.batch import SignalBatch, share_of_answers
 from dopd.signals.registry import register_signal
 
 STUDENT, TEACHER = {"student"}, {"teacher"}
@@ -114,14 +114,16 @@ def _opsa(batch: SignalBatch) -> Tensor:
     sources=BOTH | {"praised_teacher", "criticised_teacher"},
     entropies=(),
 )
-def _cal_opd(batch: SignalBatch, tolerance: NotNegative = 5.0) -> Tensor:
+def _cal_opd(batch: SignalBatch, tolerance: NotNegative = 5.0, skip: bool = True) -> Tensor:
+    """`skip`: answers without any push are left out of the mean over answers."""
     plain_BT, student_BT = batch.logprobs["teacher"].double(), batch.logprobs["student"].double()
     praised_BT = batch.logprobs["praised_teacher"].double() - plain_BT
     criticised_BT = batch.logprobs["criticised_teacher"].double() - plain_BT
     down_BT = torch.maximum(-praised_BT, -criticised_BT).clamp(min=0.0)
     up_BT = torch.maximum(praised_BT, criticised_BT).clamp(min=0.0)
     inside_BT = torch.minimum(torch.maximum(student_BT, plain_BT - tolerance * down_BT), plain_BT + tolerance * up_BT)
-    return inside_BT - student_BT
+    push_BT = torch.where(batch.keep, inside_BT - student_BT, 0.0)
+    return push_BT * share_of_answers(batch, (push_BT != 0).any(1)) if skip else push_BT
 
 
 @register_signal("teacher_confidence", "max_a T(a)", measures={"teacher_confidence"})
@@ -132,6 +134,12 @@ def _teacher_confidence(batch: SignalBatch) -> Tensor:
 @register_signal("teacher_doubt", "1 - max_a T(a)", measures={"teacher_confidence"})
 def _teacher_doubt(batch: SignalBatch) -> Tensor:
     return 1.0 - batch.measures["teacher_confidence"]
+
+
+@register_signal("teacher_spread", "the teacher's Tsallis entropy in [0, 1]", measures={"teacher_spread"})
+def _teacher_spread(batch: SignalBatch, inverted: bool = False) -> Tensor:
+    spread_BT = batch.measures["teacher_spread"]
+    return 1.0 - spread_BT if inverted else spread_BT
 
 
 @register_signal("reverse_kl", "KL(student || teacher), nats", measures={"reverse_kl"})

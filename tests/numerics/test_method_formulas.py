@@ -146,7 +146,9 @@ def cal_opd(b: Logits, s: Tensor) -> Tensor:
     down = torch.stack([torch.zeros_like(plain), -praised, -criticised]).amax(0)
     up = torch.stack([torch.zeros_like(plain), praised, criticised]).amax(0)
     log_y = b.log_y("student")
-    return policy_gradient(torch.clamp(log_y, plain - 5 * down, plain + 5 * up) - log_y, s, b.ids)
+    advantage = torch.where(scored(b), torch.clamp(log_y, plain - 5 * down, plain + 5 * up) - log_y, 0.0)
+    pushed = int(advantage.any(1).sum())  # answers without any push are left out of the mean
+    return policy_gradient(advantage * len(advantage) / pushed, s, b.ids)
 
 
 def opsa(b: Logits, s: Tensor) -> Tensor:
@@ -160,6 +162,12 @@ def bridge_garden(b: Logits, s: Tensor) -> Tensor:
     confidence = b.log_p("teacher").exp().amax(-1)
     hard = -at(s, b.log_p("teacher").argmax(-1))
     return (1 - confidence) * kl(b.log_p("teacher"), s) + confidence * hard
+
+
+def bridge_garden_by_entropy(b: Logits, s: Tensor) -> Tensor:
+    teacher = b.log_p("teacher")
+    soft = ((teacher.exp() ** 0.1).sum(-1) - 1) / (teacher.shape[-1] ** 0.9 - 1)
+    return soft * kl(teacher, s) - (1 - soft) * at(s, teacher.argmax(-1))
 
 
 def uni_opd(b: Logits, s: Tensor) -> Tensor:
@@ -211,11 +219,11 @@ FORMULAS: dict[str, tuple[Formula, dict[str, Any]]] = {
     "stopgrad_topk": (stopgrad_topk, {"top_k": 4}),
     "bridge_garden": (bridge_garden, {}),
     "opcd": (opcd, {"top_k": 4}),
-    "opsd": (opsd, {}),
-    "sdft": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
+    "opsd": (lambda b, s: jsd(b.log_p("privileged_student"), s), {}),
+    "sdft": (lambda b, s: kl(b.log_p("privileged_student"), s), {}),
     "sdpo": (self_js_topk, {"top_k": 4}),
     "vision_opd": (self_js_topk, {"top_k": 4}),
-    "dapd": (opsd, {}),
+    "dapd_entangled": (opsd, {}),
     "feedback": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
     "eopd": (eopd, {"top_k": 4}),
     "tip": (tip, {}),
@@ -252,6 +260,39 @@ def test_rows_have_the_gradient_of_the_published_formula(name: str, seed: int) -
     mean_over_sequences(formula(batch, torch.log_softmax(leaf, -1)), batch.mask).backward()
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-11)
     assert bool(gradient.any())
+
+
+# The same with options: what else was published under a name.
+VARIANTS: list[tuple[str, Formula, dict[str, Any]]] = [
+    ("opsd", opsd, {"divergence": "forward_kl", "clamp": 0.05}),
+    ("sdft", lambda b, s: kl(s, b.log_p("privileged_student")), {"divergence": "reverse_kl"}),
+    ("bridge_garden", bridge_garden_by_entropy, {"weighting": "entropy"}),
+    (
+        "bridge_garden",
+        lambda b, s: 0.1 * kl(b.log_p("teacher"), s) - 0.9 * at(s, b.log_p("teacher").argmax(-1)),
+        {"weighting": "static"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "formula", "options"), VARIANTS)
+def test_options_have_the_gradient_of_the_published_formula(
+    name: str, formula: Formula, options: dict[str, Any]
+) -> None:
+    batch, table = random_logits(1), dopd.table(name, **options)
+    _, gradient = batch.loss(table, batch.assignment(table))
+    leaf = batch.student.clone().requires_grad_()
+    mean_over_sequences(formula(batch, torch.log_softmax(leaf, -1)), batch.mask).backward()
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_answers_without_any_push_are_left_out_of_cal_opds_mean() -> None:
+    batch = random_logits(4)
+    for name in ("teacher", "praised_teacher", "criticised_teacher"):
+        batch.views[name][:3] = batch.student[:3]  # inside the band, which is a point
+    skipped, plain = (batch.assignment(dopd.table("cal_opd", skip=skip)).advantages[0] for skip in (True, False))
+    assert not plain[:3].any() and bool(plain[3:].any())
+    torch.testing.assert_close(skipped, plain * 8 / int(plain.any(1).sum()))
 
 
 DIVERGENCES = [name for name in FORMULAS if all(rule.support != "sampled" for rule in dopd.table(name).rules)]

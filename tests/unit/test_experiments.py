@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import dopd
 from dopd.errors import ConfigError
 from dopd.methods import METHODS
 from dopd.runs.settings import load_settings
@@ -31,7 +32,7 @@ from lab.protocol import (
     tuned_rate,
     untuned,
 )
-from lab.spec import RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
+from lab.spec import MEASURED_TABLES, RESULTS_FILE, RUN_VERSION, SFT, Claim, Condition, Experiment, RunSpec
 from lab.store import RunStore, missing, published
 from lab.writing import README_FILE, write_experiment
 
@@ -350,6 +351,24 @@ def test_committed_runs_are_read_and_not_made_again(tmp_path: Path) -> None:
     write_experiment(made_up, runs, wanted(made_up), tmp_path / "figure3")
     assert published(tmp_path) == {run["key"]: run for _, run in runs}
     assert published(tmp_path / "nowhere") == {}
+
+
+def test_committed_runs_are_found_by_the_experiments_that_made_them() -> None:
+    store, folder = RunStore(), Path(__file__).parents[2] / "experiments"
+    for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
+        there = {run["key"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]}
+        experiment = get_experiment(path.parent.name)
+        seeds = RUN_SEEDS if experiment.run_seeds is None else experiment.run_seeds
+        wanted = {store.key(spec) for _, spec in experiment.runs(PRETRAINING_SEEDS, seeds)}
+        assert there <= wanted, path.parent.name
+
+
+@pytest.mark.parametrize("method", MEASURED_TABLES)
+def test_a_table_that_is_another_one_by_now_has_runs_of_its_own(method: str) -> None:
+    measured = RunSpec(method=method, options=MEASURED_TABLES[method])
+    models = dict.fromkeys(measured.models, "weights")
+    assert measured.key(models) != RunSpec(method=method).key(models)
+    assert dopd.table(method, **MEASURED_TABLES[method]).rules != dopd.table(method).rules
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -136,3 +136,10 @@ def test_option_with_a_value_that_cannot_work_is_refused_with_its_row(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         dopd.table(name, **options)
+
+
+def test_a_former_name_is_refused_with_the_new_one() -> None:
+    with pytest.raises(
+        ConfigError, match="method \\(='dapd'\\) is called 'dapd_entangled' now: it is one of DAPD's six"
+    ):
+        dopd.table("dapd")
