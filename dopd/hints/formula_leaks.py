@@ -116,12 +116,14 @@ def equivalent(text: str, question: str, answer: Answer) -> str | None:
     candidates = [one for one in dict.fromkeys(_candidates(text, question)) if not _explodes(one)][:_CANDIDATES]
     if not candidates:
         return None
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    gold = parse(f"${answer.text}$", parsing_timeout=1)
+    # As LaTeX alone: plain expressions are read by sympy's parse_expr, which evaluates text as Python.
+    as_latex = (LatexExtractionConfig(),)
+    gold = parse(f"${answer.text}$", as_latex, parsing_timeout=1)
 
     def is_gold(formula: str) -> bool:
-        return bool(verify(gold, parse(f"${formula}$", parsing_timeout=1), timeout_seconds=1))
+        return bool(verify(gold, parse(f"${formula}$", as_latex, parsing_timeout=1), timeout_seconds=1))
 
     quoted = next((one for one in candidates if is_gold(one)), None)
     theirs = [one for one in _formulas(question) if one and len(one) <= _LONGEST and not _explodes(one)]

@@ -139,6 +139,9 @@ class ServedAsker:
                     for future in done:
                         future.result()
                         bar.update()
+            except BaseException:
+                self.client.stop()
+                raise
             finally:
                 for future in under_way:
                     future.cancel()

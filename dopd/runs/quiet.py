@@ -30,6 +30,7 @@ def quiet_libraries() -> None:
     """Keep host libraries' chatter out of a run; warnings of dopd stay."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # each comparison that takes too long
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # PEFT looks for a whole model below an adapter on an adapter.

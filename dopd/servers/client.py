@@ -119,6 +119,11 @@ class Client:
         weakref.finalize(self, self._http.close)
         self._busy = dict.fromkeys(self.urls, 0)
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Send no request again from now on; those under way end as they do."""
+        self._stopped.set()
 
     def get(self, url: str, path: str) -> Json:
         """The reply of one server, asked once.
@@ -146,8 +151,8 @@ class Client:
         """
         begun, failed, last = time.monotonic(), "", PassingError("not asked")
         for attempt in range(self._patience.retries + 1):
-            if attempt:
-                time.sleep(_pause(attempt, last))
+            if attempt and self._stopped.wait(_pause(attempt, last)):
+                break
             chosen = self._take(failed) if url is None else url
             try:
                 return read(self._ask("POST", chosen, path, body))
@@ -156,9 +161,10 @@ class Client:
             finally:
                 if url is None:
                     self._give_back(chosen)
+        tries = attempt if self._stopped.is_set() else attempt + 1
         raise ServerLostError(
-            f"{' and '.join(self.urls) if url is None else url}: no answer after {self._patience.retries + 1} attempts "
-            f"in {time.monotonic() - begun:.0f} s (the last one: {last})"
+            f"{' and '.join(self.urls) if url is None else url}: no answer after {tries} attempts in "
+            f"{time.monotonic() - begun:.0f} s (the last one: {last})"
         ) from last
 
     def _take(self, failed: str) -> str:

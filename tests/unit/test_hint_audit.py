@@ -272,6 +272,15 @@ def test_hints_and_names_are_shown_and_not_obeyed(data: Path, capsys: pytest.Cap
     assert "\\x1b[2J" in page
 
 
+def test_formulas_are_never_read_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[str] = []
+    monkeypatch.setattr("math_verify.parser.parse_expr", lambda text, **_: evaluated.append(text))
+    code = "__import__('os').system('false')"
+    hints = [f"x = {code}+1", f"${code}$", f"\\boxed{{{code}}}", "$2+x-1$", "the answer is 1*x+1"]
+    rows = [{"prompt": "q", "answer": "x+1", "privileged_context": hint} for hint in hints]
+    assert 3 in audit_rows(rows).leaks and evaluated == []
+
+
 def test_a_page_is_not_written_over_something_else(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.html").write_text("mine", encoding="utf-8")
     assert main(["hints", "audit", "rows.jsonl", *COLUMNS, "--html", "mine.html"]) == 2

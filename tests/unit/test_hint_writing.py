@@ -152,6 +152,16 @@ def test_a_server_that_goes_away_leaves_what_was_received() -> None:
         assert (len(server.asked), written.bill.num_kept, written.num_hints) == (4, 6, 10)
 
 
+def test_whoever_stops_waits_for_no_second_attempt() -> None:
+    """One request is lost at once; the others would be asked again for minutes."""
+    data = problems(8)
+    with chatting(plan) as server:
+        server.fault = lambda number, reply: Fail(401) if number == 3 else Fail(503, headers={"Retry-After": "30"})
+        with pytest.raises(ServerError, match="401"):
+            write_hints(data, "steps", writer(server.url, model="writer", concurrency=4), "out.jsonl")
+    assert len(server.asked) == 4
+
+
 def test_a_journal_that_was_cut_is_mended(place: Path) -> None:
     path = place / "journal.jsonl"
     with Journal(path) as journal:
