@@ -238,7 +238,8 @@ def evaluator(
 
 def loss_of(made: DOPDTrainer, batch: Named | ScoredBatch) -> torch.Tensor:
     """The trainer's own loss of a scored batch, with its graph."""
-    return made.micro_batch_loss(made.model, batch.batch if isinstance(batch, Named) else batch)[0]
+    batch = batch.batch if isinstance(batch, Named) else batch
+    return made.micro_batch_loss(made.model, batch, made.micro_batch_targets(batch))[0]
 
 
 def scored(made: DOPDTrainer) -> list[Named]:

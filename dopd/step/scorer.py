@@ -168,8 +168,9 @@ class LocalScorer:
             return self.models.through_wrapper(model, self._passes, source, view, completion_ids, mask)
 
     def head(self, source: str) -> Head:
-        with self.models.source_model(source) as model:
-            return Head.of_model(self.models.unwrapped(model), self.temperature, self.models.vocab_size)
+        with self.models.source_model(source) as model, torch.no_grad():
+            # A part of a split weight is another model's once the context is left.
+            return Head.of_model(self.models.unwrapped(model), self.temperature, self.models.vocab_size).gathered()
 
     def _passes(self, model: Any, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         # Backbone passes and the head run inside one forward of the wrapper, so a sharded head is collected once.

@@ -18,9 +18,6 @@ from dopd.adapters import (
     tuned_layers,
 )
 from dopd.errors import ConfigError, ModelError
-from dopd.sources import SOURCES
-from dopd.tables import RoutingTable
-from dopd.trainer.config import DOPDConfig
 
 ANCHOR_FILE = "privileged_student.pt"
 _WIDE = (torch.float32, torch.float64)
@@ -342,56 +339,3 @@ def _of_name(state: Mapping[str, Tensor], name: str) -> Tensor:
             "by another version. Resume with the settings of the run that saved it"
         )
     return state[name]
-
-
-def make_anchor(
-    kind: str, student: nn.Module, *, sharded: bool, decay: float = 0.98, snapshot_steps: int = 10
-) -> AbstractAnchor:
-    """The anchor of a routing table.
-
-    Args:
-        kind (`str`): `"current"`, `"frozen"`, `"ema"` or `"snapshot"`; `"initial"` for the student's initial weights
-            beside any of them.
-        student (`nn.Module`): the unwrapped student with its initial weights, on its device.
-        sharded (`bool`): whether parameters will be split over ranks.
-        decay (`float`): decay per optimizer step of `"ema"`.
-        snapshot_steps (`int`): optimizer steps after which `"snapshot"` is renewed.
-
-    Raises:
-        ConfigError: a copy of the weights is asked for where no rank holds them whole.
-    """
-    if kind == "current":
-        return CurrentAnchor()
-    if sharded:
-        raise ConfigError(
-            f"privileged_student={kind!r}, or a method that reads the student's initial weights, keeps a copy of what "
-            "trains in the student, which FSDP and ZeRO-3 never hold in one place. Use privileged_student='current' "
-            "and a method without 'reference', or DDP / ZeRO-1 / ZeRO-2"
-        )
-    if kind == "snapshot":
-        return SnapshotAnchor(student, snapshot_steps)
-    if kind == "ema":
-        return AverageAnchor(student, decay)
-    return FrozenAnchor(student) if kind == "frozen" else InitialAnchor(student)
-
-
-def anchors_of(
-    table: RoutingTable, args: DOPDConfig, student: nn.Module, *, sharded: bool
-) -> tuple[AbstractAnchor, AbstractAnchor]:
-    """The privileged student of a table, and the student's initial weights where the table reads them.
-
-    Args:
-        table (`RoutingTable`): the method; its own decay or interval goes before the config's.
-        args (`DOPDConfig`): the config.
-        student (`nn.Module`), sharded (`bool`): see `make_anchor`.
-    """
-    anchor = make_anchor(
-        table.anchor,
-        student,
-        sharded=sharded,
-        decay=args.ema_decay if table.ema_decay is None else table.ema_decay,
-        snapshot_steps=args.snapshot_steps if table.snapshot_steps is None else table.snapshot_steps,
-    )
-    reads_initial = any(SOURCES[source].model == "initial" for source in table.sources)
-    initial = make_anchor("initial" if reads_initial else "current", student, sharded=sharded)
-    return anchor, initial

@@ -19,6 +19,7 @@ from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset
 
+from dopd.heads import Head
 from dopd.sampling import Ending
 from dopd.servers import ServedTeacher
 from dopd.settings import as_mapping
@@ -262,7 +263,13 @@ class HostTrainer(DistillationTrainer):
         """The completions to learn from next; `rows` are those of a whole step, and are answered once."""
 
     @abstractmethod
-    def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def micro_batch_targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
+        """Hidden states and heads of the sources whose whole distributions the loss of a micro-batch reads."""
+
+    @abstractmethod
+    def micro_batch_loss(
+        self, student: Any, batch: ScoredBatch, targets: Mapping[str, tuple[Tensor, Head]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The share of a micro-batch in the loss of its step, and sums for its statistics; `student` is unwrapped."""
 
     @abstractmethod
@@ -283,7 +290,9 @@ class HostTrainer(DistillationTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, sums = self.through_wrapper(model, self.micro_batch_loss, inputs)
+        # Outside of the student's forward pass: other weights may stand in its place meanwhile.
+        targets = self.micro_batch_targets(inputs)
+        loss, sums = self.through_wrapper(model, self.micro_batch_loss, inputs, targets)
         self.record_loss(loss.item(), sums)
         return (loss, None) if return_outputs else loss
 

@@ -21,6 +21,7 @@ from dopd.trainer.identity import NOT_SAVED, identity_of
 from dopd.trainer.owned import clear_way, move_in, own, users, write_own
 from dopd.trainer.resuming import STATE_FILE
 from dopd.trainer.room import way_of_previous
+from dopd.trainer.sharded_anchor import ShardedAnchor
 
 # What a checkpoint has beside the model.
 _STATE = (STATE_FILE, whole.MANIFEST_FILE, "optimizer", "scheduler", "rng_state", "scaler")
@@ -180,9 +181,9 @@ class SavingTrainer(HostTrainer):
             self.state.best_model_checkpoint = str(unfinished.parent.parent / unfinished.name)
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / STATE_FILE))
-        if self.accelerator.is_main_process:
-            self.anchor.save(unfinished)
-            self.initial.save(unfinished)
+        for anchor in (self.anchor, self.initial):
+            if self.accelerator.is_main_process or isinstance(anchor, ShardedAnchor):
+                anchor.save(unfinished)
 
     def _put_in_place(self, unfinished: Path, folder: Path) -> None:
         """Seal and rename what all processes have written; on file systems of their own, each node its part."""

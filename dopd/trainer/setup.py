@@ -24,6 +24,7 @@ from dopd.step.rewards import Judge
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, base_teacher, guards, images, passes
+from dopd.trainer.anchors import Sharding
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
@@ -222,6 +223,13 @@ def _tokenizer(path: str, args: DOPDConfig) -> Any:
         return AutoTokenizer.from_pretrained(place, **where)
     except Exception as error:
         raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {reason_of(error)}") from error
+
+
+def sharding_of(host: HostTrainer) -> Sharding:
+    """How the student's weights will be split over processes."""
+    if host.is_fsdp_enabled:
+        return Sharding("fsdp2" if host.accelerator.is_fsdp2 else "other", host.accelerator.process_index)
+    return Sharding("other" if is_zero3(host) else "whole")
 
 
 def is_zero3(host: HostTrainer) -> bool:

@@ -3,6 +3,7 @@
 The path itself is `dopd.step`; what the host, TRL's trainer, asks for is here.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -116,7 +117,12 @@ class SteppingTrainer(RecordingTrainer):
         most = int(self.max_completion_length or 0)
         return min(most, self.table.rollout_limit(self.state.global_step) or most)
 
-    def micro_batch_loss(self, student: Any, batch: ScoredBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def micro_batch_targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
+        return self.step.targets(batch)
+
+    def micro_batch_loss(
+        self, student: Any, batch: ScoredBatch, targets: Mapping[str, tuple[Tensor, Head]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         balance = Balance() if self.balance_coefficient else None
 
         def forward(view: Any, completion_ids: Tensor, mask: Tensor) -> Tensor:
@@ -125,7 +131,6 @@ class SteppingTrainer(RecordingTrainer):
         hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
         head = Head.of_model(student, self.temperature, self.models.vocab_size)
         batch = self._drift.weighed(batch, self.table, hidden, head, self.args.loss_chunk_tokens)
-        targets = self.step.targets(batch)
         routed = self.step.loss(batch, (hidden, head), targets)
         if self.table.routed and hidden.requires_grad:
             self._sums.add_gradients(hidden, routed.regimes, self.table)

@@ -24,7 +24,7 @@ from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
 from dopd.trainer import adapting, base_teacher, images, preflight, served, setup, trials
-from dopd.trainer.anchor import anchors_of
+from dopd.trainer.anchors import anchors_of
 from dopd.trainer.arguments import as_name, check_arguments
 from dopd.trainer.callbacks import AnchorUpdate, EndedStream, IdleSteps, MetricsFile, StudentEvaluation
 from dopd.trainer.config import DOPDConfig
@@ -185,8 +185,8 @@ class DOPDTrainer(SteppingTrainer):
 
     def _prepare_models(self, teacher_source: Any, teacher_processing_class: Any) -> images.Trial | None:
         """Settle how prompts are read, check the datasets, and try the passes of the models; with what is returned."""
-        sharded = self.is_fsdp_enabled or setup.is_zero3(self)
-        self.anchor, self.initial = anchors_of(self.table, self.args, self.unwrapped_student, sharded=sharded)
+        sharding = setup.sharding_of(self)
+        self.anchor, self.initial = anchors_of(self.table, self.args, self.unwrapped_student, sharding)
         self.prompts = PromptEncoder(
             self.processing_class,
             PrivilegedTemplate(self.args.privileged_template),

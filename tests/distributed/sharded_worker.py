@@ -33,9 +33,18 @@ SHARDED: dict[str, Any] = {
 }
 
 
+# Privileged students of an earlier time, and steps after which they are not the student.
+ANCHORED: dict[str, dict[str, Any]] = {
+    "dopd_ema": {"max_steps": 3, "ema_decay": 0.7},
+    "dopd_frozen": {"max_steps": 2},
+    "dopd_snapshot": {"max_steps": 3, "snapshot_steps": 2},
+}
+
+
 def ended(folder: Path) -> dict[str, Any]:
     """A run of four steps, gone on with from what is in its folder."""
-    made = resumable(folder, steps=4, per_device_train_batch_size=2, save_total_limit=2, **SHARDED)
+    options = {"privileged_student": "ema", "ema_decay": 0.5, **SHARDED}
+    made = resumable(folder, steps=4, per_device_train_batch_size=2, save_total_limit=2, **options)
     made.train(resume_from_checkpoint=bool(checkpoints_of(folder)))
     return {"weights": kit.parameters(made.model), "steps": made.state.global_step, "records": comparable(folder)}
 
@@ -67,6 +76,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     PartialState.__init__ = as_accelerators  # type: ignore[method-assign]
     results: dict[str, Any] = {"resumed": resumed(folder)}
+    for method, options in ANCHORED.items():
+        made, _, _ = kit.one_step(folder / method, method, 4, 1, **SHARDED, **options)
+        results[method] = {"records": kit.train_records(made), "weights": kit.parameters(made.model)}
     for method in ("vanilla", "dopd"):
         made, _, _ = kit.one_step(
             folder / method,

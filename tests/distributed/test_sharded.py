@@ -7,6 +7,7 @@ import launcher
 import pytest
 import torch
 import trainer_kit as kit
+from sharded_worker import ANCHORED
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -27,6 +28,19 @@ def test_sharding_the_student_changes_neither_loss_nor_update(
     expected = kit.train_records(single)[0]
     for key in ("loss", "entropy", "grad_norm", *(key for key in expected if key.startswith(("share/", "gap/")))):
         assert result["record"][key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
+    for name, value in single.model.named_parameters():
+        torch.testing.assert_close(result["weights"][name], value.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ANCHORED)
+def test_privileged_students_of_an_earlier_time_are_split_like_the_student(
+    sharded: dict[str, Any], method: str, tmp_path: Path
+) -> None:
+    result = sharded[method]
+    single, _, _ = kit.one_step(tmp_path, method, 8, 1, **ANCHORED[method])
+    for found, expected in zip(result["records"], kit.train_records(single), strict=True):
+        for key in ("loss", "entropy", "grad_norm", *(key for key in expected if key.startswith(("share/", "gap/")))):
+            assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
     for name, value in single.model.named_parameters():
         torch.testing.assert_close(result["weights"][name], value.detach(), rtol=1e-5, atol=1e-6)
 

@@ -225,10 +225,10 @@ def test_an_adapters_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
 
 
 def test_sharded_weights_refuse_anchors_that_copy_the_student() -> None:
-    from dopd.trainer.anchor import make_anchor
+    from dopd.trainer.anchors import Sharding, make_anchor
 
-    with pytest.raises(ConfigError, match="FSDP and ZeRO-3"):
-        make_anchor("ema", kit.student(spec=TinySpec(num_layers=1)), decay=0.9, sharded=True)
+    with pytest.raises(ConfigError, match="FSDP 1 and ZeRO-3"):
+        make_anchor("ema", kit.student(spec=TinySpec(num_layers=1)), decay=0.9, sharding=Sharding("other"))
 
 
 def test_the_order_of_every_epoch_is_that_of_trls_sampler_whenever_it_is_asked_for() -> None:
