@@ -85,12 +85,11 @@ def gap_thresholds(
     num_tokens = log_t_N.numel()
     if num_tokens == 0:
         return Thresholds(math.nan, math.nan, math.nan, 0, 0)
-    gap_N = privilege_gap(log_t_N, log_s_N)
+    # One wait for a device: exact sums are taken on the CPU. Exponentials are those that `classify` compares.
+    numbers_3N = torch.stack([privilege_gap(log_t_N, log_s_N), log_s_N.exp(), log_t_N.exp()]).cpu()
     num_trimmed = math.floor(trim * num_tokens + 1e-9)  # the epsilon undoes 0.05 * 20 == 0.9999...
-    weight_N = _trim_weights(gap_N, num_trimmed)
-    gap, student_prob, teacher_prob = (
-        _mean(values_N, weight_N, num_tokens - num_trimmed) for values_N in (gap_N, log_s_N.exp(), log_t_N.exp())
-    )
+    weight_N = _trim_weights(numbers_3N[0], num_trimmed)
+    gap, student_prob, teacher_prob = (_mean(values_N, weight_N, num_tokens - num_trimmed) for values_N in numbers_3N)
     return Thresholds(gap, student_prob, teacher_prob, num_tokens, num_trimmed)
 
 

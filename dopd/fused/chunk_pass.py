@@ -20,7 +20,7 @@ from dopd.divergences import divergence_function, pick, sampled_terms
 from dopd.fused import products
 from dopd.fused.supports import Outcomes, mass_outside, support_grad, topk_ids
 from dopd.fused.targets import Target, listed_outcomes, rounding_dominates
-from dopd.fused.tiles import TileOperations, score_tile
+from dopd.fused.tiles import TileOperations, blocks, score_tile
 from dopd.heads import Head
 from dopd.rules import Rule
 from dopd.sources import LIVE
@@ -155,10 +155,10 @@ class ChunkPass:
         if dense.numel() == len(index_C):
             self._add_dense(index_C, hidden_CH, z_CV)
         elif dense.numel():
-            for place, token in enumerate(dense.tolist()):
-                if place != token:  # moved forward inside the tile: no second one
-                    z_CV[place].copy_(z_CV[token])
-            self._add_dense(index_C[dense], hidden_CH[dense], z_CV[: dense.numel()])
+            grad_CV = z_CV[: dense.numel()]
+            for block in blocks(grad_CV):  # moved forward inside the tile, some rows at a time: no second one
+                grad_CV[block] = z_CV[dense[block]]
+            self._add_dense(index_C[dense], hidden_CH[dense], grad_CV)
 
     def _by_rule(
         self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor

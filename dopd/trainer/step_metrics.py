@@ -86,7 +86,7 @@ class StepSums:
         """
 
         def add(gradient: Tensor) -> None:
-            norms = gradient.detach().double().norm(dim=-1)
+            norms = torch.linalg.vector_norm(gradient.detach(), dim=-1, dtype=torch.float64)  # no copy of (B, T, H)
             for rule in table.rules:
                 if rule.regime is not None:
                     share = norms.masked_fill(regimes != int(rule.regime), 0.0).sum()
