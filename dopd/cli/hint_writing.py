@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seconds, seed
@@ -55,7 +56,8 @@ def add_check(actions: Any, command: Any) -> None:
     parser.add_argument(
         "--judge", help="an address, or a model of this machine: is it correct, complete, free of leaks?"
     )
-    parser.add_argument("--teacher", help="a model of this machine that answers with p and without it")
+    parser.add_argument("--teacher", help="an address, or a model of this machine: it answers with p and without it")
+    parser.add_argument("--teacher-model", help="its name on the server (default: the only one there)")
     parser.add_argument("--verifier", help="of its answers: math, exact, package.module:function or ./file.py:function")
     parser.add_argument("--samples", type=positive, default=1, help="its answers to each prompt (default 1, greedy)")
     parser.add_argument("--min-gain", type=float, metavar="GAIN", help="drop rows that gain less, from -1 to 1")
@@ -138,16 +140,18 @@ def _write(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from dopd.runs.asking import Bill
     from dopd.runs.hint_checks import check_hints
     from dopd.runs.quiet import quiet_libraries
 
     quiet_libraries()
+    teacher = None if arguments.teacher is None else _teacher(arguments)
     found = check_hints(
         data_as_named(arguments),
         arguments.output,
         judge=None if arguments.judge is None else _asker(arguments, arguments.judge),
         prompt_file=arguments.prompt_file,
-        teacher=None if arguments.teacher is None else _teacher(arguments),
+        teacher=teacher,
         verifier=arguments.verifier,
         samples=arguments.samples,
         min_gain=arguments.min_gain,
@@ -160,13 +164,23 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"the teacher without p: {found.without.percent()} %; with p: {found.with_p.percent()} %")
         print(f"gain: {found.gain.percent()} points [95% interval over rows]")
     _print_bill(found.bill, arguments)
+    if teacher is not None and isinstance(bill := getattr(teacher, "bill", None), Bill):
+        _print_bill(bill, arguments)
     return _status(found.bill)
 
 
 def _teacher(arguments: argparse.Namespace) -> Any:
+    from dopd.data.privileged import PrivilegedTemplate
     from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
+    from dopd.runs.hint_writing import journal_of, output_path
     from dopd.runs.local_models import LocalModel
+    from dopd.runs.served_answers import ServedAnswers
 
+    served = replace(_asker(arguments, arguments.teacher), model=arguments.teacher_model)
+    if served.is_served:
+        path = output_path(arguments.output, "--output", data_as_named(arguments))
+        journal = journal_of(path.with_name(f"{path.name}.teacher"))
+        return ServedAnswers(served, journal, PrivilegedTemplate(arguments.privileged_template))
     only = (*LOOKED_AT_FIELDS, "max_new_tokens")
     asked, taken = circumstances(
         arguments.teacher, only=only, **as_asked(arguments), max_new_tokens=arguments.max_new_tokens

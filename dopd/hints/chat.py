@@ -33,7 +33,12 @@ def request(model: str, text: str, images: Sequence[Any], settings: Mapping[str,
     if images:
         blocks = [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images]
         content = [*blocks, {"type": "text", "text": text}]
-    body = {"model": model, "messages": [{"role": "user", "content": content}], **settings}
+    return with_settings(model, [{"role": "user", "content": content}], settings)
+
+
+def with_settings(model: str, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Request:
+    """A request with a conversation; settings that are null are left out."""
+    body = {"model": model, "messages": list(messages), **settings}
     return {name: value for name, value in body.items() if value is not None}
 
 

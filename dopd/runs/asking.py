@@ -67,7 +67,7 @@ class Asker(Protocol):
 
 
 def ask_all(
-    asker: Asker, requests: Sequence[Request | None], journal: Path, prices: Prices
+    asker: Asker, requests: Sequence[Request | None], journal: Path, prices: Prices, bill: Bill | None = None
 ) -> tuple[list[Reply | None], Bill]:
     """The replies to requests, of which equal ones are asked once, and what they cost.
 
@@ -76,11 +76,12 @@ def ask_all(
         requests: `None` where there is nothing to ask.
         journal (`Path`): where replies are kept; what is there is not asked again.
         prices (`Prices`): of tokens.
+        bill (`Bill`, *optional*): of earlier requests, which goes on.
 
     Returns:
         A reply to each request; `None` without one, and where the budget was used up. And the bill.
     """
-    bill = Bill()
+    bill = Bill() if bill is None else bill
     keys = [None if one is None else key_of(one) for one in requests]
     wanted = {key: one for key, one in zip(keys, requests, strict=True) if key is not None and one is not None}
     with Journal(journal) as kept:

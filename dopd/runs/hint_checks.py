@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset
 
+from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.views import plain_prompt, privileged_prompt
 from dopd.errors import ConfigError
 from dopd.hints import chat
@@ -18,11 +19,28 @@ from dopd.hints.templates import filled, prompt_of
 from dopd.runs.asking import AskerSettings, Bill, ask_all
 from dopd.runs.hint_writing import journal_of, output_path, with_new_columns, write_reasons, write_rows
 from dopd.runs.hints import HintData, list_of, rows_of, verifier_of
-from dopd.runs.local_models import LocalModel
 from dopd.statistics import Interval, difference_interval, paired_scores_interval, wilson_interval
 from dopd.step.verifier import Verifier, judged
 
 GAIN = "hint_gain"
+
+
+class Prompts(Protocol):
+    """How a teacher is asked."""
+
+    @property
+    def template(self) -> PrivilegedTemplate: ...
+
+    def asked(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+class Teacher(Protocol):
+    """Who answers with p and without it: a `LocalModel`, or `dopd.runs.served_answers.ServedAnswers`."""
+
+    @property
+    def prompts(self) -> Prompts: ...
+
+    def answers(self, prompts: Sequence[Prompt], label: str, *, sampled: bool = False) -> list[tuple[str, bool]]: ...
 
 
 @dataclass
@@ -84,7 +102,7 @@ def check_hints(
     *,
     judge: AskerSettings | None = None,
     prompt_file: str | None = None,
-    teacher: LocalModel | None = None,
+    teacher: Teacher | None = None,
     verifier: str | None = None,
     samples: int = 1,
     min_gain: float | None = None,
@@ -97,7 +115,7 @@ def check_hints(
         output (`str`): a `.jsonl` or `.parquet` file; what is left out is in `OUTPUT.dropped.jsonl`, with its reason.
         judge (`AskerSettings`, *optional*): who says of a hint whether it is correct, complete, and leaks nothing.
         prompt_file (`str`, *optional*): what the judge is asked.
-        teacher (`LocalModel`, *optional*): answers each row with and without p; the column `hint_gain` is the
+        teacher (`Teacher`, *optional*): answers each row with and without p; the column `hint_gain` is the
             difference of its scores, `hint_gain_low` and `hint_gain_high` its 95% interval over answers.
         verifier (`str`, *optional*): of its answers.
         samples (`int`): answers of the teacher to each prompt: one is greedy, several are drawn.
@@ -161,12 +179,12 @@ def _ask_judge(
 
 
 def gains_of(
-    teacher: LocalModel, rows: Sequence[Mapping[str, Any]], hinted: Sequence[int], verifier: Verifier, samples: int
+    teacher: Teacher, rows: Sequence[Mapping[str, Any]], hinted: Sequence[int], verifier: Verifier, samples: int
 ) -> Gains:
     """What a teacher's answers score without p and with it, in pairs.
 
     Args:
-        teacher (`LocalModel`): answers.
+        teacher (`Teacher`): answers.
         rows: of the dataset.
         hinted: numbers of those with a hint.
         verifier (`Verifier`): of answers.

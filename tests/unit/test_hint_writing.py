@@ -470,6 +470,27 @@ def test_a_teacher_gains_by_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "points [95% interval over rows]" in capsys.readouterr().out
 
 
+def test_a_teacher_on_a_server_gains(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is right where it sees p, and its answers are kept."""
+    problems(4, privileged_context="Add them.")
+
+    def answer(text: str) -> str:
+        number = int(text.split("asked as number ")[1][:2])
+        return f"The answer is {2 * number + 1 if 'Add them.' in text else 0}"
+
+    flags = ["hints", "check", "data.jsonl", "--verifier", "math", "--samples", "2", "--output", "good.jsonl"]
+    with chatting(answer) as server:
+        for _ in range(2):
+            assert main([*flags, "--teacher", server.url]) == 0
+        assert len(server.asked) == 16 and {body["seed"] for body in server.asked} == {0, 1}
+        assert all(body["temperature"] == 1.0 for body in server.asked)
+        money = ["--price-in", "1", "--price-out", "1", "--budget", "0", "--seed", "5"]
+        assert main([*flags, "--teacher", server.url, *money]) == 2 and len(server.asked) == 16
+    assert [row["hint_gain"] for row in lines("good.jsonl")] == [1.0] * 4
+    captured = capsys.readouterr()
+    assert "without p: 0.0" in captured.out and "with p: 100.0" in captured.out
+
+
 def test_a_check_needs_somebody_who_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hints", "check", "task:dag", "--rows", "2", "--output", "good.jsonl"]) == 2
     assert "name a --judge, or a --teacher" in capsys.readouterr().err
