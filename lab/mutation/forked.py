@@ -56,6 +56,7 @@ class Recorder:
         self.measured, self.enough = measured, enough
         self.failed: list[str] = []
         self.seconds: dict[str, float] = {}
+        self.is_done = False  # enough seconds were spent
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -66,7 +67,7 @@ class Recorder:
         yield
         self.seconds[item.nodeid] = time.process_time() + sum(os.times()[2:4]) - before
         if sum(self.seconds.values()) > self.enough:
-            item.session.shouldstop = "enough seconds"
+            item.session.shouldstop, self.is_done = "enough seconds", True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -167,7 +168,8 @@ def _in_child(tree: Path, scratch: Path, tests: list[str], result: Path, *, enou
     if measured is not None:
         measured.stop()
         measured.save()
-    ended = "passed" if status in (0, 5) else "failed"
+    # A run that has had enough seconds is interrupted for pytest, whatever its tests came to.
+    ended = "passed" if status in (0, 5) or (status == 2 and recorder.is_done and not recorder.failed) else "failed"
     partial = result.with_suffix(".part")
     partial.write_text(json.dumps({"ended": ended, "failed": recorder.failed, "seconds": recorder.seconds}))
     partial.replace(result)

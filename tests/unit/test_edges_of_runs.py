@@ -9,13 +9,17 @@ import pytest
 import torch
 import trainer_kit as kit
 from torch import Tensor
+from transformers import LlamaConfig
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, ScoringError
+from dopd.lengths import crossing, is_first_regime, regime
 from dopd.ranks import AcceleratorRanks
 from dopd.runs import quickstart, train
 from dopd.runs.settings import load_settings
-from dopd.trainer import host_optimizer
-from dopd.trainer.engines import VLLMEngine
+from dopd.scoring import left_padded
+from dopd.step import Rollouts
+from dopd.trainer import engines, host_optimizer
+from dopd.trainer.engines import VLLMEngine, check_rollouts
 
 
 class Processes:
@@ -121,3 +125,25 @@ def test_the_quickstarts_table_is_written_into_its_file(tmp_path: Path, monkeypa
     settings: Any = SimpleNamespace(task="dag", model_name_or_path="s", trainer={"teacher_model_name_or_path": "t"})
     quickstart._write_report(tmp_path, settings, {})
     assert (tmp_path / quickstart._TABLE_FILE).read_text() == "of dag"
+    assert (tmp_path / quickstart.CURVES_FILE).is_file()
+
+
+def test_answers_that_cross_a_change_of_rotations_are_refused_unless_they_may_be_anothers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = kit.student()
+    view = left_padded([[5, 6, 7]], 0, torch.device("cpu"))
+    rollouts = Rollouts([{"prompt": "a"}], view, torch.tensor([[5, 6]]), torch.ones(1, 2))
+    size = student.config.vocab_size
+    monkeypatch.setattr(engines, "crossing", lambda config, starts, ends: int((starts, ends) == ([3], [5])))
+    check_rollouts(rollouts, student, size, 2, off_policy=True)
+    with pytest.raises(ScoringError, match="1 of 1 answers grew across"):
+        check_rollouts(rollouts, student, size, 2, off_policy=False)
+
+
+def test_frequencies_change_behind_the_length_that_they_are_for() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = LlamaConfig(max_position_embeddings=16, rope_parameters=rope)
+    assert [regime(config, length) for length in (15, 16, 17, 20)] == [(0,), (0,), (17,), (20,)]
+    assert is_first_regime(config, 16) and not is_first_regime(config, 17)
+    assert crossing(config, [10, 10, 17], [16, 17, 18]) == 2

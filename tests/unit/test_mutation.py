@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab.mutation import covered as measuring
-from lab.mutation.campaign import Verdict, likely_first, table
+from lab.mutation.campaign import Verdict, judge_directed, likely_files, likely_first, table
 from lab.mutation.covered import Covered, measure
 from lab.mutation.operators import Mutant, mutants_of
 
@@ -130,3 +130,27 @@ def test_a_file_of_tests_is_measured_again_when_it_is_changed(tmp_path: Path, mo
     # Of the file that was not run again: the line that moved, and not the one that is another now.
     assert {line for line, tests in lines.items() if "test_one.py::a" in tests} == {5}
     assert {line for line, tests in lines.items() if "test_two.py::a" in tests} == {2, 3}
+
+
+def test_the_likely_files_of_a_mutant_are_asked_for_some_seconds(tmp_path: Path) -> None:
+    """A run that has had enough seconds has noticed nothing: the fault stands in what was not reached."""
+    tree = tmp_path / "tree"
+    texts = {
+        "dopd/__init__.py": "",
+        "dopd/near.py": "def share(part):\n    return part + 1\n\n\ndef other():\n    return 0\n",
+        "test_far.py": "def test_far(): assert False, 'not asked'\n",
+        "test_of_it.py": "import time\ndef test_share():\n    end = time.process_time() + 0.2\n"
+        "    while time.process_time() < end: pass\n"
+        "def test_late():\n    from dopd.near import share\n    assert share(1) == 2\n",
+        "test_module.py": "import dopd.near\ndef test_other(): assert dopd.near.other() == 0\n",
+    }
+    for name, text in texts.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    files = ["test_far.py", "test_module.py", "test_of_it.py"]
+    mutant = Mutant("dopd/near.py", "arithmetic", 2, 11, 2, 19, "part + 1", "(part - 1)", (1, 2))
+    assert likely_files(tree, mutant, files) == ["test_of_it.py", "test_module.py"]
+    outcomes = [judge_directed(tree, tmp_path, files, mutant, 0, seconds) for seconds in (60.0, 0.1)]
+    assert [(one.ended, one.by) for one in outcomes] == [("killed", ["test_of_it.py::test_late"]), ("survived", [])]
+    assert "part + 1" in (tree / "dopd" / "near.py").read_text()
+    assert judge_directed(tree, tmp_path, ["test_far.py"], mutant, 0, 60.0).ended == "not run"
