@@ -12,6 +12,7 @@ from pathlib import Path
 import dopd
 from dopd.checkout import lab_module
 from dopd.cli import config_keys, look, plan
+from dopd.cli.data import add_data_command
 from dopd.cli.hints import add_hints
 from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
@@ -105,6 +106,7 @@ def build_parser() -> Parser:
     _add_eval(commands)
     _add_listing(commands)
     config_keys.add_config(commands, _command)
+    add_data_command(commands, _command)
     add_hints(commands, _command)
     _add_quickstart(commands)
     _add_doctor(commands)

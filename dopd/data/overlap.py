@@ -7,7 +7,7 @@ from typing import Any
 
 from dopd.data.encode import image_sources
 from dopd.data.images import COLUMNS, image_key
-from dopd.data.views import plain_prompt
+from dopd.data.views import as_conversation, plain_prompt
 
 _COLUMNS = ("prompt", *COLUMNS)
 
@@ -18,9 +18,8 @@ def prompt_key(row: Mapping[str, Any]) -> tuple[str, ...]:
     Case, forms of Unicode and white space (but between two digits) do not count, nor whether a question is text or a
     user's turn.
     """
-    prompt = plain_prompt(row)
-    if isinstance(prompt, str):
-        return ("user", _plain(prompt))
+    prompt = plain_prompt(as_conversation(dict(row)))  # a text with images is asked as a turn, too
+    assert not isinstance(prompt, str)
     turns = [part for turn in prompt if turn.get("role") != "system" for part in (str(turn.get("role")), _text(turn))]
     return (*turns, *(image_key(source) for source in image_sources(prompt)))
 

@@ -108,21 +108,22 @@ def _values(rows: Dataset, name: str, theirs: str, path: tuple[str, list[str]], 
     rows = undecoded(rows.select_columns([column]))
     feature, rest = rows.features[column], list(steps)
     while rest and isinstance(feature, dict | List | LargeList):
-        step = rest.pop(0)
+        step = rest[0]
         if isinstance(feature, dict):
-            if step not in feature:
+            key, rest = split_path(".".join(rest), list(feature))
+            if key is None:
                 raise DataError(
                     f"columns: {name} (={theirs!r}): {step!r} is not in column {column!r} of {where}."
                     f"{did_you_mean(step, list(feature))} It has {', '.join(feature)}"
                 )
-            feature = feature[step]
+            feature = feature[key]
         elif _index(step) is None:
             raise DataError(
                 f"columns: {name} (={theirs!r}): {step!r} must be a whole number, for there is a list in column "
                 f"{column!r} of {where}: 0 is its first value, and -1 its last one"
             )
         else:
-            feature = feature.feature
+            feature, rest = feature.feature, rest[1:]
     values = []
     for index, value in enumerate(rows[column]):
         try:
@@ -137,17 +138,28 @@ def _values(rows: Dataset, name: str, theirs: str, path: tuple[str, list[str]], 
     return values, None if rest or isinstance(feature, Json) else feature
 
 
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """What a row has in a column, or at the end of a path into one; `None` where there is nothing."""
+    column, steps = split_path(path, list(row))
+    try:
+        return None if column is None else _inside(row[column], steps)
+    except ValueError:
+        return None
+
+
 def _inside(value: Any, steps: Sequence[str]) -> Any:
-    for step in steps:
+    left = list(steps)
+    while left:
         if isinstance(value, str):
             try:
                 value = json.loads(value) if value.strip() else None
             except json.JSONDecodeError as error:
-                raise ValueError(f"{step!r} is looked for in text that is not JSON ({error})") from None
+                raise ValueError(f"{left[0]!r} is looked for in text that is not JSON ({error})") from None
         if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and (place := _index(step)) is not None:
-            value = value[place] if -len(value) <= place < len(value) else None
+            key, left = split_path(".".join(left), list(value))  # keys may have dots in them
+            value = None if key is None else value[key]
+        elif isinstance(value, list) and (place := _index(left[0])) is not None:
+            value, left = value[place] if -len(value) <= place < len(value) else None, left[1:]
         else:
             return None
     return value

@@ -114,13 +114,13 @@ def held_out_rows(origin: Origin, columns: Mapping[str, str]) -> Dataset:
 def check_splits(settings: RunSettings) -> None:
     """Raise `DataError` for a split that a dataset on this machine does not have, without reading a row."""
     for origin in _origins(settings) if settings.task is None and settings.dataset_name else ():
-        there = None if origin is None else _splits_here(origin)
+        there = None if origin is None else splits_here(origin)
         if origin is not None and there:
             _chosen_split(origin, there)
 
 
-def _splits_here(origin: Origin) -> list[str] | None:
-    """The splits of a dataset on this machine; `None` where only reading it would say."""
+def splits_here(origin: Origin) -> list[str] | None:
+    """The splits of a dataset on this machine; `None` where only a hub, or reading it, would say."""
     if names_files(origin.name):
         return [ONLY_SPLIT]
     path = Path(str(origin.name)).expanduser()

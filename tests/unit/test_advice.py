@@ -45,6 +45,7 @@ EXAMPLES = {
     "COMMAND": "train",
     # Files that the tutorial writes; what is in them is checked beside it.
     "first.yaml": "tiny-dag",
+    "data.yaml": "tiny-dag",
     "hints.yaml": "qwen3-8b-to-1.7b",
     "qwen3.yaml": "tiny-dag",
 }

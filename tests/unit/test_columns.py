@@ -62,6 +62,11 @@ def test_a_path_may_take_the_place_of_its_own_column_and_goes_into_text_that_is_
     assert "c.d" not in found
 
 
+def test_keys_may_have_dots_in_them() -> None:
+    row = {"prompt": "a", "rates": {"Qwen-1.5B": {"wrong": 3}}}
+    assert mapped(row, {"rate": "rates.Qwen-1.5B.wrong"})["rate"] == 3
+
+
 def test_a_row_without_the_value_has_none() -> None:
     rows = Dataset.from_list([{"p": "a", "e": {"x": ["1"]}}, {"p": "b", "e": {"x": []}}, {"p": "c", "e": None}])
     assert list(with_columns(rows, {"prompt": "p", "answer": "e.x.0"}, "it")["answer"]) == ["1", None, None]

@@ -24,6 +24,7 @@ NOT_HERE = {
     "--writer Qwen": "answers with a model of the hub",
     "--judge http": "asks a server",
     "--teacher Qwen/Qwen3-8B --verifier math --samples": "answers with a model of the hub",
+    "data dapo": "reads a dataset of the hub",
     "eval Qwen": "answers with a model of the hub",
     "plan qwen3": "reads configurations of the hub",
     "experiment figure3": "makes hundreds of runs",
