@@ -12,6 +12,7 @@ from dopd.signals import MEASURES, try_signal
 from dopd.sources import ANCHOR_SOURCES, LIVE, PLAIN, PRIVILEGED, ROUTING_SOURCES, SOURCES, TEACHER_SOURCES, Anchor
 
 Context = Literal["column", "sibling", "none"]
+Siblings = Literal["first", "random"]
 StudentView = Literal["plain", "privileged"]
 
 
@@ -31,6 +32,8 @@ class RoutingTable:
         context (`str`): where the privileged context comes from: `"column"` (`privileged_context` of the dataset),
             `"sibling"` (a right rollout of the same prompt, never the row's own) or `"none"`.
         contrast (`str`): the same for the contrasting, wrong context (column `contrast_context`; a wrong rollout).
+        siblings (`str`): which of the fitting rollouts a context from siblings is: the `"first"`, or a `"random"` one
+            for each rollout (settled by the rollouts' texts, so that a step that is repeated draws the same).
         student_view (`str`): the prompt that the student answers and is trained on; `"privileged"` is a control.
         rollout_growth (`tuple[int, int]`, *optional*): (start, growth): at optimizer step s answers end after
             start + growth * s tokens.
@@ -50,6 +53,7 @@ class RoutingTable:
     trim: float = 0.05
     context: Context = "column"
     contrast: Context = "column"
+    siblings: Siblings = "first"
     student_view: StudentView = "plain"
     rollout_growth: tuple[int, int] | None = None
     merge_ends: bool = False
@@ -61,6 +65,7 @@ class RoutingTable:
         check_choice("anchor", self.anchor, Anchor)
         check_choice("context", self.context, Context)
         check_choice("contrast", self.contrast, Context)
+        check_choice("siblings", self.siblings, Siblings)
         check_choice("student_view", self.student_view, StudentView)
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
             raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")

@@ -22,6 +22,7 @@ MEASURED_TABLES: Mapping[str, Mapping[str, Any]] = {
     "sdft": {"divergence": "reverse_kl"},
     "opsd": {"divergence": "forward_kl", "clamp": 0.05},
     "cal_opd": {"skip": False},
+    "rlcsd": {"drop": False, "apart": False, "siblings": "first"},
 }
 
 

@@ -1,11 +1,13 @@
 """Where the contexts of the views come from, once a batch of rollouts is there and may have been judged."""
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.privileged import is_blank
 from dopd.errors import ConfigError
+from dopd.signals.answers import RIGHT_FROM
 from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
 from dopd.tables import RoutingTable
 
@@ -14,7 +16,6 @@ JUDGEMENTS = {
     PRAISE: "The answer below was checked and is correct.",
     CRITICISM: "The answer below was checked and is wrong.",
 }
-RIGHT_FROM = 0.5  # the score from which a rollout counts as right
 
 
 def rows_for_view(
@@ -49,7 +50,8 @@ def rows_for_view(
     elif origin == "column":
         contexts = [row.get(CONTEXT_COLUMNS[view]) for row in rows]
     else:
-        contexts = sibling_contexts(completions, scores, num_generations, right=view == PRIVILEGED)
+        at_random = table.siblings == "random"
+        contexts = sibling_contexts(completions, scores, num_generations, right=view == PRIVILEGED, at_random=at_random)
     return [
         {**row, CONTEXT_COLUMNS[PRIVILEGED]: context, PRIVILEGED_COLUMN: None}
         for row, context in zip(rows, contexts, strict=True)
@@ -64,9 +66,16 @@ def rows_known_before(table: RoutingTable, row: Mapping[str, Any]) -> list[dict[
 
 
 def sibling_contexts(
-    completions: Sequence[str], scores: Sequence[float] | None, num_generations: int, *, right: bool
+    completions: Sequence[str],
+    scores: Sequence[float] | None,
+    num_generations: int,
+    *,
+    right: bool,
+    at_random: bool = False,
 ) -> list[str | None]:
-    """For each rollout the first right (or wrong) rollout of the same prompt that is not itself; `None` without one."""
+    """For each rollout the first right (or wrong) rollout of the same prompt that is not itself, or a random one;
+    `None` without one.
+    """
     if scores is None:
         raise ConfigError("contexts from siblings need a verifier: pass verifier=... (a task brings its own)")
     if len(completions) % num_generations:
@@ -79,8 +88,11 @@ def sibling_contexts(
     for place in range(len(completions)):
         start = place - place % num_generations
         siblings = (n for n in range(start, start + num_generations) if n != place)
-        fitting = (
+        fitting = [
             completions[n] for n in siblings if (scores[n] >= RIGHT_FROM) is right and not is_blank(completions[n])
-        )
-        contexts.append(next(fitting, None))
+        ]
+        # The texts are the seed: no state to save, and the answers of another step draw otherwise.
+        seed = f"{place - start} {right} {completions[start : start + num_generations]}"
+        drawn = random.Random(seed).randrange(len(fitting)) if at_random and fitting else 0
+        contexts.append(fitting[drawn] if fitting else None)
     return contexts

@@ -68,6 +68,26 @@ def ta_opd(*, fraction: Share = 0.05) -> RoutingTable:
 
 
 @register_method(
+    "dial_opd",
+    "DIAL-OPD: the tokens of each answer on which student and teacher differ where either is likely",
+    "arXiv 2610.11659",
+    "-A log S(y), A = log T(y) - log S(y), on the top 40% of an answer by L(p, q)^0.5 |log q - log p|; p = S(y), "
+    "q = T(y), L: logarithmic mean",
+    departures="the choice of tokens was read, through a report; the loss on them is Vanilla OPD's on the sampled "
+    "token, divided by the share that is kept",
+)
+def dial_opd(*, fraction: Share = 0.4, power: NotNegative = 0.5) -> RoutingTable:
+    rule = Rule(
+        name="kept",
+        source="teacher",
+        support="sampled",
+        select={"signal": "dial", "power": power, "below": fraction},
+        weight=1.0 / fraction,  # mean over the tokens that are kept, as in `tip`
+    )
+    return RoutingTable(name="dial_opd", rules=(rule,))
+
+
+@register_method(
     "reopold",
     "REOPOLD: sampled rewards bounded from below, on the tokens with the highest student entropy",
     "arXiv 2603.11137",

@@ -2,8 +2,8 @@
 
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
-from dopd.settings import Count, NotNegative, Probability
-from dopd.tables import RoutingTable
+from dopd.settings import Count, NotNegative, Positive, Probability, Share
+from dopd.tables import RoutingTable, Siblings
 
 _ONCE = "no PPO clipping: rollouts are used once, so that the ratio is 1"
 
@@ -57,13 +57,26 @@ def rlsd(*, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Cou
 @register_method(
     "rlcsd",
     "RLCSD: group advantages shifted by what a right hint says beyond a wrong one",
-    "arXiv 2606.11709",
-    "-(A + r) log S(y) of the sign of A where |r| > 0.02, r = clip(l tanh(e / tau), +-2), "
-    "e = log S(y|right) - log S(y|wrong)",
-    departures=f"one wrong hint in place of up to four, one mean over all tokens; {_ONCE}",
+    "arXiv 2606.11709 (code THU-BPM/RLCSD)",
+    "mean over unselected of -A log S(y) + mean over selected of -(A + r) log S(y), of the sign of A; selected: "
+    "|r| > 0.02, r = clip(l tanh(e / tau), +-2), e = log S(y|right) - log S(y|wrong)",
+    departures="one wrong hint in place of up to four; no correct final answer after the hints; answers that were cut "
+    f"may be wrong hints where the verifier gives them 0; means over the tokens of the batch; {_ONCE}. Code read",
 )
-def rlcsd(*, tau: NotNegative = 0.02, mix: Probability = 0.5, snapshot_steps: Count = 10) -> RoutingTable:
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage={"signal": "rlcsd", "tau": tau, "mix": mix})
+def rlcsd(
+    *,
+    tau: NotNegative = 0.02,
+    mix: Probability = 0.5,
+    snapshot_steps: Count = 10,
+    drop: bool = True,
+    apart: bool = True,
+    siblings: Siblings = "random",
+) -> RoutingTable:
+    """DEPARTURES: `drop=False`: rows without both hints keep A; `apart=False`: one mean over the tokens of answers;
+    `siblings="first"`: the first fitting sibling, not a random one.
+    """
+    advantage = {"signal": "rlcsd", "tau": tau, "mix": mix, "drop": drop, "apart": apart}
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
     return RoutingTable(
         name="rlcsd",
         rules=(rule,),
@@ -71,7 +84,63 @@ def rlcsd(*, tau: NotNegative = 0.02, mix: Probability = 0.5, snapshot_steps: Co
         snapshot_steps=snapshot_steps,
         context="sibling",
         contrast="sibling",
+        siblings=siblings,
     )
+
+
+@register_method(
+    "sipo",
+    "SIPO: group advantages plus a bounded share of what a right rollout as hint says beyond a wrong one",
+    "arXiv 2609.36742",
+    "-(A + 0.5 clip(log S(y|right) - log S(y|wrong), +-0.2)) log S(y)",
+    "medium",
+    f"read through a report; live weights and random siblings are ours; {_ONCE}",
+)
+def sipo(*, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -> RoutingTable:
+    advantage = {"signal": "sipo", "mix": mix, "bound": bound}
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
+    return RoutingTable(name="sipo", rules=(rule,), context="sibling", contrast="sibling", siblings="random")
+
+
+@register_method(
+    "distilled_rl",
+    "Distilled RL: the tokens of good answers weighted by what the teacher says of them",
+    "arXiv 2607.17247",
+    "-A w log S(y), w = clip(T(y) / S(y), 1/3, 3) / its geometric mean in the answer where A > 0, else 1",
+    departures=f"read through a report; {_ONCE}",
+)
+def distilled_rl(*, bound: Positive = 3.0) -> RoutingTable:
+    advantage = {"signal": "distilled_rl", "bound": bound}
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
+    return RoutingTable(name="distilled_rl", rules=(rule,))
+
+
+@register_method(
+    "conspo",
+    "ConSPO: each right rollout contrasted with the wrong ones of its prompt, without a teacher",
+    "arXiv 2605.12969",
+    "-A log S(y), A = G / N+ (1 - P+) of a right rollout, -G / N+ sum P- of a wrong one; P: shares of e^(s / t), "
+    "s the mean log S of an answer",
+    departures="none: the gradient is that of the published contrast. At the published temperature of 10 the weights "
+    "of wrong rollouts differ by 2% at most, so that it is nearly conspo_uniform; temperature 0.1 tells them apart, and "
+    "is not the paper's. The full text was read",
+)
+def conspo(*, temperature: Positive = 10.0, margin: NotNegative = 0.01, warmup: Share = 0.3) -> RoutingTable:
+    advantage = {"signal": "conspo", "temperature": temperature, "margin": margin, "warmup": warmup}
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
+    return RoutingTable(name="conspo", rules=(rule,))
+
+
+@register_method(
+    "conspo_uniform",
+    "a control of ConSPO: GRPO times a factor of the prompt, which ConSPO is at an infinite temperature",
+    "arXiv 2605.12969 (its limit)",
+    "-A log S(y), A = G N- / (N+ (1 + N-)) of a right rollout, -G / (1 + N-) of a wrong one",
+    departures="no published method: derived from ConSPO's objective",
+)
+def conspo_uniform() -> RoutingTable:
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage="conspo_uniform")
+    return RoutingTable(name="conspo_uniform", rules=(rule,))
 
 
 @register_method(

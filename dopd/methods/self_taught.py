@@ -3,7 +3,7 @@
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.registry import METHODS, register_method
 from dopd.rules import Rule
-from dopd.settings import Count, Fraction, Positive
+from dopd.settings import Count, Fraction, Positive, Probability
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -99,6 +99,37 @@ def sdpo(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
 def vision_opd(*, top_k: Count = 100, ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence="js", support="student_topk", top_k=top_k)
     return RoutingTable(name="vision_opd", rules=(rule,), anchor="ema", ema_decay=ema_decay)
+
+
+@register_method(
+    "beta_opsd",
+    "beta-OPSD: towards an interpolation of the frozen student without and with privileged context",
+    "arXiv 2607.28582",
+    "KL(S || Q), Q = R^(1 - b) F(.|p)^b, normalised; R = F: the student's initial weights, without p",
+    "medium",
+    "read through a report: the divergence, b and frozen weights are ours",
+)
+def beta_opsd(*, beta: Probability = 0.5, divergence: DivergenceKind = "reverse_kl") -> RoutingTable:
+    """`beta`: 0 is the reference, 1 the student with privileged context."""
+    source = {"reference": 1.0 - beta, SELF: beta}
+    return RoutingTable(name="beta_opsd", rules=(Rule(source=source, divergence=divergence),), anchor="frozen")
+
+
+@register_method(
+    "oasis",
+    "OASIS: the student, reading another right rollout, teaches the shortest right one",
+    "arXiv 2609.37915",
+    "KL(F(.|sibling) || S) on the shortest right rollout of a prompt",
+    "medium",
+    "read through a report: frozen weights and a random right sibling are ours; the mean is over all rollouts",
+)
+def oasis(*, anchor: Anchor = "frozen") -> RoutingTable:
+    rule = Rule(
+        source=SELF,
+        divergence="forward_kl",
+        select={"signal": "shortest_right", "above": 0.5},
+    )
+    return RoutingTable(name="oasis", rules=(rule,), anchor=anchor, context="sibling", siblings="random")
 
 
 @register_method(

@@ -12,12 +12,16 @@ from dopd.signals import tokens
 # isort: split
 from dopd.signals import rewards
 
+# isort: split
+from dopd.signals import answers
+
 __all__ = [
     "MEASURES",
     "SIGNALS",
     "Measure",
     "Signal",
     "SignalBatch",
+    "answers",
     "register_signal",
     "rewards",
     "signal_values",

@@ -1,10 +1,13 @@
 """Signals that read rewards or scores. Shapes: B sequences, T completion tokens, G rollouts of a prompt."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dopd.settings import Count, NotNegative, Positive, Probability
-from dopd.signals.batch import SignalBatch
+from dopd.signals.batch import SignalBatch, share_of_answers
 from dopd.signals.registry import register_signal
 
 # Rollouts of one prompt that all got the same reward say nothing about which is better.
@@ -85,6 +88,54 @@ def rlsd(batch: SignalBatch, epsilon: NotNegative = 0.2, mix: Probability = 0.5,
 
 
 @register_signal(
+    "distilled_rl",
+    "A w where A > 0, w = clip(T(y) / S(y), 1 / bound, bound) over its geometric mean in the answer; else A",
+    sources={"student", "teacher"},
+    entropies=(),
+    needs_rewards=True,
+)
+def distilled_rl(batch: SignalBatch, bound: Positive = 3.0) -> Tensor:
+    """The token-sized advantage of Distilled RL (arXiv 2607.17247); (B, T).
+
+    Args:
+        bound (`float`): of the ratio of teacher to student, either way.
+    """
+    advantage_BT = group_advantage(batch)
+    ratio_BT = batch.logprobs["teacher"].double() - batch.logprobs["student"].double()
+    ratio_BT = ratio_BT.clamp(-math.log(bound), math.log(bound))
+    size_BT = (ratio_BT - batch.sequence_mean(ratio_BT).unsqueeze(1)).exp()
+    return advantage_BT * torch.where(advantage_BT > 0, size_BT, 1.0)
+
+
+@register_signal(
+    "sipo",
+    "A + mix clip(log S(y|x,right) - log S(y|x,wrong), +-bound)",
+    sources={"privileged_student", "contrast_student"},
+    entropies=(),
+    needs_rewards=True,
+)
+def sipo(batch: SignalBatch, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -> Tensor:
+    """The shifted advantage of SIPO (arXiv 2609.36742); (B, T). Rows without both contexts keep A.
+
+    Args:
+        mix (`float`): factor on the shift.
+        bound (`float`): of the log-ratio, nats.
+    """
+    shift_BT = batch.logprobs["privileged_student"].double() - batch.logprobs["contrast_student"].double()
+    shift_BT = torch.where(_has_both(batch), shift_BT.clamp(-bound, bound), 0.0)
+    return group_advantage(batch) + mix * shift_BT
+
+
+def _has_both(batch: SignalBatch) -> Tensor:
+    """Rows with a right and a wrong context, at each of their positions, bool (B, T)."""
+    both_BT = torch.ones(batch.mask.shape, dtype=torch.bool, device=batch.mask.device)
+    for present_B in (batch.has_privileged, batch.has_contrast):
+        if present_B is not None:
+            both_BT = both_BT & present_B.bool().unsqueeze(1)
+    return both_BT
+
+
+@register_signal(
     "rlcsd",
     "A + clip(l tanh((log S(y|x,right) - log S(y|x,wrong)) / tau), +-2), of the sign of A, where above 0.02",
     sources={"privileged_student", "contrast_student"},
@@ -96,15 +147,22 @@ def rlcsd(
     mix: Probability = 0.5,
     bound: Positive = 2.0,
     threshold: float = 0.02,
+    drop: bool = True,
+    apart: bool = True,
+    eta: NotNegative = 1.0,
 ) -> Tensor:
     """The contrast-shifted advantage of RLCSD (arXiv 2606.11709), with one wrong context; (B, T).
 
     e = log S(y|x, right) - log S(y|x, wrong), r = clip(mix tanh(e / tau), +-bound); where |r| > threshold the advantage
-    is A + r, not let over 0 to the other sign, elsewhere A. Rows without both contexts keep A.
+    is A + r, not let over 0 to the other sign, elsewhere A.
 
     Args:
         tau (`float`): nats.
         mix, bound, threshold (`float`): see above.
+        drop (`bool`): rows without both contexts are left out, with their A counted in their group; else they keep A.
+        apart (`bool`): the mean over all unselected tokens of the batch plus `eta` times the mean over all selected
+            ones; else the loss's own mean, over the tokens of an answer and then over answers.
+        eta (`float`): see above.
     """
     advantage_BT = group_advantage(batch)
     contrast_BT = batch.logprobs["privileged_student"].double() - batch.logprobs["contrast_student"].double()
@@ -112,8 +170,29 @@ def rlcsd(
     shifted_BT = advantage_BT + shift_BT
     anchored_BT = torch.where(advantage_BT > 0, shifted_BT.clamp(min=0.0), shifted_BT.clamp(max=0.0))
     anchored_BT = torch.where(advantage_BT == 0, 0.0, anchored_BT)
-    selected_BT = shift_BT.abs() > threshold
-    for present_B in (batch.has_privileged, batch.has_contrast):
-        if present_B is not None:
-            selected_BT = selected_BT & (batch.per_token(present_B) > 0)
-    return torch.where(selected_BT, anchored_BT, advantage_BT)
+    both_BT = _has_both(batch)
+    selected_BT = (shift_BT.abs() > threshold) & both_BT & batch.keep
+    left_BT = ~selected_BT & batch.keep & (both_BT if drop else torch.ones_like(both_BT))
+    if not apart:
+        factor_BT = (selected_BT | left_BT).double()
+        if drop:
+            factor_BT = factor_BT * share_of_answers(batch, both_BT.any(1))
+    else:
+        factor_BT = _as_means_over_tokens(batch, [(selected_BT, eta), (left_BT, 1.0)])
+    return torch.where(selected_BT, anchored_BT, advantage_BT) * factor_BT
+
+
+def _as_means_over_tokens(batch: SignalBatch, parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Factors (B, T) that make the loss's mean, over tokens and then answers, a weighted sum of means over the tokens
+    of parts of the whole batch; 0 outside of all parts.
+
+    Args:
+        parts (`list[tuple[Tensor, float]]`): tokens (B, T), bool, and the weight of their mean.
+    """
+    counts = [batch.keep.any(1).sum(), *(part_BT.sum() for part_BT, _ in parts)]
+    num_answers, *sizes = batch.ranks.total(torch.stack(counts).double()).unbind()
+    lengths_B1 = batch.keep.sum(1, keepdim=True).double()
+    return sum(
+        (part_BT * (weight * num_answers * lengths_B1 / size.clamp(min=1.0)))
+        for (part_BT, weight), size in zip(parts, sizes, strict=True)
+    ) + torch.zeros_like(lengths_B1)

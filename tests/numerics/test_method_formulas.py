@@ -187,11 +187,79 @@ def rlsd(b: Logits, s: Tensor) -> Tensor:
     return policy_gradient(advantage * (0.5 + 0.5 * size), s, b.ids)
 
 
-def rlcsd(b: Logits, s: Tensor) -> Tensor:
+def rlcsd_parts(b: Logits) -> tuple[Tensor, Tensor, Tensor]:
+    """A, A + r of the sign of A, and where |r| > 0.02."""
     advantage = group_advantage(b)
     shift = 0.5 * torch.tanh((b.log_y("privileged_student") - b.log_y("contrast_student")) / 0.02)
     shifted = torch.where(advantage > 0, (advantage + shift).clamp(min=0), (advantage + shift).clamp(max=0))
-    return policy_gradient(torch.where(shift.abs() > 0.02, shifted, advantage), s, b.ids)
+    return advantage, shifted, (shift.abs() > 0.02) & scored(b)
+
+
+def rlcsd(b: Logits, s: Tensor) -> Tensor:
+    advantage, shifted, selected = rlcsd_parts(b)
+    left = scored(b) & ~selected
+    total = policy_gradient(shifted, s, b.ids)[selected].mean()
+    if bool(left.any()):
+        total = total + policy_gradient(advantage, s, b.ids)[left].mean()
+    return total.expand(b.mask.shape)  # the mean of one number is the number
+
+
+def rlcsd_together(b: Logits, s: Tensor) -> Tensor:
+    advantage, shifted, selected = rlcsd_parts(b)
+    return policy_gradient(torch.where(selected, shifted, advantage), s, b.ids)
+
+
+def conspo(b: Logits, s: Tensor, t: float = 10.0, m: float = 0.0) -> Tensor:
+    means = torch.stack([row[kept].mean() for row, kept in zip(at(s, b.ids), scored(b), strict=True)]).view(-1, GROUP)
+    losses = []
+    for group, rewards in zip(means, b.rewards.view(-1, GROUP), strict=True):
+        right, wrong = group[rewards > 0.5], group[rewards < 0.5]
+        pulls = [((one - m) / t).exp() / (((one - m) / t).exp() + (wrong / t).exp().sum()) for one in right]
+        losses.append(-t * torch.stack(pulls).log().mean())
+    return torch.stack(losses).repeat_interleave(GROUP).unsqueeze(1).expand(b.mask.shape)
+
+
+def conspo_uniform(b: Logits, s: Tensor) -> Tensor:
+    """GRPO with the deviation of the population, times G sqrt(N- / N+) / (1 + N-)."""
+    groups = b.rewards.view(-1, GROUP)
+    right = groups.sum(1, keepdim=True)
+    wrong = GROUP - right
+    advantage = (groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True, correction=0)
+    advantage = advantage * GROUP * (wrong / right).sqrt() / (1 + wrong)
+    return policy_gradient(advantage.view(-1, 1).expand(b.mask.shape), s, b.ids)
+
+
+def sipo(b: Logits, s: Tensor) -> Tensor:
+    shift = (b.log_y("privileged_student") - b.log_y("contrast_student")).clamp(-0.2, 0.2)
+    return policy_gradient(group_advantage(b) + 0.5 * shift, s, b.ids)
+
+
+def distilled_rl(b: Logits, s: Tensor) -> Tensor:
+    weight = (b.log_y("teacher") - b.log_y("student")).exp().clamp(1 / 3, 3)
+    for row, kept in zip(weight, scored(b), strict=True):
+        row /= row[kept].prod() ** (1 / int(kept.sum()))
+    return policy_gradient(group_advantage(b) * torch.where(group_advantage(b) > 0, weight, 1.0), s, b.ids)
+
+
+def dial_opd(b: Logits, s: Tensor) -> Tensor:
+    p, q = b.log_y("student").exp(), b.log_y("teacher").exp()
+    score = ((q - p) / (q.log() - p.log())).sqrt() * (q.log() - p.log()).abs()
+    kept = torch.zeros_like(b.mask, dtype=torch.bool)
+    for row, values, there in zip(kept, score, scored(b), strict=True):
+        row[values.masked_fill(~there, -1).topk(math.ceil(0.4 * int(there.sum()))).indices] = True
+    return 2.5 * kept * vanilla_pg(b, s)
+
+
+def oasis(b: Logits, s: Tensor) -> Tensor:
+    shortest = torch.zeros(len(b.ids), 1)
+    shortest[[0, 3, 7]] = (
+        1.0  # answers 0 and 3 have 5 tokens, as all right ones of their prompt; 7 has 1, 5 and 6 have 5
+    )
+    return shortest * kl(b.log_p("privileged_student"), s)
+
+
+def beta_opsd(b: Logits, s: Tensor) -> Tensor:
+    return kl(s, torch.log_softmax(0.5 * b.log_p("reference") + 0.5 * b.log_p("privileged_student"), -1))
 
 
 def sdpg(b: Logits, s: Tensor) -> Tensor:
@@ -236,6 +304,13 @@ FORMULAS: dict[str, tuple[Formula, dict[str, Any]]] = {
     "uni_opd": (uni_opd, {}),
     "rlsd": (rlsd, {}),
     "rlcsd": (rlcsd, {}),
+    "sipo": (sipo, {}),
+    "distilled_rl": (distilled_rl, {}),
+    "conspo": (conspo, {}),
+    "conspo_uniform": (conspo_uniform, {}),
+    "dial_opd": (dial_opd, {}),
+    "oasis": (oasis, {}),
+    "beta_opsd": (beta_opsd, {}),
     "sdpg": (sdpg, {}),
     "opsd_contrast": (opsd_contrast, {"top_k": 4}),
     "privileged_teacher": (lambda b, s: kl(s, b.log_p("privileged_teacher")), {}),
@@ -266,6 +341,8 @@ def test_rows_have_the_gradient_of_the_published_formula(name: str, seed: int) -
 VARIANTS: list[tuple[str, Formula, dict[str, Any]]] = [
     ("opsd", opsd, {"divergence": "forward_kl", "clamp": 0.05}),
     ("sdft", lambda b, s: kl(s, b.log_p("privileged_student")), {"divergence": "reverse_kl"}),
+    ("rlcsd", rlcsd_together, {"drop": False, "apart": False}),
+    ("conspo", lambda b, s: conspo(b, s, 0.1), {"temperature": 0.1}),
     ("bridge_garden", bridge_garden_by_entropy, {"weighting": "entropy"}),
     (
         "bridge_garden",
@@ -363,14 +440,50 @@ def test_moving_exponents_and_decaying_mixtures_follow_the_training() -> None:
         torch.testing.assert_close(advantage[scored(batch)], expected[scored(batch)])
 
 
-def test_rows_without_a_sibling_are_left_out_of_sdpo_and_unshifted_in_rlcsd() -> None:
+def test_rows_without_a_sibling_are_left_out_of_sdpo_and_of_rlcsd() -> None:
     batch = random_logits(3)
     present = torch.ones(len(batch.ids), dtype=torch.bool)
     present[2] = False
     factors = batch.assignment(dopd.table("sdpo"), has_privileged=present).factors[0]
     assert not factors[2].any() and bool((factors[:2][scored(batch)[:2]] == 1).all())
-    shifted = batch.assignment(dopd.table("rlcsd"), has_contrast=present).advantages[0]
-    torch.testing.assert_close(shifted[2], group_advantage(batch)[2].double())
+    kept = dopd.table("rlcsd", drop=False, apart=False)
+    unshifted = batch.assignment(kept, has_contrast=present).advantages[0]
+    torch.testing.assert_close(unshifted[2], group_advantage(batch)[2].double())
+    # As published the row is gone, and the two means are over the tokens of the others; its reward stays in its group.
+    advantage, shifted, selected = rlcsd_parts(batch)
+    selected[2] = False
+    left = scored(batch) & ~selected & present.unsqueeze(1)
+    lengths, answers = scored(batch).sum(1, keepdim=True), len(batch.ids)
+    expected = selected * shifted * answers * lengths / selected.sum()
+    expected = expected + left * advantage * answers * lengths / max(int(left.sum()), 1)
+    dropped = batch.assignment(dopd.table("rlcsd"), has_contrast=present).advantages[0]
+    torch.testing.assert_close(dropped, expected)
+    assert not dropped[2].any()
+    joint = batch.assignment(dopd.table("rlcsd", apart=False), has_contrast=present).advantages[0]
+    torch.testing.assert_close(joint[present], unshifted[present] * 8 / 7)
+    assert not joint[2].any()
+
+
+def test_conspos_margin_grows_and_a_group_without_right_or_wrong_rollouts_has_no_advantage() -> None:
+    batch, table = random_logits(3), dopd.table("conspo", temperature=0.1, margin=0.2, warmup=0.5)
+    for progress, margin in ((0.0, 0.0), (0.25, 0.1), (0.5, 0.2), (1.0, 0.2)):
+        _, gradient = batch.loss(table, batch.assignment(table, progress=progress))
+        leaf = batch.student.clone().requires_grad_()
+        mean_over_sequences(conspo(batch, torch.log_softmax(leaf, -1), 0.1, margin), batch.mask).backward()
+        torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-11)
+    for score in (0.0, 1.0):
+        batch.rewards[:GROUP] = score
+        for name in ("conspo", "conspo_uniform"):
+            advantage = batch.assignment(dopd.table(name)).advantages[0]
+            assert not advantage[:GROUP].any() and bool(advantage[GROUP:].any()), name
+
+
+def test_conspo_as_published_is_nearly_its_control_and_at_a_low_temperature_is_not() -> None:
+    batch = random_logits(3)
+    limit = batch.assignment(dopd.table("conspo_uniform")).advantages[0][scored(batch)]
+    for temperature, near in ((10.0, True), (0.1, False)):
+        advantage = batch.assignment(dopd.table("conspo", temperature=temperature)).advantages[0][scored(batch)]
+        assert torch.allclose(advantage, limit, rtol=0.1) is near
 
 
 def test_a_group_of_equal_rewards_has_no_advantage() -> None:

@@ -45,7 +45,8 @@ def test_every_method_takes_a_step(name: str, tmp_path: Path) -> None:
     assert all(value == value for key, value in logged.items() if isinstance(value, float)), logged
     moved = any(not torch.equal(before[key], value) for key, value in made.model.named_parameters())
     assert moved == (logged["grad_norm"] > 0)
-    if name not in ("sdpo", "rlcsd", "grpo", "rlsd"):  # these learn nothing from a prompt whose answers are all alike
+    alike = ("sdpo", "rlcsd", "grpo", "rlsd", "oasis", "sipo", "distilled_rl", "conspo", "conspo_uniform")
+    if name not in alike:  # these learn nothing from a prompt whose answers are all alike
         assert moved
     labels = {rule.label for rule in made.table.rules}
     assert {key.removeprefix("share/") for key in logged if key.startswith("share/")} == labels
@@ -85,6 +86,10 @@ def test_siblings_are_right_rollouts_of_the_same_prompt_and_never_the_rows_own()
     assert sibling_contexts(completions, scores, 3, right=True) == ["c", "a", "a", "e", None, "e"]
     assert sibling_contexts(completions, scores, 3, right=False) == ["b", None, "b", "f", "d", "d"]
     assert sibling_contexts(["", " ", "x"], [1.0, 1.0, 0.0], 3, right=True) == [None, None, None]
+    drawn = [sibling_contexts([*completions, f"{n}"], [1.0] * 7, 7, right=True, at_random=True) for n in range(99)]
+    assert drawn[0] == sibling_contexts([*completions, "0"], [1.0] * 7, 7, right=True, at_random=True)
+    assert all(text != own for texts in drawn for text, own in zip(texts, completions, strict=False))
+    assert {texts[0] for texts in drawn} > {"b", "c", "d", "e", "f"}
     with pytest.raises(ConfigError, match="need a verifier"):
         sibling_contexts(completions, None, 3, right=True)
     with pytest.raises(ConfigError, match="6 completions, which is not a multiple of num_generations"):
