@@ -122,8 +122,8 @@ def distilled_rl(*, bound: Positive = 3.0) -> RoutingTable:
     "-A log S(y), A = G / N+ (1 - P+) of a right rollout, -G / N+ sum P- of a wrong one; P: shares of e^(s / t), "
     "s the mean log S of an answer",
     departures="none: the gradient is that of the published contrast. At the published temperature of 10 the weights "
-    "of wrong rollouts differ by 2% at most, so that it is nearly conspo_uniform; temperature 0.1 tells them apart, and "
-    "is not the paper's. The full text was read",
+    "of wrong rollouts differ by 2% at most, so that it is nearly conspo_uniform; temperature 0.1 tells them apart, "
+    "and is not the paper's. The full text was read",
 )
 def conspo(*, temperature: Positive = 10.0, margin: NotNegative = 0.01, warmup: Share = 0.3) -> RoutingTable:
     advantage = {"signal": "conspo", "temperature": temperature, "margin": margin, "warmup": warmup}
