@@ -37,6 +37,16 @@ class RandomStates:
         }
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), there)
 
+    @staticmethod
+    def seed(seed: int, *devices: torch.device) -> None:
+        """Begin anew from a number, below 2^32, on `devices` beside the CPU."""
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is of all devices
+        for device in devices:
+            with torch.get_device_module(device).device(device):
+                torch.get_device_module(device).manual_seed(seed)
+
     def restore(self) -> None:
         """Make them what they were."""
         random.setstate(self.python)

@@ -17,7 +17,7 @@ from dopd.errors import ConfigError, DataError, DopdError, NotFiniteError, Scori
 from dopd.guests import as_guest
 from dopd.interrupts import Stopped, TooLongError, alarm_after
 from dopd.step.batch import Rollouts
-from dopd.step.verifier import Verifier, judged, quoted, shown, tried, written_code
+from dopd.step.verifier import Verifier, judged, own_copy, quoted, shown, tried, written_code
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -169,7 +169,7 @@ class Judge:
                 if function is None:
                     continue
                 with _guarded(name, self.seconds, arguments), _in_time(name, seconds):
-                    outputs[name] = function(**arguments, **_taken(function, of_the_run))
+                    outputs[name] = function(**own_copy(arguments), **_taken(function, of_the_run))
                 if inspect.isawaitable(outputs[name]):
                     outputs[name] = asyncio.run_coroutine_threadsafe(_caught(outputs[name]), _loop())
             for name, output in outputs.items():

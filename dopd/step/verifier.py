@@ -30,7 +30,7 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     """
     try:
         with as_guest("the verifier"):
-            value = verifier(completion, row)
+            value = verifier(completion, own_copy(row))
     except (DopdError, *_PASS):
         raise
     except BaseException as error:  # SystemExit, too: it would end a run as if it were done
@@ -54,6 +54,15 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
         )
         raise ScoringError(message) if math.isfinite(score) else NotFiniteError(message, source="verifier")
     return score
+
+
+def own_copy(value: Any) -> Any:
+    """Dictionaries and lists, through all levels, for users' code to change; what they hold is not copied."""
+    if type(value) is dict:  # not of other classes, whose way to be made is unknown
+        return {key: own_copy(one) for key, one in value.items()}
+    if type(value) is list:
+        return [own_copy(one) for one in value]
+    return value
 
 
 @dataclass(frozen=True)

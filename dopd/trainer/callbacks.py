@@ -11,6 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 from dopd.errors import ConfigError, DataError
 from dopd.evaluation.student import EvaluationResult, StudentEvaluator
 from dopd.files import append_line, fingerprint
+from dopd.guests import begin_step
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import student_metric
@@ -32,6 +33,13 @@ class AnchorUpdate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.anchor.after_step(self._trainer.accelerator.unwrap_model(self._trainer.model))
+
+
+class GuestNumbers(TrainerCallback):
+    """Lets the random numbers of users' code depend on the step, so that a run that goes on has the same ones."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        begin_step(state.global_step)
 
 
 class EndedStream(TrainerCallback):
