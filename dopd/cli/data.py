@@ -107,7 +107,6 @@ def _print(found: "DataLook") -> None:
 
     from dopd.report.terminal import print_paragraph, print_table
     from dopd.runs.data_look import reasons_in_words
-    from dopd.settings import dump_yaml
 
     console = Console()
     columns = [
@@ -116,9 +115,9 @@ def _print(found: "DataLook") -> None:
     ]
     title = f"{found.name}: {found.num_rows} rows"
     print_table(console, ["column", "type", "missing", "example"], columns, title=title, right={"missing"})
-    mapping = dump_yaml({"columns": found.mapping}).strip() if found.mapping else "as they are"
+    mapping = "{" + ", ".join(f"{name}: {theirs}" for name, theirs in found.mapping.items()) + "}"
     guess = f" ({', '.join(found.guessed)}: a guess)" if found.guessed else ""
-    print_paragraph(console, "columns", f"{' '.join(mapping.removeprefix('columns:').split())}{guess}")
+    print_paragraph(console, "columns", f"{mapping if found.mapping else 'as they are'}{guess}")
     _print_examples(console, found.examples)
     _print_lengths(console, found)
     if found.filtered:

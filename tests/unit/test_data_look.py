@@ -54,6 +54,8 @@ def test_a_file_is_looked_at_and_the_mapping_is_one_that_a_run_reads(
     assert found["unusable"] == {"column 'prompt': the text is empty": [3]}
     assert len(found["examples"]) == 3 and set(found["examples"][0]) == {"plain", "privileged"}
     assert found["examples"][0]["plain"] == "user: 2 + 3 = ?" and "Add." in found["examples"][0]["privileged"]
+    assert main(["data", path]) == 0
+    assert "columns: {prompt: question, privileged_context: solution" in capsys.readouterr().out
     settings = load_settings(str(mapping), model_name_or_path="s", output_dir="r")
     assert load_rows(settings)[0][0] == {"prompt": "2 + 3 = ?", "privileged_context": "Add.", "answer": "5"}
 
