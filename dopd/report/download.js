@@ -172,9 +172,12 @@ function latexCell(text) {
 function tableLatex(node, name) {
   const { header, rows } = tableCells(node);
   const line = (row) => `  {${row.map(latexCell).join("} & {")}} \\\\`;
+  // Columns of sentences are broken into lines; what is still wider than a line of the document is scaled to it.
+  const sort = (n) => (Math.max(...rows.map((row) => row[n].length)) > 40 ? "p{4cm}" : n ? "r" : "l");
   return [
-    "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}", "\\begin{table}", "  \\centering",
-    `  \\caption{${latexCell(`${DATA.title}: ${name}`)}}`, `  \\begin{tabular}{l${"r".repeat(header.length - 1)}}`, "  \\toprule",
-    line(header), "  \\midrule", ...rows.map(line), "  \\bottomrule", "  \\end{tabular}", "\\end{table}", "",
+    "% needs \\usepackage{booktabs,graphicx} and \\usepackage[T1]{fontenc}", "\\begin{table}", "  \\centering",
+    `  \\caption{${latexCell(`${DATA.title}: ${name}`)}}`, "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
+    `  \\begin{tabular}{${header.map((_, n) => sort(n)).join("")}}`, "  \\toprule",
+    line(header), "  \\midrule", ...rows.map(line), "  \\bottomrule", "  \\end{tabular}}", "\\end{table}", "",
   ].join("\n");
 }

@@ -121,17 +121,42 @@ function pane(index, name) {
     tokens, figureDownloads(`tokens of ${itemName(item)}`, () => stripSvg(item)));
 }
 
+// The whole label, above its box or under it, where no other label (`taken`) is: of a box on the left it goes on to the right, and the
+// other way. Places are shares of the picture, and letters are as wide as on the smallest.
+const LETTER = 7 / 260;
+const LINE = 18 / 260;
+
+function boxLabel(label, [left, top, right, bottom], taken) {
+  const rightwards = left + right < 1;
+  const room = rightwards ? 1 - left : right;
+  const width = Math.min(room, LETTER * (label.length + 1));
+  const height = LINE * Math.ceil((LETTER * label.length) / room);
+  const from = rightwards ? left : right - width;
+  const places = [[top - height, top], [bottom, bottom + height]];
+  const isFree = ([start, end]) => start > -LINE - 0.01 && end < 1 + LINE
+    && !taken.some((one) => one.from < from + width && from < one.to && one.start < end && start < one.end);
+  const [start, end] = places.find(isFree) || places[0];
+  taken.push({ from, to: from + width, start, end });
+  const across = rightwards ? { left: 100 * left + "%" } : { right: 100 * (1 - right) + "%" };
+  const node = el("span", { class: "label" }, label);
+  Object.assign(node.style, across, { maxWidth: 100 * room + "%" },
+    start === bottom ? { top: `calc(${100 * bottom}% + 2px)` } : { bottom: `calc(${100 * (1 - top)}% + 2px)` });
+  return node;
+}
+
 function pictures(item) {
   return (item.images || []).map((source, index) => {
     if (!source) return el("p", { class: "note" }, "A picture that could not be read, or for which the page had no room.");
+    const taken = [];
     const frame = el("div", { class: "picture" }, el("img", { src: source, alt: `picture ${index + 1} of the prompt` }));
     for (const box of item.boxes.filter((other) => (other.image || 0) === index)) {
       const [left, top, right, bottom] = box.xyxy;
-      const node = el("div", { class: "box" }, box.label ? el("span", {}, String(box.label)) : null);
+      const node = el("div", { class: "box" });
       Object.assign(node.style, {
         left: 100 * left + "%", top: 100 * top + "%", width: 100 * (right - left) + "%", height: 100 * (bottom - top) + "%",
       });
       frame.append(node);
+      if (box.label) frame.append(boxLabel(String(box.label), box.xyxy, taken));
     }
     return frame;
   });

@@ -31,6 +31,7 @@ _PROBLEMS = (
 _MOST_STEPS = 3  # that are told
 _HIGH_RATE = 1.0  # nobody trains with more
 _UNIT = " points"
+_KEEP = "Keep the settings; evaluate on problems of another kind before you rely on it."
 
 
 def verdict(
@@ -187,17 +188,31 @@ def _next_steps(
     if reference is None:
         other = "vanilla" if method != "vanilla" else "privileged_teacher"
         steps.append(f"To see what {method} adds, train `method: {other}` with the same seeds and report both.")
-    steps += _rate_to_try(config.get("learning_rate"), level, _overtrained(warnings, method))
+    if _under_way(groups):
+        steps.insert(
+            bool(serious),
+            "Let it end, and report again; a run that stopped goes on with `resume_from_checkpoint: true`.",
+        )
+    else:
+        steps += _rate_to_try(config.get("learning_rate"), level, _overtrained(warnings, method))
     against = next((difference for difference in mine if difference.against == reference), None)
     if against is not None and against.verdict == "worse":
         steps.append(f"{reference} is better here: take it, or try `privileged_student: ema` if the method reads one.")
-    return steps[:_MOST_STEPS] or ["Keep the settings; evaluate on problems of another kind before you rely on it."]
+    return steps[:_MOST_STEPS] or [_warned(_own(warnings, method)) or _KEEP]
+
+
+def _own(warnings: Sequence[Mapping[str, Any]], method: str) -> list[Mapping[str, Any]]:
+    return [warning for group in warnings if group["method"] == method for warning in group["warnings"]]
 
 
 def _overtrained(warnings: Sequence[Mapping[str, Any]], method: str) -> str:
     """The title of the first warning of a method that more training would make worse; `""` without one."""
-    own = (warning for group in warnings if group["method"] == method for warning in group["warnings"])
-    return next((warning["title"] for warning in own if warning["overtrained"]), "")
+    return next((warning["title"] for warning in _own(warnings, method) if warning["overtrained"]), "")
+
+
+def _warned(own: Sequence[Mapping[str, Any]]) -> str:
+    """What the first warning asks for, where nothing else is to be done; `""` without one."""
+    return f"Before you keep the settings, see the warning '{own[0]['title']}': {own[0]['advice']}" if own else ""
 
 
 def _rate_to_try(rate: Any, level: str, overtrained: str) -> list[str]:

@@ -4,7 +4,6 @@ loaded.
 
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,26 +33,11 @@ from dopd.settings import (
     settings_of,
 )
 from dopd.settings.foreign import FOREIGN
+from dopd.settings.places import PLACES, at_home, left_open
 from dopd.tasks import get_source, resolve_kind
 
 PromptCount = Annotated[int, Ge(1), Le(10_000_000)]  # they are held in memory
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-# Keys that may name a file or a folder of this machine.
-_PLACES = (
-    "dataset_eval_name",
-    "dataset_name",
-    "deepspeed",
-    "logging_dir",
-    "method",
-    "model_name_or_path",
-    "output_dir",
-    "resume_from_checkpoint",
-    "reward_funcs",
-    "rollout_engine",
-    "task",
-    "teacher_model_name_or_path",
-    "verifier",
-)
 _SWITCHED = ("true", "false", "yes", "no", "on", "off", "null", "~")
 
 
@@ -228,8 +212,8 @@ def load_settings(path: str | Path | None, flags: Sequence[str] = (), /, **overr
             of them at once.
     """
     values = {**(read_yaml_file(config_path(path)) if path is not None else {}), **parse_flags(flags), **overrides}
-    values |= {key: _at_home(values[key]) for key in _PLACES if key in values}
-    problems = Problems(chain.from_iterable(_left_open(key, values.get(key)) for key in _PLACES))
+    values |= {key: at_home(values[key]) for key in PLACES if key in values}
+    problems = Problems(chain.from_iterable(left_open(key, values.get(key)) for key in PLACES))
     nothing = [key for key, value in values.items() if value is None or (isinstance(value, str) and not value)]
     if "model_name_or_path" not in values or "model_name_or_path" in nothing:
         values.pop("model_name_or_path", None)
@@ -268,28 +252,6 @@ def settings_of_command(command: str, config: str | None, flags: Sequence[str]) 
             "least --model_name_or_path and --output_dir (`dopd config` lists the keys)"
         )
     return load_settings(config, flags)
-
-
-def _at_home(place: Any) -> Any:
-    """A place with the user's folder for a `~` in front, which no shell has seen in a file."""
-    if isinstance(place, list):
-        return [_at_home(one) for one in place]
-    return os.path.expanduser(place) if isinstance(place, str) and place.startswith("~") else place
-
-
-def _left_open(key: str, place: Any) -> Iterator[str]:
-    """What is wrong with a place in which a variable or a user's folder stands that nothing has put in."""
-    for one in place if isinstance(place, list) else [place]:
-        if not isinstance(one, str) or (key != "output_dir" and os.path.lexists(one)):
-            continue
-        variable = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})", one)
-        if variable is not None:
-            yield (
-                f"{key} (={quoted(one)}) has {variable[0]} in it, which only a shell would put in: write the folder "
-                "out (a `~` at the beginning is your home), or give the flag without single quotes"
-            )
-        elif re.match(r"~[\w.-]+(?=/|$)", one):
-            yield f"{key} (={quoted(one)}) begins with the home of a user who is not here: write the folder out"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -62,12 +62,18 @@ def card_text(
         _results(changes),
         f"## Method\n\n```text\n{table.describe()}\n```",
         "## Training",
-        _table(["setting", "value"], [[key, str(settings[key])] for key in _SETTINGS if key in settings]),
+        _table(["setting", "value"], [[key, str(settings[key])] for key in _SETTINGS if _acts(key, settings)]),
         "## Versions",
         _table(["package", "version"], [["dopd", dopd.__version__], *_versions()]),
         f"## Citation\n\n```bibtex\n{paper['citation']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _acts(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting is there and has an effect: steps or epochs end a run, and -1 steps leave it to the epochs."""
+    by_steps = (settings.get("max_steps") or 0) > 0
+    return key in settings and key != ("num_train_epochs" if by_steps else "max_steps")
 
 
 def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from dopd.secrets import is_secret, without_secrets
 from dopd.servers import ServedTable, ServerSupport, served_table, server_urls
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.settings.documented import document_fields
+from dopd.settings.places import at_home, left_open
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 from dopd.trainer.arguments import known_arguments_only
@@ -32,6 +33,7 @@ Importance = Literal["none", "truncated"]
 _TRL_BETA_DEFAULT = 1.0
 
 
+_OWN_PLACES = ("deepspeed", "method", "output_dir", "resume_from_checkpoint", "teacher_model_name_or_path")
 BASE = "base"  # as teacher: what is below the student's adapter
 
 
@@ -234,11 +236,14 @@ class DOPDConfig(DistillationConfig):
     def __post_init__(self) -> None:
         own: type = type(self)
         chosen = set(_changed(self))
+        for key in _OWN_PLACES:
+            setattr(self, key, at_home(getattr(self, key)))
         check_attributes(self, trainer_settings(own))
         self._check_together()
         # The host would have its own evaluation at every saved step; ours has been checked.
         load_best = self.load_best_model_at_end
         self.load_best_model_at_end = load_best and student_metric(self) is None
+        self._name_checkpointing()
         try:
             super().__post_init__()
         except (ValueError, TypeError, ImportError, OSError) as error:  # with which the host checks its own fields
@@ -248,6 +253,12 @@ class DOPDConfig(DistillationConfig):
             logging.getLogger("dopd").setLevel(logging.ERROR)
         self.resume_from_checkpoint = checkpoint_to_resume(self.resume_from_checkpoint, self.output_dir)
         self._unchosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in chosen}
+
+    def _name_checkpointing(self) -> None:
+        """Later hosts warn of the old names, which TRL itself gives, unless the new ones have the same values."""
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            if getattr(self, f"activation_{name}", False) is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
 
     def chosen(self) -> dict[str, Any]:
         """The settings that are not left at their defaults, as plain values; without tokens."""
@@ -276,6 +287,9 @@ class DOPDConfig(DistillationConfig):
     def _check_together(self) -> None:
         """Check what types do not say: the insides of mappings, and settings beside one another."""
         problems = Problems(check_mappings(self))
+        for key in _OWN_PLACES:
+            for problem in left_open(key, getattr(self, key)):
+                problems.add(problem)
         if self.beta != _TRL_BETA_DEFAULT:
             problems.add(
                 f"beta (={self.beta}) selects the divergence of TRL's own trainer; here each rule of the routing table "

@@ -4,6 +4,7 @@ A test fails by name when a release of TRL changes one of them.
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,8 @@ class HostTrainer(DistillationTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._extra = {}
+        # TRL asks models by a name that later transformers warn of at every user's first step.
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         super().__init__(*args, **kwargs)
 
     # --- What the host knows

@@ -233,7 +233,36 @@ def test_pictures_have_their_boxes(page: Any) -> None:
     assert box.rect["x"] - picture.rect["x"] == pytest.approx(100, abs=1)
     assert box.rect["y"] - picture.rect["y"] == pytest.approx(100, abs=1)
     assert (box.rect["width"], box.rect["height"]) == pytest.approx((200, 100), abs=1)
-    assert box.text == kit.EVIL
+    label = page.find_element("css selector", ".picture .label")
+    assert label.text == kit.EVIL and label.rect["y"] + label.rect["height"] <= box.rect["y"]
+
+
+@pytest.mark.parametrize(
+    "edges", [(0.0, 0.0, 0.1, 0.1), (0.9, 0.5, 1.0, 0.6), (0.45, 0.0, 0.5, 1.0), (0.5, 0.4, 0.6, 0.9)]
+)
+def test_a_long_label_of_a_box_is_whole_and_stays_within_the_picture(edges: Any, page: Any) -> None:
+    page.execute_script("choose({run: 3, step: 9})")
+    long = "the second red cup from the left, which is nearer to the plate than the blue one"
+    page.execute_script(
+        "document.querySelector('.picture').append(boxLabel(arguments[0], arguments[1], []))", long, list(edges)
+    )
+    picture, label = page.find_element("css selector", ".picture"), find(page, ".picture .label")[-1]
+    assert label.text == long
+    assert label.rect["x"] >= picture.rect["x"] - 1
+    assert label.rect["x"] + label.rect["width"] <= picture.rect["x"] + picture.rect["width"] + 1
+    cut = "return [arguments[0].scrollWidth - arguments[0].clientWidth, getComputedStyle(arguments[0]).overflow]"
+    assert page.execute_script(cut, label) == [0, "visible"]
+
+
+def test_labels_of_neighbours_do_not_cover_one_another(page: Any) -> None:
+    page.execute_script(
+        "choose({run: 3, step: 9}); const frame = document.querySelector('.picture'), taken = [];"
+        "frame.querySelectorAll('.label').forEach((node) => node.remove());"
+        "for (const box of [[0.02, 0.3, 0.15, 0.4], [0.3, 0.31, 0.5, 0.45]])"
+        " frame.append(boxLabel('a green triangle', box, taken))"
+    )
+    first, second = (node.rect for node in find(page, ".picture .label"))
+    assert first["y"] + first["height"] <= second["y"] or second["y"] + second["height"] <= first["y"]
 
 
 # --- What a model wrote is text

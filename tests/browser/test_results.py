@@ -2,7 +2,9 @@
 
 import csv
 import re
+import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,10 +167,22 @@ def test_tables_are_saved_as_latex(driver: Any, saved: Any) -> None:
     body = text_of.split("\\midrule")[1].split("\\bottomrule")[0]
     columns = len(driver.execute_script("return DATA.verdict.table.columns")) + 1
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
-    assert "\\toprule" in text_of and f"{{l{'r' * (columns - 1)}}}" in text_of
+    (kinds,) = re.findall(r"begin{tabular}{(\S+)}", text_of)
+    assert "\\toprule" in text_of and len(re.sub(r"p{4cm}", "p", kinds)) == columns and set(kinds[0]) == {"l"}
     assert "dopd against vanilla" in text_of and not re.search(r"(?<!\\)[%#_]", body)
     minus = driver.execute_script("return latexCell('-0.8 [-4.4, +2.7], well-known')")
     assert minus == "$-$0.8 [$-$4.4, +2.7], well-known"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+@pytest.mark.parametrize("table", ["#headline", "#comparisons"])
+def test_latex_sets_a_saved_table_within_the_lines_of_a_document(table: str, saved: Any, tmp_path: Path) -> None:
+    before = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\usepackage[T1]{fontenc}\\begin{document}"
+    page = f"{before}\n{saved(table, 'LaTeX').read_text(encoding='utf-8')}\n\\end{{document}}\n"
+    (tmp_path / "page.tex").write_text(page, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout
 
 
 def test_what_a_model_wrote_runs_nowhere_in_a_saved_table(driver: Any, saved: Any) -> None:

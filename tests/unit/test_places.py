@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dopd.cli.main import main
 from dopd.errors import ConfigError
 from dopd.runs.settings import load_settings
 from dopd.trainer import whole
+from dopd.trainer.config import DOPDConfig
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.lock import LOCK_FILE, FolderLock
 from dopd.trainer.owned import MARKER_FILE
@@ -297,6 +299,16 @@ def test_a_variable_that_no_shell_has_put_in_is_named(
     if key != "output_dir":
         load_settings(None, **values | {key: "cost$USD"})
     assert load_settings(None, **values | {key: "cost$5"})
+
+
+@pytest.mark.parametrize("key", ["output_dir", "teacher_model_name_or_path", "method"])
+def test_python_reads_places_as_files_do(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here: dict[str, Any] = {"output_dir": "runs/x", "use_cpu": True, "bf16": False}
+    with pytest.raises(ConfigError, match=re.escape(f"{key} (='$HOME/x') has $HOME in it")):
+        DOPDConfig(**here | {key: "$HOME/x"})
+    if key != "method":
+        assert getattr(DOPDConfig(**here | {key: "~/x"}), key) == str(tmp_path / "x")
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_training(

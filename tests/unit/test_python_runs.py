@@ -180,6 +180,8 @@ def test_the_card_says_what_was_trained_from_what_and_what_it_came_to(tmp_path: 
     first, *_, last = kit.records(made, "eval_accuracy_greedy")
     assert greedy[1].startswith(f"{100 * first:.1f} [") and greedy[2].startswith(f"{100 * last:.1f} [")
     assert greedy[3] == "4" and made.table.describe() in card
+    settings = dict(table_of(card, "## Training"))
+    assert settings["max_steps"] == "2" and "num_train_epochs" not in settings  # one of the two ends a run
     versions = dict(table_of(card, "## Versions"))
     assert versions["trl"] == importlib.metadata.version("trl") and "None" not in card
     assert ModelCard.load(tmp_path / "my-run" / "README.md").data.tags is not None

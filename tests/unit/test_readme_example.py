@@ -129,10 +129,13 @@ def test_the_example_trains_on_the_question_as_qwen3_reads_it(
     tried("prompt", f"the README's example, Qwen3, {what}", "exact")
 
 
-def test_the_first_example_trains_as_it_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_example_trains_as_it_is_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(examples()[0], names)
+    assert [warning for warning in recwarn if warning.category is FutureWarning] == []  # of names that TRL uses
     lines = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = {record["step"]: record["loss"] for record in map(json.loads, lines) if "loss" in record}
     assert names["trainer"].state.global_step == 20 and losses and all(loss > 0 for loss in losses.values())

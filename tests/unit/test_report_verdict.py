@@ -237,6 +237,29 @@ def test_where_a_warning_says_that_it_was_too_much_the_verdict_asks_for_no_more(
     assert found["next"] == report_data([tmp_path])["verdict"]["next"]
 
 
+def test_settings_are_kept_only_where_nothing_warns_of_them(tmp_path: Path) -> None:
+    def steps(drift: float) -> list[str]:
+        runs = [
+            kit.run_folder(
+                tmp_path / f"{drift}" / f"{method}-seed{seed}",
+                method,
+                seed,
+                greedy=lambda t, seed=seed, gain=gain: 0.3 + (gain + 0.01 * seed) * t,
+                privileged=lambda t: 0.9 - drift * t,
+            )
+            for method, gain in (("dopd", 0.5), ("vanilla", 0.1))
+            for seed in range(3)
+        ]
+        groups = group_runs(find_runs(runs))
+        return verdict(groups, {}, findings(groups, {}))["next"]
+
+    assert steps(0.0) == ["Keep the settings; evaluate on problems of another kind before you rely on it."]
+    (step,) = steps(0.4)
+    assert step.startswith(
+        "Before you keep the settings, see the warning 'the privileged student drifts': Lower `learn"
+    )
+
+
 def test_a_run_that_was_never_evaluated_gets_no_verdict(tmp_path: Path) -> None:
     run = kit.run_folder(tmp_path / "run")
     kit.write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
@@ -268,8 +291,9 @@ def test_evaluations_that_cannot_be_are_left_out(tmp_path: Path, name: str, valu
 
 
 def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
-    _, sentence, _ = levels(tmp_path / "run", config={"max_steps": 60})
+    _, sentence, steps = levels(tmp_path / "run", greedy=lambda t: 0.5, config={"max_steps": 60})
     assert sentence.startswith("So far (step 6 of 60): ")
+    assert steps[0].startswith("Let it end") and not any("learning_rate" in step for step in steps)
 
 
 def test_the_method_of_interest_is_dopd_and_the_reference_vanilla() -> None:
