@@ -158,6 +158,30 @@ def append_line(path: Path, line: bytes) -> None:
         raise _named(error, path) from error
 
 
+@contextlib.contextmanager
+def held(path: Path, choose: str) -> Iterator[None]:
+    """Inside, a file that is written line by line is this process's alone; its folder is made.
+
+    Args:
+        choose (`str`): what a user can do otherwise.
+
+    Raises:
+        FileError: another process has it.
+    """
+    import fcntl  # where there is none, it cannot be known
+
+    make_folder(path.parent)
+    guard = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileError(f"{str(path)!r} is being written by another process: wait for it, or {choose}") from None
+        yield
+    finally:
+        os.close(guard)
+
+
 def read_plain(path: Path) -> bytes:
     """The content of a file of ours.
 

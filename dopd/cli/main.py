@@ -19,7 +19,7 @@ from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.parser import Parser
 from dopd.cli.values import add_asking, add_rows, as_asked, positive, prompt_count, rows_as_given, seconds, seed
 from dopd.errors import ConfigError, DopdError
-from dopd.files import not_written
+from dopd.files import check_plain, not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
 from dopd.launched import is_main_process
 from dopd.runs.recipes import recipe_names, recipe_path
@@ -209,7 +209,7 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
         "eval",
         "accuracy of a checkpoint on a task or on held-out rows, without privileged context and beside it with it",
         "  dopd eval tiny:dag/student\n  dopd eval runs/quickstart/dopd-seed0 --split ood --json\n"
-        "  dopd eval tiny:dag/student --task dag --task-options '{num_needed: 4}'\n"
+        "  dopd eval tiny:dag/student --task dag --task-options '{num_needed: 4}' --output answers.jsonl\n"
         "  dopd eval Qwen/Qwen3-1.7B --dataset-name test.jsonl --columns '{prompt: question}' --verifier math\n"
         "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
         "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
@@ -232,6 +232,11 @@ def _add_eval(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="keep every answer as it comes (JSON lines); the same command goes on behind them",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -254,17 +259,28 @@ def _eval(arguments: argparse.Namespace) -> None:
     _, note = circumstances(arguments.model, **options)
     if note:
         print(visible(note), file=sys.stderr)
-    result = evaluate_checkpoint(
-        arguments.model,
-        **options,
-        split=arguments.split,
-        prompts=arguments.prompts,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        seed=arguments.seed,
-        teacher_name=arguments.teacher,
-        verifier_timeout=arguments.verifier_timeout,
-    )
+    if arguments.output is not None:
+        check_plain("output", arguments.output)
+    try:
+        result = evaluate_checkpoint(
+            arguments.model,
+            **options,
+            split=arguments.split,
+            prompts=arguments.prompts,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            seed=arguments.seed,
+            teacher_name=arguments.teacher,
+            verifier_timeout=arguments.verifier_timeout,
+            output=arguments.output,
+        )
+    except Stopped as stop:
+        way_out = (
+            f"the answers so far are in {arguments.output}, and the same command goes on behind them"
+            if arguments.output is not None
+            else "no answer is kept; with --output FILE the same command would go on where it was"
+        )
+        raise Stopped(stop.signal, f"{stop.message}: {way_out}") from None
     print_evaluation(arguments.model, result, as_json=arguments.json)
 
 

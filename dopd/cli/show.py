@@ -17,7 +17,7 @@ from dopd.sources import CONTRAST, SOURCES
 from dopd.statistics import Interval
 
 if TYPE_CHECKING:
-    from dopd.evaluation.student import EvaluationResult
+    from dopd.evaluation.results import EvaluationResult
     from dopd.tables import RoutingTable
 
 

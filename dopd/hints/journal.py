@@ -1,18 +1,16 @@
 """Replies that were paid for: kept line by line as they come, and found again by what was asked."""
 
-import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dopd.errors import FileError
-from dopd.files import append_line, make_folder, replace_file
+from dopd.files import append_line, held, replace_file
 
 
 @dataclass(frozen=True)
@@ -53,25 +51,17 @@ class Journal:
         self.replies: dict[str, Reply] = {}
         self.num_torn = 0
         self._lock = threading.Lock()
-        self._guard = -1
+        self._guard = ExitStack()
 
     def __enter__(self) -> "Journal":
-        make_folder(self.path.parent)
-        self._guard = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._guard)
-            raise FileError(
-                f"{str(self.path)!r} is being written by another process: wait for it, or choose another --output"
-            ) from None
+        self._guard.enter_context(held(self.path, "choose another --output"))
         self._read()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._guard)
+        self._guard.close()
 
     def _read(self) -> None:
         if not self.path.exists():

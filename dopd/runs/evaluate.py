@@ -1,13 +1,19 @@
 """Evaluate a checkpoint on a task or on held-out rows without privileged context, outside of any training."""
 
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from dopd.data.encode import tokenizer_of
 from dopd.data.privileged import PrivilegedTemplate
 from dopd.errors import ConfigError
-from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.evaluation.kept import KeptAnswers
+from dopd.evaluation.results import EvaluationResult
+from dopd.evaluation.student import StudentEvaluator
 from dopd.runs.build import load_model, load_processing_class, load_teacher
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import Circumstances, check_problems, circumstances
@@ -15,6 +21,10 @@ from dopd.runs.judging import JudgedProblems, problems_of
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
 from dopd.trainer import DOPDConfig
+from dopd.trainer.beginnings import teacher_weights, weights_digest
+from dopd.trainer.identity import rows_digest
+
+_PACKAGES = ("dopd", "transformers", "torch")  # their versions stand beside answers
 
 
 def evaluate_checkpoint(
@@ -39,6 +49,7 @@ def evaluate_checkpoint(
     seed: int = 0,
     teacher_name: str | None = None,
     verifier_timeout: float | None = DOPDConfig.verifier_timeout,
+    output: str | None = None,
 ) -> EvaluationResult:
     """Answer held-out problems of a task, or held-out rows, greedily and sampled, without p; and greedily with it.
 
@@ -57,6 +68,8 @@ def evaluate_checkpoint(
         max_new_tokens (`int`, *optional*): most tokens of an answer; 256 where the model brings none.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
         verifier_timeout (`float`, *optional*): seconds that the task may take to judge an answer; `None` for any time.
+        output (`str`, *optional*): a file of JSON lines that gets every answer as it comes; an evaluation that was
+            interrupted goes on behind those that are there.
 
     Raises:
         ConfigError, DataError, ModelError: naming what cannot work and the fix.
@@ -87,7 +100,26 @@ def evaluate_checkpoint(
     evaluator = _evaluator(model_name, model, asked, problems, batch_size=batch_size, seed=seed)
     teacher = None if teacher_name is None else load_teacher(teacher_name, model_name, dtype=dtype).to(device)
     check_answering(evaluator, evaluator.rows, model, teacher)
-    return evaluator.evaluate(model, teacher=teacher)
+    if output is None:
+        return evaluator.evaluate(model, teacher=teacher)
+    decides = asdict(asked) | {"split": split, "batch_size": batch_size, "dtype": dtype, "seed": seed}
+    decides |= _by_content(model_name, model, teacher_name, teacher, problems)
+    with KeptAnswers(Path(output), decides, {name: version(name) for name in _PACKAGES}) as kept:
+        return evaluator.evaluate(model, teacher=teacher, kept=kept)
+
+
+def _by_content(
+    model_name: str, model: Any, teacher_name: str | None, teacher: Any, problems: JudgedProblems
+) -> dict[str, Any]:
+    """Who is judged on what, by names and by what is in them."""
+    rows = problems.rows if isinstance(problems.rows, Dataset) else Dataset.from_list(list(problems.rows))
+    return {
+        "model": model_name,
+        "model (its weights)": weights_digest(model.named_parameters()),
+        "teacher": teacher_name,
+        "teacher (its weights)": teacher_weights(teacher),
+        "rows": rows_digest(rows),
+    }
 
 
 def _evaluator(

@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from dopd.errors import ConfigError, DataError
-from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.evaluation.results import EvaluationResult
+from dopd.evaluation.student import StudentEvaluator
 from dopd.files import append_line, fingerprint
 from dopd.guests import begin_step
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
-from dopd.evaluation.student import EvaluationResult, StudentEvaluator
+from dopd.evaluation.results import EvaluationResult
+from dopd.evaluation.student import StudentEvaluator
 from dopd.report.closing import say_outcome
 from dopd.report.curves import CURVES_FILE, draw_run
 from dopd.report.outcome import changes

@@ -17,7 +17,7 @@ from trainer_kit import STUDENT, TEACHER, TOKENIZER, config, student, task_rows,
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen3Config
 
 from dopd.errors import ConfigError
-from dopd.evaluation.student import EvaluationResult
+from dopd.evaluation.results import EvaluationResult
 from dopd.methods import METHODS, table
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, train
