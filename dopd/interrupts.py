@@ -14,8 +14,10 @@ from dopd.watchdog import Watchdog
 
 _WATCHDOG = Watchdog()
 
-# SIGUSR1 is what batch systems send before the time is up (`sbatch --signal=USR1@120`).
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+# SIGUSR1 is what batch systems send before the time is up (`sbatch --signal=USR1@120`); SIGHUP comes where a
+# terminal or its connection is lost (`nohup` has it ignored, and it stays so).
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 GRACE = 5.0  # seconds between an alarm and the end of a process in which it did nothing
 

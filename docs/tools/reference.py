@@ -141,8 +141,8 @@ def commands() -> str:
         _MADE,
         "",
         "`dopd COMMAND --help` prints the same in a terminal. Exit status: 0; 2 with one line for each problem that",
-        "you can fix; 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM; 141 if the reader of the output has left; 75",
-        "if the server of a teacher was lost, which is worth another try later.",
+        "you can fix; 129, 130, 138 or 143 after SIGHUP, Ctrl-C, SIGUSR1 or SIGTERM; 141 if the reader of the",
+        "output has left; 75 if the server of a teacher was lost, which is worth another try later.",
         "`--debug` before the command shows tracebacks. On several GPUs:",
         "`dopd train CONFIG --accelerate_config multi_gpu --num_processes 8`.",
     ]

@@ -45,7 +45,8 @@ class ContinuingTrainer(SavingTrainer):
 
         A run whose last checkpoint is at its last step is given that checkpoint's weights (or, where it was to end with
         them, those of the best), and nothing is trained.
-        SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 finish the step, save a checkpoint and raise `Stopped`, a `SystemExit`.
+        SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP finish the step, save a checkpoint and raise `Stopped`, a
+        `SystemExit`.
 
         Raises:
             ConfigError: there is no such checkpoint, it is of another run, or another process is at this folder.

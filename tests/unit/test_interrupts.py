@@ -56,7 +56,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, unb
     assert (
         caught.value.code
         == exit_status(number)
-        == {"SIGTERM": 143, "SIGINT": 130}.get(signal.Signals(number).name, 138)
+        == {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}.get(signal.Signals(number).name, 138)
     )
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -104,6 +104,20 @@ def test_handlers_of_others_stay_and_ours_go() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before[signal.SIGUSR1])
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_a_lost_terminal_is_noted_unless_nohup_has_it_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with noted() as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.number == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with noted() as requests:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # --- Commands that start others
