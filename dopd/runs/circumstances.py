@@ -1,6 +1,8 @@
 """What a model was trained for: the circumstances of its run, or of its recipe, in which it is judged by default."""
 
+import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 from dopd.errors import ConfigError
 from dopd.report.records import CONFIG_FILE, GIVEN_IN_PYTHON
 from dopd.runs.build import resolve_model
+from dopd.runs.row_files import ONLY_SPLIT, names_files
 from dopd.runs.settings import all_settings
 from dopd.sampling import stop_strings_in
 from dopd.settings import SettingsError, check, read_yaml_file
@@ -25,6 +28,7 @@ _OBJECTS = (
     "verifier",
     "reward_funcs",
 )  # which a program may have given to its run
+_TRAINED_ON = "trained_on"  # dataset and split of a run
 _TINY_TEMPLATE = "{prompt} {privileged_context}"  # as the tiny models were trained
 _MAX_NEW_TOKENS = 256
 
@@ -94,9 +98,14 @@ def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **opt
         options: fields of `Circumstances`; a mapping replaces the model's whole mapping.
 
     Returns:
-        The circumstances, and a sentence that says which are not given, or `""`.
+        The circumstances, and a sentence that says which are not given, and whether rows that are given are those that
+        the run was trained on, or `""`.
+
+    Raises:
+        ConfigError: a file that the run names, and that is not where the command looks for it.
     """
     origin, own = _own(model_name, options.get("task"))
+    trained_on = own.pop(_TRAINED_ON, ())
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("task", own.get("task")) != own.get("task"):
         strange = (*_OF_THE_TASK, "dataset_name", *_OF_THE_ROWS, "verifier")
@@ -105,8 +114,36 @@ def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **opt
         own = {name: value for name, value in own.items() if name not in ("task", *_OF_THE_TASK, *_WHICH_ROWS)}
     own = {name: own[name] for name in only if own.get(name) not in (None, {}, ())}
     taken = {name: value for name, value in own.items() if name not in options}
+    _check_here(taken, origin)
     sentence = ", ".join(f"{name} {value!r}" for name, value in taken.items())
-    return Circumstances(**taken | options), f"from {origin}: {sentence}" if sentence else ""
+    notes = [f"from {origin}: {sentence}"] if sentence else []
+    if trained_on and _same_rows(trained_on, options.get("dataset_name"), options.get("dataset_test_split")):
+        notes.append(f"dataset_name (={options['dataset_name']!r}) has the rows that {model_name} was trained on")
+    return Circumstances(**taken | options), "; ".join(notes)
+
+
+def _check_here(taken: Mapping[str, Any], origin: str) -> None:
+    """Refuse a file that a run names relative to the folder in which it was started, where it is not in this one."""
+    for name in ("verifier", "reward_funcs", "dataset_name"):
+        for text in _texts(taken.get(name)):
+            file = text.rpartition(":")[0] if name != "dataset_name" else text if names_files(text) else ""
+            is_file = name == "dataset_name" or file.endswith(".py")
+            if file and is_file and not os.path.isabs(file) and not glob.glob(os.path.expanduser(file)):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"{name} (={text!r}) is what {origin} says, seen from the folder in which that run was started; it "
+                    f"is not in this one, {os.getcwd()!r}: run the command from there, or give {flag}"
+                )
+
+
+def _same_rows(trained_on: tuple[Any, str], name: Any, split: str | None) -> bool:
+    theirs, their_split = trained_on
+    places = [[os.path.realpath(os.path.expanduser(text)) for text in _texts(one)] for one in (theirs, name)]
+    return bool(places[1]) and places[0] == places[1] and (split or ONLY_SPLIT) == their_split
+
+
+def _texts(value: Any) -> Sequence[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def check_problems(model_name: str, chosen: Circumstances) -> None:
@@ -178,7 +215,8 @@ def _of_run(path: Path) -> dict[str, Any]:
     own, problems = check({name: config[name] for name in names if config.get(name) is not None}, settings)
     if problems:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {problems[0]}")
-    own = _held_out(own)
+    trained_on = (own.get("dataset_name"), config.get("dataset_train_split") or ONLY_SPLIT)
+    own = _held_out(own) | {_TRAINED_ON: trained_on}
     for name in _REWARDS:
         if name in own:
             own[name] = tuple(own[name]) if isinstance(own[name], list) else (own[name],)

@@ -225,6 +225,45 @@ def test_what_cannot_be_judged_is_one_line(
     assert error.startswith("error: ") and words in error
 
 
+@pytest.mark.parametrize(
+    ("of_run", "words"),
+    [
+        ({"verifier": "./judge.py:score"}, "verifier (='./judge.py:score') is what"),
+        ({}, "dataset_name (='rows.jsonl') is what"),
+        ({"dataset_name": ["./rows.jsonl"]}, "dataset_name (='./rows.jsonl') is what"),
+    ],
+)
+def test_files_that_a_run_names_and_that_are_elsewhere_are_told(
+    run_on_rows: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    of_run: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = yaml.safe_load((run_on_rows / "config.yaml").read_text()) | of_run
+    (run_on_rows / "config.yaml").write_text(yaml.safe_dump(config))
+    folder = run_on_rows.resolve()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert main(["eval", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "from the folder in which that run was started" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "is_told"),
+    [
+        ({"dataset_name": "rows.jsonl", "dataset_test_split": "train[2:]"}, True),
+        ({"dataset_name": "./rows.jsonl", "dataset_test_split": "train[2:]"}, True),
+        ({"dataset_name": "rows.jsonl", "dataset_test_split": "train[:2]"}, False),
+        ({"dataset_name": "others.jsonl"}, False),
+        ({}, False),
+    ],
+)
+def test_rows_that_a_run_was_trained_on_are_told(run_on_rows: Path, given: dict[str, Any], is_told: bool) -> None:
+    assert ("was trained on" in circumstances(str(run_on_rows), **given)[1]) == is_told
+
+
 def test_objects_of_a_program_are_no_names(run_on_rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = dict.fromkeys(("dataset_name", "dataset_eval_name", "verifier"), "given in Python: Dataset, 3 rows")
     settings = {"dataset_test_split": None, **given}
