@@ -1,6 +1,7 @@
 """The command line: each command is a thin call into the library."""
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -55,7 +56,8 @@ def _main(argv: Sequence[str] | None) -> int:
             return arguments.run(arguments) or 0
     except Stopped as stop:
         if is_main_process():  # all processes of a run have stopped
-            print(visible(stop.message), file=sys.stderr)
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                print(visible(stop.message), file=sys.stderr)
         return exit_status(stop.signal)
     except BrokenPipeError:
         raise

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from dopd.interrupts import Stopped, exit_status
+
 USER_ERROR = 2
 CLOSED = 141  # the status of a program that a closed pipe has ended: 128 and the number of SIGPIPE
 
@@ -18,6 +20,7 @@ def with_any_output(command: Callable[[], int]) -> int:
         Its status; `CLOSED` if the reader went away before the end.
     """
     _open_closed_ones()
+    status: int | None = None
     try:
         try:
             status = command()
@@ -32,6 +35,10 @@ def with_any_output(command: Callable[[], int]) -> int:
         _to_nowhere()
         return CLOSED
     except OSError as error:
+        if error.errno == errno.EIO and error.filename is None:  # a terminal that is gone
+            _to_nowhere()
+            before = error.__context__  # what was on its way when the last lines could not be written
+            return exit_status(before.signal) if isinstance(before, Stopped) else CLOSED if status is None else status
         if error.errno not in (*_FULL, errno.EBADF):
             raise
         wrong = "does not fit" if error.errno in _FULL else "has no place, because something closed standard output"

@@ -1,6 +1,11 @@
 """The command as a user meets it: exit status 2 and one line for bad input, nothing half-written."""
 
+import errno
+import io
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,8 @@ import torch
 import yaml
 
 from dopd.cli.main import main
+from dopd.cli.output import with_any_output
+from dopd.interrupts import Stopped
 from dopd.methods import METHODS
 from dopd.tasks import get_task
 from dopd.tiny import TinySpec, build_model, build_tokenizer
@@ -217,3 +224,21 @@ def test_flags_alone_are_a_run_where_they_name_a_model(tmp_path: Path, capsys: p
         assert main([command, "--max_steps", "3"]) == 2
         printed = capsys.readouterr()
         assert "at least --model_name_or_path and --output_dir" in " ".join((printed.out + printed.err).split())
+
+
+def test_a_terminal_that_is_gone_ends_a_stopped_command_with_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> int:
+        try:
+            raise Stopped(signal.SIGHUP, "saved")
+        finally:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("dopd.cli.output._to_nowhere", lambda: None)
+    assert with_any_output(gone) == 129
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert with_any_output(lambda: 2) == 2
