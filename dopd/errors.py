@@ -73,11 +73,26 @@ def cut(text: str, length: int = 60) -> str:
 
 def did_you_mean(wrong: object, names: Iterable[str], most: int = 1, likeness: float = 0.6) -> str:
     """` Did you mean 'a' or 'b'?` with at most so many of the known names that are close, or `""`."""
-    # Another number, as in float64 beside float16, is no slip of the pen.
-    numbers = _NUMBERS.findall(str(wrong)[:100])
-    others = [name for name in names if not numbers or _NUMBERS.findall(name) in ([], numbers)]
-    close = sorted(difflib.get_close_matches(str(wrong)[:100], others, n=most, cutoff=likeness))
+    text = str(wrong)[:100]
+    others = [name for name in names if _may_be_slip(_NUMBERS.findall(text), _NUMBERS.findall(name))]
+    close = sorted(difflib.get_close_matches(text, others, n=most, cutoff=likeness))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _may_be_slip(numbers: list[str], others: list[str]) -> bool:
+    """Whether numbers in a name may stand for those of another: another number, as in float64 beside float16, is no
+    slip of the pen; a digit too many, as in figure33, is.
+    """
+    if not numbers or not others or numbers == others:
+        return True
+    if len(numbers) != len(others):
+        return False
+    for one, other in zip(numbers, others, strict=True):
+        longer, shorter = (one, other) if len(one) > len(other) else (other, one)
+        without_one = {longer[:place] + longer[place + 1 :] for place in range(len(longer))}
+        if one != other and shorter not in without_one:
+            return False
+    return True
 
 
 def check_choice(field: str, value: object, choices: object) -> None:

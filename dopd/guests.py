@@ -14,13 +14,17 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-
-import torch
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dopd.errors import ScoringError
 from dopd.interrupts import SIGNALS, not_left
-from dopd.random_states import RandomStates
+
+# Torch, which takes a second to import, is imported where users' code runs: commands that run none start without it.
+if TYPE_CHECKING:
+    import torch
+
+    from dopd.random_states import RandomStates
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +44,7 @@ def as_guest(what: str) -> Iterator[None]:
         SystemExit: it would have ended the process at once.
     """
     process, folder, streams = os.getpid(), _folder(), _open_streams()
-    settings = [setting.read() for setting in _SETTINGS]
+    settings = [setting.read() for setting in _settings()]
     filters = list(warnings.filters)
     random_states = _RANDOM.enter()
     try:
@@ -77,8 +81,12 @@ class _GuestRandom:
     def begin(self, step: int) -> None:
         self._step, self._states = step, None
 
-    def enter(self) -> RandomStates | None:
+    def enter(self) -> "RandomStates | None":
         """The states of the run, in whose place those of the guest are now; `None` inside of another guest."""
+        import torch
+
+        from dopd.random_states import RandomStates
+
         self._depth += 1
         if self._depth > 1:
             return None
@@ -92,10 +100,10 @@ class _GuestRandom:
             self._states.restore()
         return before
 
-    def leave(self, before: RandomStates | None) -> None:
+    def leave(self, before: "RandomStates | None") -> None:
         self._depth -= 1
         if before is not None:
-            self._states = RandomStates.now(*before.devices)
+            self._states = before.now(*before.devices)
             before.restore()
 
 
@@ -107,8 +115,10 @@ def begin_step(step: int) -> None:
     _RANDOM.begin(step)
 
 
-def _devices() -> list[torch.device]:
+def _devices() -> "list[torch.device]":
     """The device that is drawn on by default, where one is in use: its state is a pair of numbers on the host."""
+    import torch
+
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return []
     return [torch.device("cuda", torch.cuda.current_device())]
@@ -151,22 +161,26 @@ def _stream(name: str) -> _Setting:
     return _Setting(f"sys.{name}", lambda: getattr(sys, name), lambda value: setattr(sys, name, value))
 
 
-_SETTINGS = (
-    _stream("stdout"),
-    _stream("stderr"),
-    _Setting("torch.set_grad_enabled", torch.is_grad_enabled, torch.set_grad_enabled),
-    _Setting("torch.set_default_dtype", torch.get_default_dtype, torch.set_default_dtype),
-    _Setting("torch.set_default_device", torch.get_default_device, torch.set_default_device),
-    _Setting(
-        "sys.setrecursionlimit", sys.getrecursionlimit, sys.setrecursionlimit, lambda before, after: after < before
-    ),
-    _Setting("os.umask", _umask, os.umask),
-    _Setting("signal.signal", _handlers, _set_handlers),
-)
+@cache
+def _settings() -> tuple[_Setting, ...]:
+    import torch
+
+    return (
+        _stream("stdout"),
+        _stream("stderr"),
+        _Setting("torch.set_grad_enabled", torch.is_grad_enabled, torch.set_grad_enabled),
+        _Setting("torch.set_default_dtype", torch.get_default_dtype, torch.set_default_dtype),
+        _Setting("torch.set_default_device", torch.get_default_device, torch.set_default_device),
+        _Setting(
+            "sys.setrecursionlimit", sys.getrecursionlimit, sys.setrecursionlimit, lambda before, after: after < before
+        ),
+        _Setting("os.umask", _umask, os.umask),
+        _Setting("signal.signal", _handlers, _set_handlers),
+    )
 
 
 def _set_back(before: list[Any], what: str) -> None:
-    for setting, value in zip(_SETTINGS, before, strict=True):
+    for setting, value in zip(_settings(), before, strict=True):
         if setting.harms(value, setting.read()):
             setting.write(value)
             _warn_once(what, setting.name)

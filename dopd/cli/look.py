@@ -97,7 +97,9 @@ def add_inspect(commands: Any, command: Any) -> None:
 
 
 def _add_rewards(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("methods that learn from scores or rewards (default: as in the student's run)")
+    group = parser.add_argument_group(
+        "scores and rewards", "of methods that learn from them (default: as in the student's run)"
+    )
     group.add_argument("--verifier", help="math, exact, package.module:function or ./file.py:function")
     group.add_argument(
         "--reward-funcs", action="append", metavar="NAME", help="the same, or 'verifier'; may be repeated"
