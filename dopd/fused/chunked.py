@@ -5,6 +5,7 @@ Shapes: B sequences, T completion tokens, P = B * T positions, H hidden size, V 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,8 +26,12 @@ from dopd.signals import SignalBatch
 from dopd.sources import LIVE
 from dopd.tables import RoutingTable
 
-_ENTROPY = Rule(divergence="entropy", weight=0.0)
 _UNTAUGHT = -2  # a token that no rule of a group teaches and whose entropy is still measured
+
+
+@cache
+def _entropy() -> Rule:
+    return Rule(divergence="entropy", weight=0.0)  # it tries its divergence, which no import should do
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def chunked_routed_loss(
                 # A padding id may lie outside the vocabulary.
                 ids_P=torch.where(mask != 0, completion_ids, 0).flatten(),
                 numbers_P=numbers_BT.flatten(),
-                rules=dict(group) | {_UNTAUGHT: _ENTROPY},
+                rules=dict(group) | {_UNTAUGHT: _entropy()},
                 scale_P=scale_BT.flatten(),
                 factor_P=None if factors is None else factors.flatten(),
                 advantage_P=None if advantage_BT is None else advantage_BT.flatten(),
