@@ -1,11 +1,10 @@
 """A server of our own making that speaks OpenAI's protocol for chats, in threads of this process."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from server_kit import ModelServer
+from server_kit import ModelServer, in_threads
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -39,15 +38,6 @@ class ChatServer(ModelServer):
         return [text_of(body) for body in self.asked]
 
 
-@contextmanager
-def chatting(answer: Callable[[str], Any], **options: Any) -> Iterator[ChatServer]:
-    """A server in threads of this process."""
-    server = ChatServer(answer, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def chatting(answer: Callable[[str], Any], **options: Any) -> AbstractContextManager[ChatServer]:
+    """The server of a model that chats, in threads of this process."""
+    return in_threads(ChatServer(answer, **options))

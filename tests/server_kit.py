@@ -7,13 +7,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+_Server = TypeVar("_Server", bound=ThreadingHTTPServer)
 Reply = dict[str, Any]
 # (number of the request from 0 on, the right reply) -> what is sent instead: a reply, or a way to fail
 Fault = Callable[[int, Reply], Any]
@@ -129,9 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(model: Any, tokenizer: Any, **options: Any) -> Iterator[ModelServer]:
+def in_threads(server: _Server) -> Iterator[_Server]:
     """A server in threads of this process."""
-    server = ModelServer(model, tokenizer, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -140,3 +140,8 @@ def serving(model: Any, tokenizer: Any, **options: Any) -> Iterator[ModelServer]
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving(model: Any, tokenizer: Any, **options: Any) -> AbstractContextManager[ModelServer]:
+    """The server of a model, in threads of this process."""
+    return in_threads(ModelServer(model, tokenizer, **options))
