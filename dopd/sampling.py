@@ -4,7 +4,7 @@
 repetition penalty, ...). An answer drawn that way comes from another distribution than the one that is scored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +41,17 @@ class Ending:
         counts = range(1, len(ids) + 1) if self.strings else ()
         return next((ids[:count] for count in counts if self.stops_behind(ids[:count])), ids)
 
+    def cut_all(self, answers: Iterable[list[int]]) -> list[list[int]]:
+        """`cut` of every answer."""
+        return [self.cut(ids) for ids in answers]
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer that was cut here ended by itself, and not at the length limit."""
         return bool(ids) and (ids[-1] in self.token_ids or self.stops_behind(ids))
+
+    def ends_of(self, answers: Iterable[Sequence[int]]) -> list[bool]:
+        """`ended` of every answer."""
+        return [self.ended(ids) for ids in answers]
 
     def stops_behind(self, ids: Sequence[int]) -> bool:
         """Whether the last token completes one of the texts that end an answer."""
@@ -215,7 +223,7 @@ def drawn(model: Any, inputs: Mapping[str, Any], config: GenerationConfig, endin
     criteria = StoppingCriteriaList([_StopAtText(ending, width)] if ending.strings else [])
     with nothing_of_the_checkpoint(model):
         sequences = model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
-    return [ending.cut(ids) for ids in sequences[:, width:].tolist()]
+    return ending.cut_all(sequences[:, width:].tolist())
 
 
 def check_ids(ids: Tensor, model: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.errors import ScoringError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.runs.build import load_model, load_tokenizer

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.evaluation import StudentEvaluator
 from dopd.sampling import Ending
 from dopd.scoring import View

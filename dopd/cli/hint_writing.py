@@ -170,7 +170,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _teacher(arguments: argparse.Namespace) -> Any:
-    from dopd.data.privileged import PrivilegedTemplate
+    from dopd.data.views import PrivilegedTemplate
     from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
     from dopd.runs.hint_writing import journal_of, output_path
     from dopd.runs.local_models import LocalModel

@@ -6,10 +6,9 @@ from typing import Any
 
 from dopd.data.column_names import CONVERSATIONS, likeliest_column
 from dopd.data.encode import image_sources
-from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, in_short, open_image
-from dopd.data.privileged import Prompt, is_blank
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, in_short, open_image
 from dopd.data.turns import written_turns
-from dopd.data.views import lacks_privileged
+from dopd.data.views import Prompt, images_of, is_blank, lacks_privileged
 from dopd.errors import DataError
 from dopd.progress import tracked
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.data.privileged import is_blank
+from dopd.data.views import is_blank
 from dopd.errors import ConfigError
 from dopd.signals.answers import RIGHT_FROM
 from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED

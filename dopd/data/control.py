@@ -1,14 +1,104 @@
 """Control tokens in what people bring: text that a tokenizer reads as markup, which would close a turn or open one."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dopd.data.blocks import blocks_of, is_image, texts_of
 from dopd.data.checks import TEXT_COLUMNS
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import Markup
-from dopd.data.views import TEMPLATE_COLUMN, lacks_privileged, row_options
+from dopd.data.rendering import rendered_trial
+from dopd.data.views import TEMPLATE_COLUMN, PrivilegedTemplate, Prompt, lacks_privileged, row_options
 from dopd.errors import ConfigError, DataError, cut
+
+_USERS_TEXT = "first trial block"
+
+
+@dataclass(frozen=True)
+class Markup:
+    """What would act as markup in the text of a turn, worked out once for many texts.
+
+    Attributes:
+        tokenizer: reads texts.
+        tokens (`dict[str, int]`): its special tokens, by their text.
+        brackets (`frozenset[str]`): what its chat template writes around a user's turn in brackets (`[/INST]`).
+        pattern (`re.Pattern`, *optional*): finds any of these; `None` where there are none.
+        ends (`re.Pattern`, *optional*): finds what ends an assistant's turn, which may hold other markup: calls of
+            tools, thoughts.
+        closing (`str`, *optional*): what the chat template writes first behind an answer.
+    """
+
+    tokenizer: Any
+    tokens: Mapping[str, int]
+    brackets: frozenset[str]
+    pattern: re.Pattern[str] | None
+    ends: re.Pattern[str] | None
+    closing: str | None
+
+    @classmethod
+    def of(cls, tokenizer: Any, template: Any = None) -> "Markup":
+        """Markup of a tokenizer and of a chat template: the tokenizer's own, unless another one is used."""
+        template = template if isinstance(template, str) else None
+        tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer, template)
+        own = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
+        text = _behind_an_answer(tokenizer, template)
+        behind = _brackets_in(tokenizer, text)
+        pattern, closers = _any_of({*tokens, *brackets}), _any_of({*tokens, *behind})
+        closing = closers.search(text) if closers is not None else None
+        return cls(
+            tokenizer, tokens, brackets | behind, pattern, _any_of(own | behind), closing.group() if closing else None
+        )
+
+    def first_in(self, texts: Iterable[str], *, of_assistant: bool = False) -> str | None:
+        """The first markup that texts would be read to hold, if any.
+
+        Args:
+            texts: of turns.
+            of_assistant (`bool`): whether they are an assistant's, in which only ends of its turn are looked for.
+        """
+        pattern = self.ends if of_assistant else self.pattern
+        for text in texts:
+            found = pattern.search(text) if pattern is not None else None
+            if found and found.group() in self.brackets:
+                return found.group()
+            if found:
+                held = set(self.tokenizer(text, add_special_tokens=False)["input_ids"]) & set(self.tokens.values())
+                if held:
+                    return next(token for token, number in self.tokens.items() if number in held)
+        return None
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    # A word that the vocabulary lacks is read as the unknown token: no markup. Of GPT-2 that token ends texts, too.
+    unknown = tokenizer.unk_token_id
+    ends = {tokenizer.bos_token, tokenizer.eos_token} & {tokenizer.unk_token}
+    return {token: number for token, number in (added | named).items() if number != unknown or token in ends}
+
+
+def _brackets_around_a_turn(tokenizer: Any, template: str | None) -> frozenset[str]:
+    text = rendered_trial(tokenizer, template, [{"role": "user", "content": _USERS_TEXT}])
+    return _brackets_in(tokenizer, text.replace(_USERS_TEXT, ""))
+
+
+def _behind_an_answer(tokenizer: Any, template: str | None) -> str:
+    question, answer, next_question = "trial question", "trial answer", "trial question again"
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": next_question},
+    ]
+    behind = rendered_trial(tokenizer, template, turns).partition(answer)[2]
+    return behind.partition(next_question)[0]
+
+
+def _brackets_in(tokenizer: Any, text: str) -> frozenset[str]:
+    return frozenset(re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text)) - {tokenizer.unk_token}
 
 
 def check_control_tokens(row: Mapping[str, Any], markup: Markup) -> None:

@@ -13,14 +13,13 @@ from transformers import ProcessorMixin
 
 from dopd.data.blocks import check_blocks, image_in, is_image
 from dopd.data.images import BrokenImageError, image_key, image_size, in_short, open_image
-from dopd.data.privileged import Prompt, with_turns
 from dopd.data.rendering import (
-    check_beginning,
     check_last_turn,
     check_unicode,
     rendered_turns,
     template_arguments,
 )
+from dopd.data.views import Prompt, with_turns
 from dopd.errors import DataError, DopdError, ModelError
 from dopd.scoring import View, left_padded
 from dopd.vision.media import ImageSet
@@ -100,8 +99,18 @@ def _encode_text(tokenizer: Any, prompt: Prompt, options: Mapping[str, Any]) -> 
         turns, arguments, _ = _as_rendered(tokenizer, prompt, options)
         with _tokenizing():
             ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments)["input_ids"]
-    check_beginning(tokenizer, ids)
+    _check_beginning(tokenizer, ids)
     return ids
+
+
+def _check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:
+    """Raise `DataError` where a prompt begins with two beginning-of-sequence tokens."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(ids[:2]) == [bos, bos]:
+        raise DataError(
+            f"column 'prompt': it begins with two {tokenizer.bos_token!r} tokens: the chat template or the text writes "
+            "one and so does the tokenizer. Remove the one in the text"
+        )
 
 
 @contextmanager

@@ -43,39 +43,13 @@ class BrokenImageError(DataError):
     """A picture that cannot be read, or a prompt whose pictures its processor refuses."""
 
 
-def images_of(row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> list[Any]:
-    """What a row has in its image columns, one entry per image, not opened; empty for a row without images.
-
-    Raises:
-        DataError: two of the columns hold something, of which only one could be read.
-    """
-    filled = {}
-    for column in columns:
-        value = row.get(column)
-        entries = value if isinstance(value, list | tuple) and not _is_array(value) else [value]
-        found = [entry for entry in entries if entry is not None and not _is_blank(entry)]
-        if found:
-            filled[column] = found
-    if len(filled) > 1:
-        raise DataError(
-            f"columns {' and '.join(map(repr, filled))} both hold pictures, and only one of them can be read: put all "
-            "pictures of a row into one column (remove_columns takes the other away)"
-        )
-    return next(iter(filled.values()), [])
-
-
-def _is_blank(entry: Any) -> bool:
-    """Whether a text says that there is no picture, as a CSV file does."""
-    return isinstance(entry, str) and not entry.strip()
-
-
 def unread_columns(columns: Sequence[str]) -> list[str]:
     """Columns whose names say that they hold pictures, videos or sound, and that nothing reads."""
     read = {*COLUMNS, PRIVILEGED_COLUMN}
     return [name for name in columns if name not in read and _PICTURES.search(name) and not _ABOUT.search(name)]
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
     """Whether nested lists are one picture, which datasets make of an array: numbers (H, W) or (H, W, C)."""
     depth, inner = 0, value
     while isinstance(inner, list | tuple) and inner:

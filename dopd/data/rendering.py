@@ -5,19 +5,22 @@ nothing in the data acts as markup, and one beginning stands at the beginning.
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from dopd.data.left_out import CALLS, TOOLS, Trial, lost_tool, lost_words
-from dopd.data.privileged import Conversation, Prompt
+from dopd.data.blocks import texts_of
+from dopd.data.views import Conversation, Prompt, is_blank
 from dopd.errors import DataError, cut
 from dopd.interrupts import TooLongError, alarm_after
 
 CONTINUE = "continue_final_message"
 _OF_PROCESSOR = "processor_kwargs"
 _ASKING_ROLES = ("user", "tool")
+CALLS, TOOLS = "tool_calls", "tools"
+_ABRIDGED_ROLE = "assistant"  # templates may leave out what it thought
+_KEPT = ("role", "name", "tool_call_id")  # of a turn, beside its texts: templates branch on them, or compare them
 _TRIAL = ("first trial block", "second trial block")
 _LONGEST, _MOST = 20, 20_000_000  # seconds that one rendering may take, characters that it may have
 # Turns before and behind one on trial, by its role.
@@ -238,14 +241,240 @@ def _written(processing_class: Any, turns: Sequence[Any], arguments: Mapping[str
     return text
 
 
+def check_unicode(text: str) -> None:
+    """Raise `DataError` for text that no tokenizer can read: half of a pair of surrogates, as cut or wrongly decoded
+    text has it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(error.start - 20, 0) : error.end + 20])
+        raise DataError(
+            f"column 'prompt' or 'privileged_context': {around} holds {text[error.start]!a}, half of a character "
+            "(a lone surrogate). Was the text cut, or decoded with errors='surrogateescape'? Mend or drop the row"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+
+
+def rendered_trial(tokenizer: Any, template: str | None, turns: list[dict[str, Any]]) -> str:
+    """What a chat template writes of a conversation on trial; empty where it refuses it, or where there is none."""
+    options = {} if template is None else {"chat_template": template}
+    if template_of(tokenizer, options) is None:
+        return ""
+    try:
+        return _written(tokenizer, as_template_reads(tokenizer, turns, options), options)
+    except EndlessError:
+        raise
+    except Exception:  # what it refuses is said where a row is rendered
+        return ""
+
+
+# What a template leaves out: the words of each turn are looked for in what it wrote, and the conversation is written
+# once more with an unlikely word in the place of each of its texts, for texts may repeat each other, or stand in a
+# rendering for another reason.
+
+
+@dataclass(frozen=True)
+class Part:
+    """A text of a conversation.
+
+    Attributes:
+        column (`str`): where it was brought.
+        what (`str`): it is, in messages.
+        stand_in (`str`): the word in its place.
+    """
+
+    column: str
+    what: str
+    stand_in: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A conversation with stand-ins; equal for conversations that differ in texts alone.
+
+    Attributes:
+        key (`str`): all of it.
+        turns (`list`): to be written.
+        arguments (`dict`): of the chat template.
+        parts (`list[Part]`): which must be in what a chat template writes.
+    """
+
+    key: str
+    turns: Sequence[Any] = field(compare=False)
+    arguments: Mapping[str, Any] = field(compare=False)
+    parts: Sequence[Part] = field(compare=False)
+
+    @classmethod
+    def of(cls, turns: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> "Trial":
+        """The trial of a conversation, with the arguments that its chat template is given."""
+        parts = _Parts()
+        other_turns = [_tried_turn(turn, parts) for turn in turns]
+        other = dict(arguments)
+        if arguments.get(TOOLS):
+            parts.column = TOOLS
+            other[TOOLS] = [
+                _tried_tool(tool, parts) if isinstance(tool, Mapping) else tool for tool in arguments[TOOLS]
+            ]
+        key = json.dumps([other_turns, other], default=repr)
+        return cls(key, other_turns, other, parts.needed)
+
+    def lost_in(self, text: str) -> int | None:
+        """The place among `parts` of the first one that is missing in what a template wrote of this trial."""
+        return next((place for place, part in enumerate(self.parts) if part.stand_in not in text), None)
+
+
+class _Parts:
+    """Hands out stand-ins, and remembers those that must be written."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.column = "prompt"
+        self.needed: list[Part] = []
+
+    def replaced(self, text: str, what: str | None) -> str:
+        """The stand-in of a text; `what` is `None` for one that may be left out. Blank texts stand for themselves."""
+        if is_blank(text):
+            return text
+        self._count += 1
+        word = f"q{self._count}xstandinq"
+        if what is not None:
+            self.needed.append(Part(self.column, what, word))
+        return word
+
+
+def _tried_turn(turn: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
+    role, calls = turn["role"], turn.get(CALLS)
+    copied: dict[str, Any] = {}
+    for name, value in turn.items():
+        if name == "content":
+            copied[name] = _tried_content(value, role, parts, needed=not (calls and role == _ABRIDGED_ROLE))
+        elif name == CALLS and calls:
+            copied[name] = [_tried_call(call, role, parts) for call in calls]
+        else:
+            copied[name] = value if name in _KEPT or not isinstance(value, str) else parts.replaced(value, None)
+    return copied
+
+
+def _tried_content(content: Any, role: str, parts: _Parts, *, needed: bool) -> Any:
+    def what(text: str) -> str | None:
+        return f"text of the {role}'s turn: {cut(text)!r}" if needed else None
+
+    if isinstance(content, str):
+        return parts.replaced(content, what(content))
+    if not isinstance(content, list):
+        return content
+    return [
+        {**block, "text": parts.replaced(block["text"], what(block["text"]))}
+        if isinstance(block.get("text"), str)
+        # What a block holds beside text is no part of a rendering.
+        else {"type": block.get("type")}
+        for block in content
+    ]
+
+
+def _tried_call(call: Mapping[str, Any], role: str, parts: _Parts) -> dict[str, Any]:
+    named = call.get("function", call)
+    who = f"the {role}'s call of the tool {str(named.get('name'))!r}"
+    copied = {**named}
+    if isinstance(named.get("name"), str):
+        copied["name"] = parts.replaced(named["name"], who)
+    if "arguments" in named:
+        copied["arguments"] = _tried_arguments(named["arguments"], who, parts)
+    return {**call, "function": copied} if "function" in call else {**call, **copied}
+
+
+def _tried_arguments(arguments: Any, who: str, parts: _Parts) -> Any:
+    def stand_in(text: str) -> str:
+        return parts.replaced(text, f"an argument ({cut(text)!r}) of {who}")
+
+    if isinstance(arguments, str):
+        try:
+            return json.dumps(_mapped(json.loads(arguments), stand_in), ensure_ascii=False)
+        except json.JSONDecodeError:
+            return stand_in(arguments)
+    return _mapped(arguments, stand_in)
+
+
+def _mapped(value: Any, stand_in: Callable[[str], str]) -> Any:
+    """A value with other texts and names of fields, at any depth."""
+    if isinstance(value, str):
+        return stand_in(value)
+    if isinstance(value, Mapping):
+        return {stand_in(str(name)): _mapped(inner, stand_in) for name, inner in value.items()}
+    return [_mapped(inner, stand_in) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _tried_tool(tool: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
+    function = tool.get("function", tool)
+    who = f"the tool {str(function.get('name'))!r}"
+    copied = {**function}
+    if isinstance(function.get("name"), str):
+        copied["name"] = parts.replaced(function["name"], who)
+    if isinstance(function.get("description"), str):
+        copied["description"] = parts.replaced(function["description"], f"the description of {who}")
+    return {**tool, "function": copied} if "function" in tool else copied
+
+
+def _lost_words(text: str, turns: Sequence[Mapping[str, Any]]) -> str | None:
+    """What of the turns is not in a rendering as often as it is in them; white space counts as one space.
+
+    Args:
+        text (`str`): what a chat template wrote of them.
+        turns (`list[dict]`): a conversation.
+    """
+    squeezed = _squeezed(text)
+    contents = [
+        (turn["role"], words)
+        for turn in turns
+        if turn["role"] != _ABRIDGED_ROLE
+        for words in texts_of(turn)
+        if words.split()
+    ]
+    everything = [_squeezed(words) for _, words in contents]
+    for role, words in contents:
+        # Some templates write contents as JSON.
+        written = {words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]}
+        forms = {_squeezed(form) for form in written}
+        needed = sum(_count(_squeezed(words), part) for part in everything) if len(contents) > 1 else 1
+        if sum(_count(form, squeezed) for form in forms) < needed:
+            often = any(form in squeezed for form in forms)
+            return f"text of the {role}'s turn: {cut(words)!r}" + (f" (it is there {needed} times)" if often else "")
+    return None
+
+
+def _lost_tool(text: str, arguments: Mapping[str, Any]) -> str | None:
+    """The first tool whose name is nowhere in a rendering, for templates that take no stand-ins.
+
+    Args:
+        text (`str`): what a chat template wrote.
+        arguments (`dict`): that it was given.
+    """
+    tools = [tool.get("function", tool) for tool in arguments.get(TOOLS) or () if isinstance(tool, Mapping)]
+    names = [str(tool.get("name")) for tool in tools]
+    return next((f"the tool {name!r}" for name in names if name not in text), None)
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _count(words: str, text: str) -> int:
+    """How often words are in a text, overlapping ones counted."""
+    return len(re.findall(f"(?={re.escape(words)})", text))
+
+
 def _check_nothing_left_out(
     processing_class: Any, text: str, turns: Sequence[Any], arguments: Mapping[str, Any]
 ) -> None:
     trial, template = Trial.of(turns, arguments), template_of(processing_class, arguments)
     place = _lost_in(processing_class, template if isinstance(template, str) else repr(template), trial)
     part = trial.parts[place] if place is not None else None
-    tool = lost_tool(text, arguments) if part is None else None
-    lost = tool or (lost_words(text, turns) if part is None else part.what)
+    tool = _lost_tool(text, arguments) if part is None else None
+    lost = tool or (_lost_words(text, turns) if part is None else part.what)
     column = part.column if part else TOOLS if tool else "prompt"
     if lost is not None:
         raise DataError(
@@ -265,130 +494,3 @@ def _lost_in(processing_class: Any, template: str, trial: Trial) -> int | None:
     except Exception:  # it reads the texts, and takes no others in their place: nothing can be said
         return None
     return trial.lost_in(text)
-
-
-def check_unicode(text: str) -> None:
-    """Raise `DataError` for text that no tokenizer can read: half of a pair of surrogates, as cut or wrongly decoded
-    text has it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        around = ascii(text[max(error.start - 20, 0) : error.end + 20])
-        raise DataError(
-            f"column 'prompt' or 'privileged_context': {around} holds {text[error.start]!a}, half of a character "
-            "(a lone surrogate). Was the text cut, or decoded with errors='surrogateescape'? Mend or drop the row"
-        ) from error
-
-
-def check_beginning(tokenizer: Any, ids: Sequence[int]) -> None:
-    """Raise `DataError` where a prompt begins with two beginning-of-sequence tokens."""
-    bos = tokenizer.bos_token_id
-    if bos is not None and list(ids[:2]) == [bos, bos]:
-        raise DataError(
-            f"column 'prompt': it begins with two {tokenizer.bos_token!r} tokens: the chat template or the text writes "
-            "one and so does the tokenizer. Remove the one in the text"
-        )
-
-
-@dataclass(frozen=True)
-class Markup:
-    """What would act as markup in the text of a turn, worked out once for many texts.
-
-    Attributes:
-        tokenizer: reads texts.
-        tokens (`dict[str, int]`): its special tokens, by their text.
-        brackets (`frozenset[str]`): what its chat template writes around a user's turn in brackets (`[/INST]`).
-        pattern (`re.Pattern`, *optional*): finds any of these; `None` where there are none.
-        ends (`re.Pattern`, *optional*): finds what ends an assistant's turn, which may hold other markup: calls of
-            tools, thoughts.
-        closing (`str`, *optional*): what the chat template writes first behind an answer.
-    """
-
-    tokenizer: Any
-    tokens: Mapping[str, int]
-    brackets: frozenset[str]
-    pattern: re.Pattern[str] | None
-    ends: re.Pattern[str] | None
-    closing: str | None
-
-    @classmethod
-    def of(cls, tokenizer: Any, template: Any = None) -> "Markup":
-        """Markup of a tokenizer and of a chat template: the tokenizer's own, unless another one is used."""
-        template = template if isinstance(template, str) else None
-        tokens, brackets = _special_tokens(tokenizer), _brackets_around_a_turn(tokenizer, template)
-        own = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token in tokens}
-        text = _behind_an_answer(tokenizer, template)
-        behind = _brackets_in(tokenizer, text)
-        pattern, closers = _any_of({*tokens, *brackets}), _any_of({*tokens, *behind})
-        closing = closers.search(text) if closers is not None else None
-        return cls(
-            tokenizer, tokens, brackets | behind, pattern, _any_of(own | behind), closing.group() if closing else None
-        )
-
-    def first_in(self, texts: Iterable[str], *, of_assistant: bool = False) -> str | None:
-        """The first markup that texts would be read to hold, if any.
-
-        Args:
-            texts: of turns.
-            of_assistant (`bool`): whether they are an assistant's, in which only ends of its turn are looked for.
-        """
-        pattern = self.ends if of_assistant else self.pattern
-        for text in texts:
-            found = pattern.search(text) if pattern is not None else None
-            if found and found.group() in self.brackets:
-                return found.group()
-            if found:
-                held = set(self.tokenizer(text, add_special_tokens=False)["input_ids"]) & set(self.tokens.values())
-                if held:
-                    return next(token for token, number in self.tokens.items() if number in held)
-        return None
-
-
-def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
-
-
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    # A word that the vocabulary lacks is read as the unknown token: no markup. Of GPT-2 that token ends texts, too.
-    unknown = tokenizer.unk_token_id
-    ends = {tokenizer.bos_token, tokenizer.eos_token} & {tokenizer.unk_token}
-    return {token: number for token, number in (added | named).items() if number != unknown or token in ends}
-
-
-def _brackets_around_a_turn(tokenizer: Any, template: str | None) -> frozenset[str]:
-    text = _rendered_trial(tokenizer, template, [{"role": "user", "content": _TRIAL[0]}])
-    return _brackets_in(tokenizer, text.replace(_TRIAL[0], ""))
-
-
-def _behind_an_answer(tokenizer: Any, template: str | None) -> str:
-    question, answer, next_question = "trial question", "trial answer", "trial question again"
-    turns = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": next_question},
-    ]
-    behind = _rendered_trial(tokenizer, template, turns).partition(answer)[2]
-    return behind.partition(next_question)[0]
-
-
-def _rendered_trial(tokenizer: Any, template: str | None, turns: list[dict[str, Any]]) -> str:
-    options = {} if template is None else {"chat_template": template}
-    if template_of(tokenizer, options) is None:
-        return ""
-    try:
-        return _written(tokenizer, as_template_reads(tokenizer, turns, options), options)
-    except EndlessError:
-        raise
-    except Exception:  # what it refuses is said where a row is rendered
-        return ""
-
-
-def _brackets_in(tokenizer: Any, text: str) -> frozenset[str]:
-    return frozenset(re.findall("<[|\uff5c]?/?\\w[^<>\\s]*>|\\[/?[A-Z_]{2,}\\]", text)) - {tokenizer.unk_token}
-
-
-def _first_line(error: BaseException) -> str:
-    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

@@ -12,9 +12,8 @@ from dopd.data.blocks import texts_of
 from dopd.data.control import strings_in
 from dopd.data.encode import text_of, tokenizer_of
 from dopd.data.findings import Findings
-from dopd.data.left_out import CALLS
-from dopd.data.privileged import PrivilegedTemplate, Prompt, is_blank, with_turns
-from dopd.data.views import TEMPLATE_COLUMN, row_options
+from dopd.data.rendering import CALLS
+from dopd.data.views import TEMPLATE_COLUMN, PrivilegedTemplate, Prompt, is_blank, row_options, with_turns
 from dopd.errors import DataError, cut
 
 # The context of a view (p, `None` for the plain one), and its prompt.

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from dopd.data.encode import image_sources
-from dopd.data.privileged import Prompt
-from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
+from dopd.data.views import Prompt, lacks_privileged, plain_prompts, privileged_prompt, with_blank_images
 from dopd.evaluation.kept import KeptAnswers
 from dopd.evaluation.results import EvaluationResult, JudgedAnswer, PromptResult
 from dopd.generation import answers
@@ -81,7 +80,7 @@ class StudentEvaluator:
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> list[PromptResult]:
         asked, device = self.prompts.asked(rows), model.device
-        plain = [plain_prompt(row) for row in asked]
+        plain = plain_prompts(asked)
         hinted = [number for number, row in enumerate(rows) if not lacks_privileged(row)]
         # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
         models = FixedModels(model, teacher)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dopd.data.images import PRIVILEGED_COLUMN, images_of
+from dopd.data.images import PRIVILEGED_COLUMN
+from dopd.data.views import images_of
 from dopd.errors import DataError
 from dopd.hints.answers import answer_text
 from dopd.hints.boxes import faults_of_boxes

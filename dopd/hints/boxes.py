@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.encode import image_sources
-from dopd.data.images import image_size, images_of
+from dopd.data.images import image_size
+from dopd.data.views import images_of
 from dopd.errors import DataError
 
 _NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dopd.data.privileged import is_blank
+from dopd.data.views import is_blank
 from dopd.hints import phrases
 from dopd.hints.answers import Answer, boxed, read_answer
 from dopd.hints.choice_leaks import option_kinds, truth_kinds

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dopd.assignment import Assignment
-from dopd.data.views import plain_prompt
+from dopd.data.views import plain_prompts
 from dopd.errors import ConfigError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.details import Completion, completion_record, thresholds_of, whole_models
@@ -125,7 +125,7 @@ class Inspector:
         prompts = self.step.prompts
         asked = prompts.read_by_student(rows, self.step.table)
         with self.student.whole_student() as student, torch.no_grad():
-            plain = [plain_prompt(row) for row in asked]
+            plain = plain_prompts(asked)
             if answers is None:
                 with evaluation_mode(student):
                     answers = self.answering.answers(student, plain, sampled=not greedy, temperature=self.temperature)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.encode import image_sources
-from dopd.data.images import PRIVILEGED_COLUMN, image_key, image_size, images_of, small_data_uri
+from dopd.data.images import PRIVILEGED_COLUMN, image_key, image_size, small_data_uri
+from dopd.data.views import images_of
 from dopd.errors import DataError
 from dopd.inspection.schema import prompt_key, prompt_text
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from dopd.data.checks import check_prompts
 from dopd.data.encode import PromptLengths, image_sources, reads_images
-from dopd.data.privileged import Prompt
 from dopd.data.unknown import UnknownWords
-from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
+from dopd.data.views import Prompt, lacks_privileged, plain_prompt, privileged_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import check_generation
 from dopd.step import PromptEncoder

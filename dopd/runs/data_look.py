@@ -13,11 +13,17 @@ from dopd.checkpoints import config_of, resolve_model
 from dopd.data.checks import check_columns, check_row, unread_columns
 from dopd.data.column_names import guessed_columns
 from dopd.data.encode import PromptLengths
-from dopd.data.images import images_of
 from dopd.data.overlap import count_overlap, prompt_key
-from dopd.data.privileged import PrivilegedTemplate, Prompt
 from dopd.data.turns import asked_turns
-from dopd.data.views import as_conversation, lacks_privileged, plain_prompt, privileged_prompt
+from dopd.data.views import (
+    PrivilegedTemplate,
+    Prompt,
+    as_conversation,
+    images_of,
+    lacks_privileged,
+    plain_prompt,
+    privileged_prompt,
+)
 from dopd.errors import ConfigError, DataError, cut
 from dopd.progress import tracked
 from dopd.runs.build import load_processing_class

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from dopd.data.encode import tokenizer_of
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.errors import ConfigError
 from dopd.evaluation.kept import KeptAnswers
 from dopd.evaluation.results import EvaluationResult

@@ -7,8 +7,7 @@ from typing import Literal
 
 from dopd.checkpoints import TINY
 from dopd.data.contexts import rows_for_view
-from dopd.data.privileged import Prompt
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import Prompt, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DopdError, ServerError
 from dopd.files import leaving_no_folder, make_folder, not_written
 from dopd.runs import memory

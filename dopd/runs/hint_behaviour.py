@@ -7,7 +7,7 @@ from typing import Any
 
 from dopd.data.encode import tokenizer_of
 from dopd.data.unknown import Reader
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import plain_prompts, privileged_prompts
 from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text
 from dopd.hints.coverage import is_empty
@@ -113,8 +113,8 @@ def _gains(
     texts = [str(_reference(row)) for row in rows]
     encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts]
     ids = [list(one["input_ids"]) for one in encoded]
-    plain = model.logprobs([plain_prompt(row) for row in asked], ids, "likelihood without p")
-    hinted = model.logprobs([privileged_prompt(row, model.prompts.template) for row in asked], ids, "likelihood with p")
+    plain = model.logprobs(plain_prompts(asked), ids, "likelihood without p")
+    hinted = model.logprobs(privileged_prompts(asked, model.prompts.template), ids, "likelihood with p")
     gains, parts, counts = [], list[float | None](), []
     for row, text, one, before, after in zip(rows, texts, encoded, plain, hinted, strict=True):
         per_token = [b - a for a, b in zip(before, after, strict=True)]

@@ -8,8 +8,12 @@ from typing import Any, Protocol
 
 from datasets import Dataset
 
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import (
+    PrivilegedTemplate,
+    Prompt,
+    plain_prompts,
+    privileged_prompts,
+)
 from dopd.errors import ConfigError
 from dopd.hints import chat
 from dopd.hints.audit import HINT_KIND
@@ -198,8 +202,8 @@ def gains_of(
         raise ConfigError("no row has a hint: there is nothing that a teacher could gain by")
     asked = teacher.prompts.asked([rows[n] for n in hinted])
     prompts = {
-        "without p": [plain_prompt(row) for row in asked],
-        "with p": [privileged_prompt(row, teacher.prompts.template) for row in asked],
+        "without p": plain_prompts(asked),
+        "with p": privileged_prompts(asked, teacher.prompts.template),
     }
     scores: dict[str, list[list[float]]] = {}
     for label, own in prompts.items():

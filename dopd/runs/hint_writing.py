@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from dopd.data.encode import image_sources
-from dopd.data.images import images_of
+from dopd.data.views import images_of
 from dopd.errors import ConfigError, DataError
 from dopd.files import replace_file
 from dopd.hints import chat

@@ -11,9 +11,8 @@ from dopd.data.checks import check_row
 from dopd.data.control import check_control_tokens, check_joined_texts
 from dopd.data.encode import reads_images, tokenizer_of
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.data.privileged import PrivilegedTemplate, is_blank
 from dopd.data.unknown import Reader
-from dopd.data.views import privileged_prompt
+from dopd.data.views import PrivilegedTemplate, is_blank, privileged_prompt
 from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector

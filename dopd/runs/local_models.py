@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dopd.data.encode import tokenizer_of
-from dopd.data.privileged import PrivilegedTemplate, Prompt
+from dopd.data.views import PrivilegedTemplate, Prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.progress import progress_bar
 from dopd.runs.build import load_model, load_processing_class

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dopd.data.privileged import is_blank
+from dopd.data.views import is_blank
 from dopd.errors import ConfigError, DataError, check_choice
 from dopd.settings import quoted
 

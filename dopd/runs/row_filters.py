@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from dopd.data.overlap import prompt_key
-from dopd.data.privileged import is_blank
+from dopd.data.views import is_blank
 from dopd.errors import ConfigError, DataError, did_you_mean
 from dopd.progress import tracked
 from dopd.runs.columns import value_at

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.views import as_conversation
+from dopd.data.views import PrivilegedTemplate, Prompt, as_conversation
 from dopd.errors import DataError
 from dopd.hints import chat
 from dopd.runs.asking import AskerSettings, Bill, ask_all

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 
-from dopd.data.privileged import Prompt
+from dopd.data.views import Prompt
 from dopd.generation import answers
 from dopd.sampling import Ending
 from dopd.scoring import View, evaluation_mode

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dopd.data.views import lacks_privileged
+from dopd.data.views import lacking_privileged
 from dopd.ranks import Ranks
 from dopd.sampling import Ending
 from dopd.step.batch import Rollouts, ScoredBatch
@@ -28,10 +28,10 @@ def rollout_metrics(rollouts: Rollouts, ending: Ending, ranks: Ranks, *, needs_p
     """
     columns = {
         "length": [float(len(ids)) for ids in rollouts.answers],
-        "ended": [float(ending.ended(ids)) for ids in rollouts.answers],
+        "ended": list(map(float, ending.ends_of(rollouts.answers))),
     }
     if needs_privileged:
-        columns["missing"] = [float(lacks_privileged(row)) for row in rollouts.rows]
+        columns["missing"] = list(map(float, lacking_privileged(rollouts.rows)))
     if rollouts.scores is not None:
         columns["score"] = rollouts.scores
     if rollouts.rewards is not None and rollouts.rewards_by_function:

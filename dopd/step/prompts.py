@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dopd.data.control import check_control_tokens_of_settings
+from dopd.data.control import Markup, check_control_tokens_of_settings
 from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.options import check_generation_prompt, check_options, check_same_lead
-from dopd.data.privileged import PrivilegedTemplate, Prompt
-from dopd.data.rendering import Markup, asks_text, template_of
-from dopd.data.views import as_conversation, privileged_prompt
+from dopd.data.rendering import asks_text, template_of
+from dopd.data.views import PrivilegedTemplate, Prompt, as_conversations, privileged_prompt, privileged_prompts
 from dopd.scoring import View
 from dopd.sources import PLAIN
 from dopd.tables import RoutingTable
@@ -94,11 +93,11 @@ class PromptEncoder:
 
     def asked(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with prompts that are text as a user's turn, where they are asked so."""
-        return list(map(self.asked_row, rows))
+        return as_conversations(rows) if self.asks_text else list(map(dict, rows))
 
     def asked_row(self, row: Row) -> dict[str, Any]:
         """One row, asked."""
-        return as_conversation(dict(row)) if self.asks_text else dict(row)
+        return self.asked([row])[0]
 
     def read_by_student(self, rows: Sequence[Row], table: RoutingTable) -> list[dict[str, Any]]:
         """The rows, asked, with the prompt that the student answers and is trained on."""
@@ -127,7 +126,7 @@ class PromptEncoder:
 
     def privileged_view(self, rows: Sequence[Row], device: Any) -> View:
         """Rows that are asked, as everyone reads their prompts with privileged context."""
-        return self.shared_view([privileged_prompt(row, self.template) for row in rows], device)
+        return self.shared_view(privileged_prompts(rows, self.template), device)
 
     def padded(
         self, answers: Sequence[Sequence[int]], device: Any, logprobs: Sequence[Sequence[float]] | None = None

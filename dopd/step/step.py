@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dopd.assignment import Assignment, assign
 from dopd.data.contexts import rows_for_view
-from dopd.data.views import lacks_privileged
+from dopd.data.views import lacking_privileged
 from dopd.errors import ScoringError
 from dopd.fused import fused_routed_loss, measures
 from dopd.fused.api import Backend
@@ -87,7 +87,7 @@ class Step:
         if not self.judge.gives_rewards:
             return rollouts
         texts = [self.prompts.text(ids) for ids in rollouts.answers]
-        ended = [whole or self.ending.ended(ids) for ids in rollouts.answers]
+        ended = [whole or ends for ends in self.ending.ends_of(rollouts.answers)]
         return self.judge.judged(rollouts, problems, texts, ended)
 
     def views(self, rollouts: Rollouts, num_generations: int = 1) -> tuple[dict[str, View], dict[str, Tensor]]:
@@ -103,7 +103,7 @@ class Step:
             view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.scores, num_generations)
             views[name] = self.prompts.privileged_view(view_rows, device)
             self._check_room(name, views[name])
-            present[name] = torch.tensor([not lacks_privileged(row) for row in view_rows], device=device)
+            present[name] = ~torch.tensor(lacking_privileged(view_rows), device=device)
         return views, present
 
     def _shown(self, rollouts: Rollouts) -> list[str]:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Lt
 from trl import DistillationConfig
 
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import RESERVED_OPTIONS
+from dopd.data.views import RESERVED_OPTIONS, PrivilegedTemplate
 from dopd.errors import ConfigError, DopdError, first_line
 from dopd.fused.api import Backend
 from dopd.methods import table

@@ -197,7 +197,7 @@ def drawn_answers(
         if not isinstance(ids, list | tuple) or not _are_ids(ids, size):
             raise ScoringError(f"the rollout engine gave {quoted(ids)} as answer {place}, {expected}")
         answers.append(list(map(int, ids)))
-    cut = [ending.cut(ids) for ids in answers]
+    cut = ending.cut_all(answers)
     if logprobs is None:
         return cut, None
     checked = _checked_logprobs(logprobs, answers)

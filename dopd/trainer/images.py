@@ -13,9 +13,9 @@ from PIL import Image as Picture
 
 from dopd.checkpoints import config_of, files_of, where_of
 from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_sources, reads_images
-from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, images_of, unread_columns
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.rendering import template_of
-from dopd.data.views import plain_prompt
+from dopd.data.views import images_of, plain_prompt
 from dopd.errors import DataError, ModelError, first_line
 from dopd.generation import words
 from dopd.prefix import architecture

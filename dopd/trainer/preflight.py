@@ -18,16 +18,14 @@ from dopd.data.checks import (
     unread_columns,
 )
 from dopd.data.contexts import rows_known_before
-from dopd.data.control import check_control_tokens, check_joined_texts
+from dopd.data.control import Markup, check_control_tokens, check_joined_texts
 from dopd.data.encode import check_placeholders, reads_images
 from dopd.data.findings import Findings
 from dopd.data.images import PRIVILEGED_COLUMN, BrokenImageError
 from dopd.data.options import UnreadOptions, check_row_options, option_columns
 from dopd.data.overlap import count_overlap
-from dopd.data.privileged import Prompt
-from dopd.data.rendering import Markup
 from dopd.data.unknown import ShownPrompt, UnknownWords
-from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt
+from dopd.data.views import Prompt, lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import DataError
 from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
 from dopd.step import PromptEncoder

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from dopd.data.views import plain_prompt
+from dopd.data.views import plain_prompts
 from dopd.heads import Head
 from dopd.scoring import Balance, skipping_padding
 from dopd.step import Moment, Request, Rollouts, ScoredBatch, Step
@@ -101,7 +101,7 @@ class SteppingTrainer(RecordingTrainer):
     def rollouts(self, problems: list[dict[str, Any]], limit: int | None = None) -> Rollouts:
         """The student's answers to rows of the dataset, of at most `limit` tokens or as many as a step allows."""
         rows = self.prompts.read_by_student(problems, self.table)
-        prompts = [plain_prompt(row) for row in rows]
+        prompts = plain_prompts(rows)
         view = self.prompts.shared_view(prompts, self.accelerator.device)
         limit = limit or self._answer_limit()
         request = Request(view, prompts, limit, self.state.global_step)

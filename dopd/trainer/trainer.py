@@ -14,7 +14,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
 from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import random_state_kept
 from dopd.step import Engine, PromptEncoder, Step

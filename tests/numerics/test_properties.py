@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import dopd
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.divergences import DIVERGENCES
 from dopd.errors import ConfigError
 from dopd.fused import fused_routed_loss

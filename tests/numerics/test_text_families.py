@@ -14,8 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from dopd.data.encode import encode_prompts
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import PrivilegedTemplate, plain_prompt, privileged_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.generation import prompts_together
 from dopd.heads import Head

@@ -10,7 +10,7 @@ import trainer_kit as kit
 from datasets import Dataset, IterableDataset
 from trl import DistillationTrainer
 
-from dopd.data.privileged import DEFAULT_CHAT_TEMPLATE, DEFAULT_TEXT_TEMPLATE, PrivilegedTemplate
+from dopd.data.views import DEFAULT_CHAT_TEMPLATE, DEFAULT_TEXT_TEMPLATE, PrivilegedTemplate
 from dopd.errors import ConfigError, DataError
 from dopd.tiny.tokenizer import build_tokenizer
 from dopd.trainer import DOPDTrainer

@@ -16,7 +16,7 @@ import dopd
 from dopd.assignment import assign
 from dopd.cli import doctor, show
 from dopd.data.images import image_key, open_image, path_in
-from dopd.data.privileged import Conversation
+from dopd.data.views import Conversation
 from dopd.errors import ConfigError
 from dopd.files import fingerprint, is_part, is_unchanged
 from dopd.sampling import Ending

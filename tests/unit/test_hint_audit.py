@@ -289,8 +289,7 @@ def test_a_page_is_not_written_over_something_else(data: Path, capsys: pytest.Ca
 
 def test_what_a_model_makes_of_hints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gains against a pass of the model alone; accuracies with a verifier that knows whose p it was."""
-    from dopd.data.privileged import PrivilegedTemplate
-    from dopd.data.views import privileged_prompt
+    from dopd.data.views import PrivilegedTemplate, privileged_prompt
     from dopd.runs.circumstances import circumstances
     from dopd.runs.hint_behaviour import behaviour
     from dopd.runs.local_models import LocalModel

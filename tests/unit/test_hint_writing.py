@@ -437,7 +437,7 @@ class Teacher:
     def __init__(self) -> None:
         from types import SimpleNamespace
 
-        from dopd.data.privileged import PrivilegedTemplate
+        from dopd.data.views import PrivilegedTemplate
 
         template = PrivilegedTemplate("{prompt} {privileged_context}")
         self.prompts = SimpleNamespace(asked=list, template=template)

@@ -18,9 +18,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dopd.data.encode import encode_prompts, image_sources
-from dopd.data.images import image_key, image_size, images_of, open_image, unread_columns
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.images import image_key, image_size, open_image, unread_columns
+from dopd.data.views import PrivilegedTemplate, images_of, plain_prompt, privileged_prompt
 from dopd.errors import DataError
 from dopd.inspection.pictures import pictures_of
 

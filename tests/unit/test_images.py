@@ -14,8 +14,14 @@ from PIL import Image
 
 from dopd.data.encode import PromptLengths, encode_prompts
 from dopd.data.images import blank_like, image_key, image_size, open_image
-from dopd.data.privileged import Conversation, PrivilegedTemplate
-from dopd.data.views import lacks_privileged, plain_prompt, privileged_prompt, with_blank_images
+from dopd.data.views import (
+    Conversation,
+    PrivilegedTemplate,
+    lacks_privileged,
+    plain_prompt,
+    privileged_prompt,
+    with_blank_images,
+)
 from dopd.errors import DataError, ModelError
 from dopd.inspection.pictures import pictures_of
 

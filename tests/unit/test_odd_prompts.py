@@ -15,11 +15,10 @@ from jinja2 import TemplateError
 from test_prompts import CHATML, tokenizer, trained
 
 from dopd.data import rendering
-from dopd.data.control import check_control_tokens, check_joined_texts
+from dopd.data.control import Markup, check_control_tokens, check_joined_texts
 from dopd.data.encode import encode_prompts
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.rendering import Markup, template_of
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.rendering import template_of
+from dopd.data.views import PrivilegedTemplate, plain_prompt, privileged_prompt
 from dopd.errors import ConfigError, DataError
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}

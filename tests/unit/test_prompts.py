@@ -16,8 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dopd.data.encode import encode_prompts
-from dopd.data.privileged import Conversation
-from dopd.data.views import as_conversation, plain_prompt
+from dopd.data.views import Conversation, as_conversation, plain_prompt
 from dopd.errors import ConfigError, DataError, ModelError
 from dopd.tiny.models import TinySpec, build_model
 

@@ -12,8 +12,8 @@ from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from test_prompts import PUBLISHED, tokenizer, trained
 
+from dopd.data.control import Markup
 from dopd.data.options import UnreadOptions, check_generation_prompt, check_options, check_row_options
-from dopd.data.rendering import Markup
 from dopd.errors import ConfigError, DataError
 
 CHAT = {"prompt": [{"role": "user", "content": "w1 w2"}], "privileged_context": "w3"}

@@ -16,11 +16,10 @@ from test_prompts import CHATML, CONTENTS, tokenizer, trained, user
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dopd.data.control import Markup
 from dopd.data.encode import PromptLengths
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.rendering import Markup
 from dopd.data.unknown import Reader, UnknownWords
-from dopd.data.views import lacks_privileged
+from dopd.data.views import PrivilegedTemplate, lacks_privileged
 from dopd.errors import DataError
 from dopd.runs.inspection import inspect_prompt
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from dopd.data.encode import encode_prompts, encode_view
-from dopd.data.privileged import PrivilegedTemplate
-from dopd.data.views import plain_prompt, privileged_prompt
+from dopd.data.views import PrivilegedTemplate, plain_prompt, privileged_prompt
 from dopd.errors import ModelError
 from dopd.fused import score_tokens
 from dopd.heads import Head

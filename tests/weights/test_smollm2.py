@@ -10,7 +10,7 @@ import torch
 
 from dopd import divergence
 from dopd.data.encode import encode_prompts
-from dopd.data.privileged import PrivilegedTemplate
+from dopd.data.views import PrivilegedTemplate
 from dopd.inspection.schema import read_json_lines
 from dopd.runs import load_settings
 from dopd.runs.build import load_model, load_tokenizer
