@@ -15,7 +15,7 @@ from annotated_types import DocInfo
 from torch import Tensor
 
 from dopd.errors import ConfigError, check_choice
-from dopd.kinds import DIVERGENCES, POLICY_GRADIENT, Divergence, check_divergence, register_divergence
+from dopd.kinds import DIVERGENCES, LIKELIHOOD, OF_THE_TOKEN, Divergence, check_divergence, register_divergence
 
 Support = Literal["full", "student_topk", "target_topk", "sampled"]
 Tail = Literal["bucket", "renormalize", "truncate"]
@@ -97,7 +97,7 @@ def student_entropy(log_s: Tensor, log_t: Tensor) -> Tensor:
 
 # What a rule's divergence may be.
 DivergenceKind = Annotated[
-    str, DocInfo(" or ".join([*map(repr, sorted([*DIVERGENCES, POLICY_GRADIENT])), "package.module:function"]))
+    str, DocInfo(" or ".join([*map(repr, sorted([*DIVERGENCES, *OF_THE_TOKEN])), "package.module:function"]))
 ]
 _TERMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "forward_kl": lambda log_s, log_t, beta: _terms(log_t, log_t - log_s),
@@ -142,10 +142,10 @@ class Variant:
             raise ConfigError(
                 f"cap (={self.cap}) must be above 0, and has no meaning with support='sampled' (use clip)"
             )
-        if self.clip is not None and (support != "sampled" or not self.clip[0] <= self.clip[1]):
+        if self.clip is not None and (support != "sampled" or kind == LIKELIHOOD or not self.clip[0] <= self.clip[1]):
             raise ConfigError(
-                f"clip (={self.clip}) must be (lowest, highest) advantage, and is an option of support='sampled', got "
-                f"support={support!r}"
+                f"clip (={self.clip}) must be (lowest, highest) advantage, and is an option of support='sampled' "
+                f"with an advantage, got support={support!r}, divergence={kind!r}"
             )
 
 
@@ -191,7 +191,11 @@ def sampled_terms(
     With r = T(y) / S(y) and D = E_S[f(r)], the gradient of D is E_S[(f(r) - r f'(r)) grad log S(y)]. The advantage is
     the negative of that factor, shifted so that it is 0 where S(y) = T(y) (a constant has no effect, because
     E_S[grad log S] = 0): log r for the reverse KL, r - 1 for the forward KL, (1 - b) log(b r + 1 - b) for "js".
+
+    `"nll"` is -log S(y) itself, of a y from anywhere: its advantage is 1, and T is not read.
     """
+    if kind == LIKELIHOOD:
+        return -log_s_y.detach(), torch.ones_like(log_s_y)
     log_r = (log_t_y - log_s_y).detach()
     if kind == "reverse_kl":
         value, advantage = -log_r, log_r
@@ -254,8 +258,8 @@ def divergence(
     check_divergence("kind", kind)
     check_support(kind, support, top_k, tail)
     variant.check(kind, support)
-    if kind == POLICY_GRADIENT:
-        raise ConfigError("kind='policy_gradient' has no target: its advantages come from a signal (see dopd.Rule)")
+    if kind in OF_THE_TOKEN:
+        raise ConfigError(f"kind={kind!r} has no target: it is a function of the sampled token (see dopd.Rule)")
     if student_logits.shape != target_logits.shape:
         raise ConfigError(
             f"student_logits {tuple(student_logits.shape)} and target_logits {tuple(target_logits.shape)} must have "
@@ -320,12 +324,11 @@ def check_support(kind: str, support: str, top_k: int, tail: str) -> None:
     check_choice("tail", tail, Tail)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ConfigError(f"top_k (={top_k!r}) must be a whole number of at least 1: the tokens of a top-k support")
-    if support == "sampled" and kind not in (*_TERMS, POLICY_GRADIENT):
+    if support == "sampled" and kind not in (*_TERMS, *OF_THE_TOKEN):
         raise ConfigError(
-            f"support='sampled' estimates {', '.join(map(repr, _TERMS))} or is the support of 'policy_gradient', got "
-            f"divergence={kind!r}. Use support='target_topk' or 'full' for it"
+            f"support='sampled' estimates {', '.join(map(repr, _TERMS))} or is the support of "
+            f"{' and '.join(map(repr, OF_THE_TOKEN))}, got divergence={kind!r}. Use support='target_topk' or 'full' "
+            "for it"
         )
-    if kind == POLICY_GRADIENT and support != "sampled":
-        raise ConfigError(
-            f"divergence='policy_gradient' acts on the sampled token: set support='sampled', got {support!r}"
-        )
+    if kind in OF_THE_TOKEN and support != "sampled":
+        raise ConfigError(f"divergence={kind!r} acts on the sampled token: set support='sampled', got {support!r}")

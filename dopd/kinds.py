@@ -14,10 +14,12 @@ Divergence = Callable[[Tensor, Tensor], Tensor]  # log-probs of student and targ
 AnyDivergence = TypeVar("AnyDivergence", bound=Divergence)
 
 POLICY_GRADIENT = "policy_gradient"  # a function of a signal, not of two distributions
+LIKELIHOOD = "nll"  # -log S(y) of the token that stands in the text
+OF_THE_TOKEN = (POLICY_GRADIENT, LIKELIHOOD)  # no function of two distributions
 DIVERGENCES: Registry[Divergence] = Registry(
-    "divergence", lambda name, function: register_divergence(name)(function), (POLICY_GRADIENT,)
+    "divergence", lambda name, function: register_divergence(name)(function), OF_THE_TOKEN
 )
-WITHOUT_TARGET = {POLICY_GRADIENT}
+WITHOUT_TARGET = set(OF_THE_TOKEN)
 
 
 def register_divergence(name: str, *, reads_target: bool = True) -> Callable[[AnyDivergence], AnyDivergence]:
@@ -52,7 +54,7 @@ def check_divergence(field: str, kind: object) -> str:
         ConfigError: there is none of that name, or its function does not return what it should.
     """
     name = DIVERGENCES.resolve(kind, field)
-    problem = "" if name == POLICY_GRADIENT else _problem(DIVERGENCES[name])
+    problem = "" if name in OF_THE_TOKEN else _problem(DIVERGENCES[name])
     if problem:
         raise ConfigError(
             f"{field} (={kind!r}), {place_of(DIVERGENCES[name])}, {problem}. It takes the log-probabilities of the "

@@ -57,12 +57,15 @@ def routed_loss(
     """Decide what every completion token receives, then sum weight * divergence(student, target) over its rules.
 
     Args:
-        student_logits (`Tensor` (B, T, V)): the trained distribution S(. | x, y_<n), WITHOUT privileged context, at the
-            positions that predict the completion tokens. Gradients reach these alone.
+        student_logits (`Tensor` (B, T, V)): the trained distribution S(. | x, y_<n), behind the prompt of `table.view`
+            (WITHOUT privileged context, if it is `"plain"`), at the positions that predict the completion tokens.
+            Gradients reach these alone.
         targets (`dict[str, Tensor]`): source name -> logits (B, T, V) at the same positions.
-        completion_ids (`LongTensor` (B, T)): the tokens that the student sampled.
+        completion_ids (`LongTensor` (B, T)): the tokens that the student sampled, or those of the reference texts
+            (`table.text`).
         mask (`Tensor` (B, T)): non-zero where a token is scored.
-        table (`RoutingTable`): the method.
+        table (`RoutingTable`): the method. The loss of a table of several texts or views is the sum of those of its
+            `parts`, each with logits, tokens and mask of its own.
         assignment (`Assignment`, *optional*): decisions about a larger batch, of which this is a part; computed here
             from this batch if left out.
         num_sequences (`float`, *optional*): the denominator of the mean over sequences, when this is a part of a larger
@@ -73,7 +76,8 @@ def routed_loss(
         `RoutedLoss`.
 
     Raises:
-        ConfigError: a source that the table needs is missing, shapes differ, or ids or regimes are out of range.
+        ConfigError: a source that the table needs is missing, the table has several parts, shapes differ, or ids or
+            regimes are out of range.
         ScoringError: log-probs of sampled tokens that are not finite.
     """
     table.check_provided(targets, decided=assignment is not None)
@@ -137,18 +141,17 @@ def rule_divergence(
         log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
         advantages = advantages.to(log_s_y) if rule.clip is None else advantages.to(log_s_y).clamp(*rule.clip)
         return surrogate(-advantages, advantages, log_s_y)
-    if rule.target is None:
-        target_logits = student_logits.detach()
-    else:
-        sources = {**targets, LIVE: student_logits.detach()}
-        exponents = rule.target.exponents(progress)
-        if rule.support == "sampled":
-            # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
-            log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
-            log_t_y = torch.zeros_like(log_s_y)
-            for name, power in exponents.items():
-                log_t_y = log_t_y + power * pick(log_probs(sources[name]), sampled_ids, merged_ids).detach()
-            return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
+    sources = {**targets, LIVE: student_logits.detach()}
+    exponents = {} if rule.target is None else rule.target.exponents(progress)
+    if rule.support == "sampled":
+        # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
+        log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
+        log_t_y = torch.zeros_like(log_s_y)
+        for name, power in exponents.items():
+            log_t_y = log_t_y + power * pick(log_probs(sources[name]), sampled_ids, merged_ids).detach()
+        return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
+    target_logits = student_logits.detach()
+    if exponents:
         target_logits = product_logits([(power, sources[name]) for name, power in exponents.items()])
     return divergence(
         student_logits,

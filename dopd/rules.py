@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from dopd.divergences import DivergenceKind, Support, Tail, Variant, check_support
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, check_choice
 from dopd.kinds import WITHOUT_TARGET, check_divergence
 from dopd.routing import Regime
 from dopd.settings import SettingsError, check, check_attributes, settings_of, settings_of_call
 from dopd.signals import SIGNALS, Signal, SignalBatch, signal_values
-from dopd.sources import LIVE, Target, target_of
+from dopd.sources import LIVE, Target, Text, TrainedView, target_of
 
 _BOUNDS = ("top", "bottom", "above", "below")
 
@@ -115,8 +115,8 @@ class Rule:
         source (`str` or `dict[str, float]`, *optional*): who gives the target distribution, one of `SOURCES`, or a
             product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training). None
             for a divergence without a target.
-        divergence (`str`): between the plain student and the target: the name of one (`dopd.register_divergence`), or
-            `"policy_gradient"`.
+        divergence (`str`): between the student and the target: the name of one (`dopd.register_divergence`);
+            `"policy_gradient"`; or `"nll"`, -log S(y) of the text's token, which is supervised fine-tuning.
         support (`str`): `"full"`, `"student_topk"`, `"target_topk"` or `"sampled"`.
         tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"` or `"truncate"`.
         top_k (`int`): K of a top-k support.
@@ -126,6 +126,10 @@ class Rule:
             below); the others stay in the loss's denominator.
         scale (`str` or `dict`, *optional*): a signal that multiplies the weight, token by token.
         advantage (`str` or `dict`, *optional*): the signal that is the advantage of `"policy_gradient"`.
+        text (`str`): whose tokens the rule is for: `"rollout"`, the student's own answer, or `"reference"`, the row's
+            reference text (column `solution`); rows without one receive nothing from the rule.
+        view (`str`): the prompt in front of them that the student is trained on: `"plain"`, `"privileged"` (with the
+            row's privileged context) or `"self"` (with the student's own answer in its place).
         beta, clamp, cap, clip: see `dopd.divergences.Variant`.
 
     Raises:
@@ -143,6 +147,8 @@ class Rule:
     select: Any = None
     scale: Any = None
     advantage: Any = None
+    text: Text = "rollout"
+    view: TrainedView = "plain"
     beta: float = 0.5
     clamp: float | None = None
     cap: float | None = None
@@ -152,6 +158,8 @@ class Rule:
         try:
             object.__setattr__(self, "regime", _regime_of(self.regime))
             check_attributes(self, {name: settings_of(Rule)[name] for name in _TYPED})
+            check_choice("text", self.text, Text)
+            check_choice("view", self.view, TrainedView)
             self._check_divergence()
             self._check_target()
             self._read_signals()

@@ -16,6 +16,11 @@ Model = Literal["teacher", "anchor", "initial", "student"]
 
 # Prompts that a source can read: x alone, or x with one of these texts as privileged context.
 PLAIN, PRIVILEGED, CONTRAST, PRAISE, CRITICISM = "plain", "privileged", "contrast", "praise", "criticism"
+SELF = "self"  # the student's own answer to x as privileged context
+# What a rule trains the student on: tokens of its answer or of the row's reference text, behind one of these prompts.
+Text = Literal["rollout", "reference"]
+TrainedView = Literal["plain", "privileged", "self"]
+REFERENCE_COLUMN = "solution"  # of a dataset: the reference texts
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,18 @@ SOURCES: dict[str, SourceSpec] = {
     "privileged_student": SourceSpec(
         "anchor", PRIVILEGED, "the student, reading the prompt with its privileged context (no gradient)"
     ),
-    "student": SourceSpec("student", PLAIN, "the student itself, reading the plain prompt (no gradient)"),
+    "student": SourceSpec("student", PLAIN, "the student itself, reading the prompt that it learns to answer"),
     "reference": SourceSpec("initial", PLAIN, "the student's initial weights, reading the plain prompt"),
     "contrast_student": SourceSpec(
         "anchor", CONTRAST, "the privileged student, reading a wrong privileged context (column contrast_context)"
     ),
     "praised_teacher": SourceSpec("teacher", PRAISE, "the teacher, whose prompt announces a good answer"),
     "criticised_teacher": SourceSpec("teacher", CRITICISM, "the teacher, whose prompt announces a bad answer"),
+    "privileged_reference": SourceSpec(
+        "initial", PRIVILEGED, "the student's initial weights, reading the prompt with its privileged context"
+    ),
+    "self_student": SourceSpec("anchor", SELF, "the privileged student, reading the student's own answer"),
+    "self_reference": SourceSpec("initial", SELF, "the student's initial weights, reading the student's own answer"),
 }
 # The columns of a dataset that these views read; other views bring their own text.
 CONTEXT_COLUMNS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}

@@ -1,7 +1,7 @@
 """A distillation method as data: rules, exclusive by regime or added up, and where their contexts come from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,7 +9,19 @@ from dopd.errors import ConfigError, check_choice
 from dopd.routing import Regime
 from dopd.rules import Rule
 from dopd.signals import MEASURES, try_signal
-from dopd.sources import ANCHOR_SOURCES, LIVE, PLAIN, PRIVILEGED, ROUTING_SOURCES, SOURCES, TEACHER_SOURCES, Anchor
+from dopd.sources import (
+    ANCHOR_SOURCES,
+    LIVE,
+    PLAIN,
+    PRIVILEGED,
+    ROUTING_SOURCES,
+    SELF,
+    SOURCES,
+    TEACHER_SOURCES,
+    Anchor,
+    Text,
+    TrainedView,
+)
 
 Context = Literal["column", "sibling", "none"]
 Siblings = Literal["first", "random"]
@@ -75,6 +87,11 @@ class RoutingTable:
             raise ConfigError(
                 f"table {self.name!r}: merge_ends scores the sampled token alone; give every rule support='sampled'"
             )
+        if self.student_view != PLAIN and any(rule.view != PLAIN for rule in self.rules):
+            raise ConfigError(
+                f"table {self.name!r}: student_view={self.student_view!r} is the prompt of every rule: give all of "
+                "them view='plain', or leave student_view out"
+            )
         if self.anchor != "current" and not self.sources & ANCHOR_SOURCES:
             raise ConfigError(
                 f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "
@@ -97,6 +114,12 @@ class RoutingTable:
                 f"table {self.name!r}: several rules are called {', '.join(same)}; rules without a regime add up, "
                 "so give each a name of its own"
             )
+        trained = {(rule.text, rule.view) for rule in self.rules if rule.regime is not None}
+        if len(trained) > 1:
+            raise ConfigError(
+                f"table {self.name!r}: rules by regime have {'; '.join(map(', '.join, sorted(trained)))} as text and "
+                "view, and a token has exactly one of these rules: give all of them one text and one view"
+            )
         missing = [regime.name for regime in Regime if regimes and regime.name not in regimes]
         if missing:
             raise ConfigError(
@@ -115,6 +138,47 @@ class RoutingTable:
                     try_signal(use.name, dict(use.options), self.views, compared=compared)
                 except ConfigError as error:
                     raise ConfigError(f"table {self.name!r}, rule {rule.label!r}: {error}") from error
+
+    @cached_property
+    def parts(self) -> "list[RoutingTable]":
+        """The table by what the student is trained on: tables whose rules have one text and one view, in the order in
+        which these appear. Each has a mean of its own, over the tokens of its texts; the table's loss is their sum.
+        """
+        if len({(rule.text, rule.view) for rule in self.rules}) == 1:
+            return [self]
+        parts: dict[tuple[str, str], list[Rule]] = {}
+        for rule in self.rules:
+            parts.setdefault((rule.text, rule.view), []).append(rule)
+        # The whole table says which weights are behind a source: a part may read none of the privileged student.
+        return [
+            replace(self, rules=tuple(rules), anchor="current", ema_decay=None, snapshot_steps=None)
+            for rules in parts.values()
+            if any(rule.weight for rule in rules)
+        ]
+
+    @property
+    def text(self) -> Text:
+        """Whose tokens the rules of a part are for."""
+        return self._only_part.rules[0].text
+
+    @property
+    def view(self) -> TrainedView:
+        """The prompt that the student is trained on by the rules of a part."""
+        return self._only_part.rules[0].view
+
+    @property
+    def _only_part(self) -> "RoutingTable":
+        if self.parts == [self]:
+            return self
+        trained = "; ".join(f"text {part.text}, view {part.view}" for part in self.parts)
+        raise ConfigError(
+            f"table {self.name!r} trains on several texts or views ({trained}): score each of table.parts and take its "
+            "loss; the table's loss is their sum"
+        )
+
+    def view_of(self, source: str) -> str:
+        """The prompt that a source reads in a part: the student's is the one that it is trained on."""
+        return self.view if source == LIVE else SOURCES[source].view
 
     @cached_property
     def routed(self) -> bool:
@@ -164,7 +228,23 @@ class RoutingTable:
     @cached_property
     def views(self) -> frozenset[str]:
         """The prompts that the sources read."""
-        return frozenset(SOURCES[name].view for name in self.sources)
+        return frozenset(part.view_of(name) for part in self.parts for name in {*part.sources, LIVE})
+
+    @property
+    def trains_on_rollouts_alone(self) -> bool:
+        """Whether every rule is for the student's own answers to the plain prompt."""
+        return all((rule.text, rule.view) == ("rollout", PLAIN) for rule in self.rules)
+
+    @cached_property
+    def needs_references(self) -> bool:
+        """Whether some rule is for the tokens of reference texts."""
+        return any(rule.text == "reference" for rule in self.rules)
+
+    @cached_property
+    def needs_rollouts(self) -> bool:
+        """Whether somebody reads the student's answers: a rule, a view that shows one, or a judge."""
+        own = any(rule.text == "rollout" for rule in self.rules)
+        return own or self.is_judged or SELF in self.views
 
     @cached_property
     def needs_teacher(self) -> bool:
@@ -184,7 +264,7 @@ class RoutingTable:
     @cached_property
     def needs_scores(self) -> bool:
         """Whether it matters which rollouts are right: to a signal, or where a view shows a right or wrong one."""
-        siblings = "sibling" in (self.context, self.contrast) and self.views != {PLAIN}
+        siblings = "sibling" in (self.context, self.contrast) and bool(self.views - {PLAIN, SELF})
         return siblings or any(use.signal.needs_scores for rule in self.rules for use in rule.uses)
 
     @cached_property
@@ -197,13 +277,14 @@ class RoutingTable:
         return None if self.rollout_growth is None else self.rollout_growth[0] + self.rollout_growth[1] * step
 
     def check_provided(self, provided: Iterable[str], *, decided: bool = False) -> None:
-        """Raise `ConfigError` if a source that the table reads is not among `provided`; the trained student always is.
+        """Raise `ConfigError` if a source that a part reads is not among `provided`; the trained student always is.
 
         Args:
             provided: names of sources.
             decided (`bool`): the assignment is there already, so that only targets are read.
         """
-        needed = self.target_sources if decided else self.sources
+        part = self._only_part
+        needed = part.target_sources if decided else part.sources
         missing = sorted(needed - set(provided) - {LIVE})
         if missing:
             raise ConfigError(
@@ -246,10 +327,13 @@ class RoutingTable:
     def cells(self) -> list[list[str]]:
         """The rules in words: names of columns, then a row for each rule."""
         header = ["rule", "target", "divergence", "support", "weight"]
-        return [header] + [
+        rows = [
             [rule.label, str(rule.target or "-"), _divergence_text(rule), _support_text(rule), _weight_text(rule)]
             for rule in self.rules
         ]
+        if self.trains_on_rollouts_alone:
+            return [header, *rows]
+        return [[*header, "text", "view"], *([*row, r.text, r.view] for row, r in zip(rows, self.rules, strict=True))]
 
     def heading(self) -> str:
         """Name, routing and anchor in a line."""

@@ -110,7 +110,7 @@ class ChunkPass:
 
     def _tiles(self, rule: Rule) -> int:
         """Tiles of (tokens, V) that a rule needs: the student's, and the target's unless K columns of it are enough."""
-        without = rule.weight == 0 or rule.divergence == "policy_gradient"
+        without = rule.weight == 0 or (rule.support == "sampled" and rule.target is None)
         return 1 if without or self._by_columns(rule) else 2
 
     def _by_columns(self, rule: Rule) -> bool:
@@ -223,14 +223,14 @@ class ChunkPass:
         columns_CK, shares_CK = self._sampled_columns(z_CV, ids_C)
         stats = self.operations.softmax_(z_CV, self.head)
         live_C = picked_C - stats.logsumexp_C
-        if rule.target is None:
+        if rule.advantage is not None:
             assert self.advantage_P is not None
             advantage_C = self.advantage_P[index_C].to(live_C.dtype)
             advantage_C = advantage_C if rule.clip is None else advantage_C.clamp(*rule.clip)
             value_C = -advantage_C
         else:
             log_t_C = torch.zeros_like(live_C)
-            for name, exponent in rule.target.exponents(self.progress).items():
+            for name, exponent in rule.target.exponents(self.progress).items() if rule.target is not None else ():
                 log_t_C += exponent * self._source_logprobs(name, index_C, live_C)
             value_C, advantage_C = sampled_terms(rule.divergence, live_C, log_t_C, rule.variant)
         # d/dz of -advantage * log S(y) with the advantage held still: -advantage * (onehot(y) - S).

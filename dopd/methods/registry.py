@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from dopd.errors import ConfigError, DopdError, check_choice, first_line
 from dopd.guests import as_guest
 from dopd.interrupts import Stopped
-from dopd.kinds import DIVERGENCES, POLICY_GRADIENT
+from dopd.kinds import DIVERGENCES, OF_THE_TOKEN
 from dopd.registry import Registry, files_of, place_of
 from dopd.settings import SettingsError, check, settings_of_call
 from dopd.sources import Anchor
@@ -129,7 +129,7 @@ def own_code(name: str | None, table: RoutingTable) -> str:
         table (`RoutingTable`): the table.
     """
     codes = [] if name is None else [METHODS.code[METHODS.resolve(name)]]
-    kinds = {DIVERGENCES.resolve(rule.divergence) for rule in table.rules} - {POLICY_GRADIENT}
+    kinds = {DIVERGENCES.resolve(rule.divergence) for rule in table.rules} - set(OF_THE_TOKEN)
     codes += [DIVERGENCES.code[kind] for kind in sorted(kinds)]
     return files_of([*codes, *(use.signal.compute for rule in table.rules for use in rule.uses)])
 

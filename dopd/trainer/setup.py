@@ -129,6 +129,11 @@ def check_before_loading(
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
             "for those of the published method"
         )
+    if not table.trains_on_rollouts_alone:
+        raise ConfigError(
+            f"method {table.name!r}: this trainer trains on rollouts behind the plain prompt; rules with "
+            "text='reference' or another view are for dopd.routed_loss"
+        )
     adapting.check_configs(model, peft_config, args)
     base_teacher.check_has_base(model, peft_config, args)
     if args.loads_teacher and teacher_model is None:

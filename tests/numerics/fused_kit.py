@@ -25,7 +25,7 @@ SUPPORTS = [
     ("target_topk", "truncate"),
 ]
 RULES = [(kind, support, tail) for kind in divergences.DIVERGENCES for support, tail in SUPPORTS]
-RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js")]
+RULES += [(kind, "sampled", "bucket") for kind in ("reverse_kl", "forward_kl", "js", "nll")]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import dopd
@@ -52,7 +53,15 @@ def four_rows(**changes: Any) -> list[dict[str, Any]]:
         (
             TEACHER | {"regime": "HT", "support": "sampled", "divergence": "cross_entropy"},
             r"rule 'HT': support='sampled' estimates 'forward_kl', 'reverse_kl', 'js' or is the support of "
-            r"'policy_gradient', got divergence='cross_entropy'. Use support='target_topk' or 'full'",
+            r"'policy_gradient' and 'nll', got divergence='cross_entropy'. Use support='target_topk' or 'full'",
+        ),
+        (TEACHER | {"text": "answer"}, r"text \(='answer'\) must be one of 'rollout', 'reference'"),
+        (TEACHER | {"view": "hint"}, r"view \(='hint'\) must be one of 'plain', 'privileged', 'self'"),
+        ({"divergence": "nll"}, "divergence='nll' acts on the sampled token: set support='sampled', got 'full'"),
+        (TEACHER | {"divergence": "nll", "support": "sampled"}, "divergence='nll' reads no target; leave it out"),
+        (
+            {"divergence": "nll", "support": "sampled", "clip": [0, 1]},
+            r"clip \(=\(0.0, 1.0\)\) must be \(lowest, highest\) advantage, .* with an advantage, .*divergence='nll'",
         ),
         ({"divergence": "js"}, "source is missing: divergence='js' compares the student with a target"),
         (
@@ -255,3 +264,87 @@ def test_describe_says_what_each_token_is_taught() -> None:
         "  all   teacher  reverse_kl  full     1",
     ]
     assert "privileged student: ema" in dopd.table("dopd_ema").describe()
+
+
+# --- texts and trained views ------------------------------------------------------------------------------------------
+
+
+def three_parts() -> dopd.RoutingTable:
+    rules = (
+        dopd.Rule(name="nll", divergence="nll", support="sampled", text="reference"),
+        dopd.Rule(name="base", source="reference", view="self"),
+        dopd.Rule(name="own", source={"self_student": 1.0, "student": 0.5}, text="reference", view="privileged"),
+        dopd.Rule(name="soft", source="teacher", text="reference"),
+        dopd.Rule(name="off", source="privileged_reference", weight=0.0),
+    )
+    return dopd.RoutingTable(name="three", rules=rules, anchor="snapshot")
+
+
+def test_a_table_has_a_part_for_each_text_and_view_that_something_is_learned_of() -> None:
+    whole = three_parts()
+    parts = {(part.text, part.view): part for part in whole.parts}
+    labels = {key: [rule.label for rule in part.rules] for key, part in parts.items()}
+    assert labels == {
+        ("reference", "plain"): ["nll", "soft"],
+        ("rollout", "self"): ["base"],
+        ("reference", "privileged"): ["own"],
+    }
+    assert whole.views == {"plain", "self", "privileged"} and whole.needs_privileged and whole.needs_teacher
+    assert parts["rollout", "self"].views == {"plain", "self"}
+    assert parts["reference", "privileged"].sources == {"self_student"}
+    assert parts["reference", "privileged"].view_of("student") == "privileged"
+    assert whole.needs_references and whole.needs_rollouts
+    assert dopd.table("dopd").parts == [dopd.table("dopd")]
+    texts = [line.split()[-2:] for line in whole.describe().splitlines()[1:]]
+    assert texts[:3] == [["text", "view"], ["reference", "plain"], ["rollout", "self"]]
+    again = dopd.RoutingTable.from_dicts(
+        yaml.safe_load(yaml.safe_dump(whole.to_dicts())), name="three", anchor="snapshot"
+    )
+    assert again == whole
+
+
+def test_a_table_of_reference_texts_alone_needs_no_rollouts_unless_somebody_reads_them() -> None:
+    nll = dopd.Rule(divergence="nll", support="sampled", text="reference")
+    assert not dopd.RoutingTable(name="sft", rules=(nll,)).needs_rollouts
+    own = dopd.Rule(source="self_student", text="reference")
+    assert dopd.RoutingTable(name="own", rules=(own,)).needs_rollouts
+    select = {"signal": "shortest_right", "above": 0.5}
+    judged = dopd.Rule(divergence="nll", support="sampled", text="reference", select=select)
+    assert dopd.RoutingTable(name="judged", rules=(judged,)).needs_rollouts
+
+
+def test_texts_and_views_that_cannot_stand_together_are_refused() -> None:
+    rows = four_rows()
+    rows[1]["text"] = "reference"
+    with pytest.raises(ConfigError, match="rules by regime have reference, plain; rollout, plain as text and view"):
+        dopd.RoutingTable.from_dicts(rows)
+    rule = dopd.Rule(source="teacher", view="privileged")
+    with pytest.raises(ConfigError, match=r"student_view='privileged' is the prompt of every rule: give all"):
+        dopd.RoutingTable(name="both", rules=(rule,), student_view="privileged")
+
+
+def test_the_loss_of_several_parts_is_asked_for_part_by_part() -> None:
+    table, logits = three_parts(), torch.zeros(1, 2, 3)
+    with pytest.raises(
+        ConfigError, match=r"trains on several texts or views \(text reference, view plain; .*table.parts"
+    ):
+        dopd.routed_loss(logits, {}, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), table)
+
+
+def test_likelihood_is_that_of_the_texts_tokens_with_its_gradient() -> None:
+    rule = dopd.Rule(divergence="nll", support="sampled", text="reference", weight=0.5)
+    table = dopd.RoutingTable(name="sft", rules=(rule,))
+    logits = torch.tensor([[[0.5, -1.0, 0.25], [0.0, 2.0, 1.0]], [[1.0, 1.0, 0.0], [9.0, 9.0, 9.0]]]).double()
+    leaf, ids, mask = logits.requires_grad_(), torch.tensor([[2, 0], [1, 7]]), torch.tensor([[1, 1], [1, 0]])
+    result = dopd.routed_loss(leaf, {}, ids, mask, table)
+    result.loss.backward()
+    probabilities = [
+        [math.exp(z) / sum(map(math.exp, row)) for z in row] for row in logits.detach().flatten(0, 1).tolist()
+    ]
+    losses = [-math.log(probabilities[0][2]), -math.log(probabilities[1][0]), -math.log(probabilities[2][1])]
+    assert float(result.loss.detach()) == pytest.approx(0.5 * ((losses[0] + losses[1]) / 2 + losses[2]) / 2, rel=1e-12)
+    expected = torch.tensor(probabilities, dtype=torch.float64).view(2, 2, 3)
+    for place, token in (((0, 0), 2), ((0, 1), 0), ((1, 0), 1)):
+        expected[place][token] -= 1.0
+    scale = torch.tensor([[0.125, 0.125], [0.25, 0.0]]).double().unsqueeze(-1)  # 0.5 / 2 sequences / their tokens
+    torch.testing.assert_close(leaf.grad, expected * scale, rtol=1e-12, atol=1e-14)
