@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from dopd.data.views import PrivilegedTemplate
-from dopd.evaluation import StudentEvaluator
+from dopd.evaluation import EvaluationResult, StudentEvaluator
 from dopd.sampling import Ending
 from dopd.scoring import View
 from dopd.signals import SignalBatch, register_signal
@@ -21,6 +21,7 @@ from dopd.tasks import get_task
 from dopd.tiny.models import TinySpec, build_model
 from dopd.tiny.tokenizer import build_tokenizer
 from dopd.trainer import DOPDConfig, DOPDTrainer
+from dopd.trainer.callbacks import StudentEvaluation
 
 TOKENIZER = build_tokenizer()
 STUDENT = TinySpec(num_layers=2, hidden_size=32)
@@ -125,6 +126,28 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
     given.setdefault("processing_class", TOKENIZER)
     given.setdefault("train_dataset", Dataset.from_list(task_rows()))
     return DOPDTrainer(args=config(folder, method, **options), **given)
+
+
+def with_accuracies(folder: Path, values: list[float], **options: Any) -> DOPDTrainer:
+    """A trainer whose evaluations, at each step from the one before the first on, measure these accuracies."""
+    defaults: dict[str, Any] = {
+        "max_steps": len(values) - 1,
+        "student_eval_steps": 1,
+        "train_dataset": Dataset.from_list(task_rows(8)),
+        "eval_dataset": Dataset.from_list(task_rows(2, split="test")),
+        "verifier": lambda text, row: 0.0,
+    }
+    made = trainer(folder, **(defaults | options))
+    (callback,) = [one for one in made.callback_handler.callbacks if isinstance(one, StudentEvaluation)]
+
+    def measured(*args: Any, **kwargs: Any) -> EvaluationResult:
+        value = values[made.state.global_step]
+        return EvaluationResult(
+            greedy=[value], sampled=[value], lengths=[1], ended=[1.0], entropy=[value], divergence=[value]
+        )
+
+    object.__setattr__(callback._evaluator, "evaluate", measured)
+    return made
 
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch) -> None:

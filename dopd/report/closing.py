@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from dopd.progress import say
+from dopd.report.ending import ending_of
 from dopd.report.outcome import WITHOUT_PRIVILEGED, changes
 from dopd.report.page import REPORT_FILE
 from dopd.report.records import GIVEN_IN_PYTHON, RunRecord, read_run
@@ -24,6 +25,9 @@ def say_outcome(folder: Path) -> None:
         start = "not measured" if change.start is None else in_percent(change.start)
         counts = "" if change.num_start in (0, change.num_end) else f"{change.num_start} and "
         say(f"{change.words}: {start} -> {in_percent(change.end)} ({counts}{change.num_end} prompts)")
+    ending = ending_of(run)
+    if ending is not None and ending.why:
+        say(ending.why)
     if not found:
         say("accuracy was not measured: set student_eval_steps, with held-out rows and a verifier")
     say(visible(f"run folder: {folder}"))

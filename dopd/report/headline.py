@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.comparisons import over_seeds
+from dopd.report.ending import weights_step
 from dopd.report.groups import RunGroup
 from dopd.report.palette import method_colour
 from dopd.report.records import RunRecord
@@ -57,11 +58,19 @@ def headline_rows(
 
 
 def last_evaluation(run: RunRecord) -> dict[str, Any]:
-    """The evaluation after training, or the last one while it trained; empty if there was none."""
+    """The evaluation after training, or that of the step whose weights the run left, or has now; empty if there was
+    none.
+    """
     if run.result.get("metrics"):
         return run.result
     records = evaluations(run)
-    return as_result(records[-1]) if records else {}
+    return as_result(of_the_weights(run, records)) if records else {}
+
+
+def of_the_weights(run: RunRecord, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of evaluations of a run, in order, that of the step whose weights it left; the last one while it is under way."""
+    step = weights_step(run)
+    return next((record for record in reversed(records) if record["step"] == step), records[-1])
 
 
 def evaluations(run: RunRecord) -> list[dict[str, Any]]:

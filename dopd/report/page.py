@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dopd.errors import FileError
 from dopd.files import read_plain, replace_file
+from dopd.report.ending import ending_of
 from dopd.report.findings import findings
 from dopd.report.groups import RunGroup, differences, find_runs, find_summary, group_runs, seed_of
 from dopd.report.headline import headline
@@ -206,4 +207,20 @@ def _subtitle(groups: Sequence[RunGroup]) -> str:
         f"{num_runs} run{'s' if num_runs != 1 else ''}",
         f"{steps} steps",
     ]
-    return ", ".join(parts)
+    return "; ".join([", ".join(parts), *_endings(groups)])
+
+
+def _endings(groups: Sequence[RunGroup]) -> list[str]:
+    """That runs stopped early, or left the weights of an earlier step."""
+    endings = [ending for group in groups for ending in map(ending_of, group.runs) if ending is not None]
+    notable = [ending for ending in endings if ending.why]
+    if len(endings) < 2:
+        return [ending.why for ending in notable]
+    early = [ending.step for ending in notable if ending.early]
+    steps = [ending.weights_of for ending in notable if ending.weights_of != ending.step]
+    parts = []
+    if early:
+        parts.append(f"{len(early)} of {len(endings)} runs stopped early, at steps {min(early)} to {max(early)}")
+    if steps:
+        parts.append(f"weights of the best steps ({min(steps)} to {max(steps)})")
+    return parts

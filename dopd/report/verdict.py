@@ -11,9 +11,10 @@ from dopd.report.comparisons import (
     Difference,
     compare,
 )
+from dopd.report.ending import ending_of
 from dopd.report.findings import num_serious
 from dopd.report.groups import RunGroup, seed_of, settings_of
-from dopd.report.headline import as_result, evaluations, last_evaluation
+from dopd.report.headline import as_result, evaluations, last_evaluation, of_the_weights
 from dopd.report.roles import of_interest, reference_of
 
 # Settings that say which held-out problems an evaluation answers, and how answers are judged.
@@ -67,7 +68,7 @@ def differences_of(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> li
     """Differences of all runs, from their start and from one another; none between runs on different problems.
 
     The start is the one that `dopd quickstart` evaluated on the prompts of the final evaluation; otherwise each run's
-    own evaluation at step 0, beside the last one of the same prompts.
+    own evaluation at step 0, beside that of its weights on the same prompts.
     """
     methods: dict[str, BySeed] = {}
     starts: dict[str, BySeed] = {}
@@ -79,10 +80,10 @@ def differences_of(groups: Sequence[RunGroup], summary: Mapping[str, Any]) -> li
         if start:
             starts[group.label], afterwards[group.label] = dict.fromkeys(last, start), last
             continue
-        logged = {seed_of(run): evaluations(run) for run in group.runs}
-        whole = {seed: records for seed, records in logged.items() if len(records) > 1 and records[0]["step"] == 0}
-        starts[group.label] = {seed: as_result(records[0]) for seed, records in whole.items()}
-        afterwards[group.label] = {seed: as_result(records[-1]) for seed, records in whole.items()}
+        logged = {seed_of(run): (run, evaluations(run)) for run in group.runs}
+        whole = {seed: of for seed, of in logged.items() if len(of[1]) > 1 and of[1][0]["step"] == 0}
+        starts[group.label] = {seed: as_result(records[0]) for seed, (_, records) in whole.items()}
+        afterwards[group.label] = {seed: as_result(of_the_weights(*of)) for seed, of in whole.items()}
     found = compare(methods, starts, afterwards)
     return found if _same_problems(groups) else [difference for difference in found if difference.against == START]
 
@@ -158,7 +159,7 @@ def _under_way(groups: Sequence[RunGroup]) -> str:
     for group in groups:
         for run in group.runs:
             planned, done = run.config.get("max_steps"), max((record["step"] for record in run.metrics), default=0)
-            if isinstance(planned, int) and not isinstance(planned, bool) and done < planned and not run.result:
+            if isinstance(planned, int) and not isinstance(planned, bool) and done < planned and not ending_of(run):
                 left.append((done, planned))
     return f"So far (step {min(left)[0]} of {min(left)[1]}): " if left else ""
 

@@ -14,8 +14,10 @@ from dopd.evaluation.student import StudentEvaluator
 from dopd.files import append_line, fingerprint
 from dopd.guests import begin_step
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
+from dopd.progress import say
+from dopd.report.ending import BEST_STEP, WAITED
 from dopd.scoring import evaluation_mode
-from dopd.trainer.best import student_metric
+from dopd.trainer.best import EarlyStop, has_stopped, student_metric
 from dopd.trainer.continuing import ContinuingTrainer
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.owned import begin_growing, own, seal_growing
@@ -98,7 +100,9 @@ class IdleSteps(TrainerCallback):
 
 
 class StudentEvaluation(TrainerCallback):
-    """Evaluates the student without privileged context, before the first step, every N steps and after the last."""
+    """Evaluates the student without privileged context, before the first step, every N steps and after the last; has
+    the best checkpoint kept, and the run stopped, where it was asked to.
+    """
 
     def __init__(self, trainer: HostTrainer, evaluator: StudentEvaluator, every: int) -> None:
         self._trainer = trainer
@@ -113,6 +117,18 @@ class StudentEvaluation(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self._evaluate()
+            self._stop_early(control)
+
+    def _stop_early(self, control: Any) -> None:
+        """End the run where it has stopped getting better, as it ends at its last step."""
+        args, state = self._trainer.args, self._trainer.state
+        if state.global_step == state.max_steps or not has_stopped(args, state.log_history, state.global_step):
+            return
+        control.should_training_stop = control.should_log = True
+        if args.save_strategy != SaveStrategy.BEST:
+            control.should_save = True
+        if state.is_world_process_zero:
+            say(f"step {state.global_step} of {state.max_steps}: early_stop ends the run")
 
     def _evaluate(self) -> None:
         trainer = self._trainer
@@ -133,7 +149,9 @@ class StudentEvaluation(TrainerCallback):
         trainer.control.should_log = should_log
 
     def _choose_checkpoint(self, metrics: dict[str, float]) -> None:
-        """Tell the host whether this step is the best so far, where it was asked to go by a metric of ours."""
+        """Tell the host whether this step is the best so far, where it was asked to go by a metric of ours; adds which
+        one is, and how long none was better.
+        """
         trainer = self._trainer
         name = student_metric(trainer.args)
         if name is None:
@@ -148,6 +166,14 @@ class StudentEvaluation(TrainerCallback):
         best = trainer.is_best(metrics)
         if trainer.args.save_strategy == SaveStrategy.BEST:
             trainer.control.should_save = best
+        elif best and trainer.args.load_best_model_at_end:  # at this step, wherever the others are saved
+            trainer.control.should_save = True
+        metrics[BEST_STEP] = float(trainer.state.best_global_step or 0)
+        stop = EarlyStop.of(trainer.args)
+        if stop is not None:
+            key = f"eval_{name}"
+            values = [record[key] for record in trainer.state.log_history if key in record]
+            metrics[WAITED] = float(stop.waited([*values, metrics[key]], greater=bool(trainer.args.greater_is_better)))
 
     def _warn_of_drift(self, metrics: dict[str, float]) -> None:
         privileged = metrics.get("eval_accuracy_privileged")

@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 import dopd
 from dopd.checkpoints import TINY
 from dopd.methods import CARDS, METHODS
+from dopd.report.ending import ending_of
 from dopd.report.outcome import Change
-from dopd.report.records import GIVEN_IN_PYTHON
+from dopd.report.records import GIVEN_IN_PYTHON, RunRecord
 from dopd.tables import RoutingTable
 from dopd.trainer.config import BASE
 
@@ -33,7 +34,7 @@ _CITATION = """```bibtex
 def card_text(
     host_card: ModelCard,
     name: str,
-    run: Mapping[str, Any],
+    run: RunRecord,
     table: RoutingTable,
     settings: Mapping[str, Any],
     changes: Sequence[Change],
@@ -44,22 +45,23 @@ def card_text(
     Args:
         host_card (`ModelCard`): whose metadata and links to trackers are taken over.
         name (`str`): of the model.
-        run (`dict`): the run's configuration, as `config.yaml` has it.
+        run (`RunRecord`): the run, with its configuration as `config.yaml` has it.
         table (`RoutingTable`): the method.
         settings (`dict`): the trainer's configuration, of which the main ones are listed.
         changes (`list[Change]`): accuracies at the start and at the end.
         paper (`dict[str, str]`): `title`, `id` and `citation` of what is to be cited.
     """
-    base = _model(run.get("model_name_or_path"))
+    base, ending = _model(run.config.get("model_name_or_path")), ending_of(run)
     parts = [
         f"---\n{host_card.data}\n---\n",
         f"# {name}",
         f"{base}, distilled on its own answers with dopd "
         f"([{paper['title']}](https://huggingface.co/papers/{paper['id']})).",
-        _table(["", ""], [["base model", base], *_origins(run, table, settings)]),
+        _table(["", ""], [["base model", base], *_origins(run.config, table, settings)]),
         *[line for line in host_card.text.splitlines() if line.startswith("[<img")],
         "## Results",
         _results(changes),
+        *([f"Training {ending.why}."] if ending is not None and ending.early else []),
         f"## Method\n\n```text\n{table.describe()}\n```",
         "## Training",
         _table(["setting", "value"], [[key, str(settings[key])] for key in _SETTINGS if _acts(key, settings)]),

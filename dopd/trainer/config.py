@@ -22,7 +22,7 @@ from dopd.settings.places import at_home, left_open
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 from dopd.trainer.arguments import known_arguments_only
-from dopd.trainer.best import check_choice_of_checkpoint, student_metric
+from dopd.trainer.best import check_choice_of_checkpoint, read_early_stop, student_metric
 from dopd.trainer.host_settings import check_mappings, trainer_settings
 from dopd.trainer.resuming import checkpoint_to_resume
 
@@ -143,6 +143,11 @@ class DOPDConfig(DistillationConfig):
             Prompts of `eval_dataset`, from its start, that each evaluation answers.
         student_eval_batch_size (`int`, *optional*, defaults to `64`):
             Prompts answered at a time on each device.
+        early_stop (`dict`, *optional*):
+            End the run once the evaluations of the student no longer get better, for example
+            `{"metric": "accuracy_greedy", "patience": 3, "min_delta": 0.01}`: after `patience` (3) evaluations in a row
+            of which none was better by more than `min_delta` (0). The best checkpoint is kept, and its weights are the
+            run's (`load_best_model_at_end`). Needs `student_eval_steps`.
         verifier_timeout (`float`, *optional*, defaults to 60):
             Seconds that the verifier, or a reward function for each answer of a call, may take before the run stops,
             and the import of their modules; `None` for any time.
@@ -223,6 +228,7 @@ class DOPDConfig(DistillationConfig):
 
     student_eval_steps: Count | None = None
     student_eval_prompts: Count = 128
+    early_stop: dict[str, Any] | str | None = None
     verifier_timeout: Positive | None = 60.0
     student_eval_batch_size: Count = 64
     trace_steps: Count | None = None
@@ -230,7 +236,7 @@ class DOPDConfig(DistillationConfig):
     trace_probes: Natural = 0
     trace_max_bytes: Count = 2**26
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012 - the host declares it so
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options", "early_stop"]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
         own: type = type(self)
@@ -285,7 +291,8 @@ class DOPDConfig(DistillationConfig):
 
     def _check_together(self) -> None:
         """Check what types do not say: the insides of mappings, and settings beside one another."""
-        problems = Problems(check_mappings(self))
+        problems = Problems(read_early_stop(self))  # what it means for the host's settings is checked with them
+        problems.add(*check_mappings(self))
         for key in _OWN_PLACES:
             for problem in left_open(key, getattr(self, key)):
                 problems.add(problem)

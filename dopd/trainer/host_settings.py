@@ -98,6 +98,7 @@ _NARROWER: dict[str, Any] = {
             "chat_template_kwargs",
             "teacher_chat_template_kwargs",
             "method_options",
+            "early_stop",
         ),
         dict[str, Any] | None,
     ),
@@ -138,6 +139,7 @@ _FIXES = {
     "max_steps": "-1 leaves the number of steps to num_train_epochs",
     "save_total_limit": "leave it out to keep every checkpoint",
     "max_grad_norm": "0 does not clip",
+    "early_stop": "for example {metric: accuracy_greedy, patience: 3, min_delta: 0.01}",
 }
 
 _ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")

@@ -15,6 +15,7 @@ from dopd.evaluation.results import EvaluationResult
 from dopd.evaluation.student import StudentEvaluator
 from dopd.report.closing import say_outcome
 from dopd.report.curves import CURVES_FILE, draw_run
+from dopd.report.ending import ending_of
 from dopd.report.outcome import changes
 from dopd.report.page import REPORT_FILE, write_report
 from dopd.report.records import CONFIG_FILE, RESULT_FILE, RunRecord
@@ -79,8 +80,8 @@ class RecordingTrainer(ContinuingTrainer):
         names = ("model_name", "dataset_name", "tags")
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         arguments["model_name"] = arguments.get("model_name") or self.run_folder.name
-        run = RunRecord(self.run_folder, {}, self.state.log_history, [], self._final)
-        facts = (read_yaml(self.configuration), self.table, vars(self.args), changes(run), self._paper)
+        run = self._record()
+        facts = (run, self.table, vars(self.args), changes(run), self._paper)
 
         def write() -> None:
             super(RecordingTrainer, self).create_model_card(**arguments)
@@ -88,6 +89,10 @@ class RecordingTrainer(ContinuingTrainer):
             path.write_text(card_text(ModelCard.load(path), arguments["model_name"], *facts), encoding="utf-8")
 
         self.write_own_files(write)
+
+    def _record(self) -> RunRecord:
+        """The run so far."""
+        return RunRecord(self.run_folder, read_yaml(self.configuration), self.state.log_history, [], self._final)
 
     def final_evaluation(self, num_prompts: int) -> EvaluationResult:
         """Answer held-out prompts without privileged context, and beside it with it, and write `result.json`.
@@ -105,6 +110,8 @@ class RecordingTrainer(ContinuingTrainer):
         self._final = result.to_json()
         if self.accelerator.is_main_process:
             record = {"method": self.table.name, "train_seconds": round(self.seconds, 2), **self._final}
+            ending = ending_of(self._record())
+            record |= {} if ending is None else {"ended": ending.to_json()}
             write_own(self.run_folder, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
         return result
 

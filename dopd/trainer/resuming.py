@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from trl import DistillationConfig
+from typing import TYPE_CHECKING, Any
 
 from dopd.errors import ConfigError
+from dopd.trainer.best import has_stopped
 from dopd.trainer.whole import checkpoints_of, damage, newest_whole
+
+if TYPE_CHECKING:
+    from dopd.trainer.config import DOPDConfig
 
 STATE_FILE = "trainer_state.json"
 _LAST, _NOT = ("true", "last"), ("false", "none", "no", "")
@@ -58,8 +60,9 @@ def checkpoint_to_resume(wanted: Any, output_dir: str | Path | None, *, checksum
     return found
 
 
-def is_complete(checkpoint: str, args: DistillationConfig) -> bool:
-    """Whether a checkpoint is at the last step of a run: the host would make one more.
+def is_complete(checkpoint: str, args: "DOPDConfig") -> bool:
+    """Whether a checkpoint is at the last step of a run, the one that it stopped at early included: the host would make
+    one more.
 
     Args:
         checkpoint (`str`): its folder.
@@ -70,6 +73,8 @@ def is_complete(checkpoint: str, args: DistillationConfig) -> bool:
     """
     state = json.loads((Path(checkpoint) / STATE_FILE).read_text())
     step = state["global_step"]
+    if has_stopped(args, state["log_history"], step):
+        return True
     if args.max_steps < 1:
         return step >= state["max_steps"] and state["num_train_epochs"] >= args.num_train_epochs
     if step > args.max_steps:

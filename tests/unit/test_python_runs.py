@@ -16,7 +16,7 @@ from transformers import SchedulerType
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
-from dopd.report.records import GIVEN_IN_PYTHON, read_run
+from dopd.report.records import GIVEN_IN_PYTHON, RunRecord, read_run
 from dopd.runs.settings import load_settings
 from dopd.trainer.card import card_text
 from dopd.trainer.folder import RunFolder
@@ -191,9 +191,8 @@ def test_the_card_links_what_is_on_the_hub_and_names_no_folder_of_this_machine(t
     run = {"model_name_or_path": "Qwen/Qwen3-1.7B", "teacher_model_name_or_path": str(tmp_path)}
     made = kit.trainer(tmp_path)
     host_card = ModelCard("---\ntags: [dopd]\n---\n")
-    text = card_text(
-        host_card, "x", {**run, "dataset_name": str(tmp_path)}, made.table, vars(made.args), [], made._paper
-    )
+    record = RunRecord(tmp_path, {**run, "dataset_name": str(tmp_path)}, [], [], {})
+    text = card_text(host_card, "x", record, made.table, vars(made.args), [], made._paper)
     assert "[Qwen/Qwen3-1.7B](https://huggingface.co/Qwen/Qwen3-1.7B)" in text and "not evaluated" in text
     assert str(tmp_path.parent) not in text and tmp_path.name in text
 

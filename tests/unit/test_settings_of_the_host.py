@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import trainer_kit as kit
 from compatibility import tried
-from datasets import Dataset
-from trainer_kit import STUDENT, TEACHER, TOKENIZER, config, student, task_rows, teacher, trainer
+from trainer_kit import STUDENT, TEACHER, TOKENIZER, config, student, teacher, trainer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Phi3Config, Qwen3Config
 
 from dopd.errors import ConfigError
@@ -142,34 +142,6 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_loaded(run
 # --- The best checkpoint
 
 
-def with_accuracies(folder: Path, values: list[float], **options: Any) -> Any:
-    """A trainer whose evaluation measures given accuracies, one after another."""
-    made = trainer(
-        folder,
-        max_steps=len(values) - 1,
-        student_eval_steps=1,
-        train_dataset=Dataset.from_list(task_rows(8)),
-        eval_dataset=Dataset.from_list(task_rows(2, split="test")),
-        verifier=lambda text, row: 0.0,
-        **options,
-    )
-    rest = iter(values)
-
-    def measured(*args: Any, **kwargs: Any) -> EvaluationResult:
-        value = next(rest)
-        return EvaluationResult(
-            greedy=[value], sampled=[value], lengths=[1], ended=[1.0], entropy=[value], divergence=[value]
-        )
-
-    object.__setattr__(evaluator_of(made), "evaluate", measured)
-    return made
-
-
-def evaluator_of(made: Any) -> Any:
-    (callback,) = [c for c in made.callback_handler.callbacks if type(c).__name__ == "StudentEvaluation"]
-    return callback._evaluator
-
-
 BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1}
 
 
@@ -178,7 +150,7 @@ BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 
     [("accuracy_greedy", 2), ("eval_accuracy_greedy", 2), ("accuracy_sampled", 2), ("eval_divergence_to_teacher", 3)],
 )
 def test_the_best_checkpoint_is_that_of_the_students_evaluation(tmp_path: Path, metric: str, best: int) -> None:
-    made = with_accuracies(tmp_path, [0.9, 0.2, 0.8, 0.1, 0.5], metric_for_best_model=metric, **BEST)
+    made = kit.with_accuracies(tmp_path, [0.9, 0.2, 0.8, 0.1, 0.5], metric_for_best_model=metric, **BEST)
     made.train()
     assert made.state.best_global_step == best
     assert made.state.best_metric == {2: 0.8, 3: 0.1}[best]
@@ -192,7 +164,7 @@ def test_the_best_checkpoint_is_that_of_the_students_evaluation(tmp_path: Path, 
 
 def test_save_strategy_best_saves_where_the_student_got_better(tmp_path: Path) -> None:
     values = [0.0, 0.5, 0.25, 0.75]
-    made = with_accuracies(tmp_path, values, metric_for_best_model="accuracy_greedy", save_strategy="best")
+    made = kit.with_accuracies(tmp_path, values, metric_for_best_model="accuracy_greedy", save_strategy="best")
     made.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
@@ -204,9 +176,6 @@ def test_save_strategy_best_saves_where_the_student_got_better(tmp_path: Path) -
     ("values", "words"),
     [
         ({"student_eval_steps": None}, "set student_eval_steps"),
-        ({"save_steps": 3}, r"save_steps \(=3\) must be a multiple of student_eval_steps \(=2\)"),
-        ({"save_steps": 0.5}, r"save_steps \(=0.5\) must be a multiple"),
-        ({"save_strategy": "epoch"}, r"save_strategy \(='epoch'\)"),
         ({"save_strategy": "no"}, r"save_strategy \(='no'\)"),
         ({"metric_for_best_model": "eval_acuracy_greedy"}, "Did you mean 'accuracy_greedy'"),
         ({"metric_for_best_model": "entropy"}, "set greater_is_better"),
