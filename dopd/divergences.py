@@ -18,7 +18,7 @@ from dopd.errors import ConfigError, check_choice
 from dopd.kinds import DIVERGENCES, LIKELIHOOD, OF_THE_TOKEN, Divergence, check_divergence, register_divergence
 
 Support = Literal["full", "student_topk", "target_topk", "sampled"]
-Tail = Literal["bucket", "renormalize", "truncate"]
+Tail = Literal["bucket", "renormalize", "truncate", "sampled"]
 
 
 def _terms(log_p: Tensor, log_ratio: Tensor) -> Tensor:
@@ -212,6 +212,34 @@ def sampled_terms(
     return value, advantage
 
 
+def tail_correction(
+    kind: str,
+    of_token: tuple[Tensor, Tensor],
+    of_rest: tuple[Tensor, Tensor],
+    is_outside: Tensor,
+    variant: Variant = PLAIN_VARIANT,
+) -> Tensor:
+    """What a sampled token outside a top-k support adds to the divergence over the support and one outcome for the
+    rest, so that their mean over samples is the divergence over the whole vocabulary, in value and gradient.
+
+    With a the one-sample estimate of `sampled_terms`, at the token and at the outcome of the rest, it is
+    1[y not in K] (a(y) - a(rest)): the second estimates what the outcome contributes, and is a control variate (ResOPD,
+    arXiv 2610.04882).
+
+    Args:
+        kind (`str`): the divergence.
+        of_token, of_rest (`tuple[Tensor, Tensor]`): log-probs (...) by student and target of the sampled token, and of
+            everything outside the support; the student's carry the gradient.
+        is_outside (`Tensor` (...), bool): whether the sampled token is outside the support.
+        variant (`Variant`, *optional*): see there.
+    """
+    added = []
+    for log_s, log_t in (of_token, of_rest):
+        log_s, log_t = torch.where(is_outside, log_s, 0.0), torch.where(is_outside, log_t, 0.0)
+        added.append(surrogate(*sampled_terms(kind, log_s.detach(), log_t, variant), log_s))
+    return torch.where(is_outside, added[0] - added[1], 0.0)
+
+
 def surrogate(value: Tensor, advantage: Tensor, log_s_y: Tensor) -> Tensor:
     """A number that reads `value` and whose gradient is -advantage * grad log S(y): one step of policy gradient.
 
@@ -245,7 +273,9 @@ def divergence(
             outcome (`"bucket"`: a lower bound of the full divergence that converges to it), or nothing, with both
             distributions conditioned on the support (`"renormalize"`). `"truncate"` sums true probabilities over the
             support alone, as some published methods do: it breaks sum(p grad log p) = 0, so that a reverse KL pushes
-            even a student that equals its target out of the support.
+            even a student that equals its target out of the support. `"sampled"` is `"bucket"` and, where the sampled
+            token is outside the support, a correction with which the mean over samples is the full divergence
+            (`tail_correction`).
         sampled_ids (`LongTensor` (...), *optional*): the sampled tokens; needed by, and only read for, `"sampled"`.
         variant (`Variant`, *optional*): see there.
 
@@ -267,21 +297,32 @@ def divergence(
         )
     log_s, log_t = log_probs(student_logits), log_probs(target_logits.detach())
     if support == "sampled":
-        if sampled_ids is None:
-            raise ConfigError('support="sampled" needs sampled_ids (...): the token ids that the student sampled')
-        if sampled_ids.shape != student_logits.shape[:-1]:
-            raise ConfigError(
-                f"sampled_ids {tuple(sampled_ids.shape)} must have the shape {tuple(student_logits.shape[:-1])}: one "
-                f"sampled token for each distribution in student_logits {tuple(student_logits.shape)}"
-            )
-        log_s_y = pick(log_s, sampled_ids)
-        return surrogate(*sampled_terms(kind, log_s_y, pick(log_t, sampled_ids), variant), log_s_y)
+        ids = _sampled(sampled_ids, student_logits, 'support="sampled"')
+        log_s_y = pick(log_s, ids)
+        return surrogate(*sampled_terms(kind, log_s_y, pick(log_t, ids), variant), log_s_y)
     if support == "full" or top_k >= log_s.shape[-1]:
         return divergence_function(kind, variant)(log_s, log_t)
     ranked = log_s.detach() if support == "student_topk" else log_t
     support_ids = ranked.topk(top_k, dim=-1).indices
-    log_s, log_t = on_support(log_s, support_ids, tail), on_support(log_t, support_ids, tail)
-    return divergence_function(kind, variant, tail)(log_s, log_t)
+    listed_s, listed_t = on_support(log_s, support_ids, tail), on_support(log_t, support_ids, tail)
+    value = divergence_function(kind, variant, tail)(listed_s, listed_t)
+    if tail != "sampled":
+        return value
+    ids = _sampled(sampled_ids, student_logits, 'tail="sampled"')
+    of_token, of_rest = (pick(log_s, ids), pick(log_t, ids)), (listed_s[..., -1], listed_t[..., -1])
+    is_outside = (support_ids != ids.unsqueeze(-1)).all(-1)
+    return value + tail_correction(kind, of_token, of_rest, is_outside, variant)
+
+
+def _sampled(sampled_ids: Tensor | None, student_logits: Tensor, reader: str) -> Tensor:
+    if sampled_ids is None:
+        raise ConfigError(f"{reader} needs sampled_ids (...): the token ids that the student sampled")
+    if sampled_ids.shape != student_logits.shape[:-1]:
+        raise ConfigError(
+            f"sampled_ids {tuple(sampled_ids.shape)} must have the shape {tuple(student_logits.shape[:-1])}: one "
+            f"sampled token for each distribution in student_logits {tuple(student_logits.shape)}"
+        )
+    return sampled_ids
 
 
 def log_probs(logits: Tensor) -> Tensor:
@@ -306,7 +347,8 @@ def pick(log_p: Tensor, ids: Tensor, merged: Sequence[int] = ()) -> Tensor:
 def on_support(log_p: Tensor, support_ids: Tensor, tail: Tail) -> Tensor:
     """Restrict log-probs to K tokens: renormalised (..., K), or with one outcome for the other mass (..., K + 1).
 
-    `"truncate"` has that outcome too: it is left out of the sum (`divergence_function`), not of the normalisation.
+    `"sampled"` and `"truncate"` have that outcome too; `"truncate"` leaves it out of the sum (`divergence_function`),
+    not of the normalisation.
     """
     inside = log_p.gather(-1, support_ids)
     if tail == "renormalize":
@@ -322,6 +364,10 @@ def check_support(kind: str, support: str, top_k: int, tail: str) -> None:
     """Raise `ConfigError` for a support that does not exist or cannot carry this divergence."""
     check_choice("support", support, Support)
     check_choice("tail", tail, Tail)
+    if tail == "sampled" and support.endswith("topk") and kind not in _TERMS:
+        raise ConfigError(
+            f"tail='sampled' estimates {', '.join(map(repr, _TERMS))}, got divergence={kind!r}. Use tail='bucket'"
+        )
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ConfigError(f"top_k (={top_k!r}) must be a whole number of at least 1: the tokens of a top-k support")
     if support == "sampled" and kind not in (*_TERMS, *OF_THE_TOKEN):

@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 
 from dopd.assignment import Assignment, assign
-from dopd.divergences import divergence, entropy, log_probs, pick, sampled_terms, surrogate
+from dopd.divergences import (
+    divergence,
+    divergence_function,
+    entropy,
+    log_probs,
+    on_support,
+    pick,
+    sampled_terms,
+    surrogate,
+)
 from dopd.errors import ConfigError
 from dopd.routing import UNROUTED
 from dopd.rules import Rule
 from dopd.signals import SignalBatch, take_measure
-from dopd.sources import LIVE
+from dopd.sources import LIVE, Factor, Target
 from dopd.tables import RoutingTable
 
 
@@ -141,18 +150,25 @@ def rule_divergence(
         log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
         advantages = advantages.to(log_s_y) if rule.clip is None else advantages.to(log_s_y).clamp(*rule.clip)
         return surrogate(-advantages, advantages, log_s_y)
-    sources = {**targets, LIVE: student_logits.detach()}
-    exponents = {} if rule.target is None else rule.target.exponents(progress)
+    everyone = {**targets, LIVE: student_logits}
+    names = () if rule.target is None else sorted(rule.target.names)
+    sources = {name: everyone[name].detach() for name in names}
     if rule.support == "sampled":
         # Powers of probabilities, not normalised: the normaliser is the same for every token that might be sampled.
         log_s_y = pick(log_probs(student_logits), sampled_ids, merged_ids)
-        log_t_y = torch.zeros_like(log_s_y)
-        for name, power in exponents.items():
-            log_t_y = log_t_y + power * pick(log_probs(sources[name]), sampled_ids, merged_ids).detach()
+        picked = {name: pick(log_probs(logits), sampled_ids, merged_ids) for name, logits in sources.items()}
+        log_t_y = torch.zeros_like(log_s_y) if rule.target is None else log_product(rule.target, picked, progress)
         return surrogate(*sampled_terms(rule.divergence, log_s_y.detach(), log_t_y, rule.variant), log_s_y)
-    target_logits = student_logits.detach()
-    if exponents:
-        target_logits = product_logits([(power, sources[name]) for name, power in exponents.items()])
+    if rule.target is None:
+        target_logits = student_logits.detach()
+    elif rule.outcomes_of is not None and rule.top_k < student_logits.shape[-1]:
+        support_ids = sources[rule.outcomes_of].topk(rule.top_k, dim=-1).indices
+        listed = {name: on_support(log_probs(logits), support_ids, rule.tail) for name, logits in sources.items()}
+        log_t = log_product(rule.target, listed, progress).log_softmax(-1)
+        log_s = on_support(log_probs(student_logits), support_ids, rule.tail)
+        return divergence_function(rule.divergence, rule.variant, rule.tail)(log_s, log_t)
+    else:
+        target_logits = product_logits(rule.target, sources, progress)
     return divergence(
         student_logits,
         target_logits,
@@ -160,27 +176,59 @@ def rule_divergence(
         support=rule.support,
         top_k=rule.top_k,
         tail=rule.tail,
+        sampled_ids=sampled_ids,
         variant=rule.variant,
     )
 
 
-def product_logits(factors: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Logits of the normalised product of powers, from (exponent, logits): softmax(sum_i w_i z_i), as
-    prod_i p_i^{w_i} is up to its normaliser.
+def product_logits(target: Target, logits: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
+    """Logits (..., V) of a target from those of its sources; of a single source as they are."""
+    if target.single is not None:
+        return logits[target.single]
+    # Log-probs, so that a large common offset of one model does not swallow the digits of another.
+    return log_product(target, {name: log_probs(logits[name]) for name in sorted(target.names)}, progress)
 
-    A token that every factor with a positive exponent rules out stays ruled out, whatever the others say of it.
+
+def log_product(target: Target, log_p: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
+    """log prod_i p_i^{w_i} up to its normaliser, with the bounds that factors have.
+
+    An outcome that every factor with a positive exponent and without `over` rules out stays ruled out, whatever the
+    others say of it.
+
+    Args:
+        target (`Target`): the product.
+        log_p (`dict[str, Tensor]`): source -> log-probs (..., K) over the outcomes, or of one outcome each (...), where
+            no factor is centred.
+        progress (`float`): share of the training that is over, for exponents that move.
     """
-    if len(factors) == 1 and factors[0][0] == 1.0:
-        return factors[0][1]
-    dtype = torch.promote_types(factors[0][1].dtype, torch.float32)
-    positive = [(power, logits.to(dtype)) for power, logits in factors if power > 0]
-    ruled_out = torch.stack([torch.isneginf(logits) for _, logits in positive]).any(0)
-    total = torch.zeros_like(positive[0][1])
-    for power, logits in factors:
-        if power:
-            # Log-probs, so that a large common offset of one model does not swallow the digits of another.
-            total = total + power * log_probs(logits).masked_fill(ruled_out, 0.0)
+    plain = [(factor.exponent.at(progress), factor) for factor in target.factors if factor.over is None]
+    ruled_out = torch.stack([torch.isneginf(log_p[factor.name]) for power, factor in plain if power > 0]).any(0)
+    kept = {name: values.masked_fill(ruled_out, 0.0) for name, values in log_p.items()}
+    unbounded = [power * kept[factor.name] for power, factor in plain if power and factor.is_plain]
+    total = sum(unbounded, torch.zeros_like(next(iter(kept.values()))))
+    base = total.masked_fill(ruled_out, -math.inf)
+    for factor in target.factors:
+        power = factor.exponent.at(progress)
+        if power and not factor.is_plain:
+            total = total + power * _bounded(factor, kept, base)
     return total.masked_fill(ruled_out, -math.inf)
+
+
+def _bounded(factor: Factor, log_p: Mapping[str, Tensor], base: Tensor) -> Tensor:
+    """The value of a factor with bounds, before its power; `base` is the product of those without, for the mean."""
+    value = log_p[factor.name]
+    if factor.over is not None:
+        # Two impossible outcomes have the ratio 1: nothing is known of them.
+        over = log_p[factor.over]
+        value = torch.where(torch.isneginf(value) & torch.isneginf(over), 0.0, value - over)
+    if factor.centre:
+        # Infinite ratios are at their bound afterwards, whatever the mean: it is taken over the others.
+        weights = base.softmax(-1).masked_fill(torch.isinf(value), 0.0)
+        mean = (weights * torch.where(torch.isinf(value), 0.0, value)).sum(-1, keepdim=True)
+        value = value - mean / weights.sum(-1, keepdim=True)
+    if factor.clip is not None:
+        value = value.clamp(*factor.clip)
+    return value if factor.squash is None else factor.squash * torch.tanh(value / factor.squash)
 
 
 def _signals(

@@ -113,13 +113,17 @@ class Rule:
     Attributes:
         regime (`Regime`, `str` or `int`, *optional*): the regime that the rule is for; `None` is every token.
         source (`str` or `dict[str, float]`, *optional*): who gives the target distribution, one of `SOURCES`, or a
-            product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training). None
-            for a divergence without a target.
+            product: exponents by source (an exponent may be `{start: .., end: ..}`, linear over the training, or have
+            bounds: `{power: .., over: SOURCE, clip: [low, high]}`, see `dopd.sources.target_of`). None for a divergence
+            without a target.
         divergence (`str`): between the student and the target: the name of one (`dopd.register_divergence`);
             `"policy_gradient"`; or `"nll"`, -log S(y) of the text's token, which is supervised fine-tuning.
         support (`str`): `"full"`, `"student_topk"`, `"target_topk"` or `"sampled"`.
-        tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"` or `"truncate"`.
+        tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"`, `"truncate"` or
+            `"sampled"` (see `dopd.divergence`).
         top_k (`int`): K of a top-k support.
+        outcomes_of (`str`, *optional*): a source of a product whose K most probable tokens, with `tail`, are the
+            outcomes that the product is taken over; else it is taken over the vocabulary, and K are its own.
         weight (`float`): factor on the divergence; 0 leaves the tokens out of the loss (not out of its denominator).
         name (`str`): what statistics call the rule; its regime, or `all`, if left out.
         select (`dict`, *optional*): only tokens that a signal picks: `{signal: NAME, top: 0.5}` (or bottom, above,
@@ -142,6 +146,7 @@ class Rule:
     support: Support = "full"
     tail: Tail = "bucket"
     top_k: int = 128
+    outcomes_of: str | None = None
     weight: float = 1.0
     name: str = ""
     select: Any = None
@@ -162,6 +167,7 @@ class Rule:
             check_choice("view", self.view, TrainedView)
             self._check_divergence()
             self._check_target()
+            self._check_outcomes()
             self._read_signals()
             if not (math.isfinite(_number("weight", self.weight)) and self.weight >= 0):
                 raise ConfigError(f"weight (={self.weight}) must be finite and at least 0")
@@ -199,6 +205,28 @@ class Rule:
             raise ConfigError(
                 "source='student' alone is the trained distribution itself: divergence and gradient would be 0. "
                 "Use it in a product, or source='privileged_student'"
+            )
+
+    def _check_outcomes(self) -> None:
+        if self.tail == "sampled" and not (self.clamp is None and self.cap is None):
+            raise ConfigError("tail='sampled' estimates the unbounded divergence: leave clamp and cap out")
+        target = self.target
+        if target is not None and self.support == "sampled" and any(factor.centre for factor in target.factors):
+            raise ConfigError(
+                "source: centre takes a mean over the vocabulary, which support='sampled' does not read: use another "
+                "support"
+            )
+        if self.outcomes_of is None:
+            return
+        if target is None or target.single is not None or self.outcomes_of not in target.names:
+            raise ConfigError(
+                f"outcomes_of (={self.outcomes_of!r}) must be one of the sources of a product, got source "
+                f"{self.source!r}. The K most probable tokens of a single source are support='target_topk'"
+            )
+        if self.support != "target_topk" or self.tail == "sampled":
+            raise ConfigError(
+                f"outcomes_of (={self.outcomes_of!r}) names whose tokens support='target_topk' takes, with tail "
+                f"'bucket', 'renormalize' or 'truncate'; got support={self.support!r}, tail={self.tail!r}"
             )
 
     def _read_signals(self) -> None:
@@ -256,7 +284,7 @@ class Rule:
         return values
 
 
-_TYPED = ("name", "beta", "clamp", "cap")  # the others are read in several forms
+_TYPED = ("name", "beta", "clamp", "cap", "outcomes_of")  # the others are read in several forms
 _ALWAYS = ("regime", "source", "divergence", "support", "tail", "top_k", "weight")
 
 

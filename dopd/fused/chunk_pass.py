@@ -18,12 +18,14 @@ from torch import Tensor
 
 from dopd.divergences import divergence_function, pick, sampled_terms
 from dopd.fused import products
-from dopd.fused.supports import Outcomes, mass_outside, support_grad, topk_ids
+from dopd.fused.supports import Outcomes, SampledToken, corrected, mass_outside, support_grad, topk_ids
 from dopd.fused.targets import Target, listed_outcomes, rounding_dominates
 from dopd.fused.tiles import TileOperations, blocks, score_tile
 from dopd.heads import Head
+from dopd.loss import log_product, product_logits
 from dopd.rules import Rule
 from dopd.sources import LIVE
+from dopd.sources import Target as RuleTarget
 
 # A rule's gradient outside its support is left out where its share is this fraction of the spacing of the working
 # dtype: 1/2048 of the rule's gradient in bfloat16, 7e-9 in float32.
@@ -118,7 +120,7 @@ class ChunkPass:
         if rule.support == "sampled":
             return all(self.targets[name].scores is not None for name in rule.target_names)
         if rule.target is None or rule.target.single is None:
-            return False
+            return False  # `outcomes_of` is of products alone
         target = self.targets[rule.target.single]
         if target.hidden_PH is None:
             return True  # the columns are listed
@@ -190,19 +192,33 @@ class ChunkPass:
             return out_CV.copy_(z_CV)
         if rule.target.single is not None:
             return self._source_logits(rule.target.single, index_C, out_CV)
-        exponents = rule.target.exponents(self.progress)
+        if not rule.target.is_plain:
+            tiles = self._source_tiles(rule.target, index_C, z_CV)
+            for block in blocks(out_CV):  # some rows at a time: log-probs of each source stand beside its logits
+                logits = {name: impossible(tile_CV[block]) for name, tile_CV in tiles.items()}
+                out_CV[block] = product_logits(rule.target, logits, self.progress).clamp_(min=products.LOG_ZERO)
+            return out_CV
         total_CV = out_CV.zero_()
         ruled_out_CV = torch.zeros_like(out_CV, dtype=torch.bool)
-        for name, exponent in exponents.items():
+        for factor in rule.target.factors:
+            exponent = factor.exponent.at(self.progress)
             if not exponent:
                 continue
             part_CV = self._tile(2, len(index_C))
-            part_CV = part_CV.copy_(z_CV) if name == LIVE else self._source_logits(name, index_C, part_CV)
+            part_CV = part_CV.copy_(z_CV) if factor.name == LIVE else self._source_logits(factor.name, index_C, part_CV)
             part_CV.sub_(part_CV.amax(-1, keepdim=True))
             if exponent > 0:
                 ruled_out_CV |= part_CV < RULED_OUT
             total_CV.add_(part_CV, alpha=exponent)
         return total_CV.masked_fill_(ruled_out_CV, products.LOG_ZERO)
+
+    def _source_tiles(self, target: RuleTarget, index_C: Tensor, z_CV: Tensor) -> dict[str, Tensor]:
+        """Logits of every source of a product, each in a tile of its own (the third and further ones)."""
+        tiles = {}
+        for which, name in enumerate(sorted(target.names), start=2):
+            tile_CV = self._tile(which, len(index_C))
+            tiles[name] = tile_CV.copy_(z_CV) if name == LIVE else self._source_logits(name, index_C, tile_CV)
+        return tiles
 
     def _source_logits(self, name: str, index_C: Tensor, out_CV: Tensor) -> Tensor:
         return self.targets[name].logits(index_C, out_CV)
@@ -230,8 +246,9 @@ class ChunkPass:
             value_C = -advantage_C
         else:
             log_t_C = torch.zeros_like(live_C)
-            for name, exponent in rule.target.exponents(self.progress).items() if rule.target is not None else ():
-                log_t_C += exponent * self._source_logprobs(name, index_C, live_C)
+            if rule.target is not None:
+                picked = {name: self._source_logprobs(name, index_C, live_C) for name in sorted(rule.target.names)}
+                log_t_C = log_product(rule.target, picked, self.progress)
             value_C, advantage_C = sampled_terms(rule.divergence, live_C, log_t_C, rule.variant)
         # d/dz of -advantage * log S(y) with the advantage held still: -advantage * (onehot(y) - S).
         scale_C1 = (self._scale(rule, index_C) * -advantage_C).unsqueeze(-1)
@@ -255,16 +272,18 @@ class ChunkPass:
         return columns_CK, torch.cat([shares_C1 * ~is_merged_C1, shares_CE * is_merged_C1], dim=1)
 
     def _topk(self, rule: Rule, index_C: Tensor, hidden_CH: Tensor, z_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C, z_CV)
         bucket = rule.tail != "renormalize"
-        listed = self._listed(rule, index_C)
+        listed, product, target_CV = self._listed(rule, index_C), None, None
         if listed is not None:
             ids_CK = listed[0]
-        elif rule.support == "student_topk":
-            ids_CK = topk_ids(z_CV, rule.top_k)
+        elif rule.outcomes_of is not None:
+            ids_CK, product = self._outcome_product(rule, index_C, z_CV)
         else:
-            assert target_CV is not None
-            ids_CK = topk_ids(target_CV, rule.top_k)
+            target_CV = None if self._by_columns(rule) else self._target_logits(rule, index_C, z_CV)
+            ranked_CV = z_CV if rule.support == "student_topk" else target_CV
+            assert ranked_CV is not None
+            ids_CK = topk_ids(ranked_CV, rule.top_k)
+        token = self._sampled_token(rule, index_C, ids_CK, z_CV, target_CV) if rule.tail == "sampled" else None
         inside_CK = z_CV.gather(1, ids_CK)
         logit_gradient_CK = products.logit_gradient(self.head, inside_CK)
         # With the support taken out, the tile becomes the distribution of the rest: a gradient of the remaining mass is
@@ -273,16 +292,56 @@ class ChunkPass:
         rest = self.operations.softmax_(z_CV, self.head if bucket else None)
         student = Outcomes(inside_CK, rest.logsumexp_C if bucket else None)
         function = divergence_function(rule.divergence, rule.variant, rule.tail)
-        if listed is not None:
+        if product is not None:
+            target = product
+        elif listed is not None:
             target = listed_outcomes(listed[1].to(inside_CK.dtype), bucket=bucket)
         else:
             target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
         result = support_grad(function, student, target)
+        if token is not None:
+            result = corrected(rule.divergence, rule.variant, result, (student, target), token)
         scale_C = self._scale(rule, index_C).unsqueeze(-1)
         columns_CK = result.columns_CK * scale_C * logit_gradient_CK
         rest_C = None if result.rest_C is None else result.rest_C * scale_C.squeeze(-1)
-        dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C)
+        dense_C = self._spread(index_C, hidden_CH, z_CV, ids_CK, columns_CK, rest_C, result.token_C)
+        if token is not None and result.token_C is not None:
+            at_token_C1 = result.token_C.unsqueeze(-1) * scale_C * token.logit_gradient_C1
+            z_CV.scatter_add_(1, self.ids_P[index_C].unsqueeze(-1), at_token_C1)
         return _entropy(inside_CK, rest.logsumexp_C, rest.neg_entropy_C), result.value_C, dense_C
+
+    def _outcome_product(self, rule: Rule, index_C: Tensor, z_CV: Tensor) -> tuple[Tensor, Outcomes]:
+        """The tokens of a support that is one source's, and a product over these outcomes."""
+        assert rule.target is not None and rule.outcomes_of is not None
+        tiles = self._source_tiles(rule.target, index_C, z_CV)
+        ids_CK = topk_ids(tiles[rule.outcomes_of], rule.top_k)
+        log_p = {}
+        for name, tile_CV in tiles.items():
+            inside_CK = tile_CV.gather(1, ids_CK)
+            rest_C = None if rule.tail == "renormalize" else self._rest(tile_CV, ids_CK)
+            log_p[name] = impossible(Outcomes(inside_CK, rest_C).log_probs)
+        log_t = log_product(rule.target, log_p, self.progress)
+        if rule.tail == "renormalize":
+            return ids_CK, Outcomes(log_t, None)
+        return ids_CK, Outcomes(log_t[:, :-1], log_t[:, -1])
+
+    def _sampled_token(
+        self, rule: Rule, index_C: Tensor, ids_CK: Tensor, z_CV: Tensor, target_CV: Tensor | None
+    ) -> SampledToken:
+        """What is known of the sampled tokens, while the tiles have the logits."""
+        ids_C1 = self.ids_P[index_C].unsqueeze(-1)
+        logit_C1 = z_CV.gather(1, ids_C1)
+        gradient_C1 = torch.ones_like(logit_C1) * products.logit_gradient(self.head, logit_C1)
+        if target_CV is None:  # of a single source, by its scores
+            assert rule.target is not None and rule.target.single is not None
+            scores = self.targets[rule.target.single].scores
+            assert scores is not None
+            log_t_C = scores.logprobs.flatten()[index_C].to(z_CV.dtype)
+        else:
+            log_t_C = target_CV.gather(1, ids_C1).squeeze(1)
+            for block in blocks(target_CV):
+                log_t_C[block] -= target_CV[block].logsumexp(-1)
+        return SampledToken(logit_C1.squeeze(1), log_t_C, (ids_CK != ids_C1).all(-1), gradient_C1)
 
     def _listed(self, rule: Rule, index_C: Tensor) -> tuple[Tensor, Tensor] | None:
         single = None if rule.target is None else rule.target.single
@@ -324,14 +383,17 @@ class ChunkPass:
         ids_CK: Tensor,
         columns_CK: Tensor,
         rest_C: Tensor | None,
+        token_C: Tensor | None = None,
     ) -> Tensor:
-        """The gradient rest_C * rest_CV + columns_CK at ids_CK: added on columns alone where that is all there is.
+        """The gradient rest_C * rest_CV + columns_CK at ids_CK: added on columns alone where that is all there is, and
+        not some of another token (`token_C`, which the caller adds).
 
         Returns which tokens' gradients have to go through the dense head; those stand in the tile.
         """
         dense_C = torch.ones_like(index_C, dtype=torch.bool)
         if products.sparse_is_cheaper(ids_CK.device, ids_CK.shape[1], self.head.vocab_size):
             dense_C = _tail_matters(columns_CK, rest_C, self.hidden_PH.dtype)
+            dense_C = dense_C if token_C is None else dense_C | (token_C != 0)
         if not any(self.wants):
             return dense_C
         sparse = (~dense_C).nonzero().squeeze(1)
@@ -366,6 +428,11 @@ class ChunkPass:
             products.add_column_weight_grad(self.grad_weight_VH, grad_CK, hidden_CH, ids_CK)
         if self.grad_bias_V is not None:
             self.grad_bias_V.index_add_(0, ids_CK.flatten(), grad_CK.flatten())
+
+
+def impossible(values: Tensor) -> Tensor:
+    """Logits or log-probs with -inf where `products.LOG_ZERO` stands for it."""
+    return values.masked_fill(values < RULED_OUT, -math.inf)
 
 
 def _entropy(inside_CK: Tensor, rest_C: Tensor, rest_neg_entropy_C: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dopd.divergences import Variant, sampled_terms
 from dopd.fused.tiles import blocks, outcome_grad
 
 # Vocabulary entries in one block of the two-step selection.
@@ -47,12 +48,31 @@ class SupportGrad:
         rest_C (`Tensor` (C,), *optional*): gradient summed over all other tokens, spread in proportion to their
             probabilities.
         sensitivity_C (`Tensor` (C,), *optional*): |d value / d log of the target's remaining mass|.
+        token_C (`Tensor` (C,), *optional*): gradient at the sampled token besides, where it is outside the support.
     """
 
     value_C: Tensor
     columns_CK: Tensor
     rest_C: Tensor | None
     sensitivity_C: Tensor | None
+    token_C: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """What student and target say of the sampled token.
+
+    Attributes:
+        logit_C (`Tensor` (C,)): the student's logit.
+        log_t_C (`Tensor` (C,)): the target's log-prob, nats.
+        is_outside_C (`Tensor` (C,), bool): whether it is outside the support.
+        logit_gradient_C1 (`Tensor` (C, 1)): d logit / d (hidden @ weight.T).
+    """
+
+    logit_C: Tensor
+    log_t_C: Tensor
+    is_outside_C: Tensor
+    logit_gradient_C1: Tensor
 
 
 def support_grad(function: Callable[[Tensor, Tensor], Tensor], student: Outcomes, target: Outcomes) -> SupportGrad:
@@ -70,6 +90,38 @@ def support_grad(function: Callable[[Tensor, Tensor], Tensor], student: Outcomes
         by_target = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
     sensitivity_C = torch.zeros_like(value_C) if by_target is None else by_target[:, -1].abs()
     return SupportGrad(value_C, by_mass[:, :-1], by_mass[:, -1], sensitivity_C)
+
+
+def corrected(
+    kind: str, variant: Variant, result: SupportGrad, outcomes: tuple[Outcomes, Outcomes], token: SampledToken
+) -> SupportGrad:
+    """A divergence over a support and one outcome for the rest, with `dopd.divergences.tail_correction` added.
+
+    Args:
+        kind (`str`), variant (`Variant`): the divergence.
+        outcomes (`tuple[Outcomes, Outcomes]`): of student and target, with the outcome for the rest.
+        token (`SampledToken`): the sampled tokens.
+    """
+    student, target = outcomes
+    assert student.rest_C is not None and result.rest_C is not None
+    log_s_CK, log_t_CK = student.log_probs, target.log_probs
+    log_s_y = token.logit_C - torch.logaddexp(student.inside_CK.logsumexp(-1), student.rest_C)
+
+    def outside(values_C: Tensor) -> Tensor:
+        return torch.where(token.is_outside_C, values_C, 0.0)
+
+    value_y, push_y = sampled_terms(kind, outside(log_s_y), outside(token.log_t_C), variant)
+    value_rest, push_rest = sampled_terms(kind, outside(log_s_CK[:, -1]), outside(log_t_CK[:, -1]), variant)
+    # -push_y grad log S(y) + push_rest grad log S(rest), by logits: the onehot of y, the distribution of the rest, and
+    # the whole distribution S, which is S(rest) times that of the rest outside the support.
+    whole_C = outside(push_y - push_rest)
+    return SupportGrad(
+        result.value_C + outside(value_y - value_rest),
+        result.columns_CK + whole_C.unsqueeze(-1) * log_s_CK[:, :-1].exp(),
+        result.rest_C + whole_C * log_s_CK[:, -1].exp() + outside(push_rest),
+        result.sensitivity_C,
+        outside(-push_y),
+    )
 
 
 def topk_ids(logits_CV: Tensor, k: int) -> Tensor:

@@ -138,5 +138,10 @@ def _note(rule: Rule, changed: Rule) -> str:
     if changed == rule:
         return f"{listed}, exactly"
     over = "the whole vocabulary" if rule.support == "full" else f"the student's top {rule.top_k}"
-    tail = {"bucket": ", and one outcome for all others", "truncate": ", alone", "renormalize": ", renormalised"}
+    tail = {
+        "bucket": ", and one outcome for all others",
+        "truncate": ", alone",
+        "renormalize": ", renormalised",
+        "sampled": ", one outcome for all others, and the sampled tokens among these",
+    }
     return f"{listed}{tail[changed.tail]}, in place of {over} (teacher_server_support=target_topk)"
