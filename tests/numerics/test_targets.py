@@ -227,7 +227,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"source": {"teacher": {"power": 1, "squash": 0}}}, "must be above 0"),
     ({"source": {"teacher": {"power": 1, "clip": [1, 1]}}}, "lowest value below its highest"),
     ({"source": {"teacher": {"power": 1, "clip": 5}}}, "must be a pair"),
-    ({"source": {"reference": {"power": 1, "over": "teacher", "squash": 1}}}, "without 'over'.* must sum to more"),
+    (
+        {"source": {"reference": {"power": 1, "over": "teacher", "squash": 1}}},
+        "must sum to more than 0 .*'over' do not count",
+    ),
     ({"source": SQUASHED, "support": "sampled"}, "centre takes a mean over the vocabulary"),
     ({"source": "teacher", "support": "target_topk", "outcomes_of": "teacher"}, "one of the sources of a product"),
     ({"source": FLOOR, "support": "target_topk", "outcomes_of": "teacher"}, "one of the sources of a product"),
