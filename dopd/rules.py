@@ -122,8 +122,6 @@ class Rule:
         tail (`str`): what becomes of the mass outside a top-k support: `"bucket"`, `"renormalize"`, `"truncate"` or
             `"sampled"` (see `dopd.divergence`).
         top_k (`int`): K of a top-k support.
-        outcomes_of (`str`, *optional*): a source of a product whose K most probable tokens, with `tail`, are the
-            outcomes that the product is taken over; else it is taken over the vocabulary, and K are its own.
         weight (`float`): factor on the divergence; 0 leaves the tokens out of the loss (not out of its denominator).
         name (`str`): what statistics call the rule; its regime, or `all`, if left out.
         select (`dict`, *optional*): only tokens that a signal picks: `{signal: NAME, top: 0.5}` (or bottom, above,
@@ -134,6 +132,8 @@ class Rule:
             reference text (column `solution`); rows without one receive nothing from the rule.
         view (`str`): the prompt in front of them that the student is trained on: `"plain"`, `"privileged"` (with the
             row's privileged context) or `"self"` (with the student's own answer in its place).
+        outcomes_of (`str`, *optional*): a source of a product whose K most probable tokens, with `tail`, are the
+            outcomes that the product is taken over; else it is taken over the vocabulary, and K are its own.
         beta, clamp, cap, clip: see `dopd.divergences.Variant`.
 
     Raises:
@@ -146,7 +146,6 @@ class Rule:
     support: Support = "full"
     tail: Tail = "bucket"
     top_k: int = 128
-    outcomes_of: str | None = None
     weight: float = 1.0
     name: str = ""
     select: Any = None
@@ -154,6 +153,7 @@ class Rule:
     advantage: Any = None
     text: Text = "rollout"
     view: TrainedView = "plain"
+    outcomes_of: str | None = None
     beta: float = 0.5
     clamp: float | None = None
     cap: float | None = None

@@ -173,8 +173,8 @@ def target_of(source: Any) -> Target:
         # A ratio that is bounded orders tokens within its bounds: what gives a distribution is the other factors.
         if not sum(factor.exponent.at(progress) for factor in target.factors if factor.over is None) > 0:
             raise ConfigError(
-                f"source (={source!r}): the exponents must sum to more than 0 (those of factors with 'over' do not count), "
-                "or likely tokens become unlikely ones"
+                f"source (={source!r}): the exponents must sum to more than 0 (those of factors with "
+                "'over' do not count), or likely tokens become unlikely ones"
             )
     return target
 
