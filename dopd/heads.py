@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -78,6 +79,27 @@ class Head:
         if self.weight.device == device:
             return self
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
+    def finishes_as(self, other: "Head") -> bool:
+        """Whether another head does the same behind its product: scale, soft cap, temperature, and bias."""
+        mine, theirs = self.bias, other.bias
+        settings = [(one.logit_scale, one.softcap, one.temperature) for one in (self, other)]
+        if settings[0] != settings[1] or (mine is None) != (theirs is None):
+            return False
+        return mine is None or theirs is None or (mine.shape == theirs.shape and torch.equal(mine, theirs))
+
+    @classmethod
+    def joined(cls, heads: "Sequence[Head]") -> "Head":
+        """One head for the states of several models, which stand side by side in a vector: those of a model in its own
+        places, and zeros in the places of the others, which add nothing to a product.
+
+        Args:
+            heads (`list[Head]`): each (V, H_i), and all of one way to finish (`finishes_as`).
+
+        Returns:
+            `Head` of (V, H_1 + H_2 + ...).
+        """
+        return heads[0] if len(heads) == 1 else replace(heads[0], weight=torch.cat([head.weight for head in heads], 1))
 
     @classmethod
     def of(cls, head: "Head | nn.Linear | Tensor") -> "Head":

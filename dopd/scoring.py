@@ -34,6 +34,7 @@ class View:
         token_types (`dict[str, Tensor]`): what a vision-language processor says of every token (B, P), 0 at padding.
         for_teacher (`View`, *optional*): the same prompts as the teacher's own processor encodes them, where it does
             so otherwise than the student's.
+        teachers (`tuple[str, ...]`): of each row, which of several teachers reads it; empty where there is one.
     """
 
     prompt_ids: Tensor
@@ -41,6 +42,7 @@ class View:
     images: tuple[ImageSet | None, ...] = ()
     token_types: Mapping[str, Tensor] = field(default_factory=dict)
     for_teacher: "View | None" = None
+    teachers: tuple[str, ...] = ()
 
     def rows(self, start: int, stop: int) -> "View":
         """Rows [start, stop), without the padding that none of them needs."""
@@ -52,6 +54,7 @@ class View:
             self.images[start:stop],
             {name: types[start:stop, -longest:] for name, types in self.token_types.items()},
             None if self.for_teacher is None else self.for_teacher.rows(start, stop),
+            self.teachers[start:stop],
         )
 
     def at(self, rows: Sequence[int]) -> "View":
@@ -63,6 +66,7 @@ class View:
             tuple(self.images[row] for row in rows) if self.images else (),
             {name: types[numbers] for name, types in self.token_types.items()},
             None if self.for_teacher is None else self.for_teacher.at(rows),
+            tuple(self.teachers[row] for row in rows) if self.teachers else (),
         )
         return picked.rows(0, len(rows))
 

@@ -60,6 +60,7 @@ SOURCES: dict[str, SourceSpec] = {
     "self_student": SourceSpec("anchor", SELF, "the privileged student, reading the student's own answer"),
     "self_reference": SourceSpec("initial", SELF, "the student's initial weights, reading the student's own answer"),
 }
+TEACHER_COLUMN = "teacher_id"  # of a dataset: which of several teachers reads a row
 # The columns of a dataset that these views read; other views bring their own text.
 CONTEXT_COLUMNS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}
 TEACHER_SOURCES = frozenset(name for name, spec in SOURCES.items() if spec.model == "teacher")

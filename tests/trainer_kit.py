@@ -119,10 +119,12 @@ def trainer(folder: Path, method: str = "dopd", **options: Any) -> DOPDTrainer:
         "peft_config",
         "rollout_engine",
         "teacher_processing_class",
+        "teacher_models",
     )
     given = {name: options.pop(name) for name in (*names, "callbacks") if name in options}
     given.setdefault("model", student())
-    given.setdefault("teacher_model", teacher())
+    if "teacher_models" not in given and "teacher_models" not in options:
+        given.setdefault("teacher_model", teacher())
     given.setdefault("processing_class", TOKENIZER)
     given.setdefault("train_dataset", Dataset.from_list(task_rows()))
     return DOPDTrainer(args=config(folder, method, **options), **given)

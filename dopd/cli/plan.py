@@ -108,6 +108,11 @@ def _lines(plan: Any, arguments: argparse.Namespace) -> Iterator[str]:
     yield f"1,000 steps: {hours:.1f} hours, {plan.gpu_hours:.1f} GPU hours{servers}{price}"
     if plan.config.teacher_server is not None and not plan.server_devices:
         yield "the teacher's server is not counted: name its model with --server-model"
+    if plan.waiting:
+        yield (
+            f"the teachers wait in {plan.waiting / _GB:.1f} GB of the CPU's memory for each device, and every row "
+            "counts as if the largest of them read it"
+        )
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield f"{verdict}: {plan.peak / _GB:.1f} GB of {plan.room / _GB:.1f}"
     for change in plan.changes:
@@ -131,6 +136,7 @@ def _as_json(plan: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         "phases": {phase: vars(effort) for phase, effort in plan.effort.items()},
         "seconds": plan.seconds,
         "server_devices": plan.server_devices,
+        "waiting": plan.waiting,
         "gpu_hours_of_1000_steps": plan.gpu_hours,
         "cost_of_1000_steps": None if arguments.gpu_price is None else plan.gpu_hours * arguments.gpu_price,
         "changes": [{"change": one.text, "peak": round(one.peak)} for one in plan.changes],

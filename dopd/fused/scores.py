@@ -32,6 +32,11 @@ class TopLogprobs:
         """Some completions, in the order in which `numbers` (LongTensor) names them."""
         return TopLogprobs(self.ids[numbers], self.logprobs[numbers])
 
+    @classmethod
+    def put_together(cls, parts: "Sequence[tuple[Tensor, TopLogprobs]]") -> "TopLogprobs":
+        """Parts of a batch, each with the numbers of its completions (LongTensor)."""
+        return cls(*(_put_together([(n, getattr(one, name)) for n, one in parts]) for name in ("ids", "logprobs")))
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -60,6 +65,21 @@ class TokenScores:
             None if self.top is None else self.top.at(numbers),
         )
 
+    @classmethod
+    def put_together(cls, parts: "Sequence[tuple[Tensor, TokenScores]]") -> "TokenScores":
+        """The scores of a batch from parts of it, each with the numbers of its completions (LongTensor). What one part
+        does not have, the whole has not.
+        """
+        entropy = [(n, one.entropy) for n, one in parts if one.entropy is not None]
+        sums = [(n, one.logsumexp) for n, one in parts if one.logsumexp is not None]
+        top = [(n, one.top) for n, one in parts if one.top is not None]
+        return cls(
+            _put_together([(n, one.logprobs) for n, one in parts]),
+            _put_together(entropy) if len(entropy) == len(parts) else None,
+            _put_together(sums) if len(sums) == len(parts) else None,
+            TopLogprobs.put_together(top) if len(top) == len(parts) else None,
+        )
+
     def give(self, rule: Rule, vocab_size: int) -> bool:
         """Whether the target of a rule can be taken from these scores alone, without hidden states."""
         if rule.support == "sampled":
@@ -67,6 +87,12 @@ class TokenScores:
         listed = 0 if self.top is None else self.top.ids.shape[-1]
         is_single = rule.target is not None and rule.target.single is not None
         return rule.support == "target_topk" and is_single and rule.top_k <= listed and rule.top_k < vocab_size
+
+
+def _put_together(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Rows of several tensors, in the order that their numbers say."""
+    order = torch.cat([numbers for numbers, _ in parts]).argsort()
+    return torch.cat([part for _, part in parts])[order]
 
 
 @torch.no_grad()

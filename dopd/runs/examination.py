@@ -26,8 +26,11 @@ from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.images import where_from
 from dopd.trainer.served import ask_server
+from dopd.trainer.teachers import check_teachers_of, counted, field
 
 Level = Literal["ok", "note", "here", "fail"]
+
+_ROLES = {"model": "student", "teacher_model": "teacher"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ def _place(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
 def _absent(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
     """Models and data of a hub that cannot be reached from here."""
     teacher = config.teacher_model_name_or_path if config.loads_teacher else None
-    for key, name in (("model_name_or_path", settings.model_name_or_path), ("teacher_model_name_or_path", teacher)):
+    models = {"model_name_or_path": settings.model_name_or_path, "teacher_model_name_or_path": teacher}
+    models |= {field(name): model for name, model in config.several_teachers.items()}
+    for key, name in models.items():
         reason = None if name is None or name.startswith(TINY) else unreachable(name, "model")
         if reason:
             yield f"{key} (={name!r}) cannot be looked at: {reason}"
@@ -126,7 +131,8 @@ def _unanswered(config: DOPDConfig) -> Iterator[Finding]:
 def _files(settings: RunSettings, config: DOPDConfig) -> Iterator[Finding]:
     """The tensors of models in folders beside their classes; no weight is read for it."""
     teacher = config.teacher_model_name_or_path if config.loads_teacher else None
-    models = ((settings.model_name_or_path, False), (teacher, True))
+    several = ((name, True) for name in config.several_teachers.values())
+    models = ((settings.model_name_or_path, False), (teacher, True), *several)
     problems = Problems()
     for name, is_teacher in models:
         if name is not None:
@@ -170,10 +176,13 @@ def _loaded(
         yield Finding("fail", str(error))
         return
     yield Finding("ok", f"models, vocabularies, data and table fit together ({len(trainer.train_dataset)} prompts)")
-    for name, model in (("student", trainer.unwrapped_student), ("teacher", trainer.unwrapped_teacher)):
-        if model is not None:
-            count = sum(parameter.numel() for parameter in model.parameters())
-            yield Finding("ok", f"{name}: {type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}")
+    for name, model in trainer.named_models():
+        count = sum(parameter.numel() for parameter in model.parameters())
+        about = f"{type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}"
+        yield Finding("ok", f"{_ROLES.get(name, name)}: {about}")
+    if trainer.parked.models:
+        counts = check_teachers_of(trainer.train_dataset, [*trainer.parked.models])
+        yield from (Finding("ok" if all(counts.values()) else "note", text) for text in counted(counts))
     yield from _served(config, trainer, local_teacher)
     yield Finding("ok", plan(trainer))
     for name, readers, ids in row_views(trainer):

@@ -94,7 +94,7 @@ class _Phases:
 
     def all(self) -> dict[str, Parts]:
         weights: Parts = {"student": self.student.weights / self.split.weights}
-        weights |= {} if self.teacher is None else {"teacher": self.teacher.weights / self.split.teacher}
+        weights |= {} if self.teacher is None else {"teacher": self._teacher_that_stays(self.teacher)}
         weights |= {"anchors": self._anchors()}
         weights |= {"CUDA": float(CONTEXT)} if self.room.gpu else {}
         # From the first step on the optimizer's states are there in every phase.
@@ -113,6 +113,12 @@ class _Phases:
         }
 
     # --- What stays
+
+    def _teacher_that_stays(self, teacher: ModelSize) -> float:
+        """A teacher's weights; of several that wait on the CPU the heads, and all of them where that is the device."""
+        if teacher.waiting:
+            return float(teacher.heads if self.room.gpu else teacher.waiting)
+        return teacher.weights / self.split.teacher
 
     def _anchors(self) -> float:
         """Copies of what trains; a moving average under adapters is a matrix for each layer that they change."""
@@ -192,7 +198,9 @@ class _Phases:
             }
             walked = self._walked(size, scored) | {"states": float(states)} | beside
             highest = _higher(highest, walked, {"logits": self._logits(1), "states": 2.0 * states} | beside)
-        return highest | {"targets": self._targets()}
+        in_turn = self.teacher is not None and self.teacher.waiting and self.room.gpu
+        turn = {"teacher in its turn": float(self.teacher.weights)} if self.teacher is not None and in_turn else {}
+        return highest | {"targets": self._targets()} | turn
 
     def _walked(self, size: ModelSize, rows: int) -> Parts:
         """A pass over `rows` sequences that keeps nothing, their prompts together or once each."""

@@ -65,6 +65,7 @@ class Plan:
         effort (`dict[str, Effort]`): phase -> what it takes; `teacher on a server` among them.
         server_devices (`int`): devices that the teacher's server needs, as far as is known.
         changes (`list[Change]`): where it does not fit.
+        waiting (`int`): bytes of the CPU's memory that several teachers take for each device.
     """
 
     config: DOPDConfig
@@ -76,6 +77,7 @@ class Plan:
     effort: dict[str, Effort]
     server_devices: int
     changes: list[Change]
+    waiting: int = 0
 
     @property
     def peaks(self) -> dict[str, float]:
@@ -157,7 +159,8 @@ def make_plan(settings: RunSettings, config: DOPDConfig, machine: Machine) -> Pl
     changes = [] if run.peak(room) <= room else list(_changes(run, room))
     effort |= {} if served is None else {"teacher on a server": served}
     phases = run.phases(room)
-    return Plan(config, machine, answers, clock.prompt, clock.answer, phases, effort, devices, changes)
+    waiting = 0 if teacher is None else teacher.waiting
+    return Plan(config, machine, answers, clock.prompt, clock.answer, phases, effort, devices, changes, waiting)
 
 
 def _sizes(settings: RunSettings, config: DOPDConfig) -> tuple[ModelSize, ModelSize | None]:
@@ -166,7 +169,8 @@ def _sizes(settings: RunSettings, config: DOPDConfig) -> tuple[ModelSize, ModelS
     except DopdError:
         raise
     except Exception as error:  # readers of configurations fail in many ways
-        names = [settings.model_name_or_path, config.teacher_model_name_or_path if config.loads_teacher else None]
+        teacher = config.teacher_model_name_or_path if config.loads_teacher else None
+        names = [settings.model_name_or_path, teacher, *config.several_teachers.values()]
         raise ConfigError(
             f"the configuration of {' or '.join(repr(name) for name in names if name)} cannot be read: "
             f"{first_line(error)}. A folder that holds its config.json alone will do"
@@ -242,7 +246,9 @@ def _candidates(run: _Run) -> Iterator[tuple[str, _Run]]:
                 replace(run, split=Split.named(name, run.split.devices)),
             )
     if run.teacher is not None and run.teacher.element == 4:
-        halved = replace(run.teacher, weights=run.teacher.weights // 2, element=2)
+        size = run.teacher
+        weights, waiting, heads = (count // 2 for count in (size.weights, size.waiting, size.heads))
+        halved = replace(size, element=2, weights=weights, waiting=waiting, heads=heads)
         yield "teacher_model_init_kwargs: {dtype: bfloat16} (rounding)", replace(run, teacher=halved)
     if run.teacher is not None:
         yield "teacher_server: URL (the teacher on other GPUs)", replace(run, teacher=None)

@@ -35,6 +35,9 @@ class ModelSize:
         adapted (`bool`): only adapters train.
         adapters (`int`): bytes of a number of theirs; 0 without.
         head_trains (`bool`): the output head, or the embedding that is one with it, has a gradient.
+        waiting (`int`): bytes of all teachers that wait on the CPU for their turn, of which this is the largest; 0 for
+            a model that stays where it is.
+        heads (`int`): bytes of their output heads, which stay on the device.
     """
 
     weights: int
@@ -54,6 +57,8 @@ class ModelSize:
     adapted: bool = False
     adapters: int = 0
     head_trains: bool = False
+    waiting: int = 0
+    heads: int = 0
 
     @property
     def cached(self) -> int:
@@ -127,17 +132,27 @@ def _of_mlp(text: Any) -> tuple[int, float]:
 def sizes_of_run(settings: RunSettings, config: DOPDConfig) -> tuple[ModelSize, ModelSize | None]:
     """Student and teacher of a run; no teacher where the table reads none, or it is on a server.
 
+    Of several teachers the largest stands for all: every row counts as if it were read by that one.
+
     Raises:
         DopdError, and what readers of configurations raise: a model whose configuration cannot be read.
     """
     options = as_mapping(config.model_init_kwargs)
     dtype = options.pop("dtype", None) or settings.dtype
     student = student_size(settings, dtype, options)
-    name = config.teacher_model_name_or_path if config.loads_teacher else None
-    if name is None:
-        return student, None
     of_teacher = {"dtype": "auto", **as_mapping(config.teacher_model_init_kwargs)}
-    return student, ModelSize.of(unloaded(name, of_teacher.pop("dtype") or "auto", of_teacher))
+    dtype = of_teacher.pop("dtype") or "auto"
+    name = config.teacher_model_name_or_path if config.loads_teacher else None
+    names = [*config.several_teachers.values()] or ([] if name is None else [name])
+    teachers = [ModelSize.of(unloaded(one, dtype, of_teacher)) for one in names]
+    if len(teachers) < 2:
+        return student, teachers[0] if teachers else None
+    largest = max(teachers, key=lambda size: size.weights)
+    waiting, heads = (
+        sum(numbers)
+        for numbers in zip(*((s.weights, s.vocabulary * s.hidden * s.element) for s in teachers), strict=True)
+    )
+    return student, dataclasses.replace(largest, waiting=waiting, heads=heads)
 
 
 def student_size(settings: RunSettings, dtype: Any, options: dict[str, Any]) -> ModelSize:

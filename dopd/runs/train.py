@@ -45,12 +45,14 @@ from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
 from dopd.trainer.evidence import NON_FINITE_FILE
 from dopd.trainer.folder import RunFolder
+from dopd.trainer.guards import named
 from dopd.trainer.images import where_from
 from dopd.trainer.lock import FolderLock, main_decides
 from dopd.trainer.owned import CARD_FILE
 from dopd.trainer.resuming import is_complete
 from dopd.trainer.served import ask_server, asked_once
 from dopd.trainer.setup import tried_judge
+from dopd.trainer.teachers import field
 from dopd.trainer.whole import newest_whole
 
 logger = logging.getLogger(__name__)
@@ -187,6 +189,7 @@ def _local_sources(settings: RunSettings, config: DOPDConfig) -> Iterator[tuple[
     models = {"model_name_or_path": settings.model_name_or_path}
     if config.loads_teacher and config.teacher_model_name_or_path is not None:
         models["teacher_model_name_or_path"] = config.teacher_model_name_or_path
+    models |= {field(name): model for name, model in config.several_teachers.items()}
     for key, name in models.items():
         yield f"{key} (={name!r})", name
         place = name
@@ -246,6 +249,9 @@ def make_trainer(settings: RunSettings, config: DOPDConfig, data: JudgedData | N
     options = _student_options(settings, config)
     peft_config = on_revision(peft_config_of(settings), settings.model_name_or_path, options)
     data = data or judged_data(settings, config)
+    for name, model in config.several_teachers.items():
+        with named(field(name)):
+            check_model(resolve_model(model), **where_from(config, teacher=True))
     student = load_model(
         settings.model_name_or_path,
         trainable=True,

@@ -102,6 +102,9 @@ class ServedScorer:
     def head(self, source: str) -> Head:
         return self._local.head(source)
 
+    def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
+        return self._local.target(source, hidden, view)
+
     def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         return dict(self.score_all({source: view}, completion_ids, mask))[source]
 

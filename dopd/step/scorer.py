@@ -50,6 +50,9 @@ class Scorer(Protocol):
     def head(self, source: str) -> Head:
         """The output head of a source whose hidden states a loss reads."""
 
+    def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
+        """Hidden states (B, T, H) that the source gave to the rows of a view, and their head, as a loss reads them."""
+
 
 def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
     """Raise `ConfigError` where a rule of the table takes its target over outcomes that the scorer cannot give."""
@@ -166,6 +169,9 @@ class LocalScorer:
     def score(self, source: str, view: View, completion_ids: Tensor, mask: Tensor) -> SourceScores:
         with self.models.source_model(source) as model, evaluation_mode(model), torch.no_grad():
             return self.models.through_wrapper(model, self._passes, source, view, completion_ids, mask)
+
+    def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
+        return hidden, self.head(source)
 
     def head(self, source: str) -> Head:
         with self.models.source_model(source) as model, torch.no_grad():

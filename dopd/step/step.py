@@ -23,7 +23,7 @@ from dopd.routing import Thresholds
 from dopd.sampling import Ending
 from dopd.scoring import View
 from dopd.signals import SignalBatch
-from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SOURCES
+from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SOURCES, TEACHER_COLUMN
 from dopd.step.batch import Rollouts, ScoredBatch, SourceScores
 from dopd.step.liveness import check_alive
 from dopd.step.prompts import PromptEncoder
@@ -64,6 +64,7 @@ class Step:
         max_prompt_tokens (`int`, *optional*): most tokens of a prompt for which the models' context has room; views
             that show an answer of the student's have a length only then.
         backend, chunk_tokens, merged_ids: see `dopd.fused_routed_loss`.
+        several_teachers (`bool`): whether rows say which teacher reads them (`teacher_id`).
     """
 
     table: RoutingTable
@@ -76,6 +77,7 @@ class Step:
     backend: Backend = "auto"
     chunk_tokens: int | None = None
     merged_ids: Sequence[int] = ()
+    several_teachers: bool = False
 
     def judged(self, rollouts: Rollouts, problems: Sequence[Mapping[str, Any]], *, whole: bool = False) -> Rollouts:
         """The rollouts with scores and rewards, where the step has a judge that gives any.
@@ -101,7 +103,8 @@ class Step:
         completions = self._shown(rollouts) if self.table.needs_scores else []
         for name in sorted(self.table.views - {PLAIN}):
             view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.scores, num_generations)
-            views[name] = self.prompts.privileged_view(view_rows, device)
+            read = self.prompts.privileged_view(view_rows, device)
+            views[name] = replace(read, teachers=rollouts.view.teachers)
             self._check_room(name, views[name])
             present[name] = ~torch.tensor(lacking_privileged(view_rows), device=device)
         return views, present
@@ -141,6 +144,7 @@ class Step:
         Raises:
             ScoringError, NotFiniteError: scores that cannot come from a working model.
         """
+        rollouts = self._with_teachers(rollouts)
         views, present = self.views(rollouts, moment.num_generations)
         ids, mask = rollouts.completion_ids, rollouts.mask
         sources = {}
@@ -149,7 +153,7 @@ class Step:
             moved = SOURCES[source].model != "teacher" and moment.step > 0
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
-        measured = self._states({name: sources[name] for name in self.table.measured_sources})
+        measured = self._states({name: sources[name] for name in self.table.measured_sources}, rollouts.view)
         signals = SignalBatch(
             mask,
             {name: scores.tokens.logprobs for name, scores in sources.items()},
@@ -170,18 +174,25 @@ class Step:
         numbers = torch.arange(len(mask), device=mask.device)
         return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers, rollouts.logprobs)
 
+    def _with_teachers(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with the teacher of each row, where there are several."""
+        if not self.several_teachers:
+            return rollouts
+        teachers = tuple(str(row[TEACHER_COLUMN]) for row in rollouts.rows)
+        return replace(rollouts, view=replace(rollouts.view, teachers=teachers))
+
     def _kept(self, source: str, scores: SourceScores) -> SourceScores:
         """What the loss reads of a source."""
         return scores if source in self.table.target_sources else replace(scores, hidden=None)
 
     def targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
         """Hidden states and heads of the sources whose whole distributions the loss reads."""
-        return self._states(batch.sources)
+        return self._states(batch.sources, batch.view)
 
-    def _states(self, sources: Mapping[str, SourceScores]) -> dict[str, tuple[Tensor, Head]]:
+    def _states(self, sources: Mapping[str, SourceScores], view: View) -> dict[str, tuple[Tensor, Head]]:
         states = {name: scores.hidden for name, scores in sources.items() if scores.hidden is not None}
         # Asked for when it is read: where weights are split, or others take their place, a head does not last.
-        return {name: (hidden, self.scorer.head(name)) for name, hidden in states.items()}
+        return {name: self.scorer.target(name, hidden, view) for name, hidden in states.items()}
 
     def loss(
         self, batch: ScoredBatch, student: tuple[Tensor, Head], targets: Mapping[str, tuple[Tensor, Head]]

@@ -25,6 +25,7 @@ from dopd.settings import as_mapping
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.guards import active_dropout, disable_dropout_numbers
 from dopd.trainer.passes import check_self_divergence, self_divergence
+from dopd.trainer.teachers import ParkedTeachers, field
 from dopd.weights import REPORTING, whole
 
 _NOISE = 0.01
@@ -117,21 +118,43 @@ def read(
                 model = _checked(model, args, options)
             args.model_init_kwargs = None
     if isinstance(teacher_model, str):
-        options = {**_where(args), **as_mapping(args.teacher_model_init_kwargs)}
-        if args.teacher_model_revision is not None:
-            options.setdefault("revision", args.teacher_model_revision)
-        with _readable("teacher_model", teacher_model, args.teacher_model_init_kwargs):
-            if origin_of(teacher_model, **where_of(options)) is not None:
-                teacher_model = load(teacher_model, **options).requires_grad_(False)
-            else:
-                # Unlike a student, a teacher has its checkpoint's precision unless it is said.
-                teacher_model = _checked(teacher_model, args, {"dtype": None, **options})
+        teacher_model = read_teacher("teacher_model", teacher_model, args)
         args.teacher_model_init_kwargs = None
     if isinstance(model, nn.Module):
         _check_trains(model, peft_config)
         declared_ends(model)  # the host trusts them
         check_patterns(peft_config, [name for name, _ in model.named_modules()])
     return model, teacher_model, args, processing_class
+
+
+def read_teacher(name: str, path: str, args: DOPDConfig) -> Any:
+    """A teacher that is named, loaded as the config says, an adapter with its base.
+
+    Args:
+        name (`str`): what names it, for messages.
+        path (`str`): a hub id or a folder.
+        args (`DOPDConfig`): the run.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    options = {**_where(args), **as_mapping(args.teacher_model_init_kwargs)}
+    if args.teacher_model_revision is not None:
+        options.setdefault("revision", args.teacher_model_revision)
+    with _readable(name, path, args.teacher_model_init_kwargs):
+        if origin_of(path, **where_of(options)) is not None:
+            return load(path, **options).requires_grad_(False)
+        # Unlike a student, a teacher has its checkpoint's precision unless it is said.
+        return _checked(path, args, {"dtype": None, **options})
+
+
+def parked(models: Mapping[str, Any], args: DOPDConfig) -> ParkedTeachers:
+    """Several teachers, loaded where they are names, and parked."""
+    loaded = {
+        name: read_teacher(field(name), model, args) if isinstance(model, str) else model
+        for name, model in models.items()
+    }
+    return ParkedTeachers(loaded, args.device)
 
 
 def _check_trains(model: Any, peft_config: Any) -> None:
@@ -153,7 +176,8 @@ def _readable(name: str, path: str, arguments: Any) -> Iterator[None]:
     except DopdError:
         raise
     except Exception as error:
-        with_arguments = f" with {name.removesuffix('model')}model_init_kwargs" if as_mapping(arguments) else ""
+        owner = "teacher_" if name.startswith("teacher_") else ""
+        with_arguments = f" with {owner}model_init_kwargs" if as_mapping(arguments) else ""
         reason = reason_of(error, path, **where_of(as_mapping(arguments)))
         raise ModelError(f"{name} (={path!r}) cannot be read{with_arguments}: {reason}") from error
 
@@ -220,13 +244,13 @@ def check_names(student: Any, peft_config: Any) -> None:
     places = [name for name, _ in [*student.named_modules(), *student.named_parameters()]]
     places = [name.replace(".base_layer", "").replace(".original_module", "") for name in places]
     ends = {part for name in places for part in name.split(".") if not part.isdigit()}
-    for field in ("target_modules", "modules_to_save", "target_parameters"):
-        names = getattr(peft_config, field, None)
+    for setting in ("target_modules", "modules_to_save", "target_parameters"):
+        names = getattr(peft_config, setting, None)
         for name in [] if names is None or isinstance(names, str) else names:
             if any(place == name or place.endswith(f".{name}") for place in places):
                 continue
             hint = did_you_mean(name.split(".")[-1], sorted(ends))
-            raise ConfigError(f"peft_config: {field} names {name!r}, and nothing in the student is called so.{hint}")
+            raise ConfigError(f"peft_config: {setting} names {name!r}, and nothing in the student is called so.{hint}")
 
 
 def _where(args: DOPDConfig) -> dict[str, Any]:

@@ -36,9 +36,11 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:12]
 
 
-def teacher_weights(teacher: Any) -> str:
-    """A digest of a teacher's weights; where there is none in this process, of nothing."""
-    return weights_digest(teacher.named_parameters() if isinstance(teacher, nn.Module) else ())
+def teacher_weights(teachers: Iterable[Any]) -> str:
+    """A digest of the weights of all teachers of this process; where there is none, of nothing."""
+    return weights_digest(
+        named for teacher in teachers if isinstance(teacher, nn.Module) for named in teacher.named_parameters()
+    )
 
 
 def first_weights(student: Any) -> str:

@@ -81,6 +81,9 @@ def _acts(key: str, settings: Mapping[str, Any]) -> bool:
 def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str, Any]) -> Iterator[list[str]]:
     if table.needs_teacher and run.get("teacher_server"):
         yield ["teacher", f"{run.get('teacher_server_model') or 'a model'} on a server"]
+    elif table.needs_teacher and run.get("teacher_models"):
+        for name, model in run["teacher_models"].items():
+            yield [f"teacher of rows with teacher_id {name}", _model(model)]
     elif table.needs_teacher and run.get("teacher_model_name_or_path") == BASE:
         yield ["teacher", "the model below the adapter"]
     elif table.needs_teacher:

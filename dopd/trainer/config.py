@@ -63,6 +63,13 @@ class DOPDConfig(DistillationConfig):
         reward_weights (`list[float]`, *optional*):
             Weights of the trainer's `reward_funcs`, as in TRL's GRPO; 1 for each if left out.
 
+        > Parameters that control several teachers
+
+        teacher_models (`dict[str, str]`, *optional*):
+            Several teachers, in place of `teacher_model_name_or_path`: names or folders by the names that the column
+            `teacher_id` of the dataset has for them. Each row is read by one. They wait in the memory of the CPU, and
+            come to the device one after the other, once for each step's answers.
+
         > Parameters that control a teacher on a server
 
         teacher_server (`str` or `list[str]`, *optional*):
@@ -199,6 +206,9 @@ class DOPDConfig(DistillationConfig):
 
     reward_weights: list[float] | None = None
 
+    # `str` in second place is what the parsers of transformers and TRL read a command line as.
+    teacher_models: dict[str, Any] | str | None = None
+
     teacher_server: list[str] | str | None = None
     teacher_server_model: Text | None = None
     teacher_server_support: ServerSupport = "exact"
@@ -236,13 +246,16 @@ class DOPDConfig(DistillationConfig):
     trace_probes: Natural = 0
     trace_max_bytes: Count = 2**26
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "method_options", "early_stop"]  # noqa: RUF012 - the host declares it so
+    _OWN_MAPPINGS = ("method_options", "early_stop", "teacher_models")
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, *_OWN_MAPPINGS]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
         own: type = type(self)
         chosen = set(_changed(self))
         for key in _OWN_PLACES:
             setattr(self, key, at_home(getattr(self, key)))
+        if isinstance(self.teacher_models, Mapping):
+            self.teacher_models = {name: at_home(place) for name, place in self.teacher_models.items()}
         check_attributes(self, trainer_settings(own))
         self._check_together()
         # The host would have its own evaluation at every saved step; ours has been checked.
@@ -327,9 +340,31 @@ class DOPDConfig(DistillationConfig):
         with problems.collected():
             self.routing_table()
             check_choice_of_checkpoint(self)
+        with problems.collected():
+            self.check_teachers()
         if self.teacher_server is not None:
             self._check_server(problems)
         problems.raise_any()
+
+    def check_teachers(self) -> None:
+        """Raise `ConfigError` for several teachers that cannot be."""
+        teachers: Any = self.teacher_models
+        if teachers is None:
+            return
+        others = [name for name in ("teacher_model_name_or_path", "teacher_server") if getattr(self, name) is not None]
+        if others:
+            raise ConfigError(
+                f"teacher_models and {others[0]} (={getattr(self, others[0])!r}) both bring the teacher: leave one of "
+                "them out"
+            )
+        for name, model in teachers.items():
+            if not str(name).strip() or not isinstance(model, str) or not model.strip() or model == BASE:
+                raise ConfigError(
+                    f"teacher_models[{name!r}] (={model!r}) must be the name or the folder of a model, under the name "
+                    "that column 'teacher_id' has for it: {math: Qwen/Qwen2.5-Math-7B-Instruct}"
+                )
+        if not teachers:
+            raise ConfigError("teacher_models (={}) must have a teacher, or be left out")
 
     def _check_server(self, problems: Problems) -> None:
         with problems.collected():
@@ -369,8 +404,17 @@ class DOPDConfig(DistillationConfig):
 
     @property
     def loads_teacher(self) -> bool:
-        """Whether the run needs a second model in this process."""
-        return self.teacher_server is None and not self.teacher_is_base and self.routing_table().needs_teacher
+        """Whether the run needs a second model in this process, for all rows."""
+        elsewhere = self.teacher_server is not None or self.teacher_models is not None or self.teacher_is_base
+        return not elsewhere and self.routing_table().needs_teacher
+
+    @property
+    def several_teachers(self) -> dict[str, str]:
+        """Models of this process of which each row is read by one, by the names that rows have for them; empty where
+        there is one teacher, or none is read.
+        """
+        teachers: Any = self.teacher_models
+        return {str(name): str(model) for name, model in (teachers or {}).items() if self.routing_table().needs_teacher}
 
     @property
     def teacher_is_base(self) -> bool:

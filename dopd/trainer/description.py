@@ -16,6 +16,7 @@ def describe_run(
     *,
     model: Any,
     teacher_model: Any,
+    teacher_models: Mapping[str, Any],
     train_dataset: Any,
     eval_dataset: Any,
     verifier: Any,
@@ -27,12 +28,13 @@ def describe_run(
 
     Args:
         args (`DOPDConfig`): of which settings that were left at their defaults are not written.
-        model, teacher_model, train_dataset, eval_dataset, verifier, reward_funcs, rollout_engine, peft_config: as
-            `DOPDTrainer` was given them.
+        model, teacher_model, teacher_models, train_dataset, eval_dataset, verifier, reward_funcs, rollout_engine,
+            peft_config: as `DOPDTrainer` was given them.
     """
     objects = {
         "model_name_or_path": _described(model),
         "teacher_model_name_or_path": _described(teacher_model),
+        "teacher_models": {name: _described(one) for name, one in teacher_models.items()} or None,
         "dataset_name": _described(train_dataset),
         "dataset_eval_name": _described(eval_dataset),
         "verifier": _described(verifier),

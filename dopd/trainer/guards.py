@@ -4,7 +4,8 @@ warnings of oddities.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,17 @@ logger = logging.getLogger(__name__)
 _OTHER_CODES = 1e-3
 # attention_dropout, resid_pdrop, layerdrop, drop_path, ... Jitter of routers is none: PhiMoE scores with it too.
 _DROPOUT = re.compile("drop")
+
+
+@contextmanager
+def named(teacher: str) -> Iterator[None]:
+    """Inside, errors say which of several teachers they are about."""
+    try:
+        yield
+    except (ConfigError, ModelError) as error:
+        if teacher == "teacher_model":
+            raise
+        raise type(error)(f"{teacher}: {error}") from error
 
 
 def check_models(student: Any, teacher: Any, table: RoutingTable) -> None:

@@ -29,6 +29,7 @@ from dopd.step.rewards import Judge
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.teachers import ParkedTeachers, field
 from dopd.vocabulary import shared_vocab_size
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class HostTrainer(DistillationTrainer):
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
         served (`ServedTeacher`, *optional*): the teacher, where it is on a server.
+        parked (`ParkedTeachers`): the teachers, where there are several.
         first_weights, teacher_weights (`str`): digests of the models as they were before a process split them.
     """
 
@@ -110,6 +112,7 @@ class HostTrainer(DistillationTrainer):
     anchor: AbstractAnchor
     initial: AbstractAnchor
     served: ServedTeacher | None
+    parked: ParkedTeachers
     first_weights: str
     teacher_weights: str
 
@@ -142,8 +145,22 @@ class HostTrainer(DistillationTrainer):
 
     @property
     def loaded_models(self) -> list[Any]:
-        """Student and teacher, unwrapped; the teacher if there is one."""
-        return [model for model in (self.unwrapped_student, self.unwrapped_teacher) if model is not None]
+        """Student and teacher, unwrapped; of teachers as many as there are."""
+        models = [self.unwrapped_student, self.unwrapped_teacher, *self.parked.models.values()]
+        return [model for model in models if model is not None]
+
+    def named_models(self) -> Iterator[tuple[str, Any]]:
+        """Student and teachers, unwrapped, on their device while they are looked at, by their names in messages."""
+        yield "model", self.unwrapped_student
+        if self.unwrapped_teacher is not None:
+            yield "teacher_model", self.unwrapped_teacher
+        for name in self.parked.models:
+            with self.parked.in_place(name) as model:
+                yield field(name), model
+
+    def is_teacher(self, model: object) -> bool:
+        """Whether an unwrapped model is a teacher of this process."""
+        return model is not None and (model is self.unwrapped_teacher or self.parked.has(model))
 
     @property
     def scored_vocab_size(self) -> int:

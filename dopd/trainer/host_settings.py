@@ -99,6 +99,7 @@ _NARROWER: dict[str, Any] = {
             "teacher_chat_template_kwargs",
             "method_options",
             "early_stop",
+            "teacher_models",
         ),
         dict[str, Any] | None,
     ),

@@ -109,8 +109,7 @@ def identity_of(trainer: HostTrainer) -> dict[str, Any]:
         entries |= {name: getattr(args, name) for name in ("teacher_server_support", "teacher_server_top_k")}
     if entries.get("lr_scheduler_type") in _CONSTANT:  # a run may then be made longer: no step becomes another one
         entries = {name: value for name, value in entries.items() if name not in _LENGTH}
-    student, teacher = trainer.unwrapped_student, trainer.unwrapped_teacher
-    models = [model for model in (student, teacher) if model is not None]
+    student, models = trainer.unwrapped_student, trainer.loaded_models
     if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # these change it on their own
         entries["dtype (of the models)"] = [
             sorted({str(weight.dtype) for weight in model.parameters()}) for model in models

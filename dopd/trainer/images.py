@@ -16,7 +16,7 @@ from dopd.data.encode import PromptLengths, encode_prompts, encode_view, image_s
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, BrokenImageError, unread_columns
 from dopd.data.rendering import template_of
 from dopd.data.views import images_of, plain_prompt
-from dopd.errors import DataError, ModelError, first_line
+from dopd.errors import ConfigError, DataError, ModelError, first_line
 from dopd.generation import words
 from dopd.prefix import architecture
 from dopd.scoring import View, evaluation_mode, view_hidden_states
@@ -145,22 +145,26 @@ def check_readable(row: dict[str, Any], processing_class: Any) -> None:
         )
 
 
-def teacher_candidate(host: HostTrainer, teacher_source: Any, passed: Any) -> Any:
+def teacher_candidate(host: HostTrainer, sources: Mapping[str, Any], passed: Any) -> Any:
     """What the teacher's prompts are encoded with, where that may differ from the student's; else `None`.
 
     It is the teacher's own processor if that has other settings, or the student's if its template is told otherwise.
 
     Args:
-        teacher_source: what the trainer was given as `teacher_model`; a name or folder is asked for its processor.
+        sources (`dict`): what the trainer was given as its teachers, by their names in messages; a name or folder is
+            asked for its processor.
         passed: a processor passed for the teacher, if any.
     """
     mine = host.processing_class
-    if host.teacher_model is None and host.served is None and not host.args.teacher_is_base:
+    if host.parked.models:
+        _check_one_processor(host, sources, passed)
+    elif host.teacher_model is None and host.served is None and not host.args.teacher_is_base:
         return None
+    teacher_source = sources.get("teacher_model")
     unlike = None if host.prompts.teacher_chat_template_kwargs is None else mine
     if not reads_images(mine):
         return unlike
-    processor = passed
+    processor = None if host.parked.models else passed
     if processor is None and isinstance(teacher_source, str):
         path, where = files_of(teacher_source, **where_from(host.args, teacher=True))
         processor = load_processor(path, padding_side="left", **where)
@@ -171,6 +175,23 @@ def teacher_candidate(host: HostTrainer, teacher_source: Any, passed: Any) -> An
     ):
         return unlike
     return processor
+
+
+def _check_one_processor(host: HostTrainer, sources: Any, passed: Any) -> None:
+    """Raise `ConfigError` where one of several teachers reads images otherwise than the student."""
+    if not reads_images(host.processing_class):
+        return
+    mine = host.processing_class.to_dict()
+    for name, source in sources.items():
+        theirs = passed
+        if theirs is None and isinstance(source, str):
+            path, where = files_of(source, **where_from(host.args, teacher=True))
+            theirs = load_processor(path, padding_side="left", **where)
+        if theirs is not None and theirs.to_dict() != mine:
+            raise ConfigError(
+                f"{name}: its processor has other settings than the student's, and several teachers read images "
+                "through the student's: train with one teacher_model, or with teachers of the student's processor"
+            )
 
 
 def prompt_lengths(host: HostTrainer, vocab_size: int) -> Callable[[list[Any]], list[int]]:
@@ -205,7 +226,7 @@ class Trial:
 
     def of(self, host: HostTrainer, model: Any) -> View:
         """The prompts as student or teacher reads them."""
-        return self.teacher if model is host.unwrapped_teacher else self.student
+        return self.teacher if host.is_teacher(model) else self.student
 
 
 def trial_of(host: HostTrainer) -> Trial | None:
@@ -301,7 +322,7 @@ def encoding_once(host: HostTrainer, trial: Trial | None) -> frozenset[type]:
     if trial is None:
         return frozenset()
     able, unable = set[type](), set[type]()
-    for model in host.loaded_models:
+    for _, model in host.named_models():
         with host.accelerator.autocast():
             exact = encodes_images_once(model, trial.of(host, model), half=host.is_half)
         (able if exact else unable).add(architecture(model))

@@ -46,7 +46,7 @@ class TrainedModels:
         self._host, self._anchor, self._initial = host, anchor, initial
         self.vocab_size = host.scored_vocab_size
         self._features = FeatureCache()
-        self._tried = set[str]()
+        self._tried = set[tuple[str, int]]()
         self._reads_as_teacher = False  # the student, with its adapters off
 
     def forget_features(self) -> None:
@@ -58,7 +58,7 @@ class TrainedModels:
         origin, host = SOURCES[source].model, self._host
         anchor = self._initial if origin == "initial" else self._anchor
         if origin == "teacher" and not host.args.teacher_is_base:
-            yield host.teacher_model
+            yield host.teacher_model if host.parked.current is None else host.parked.current
         elif origin == "student" or (origin != "teacher" and isinstance(anchor, CurrentAnchor)):
             yield host.model_wrapped
         else:
@@ -73,6 +73,9 @@ class TrainedModels:
             finally:
                 self._features, self._reads_as_teacher = students, False
 
+    def teacher_in_place(self, teacher: str) -> AbstractContextManager[Any]:
+        return self._host.parked.in_place(teacher)
+
     def unwrapped(self, model: nn.Module) -> Any:
         return self._host.accelerator.unwrap_model(model)
 
@@ -86,8 +89,9 @@ class TrainedModels:
         """Try once for each source whether it is causal, where that could not be tried before: here the weights of a
         split model are whole, on every process at the same time.
         """
-        if self._host.is_split and source not in self._tried:
-            self._tried.add(source)
+        tried = (source, id(model))
+        if self._host.is_split and tried not in self._tried:
+            self._tried.add(tried)
             check_causal(source, model, view.rows(0, 1), hidden_states=self.hidden_states, gradients=False)
 
     def generation_inputs(self, model: Any, view: View) -> Mapping[str, Any]:
@@ -107,7 +111,7 @@ class TrainedModels:
         shared.
         """
         host = self._host
-        if view.for_teacher is not None and (model is host.unwrapped_teacher or self._reads_as_teacher):
+        if view.for_teacher is not None and (host.is_teacher(model) or self._reads_as_teacher):
             view = view.for_teacher
         # Checkpointed layers keep no keys and values.
         checkpointed = model.training and host.args.gradient_checkpointing

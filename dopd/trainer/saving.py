@@ -38,7 +38,8 @@ class SavingTrainer(HostTrainer):
     _sealed_step: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.teacher_weights = teacher_weights(kwargs.get("teacher_model"))  # FSDP splits them here
+        # FSDP splits them here.
+        self.teacher_weights = teacher_weights([kwargs.get("teacher_model"), *self.parked.models.values()])
         super().__init__(*args, **kwargs)  # and the student's when the training begins
         self.base_marks = marks_of_base(self.unwrapped_student)
         self.first_weights = first_weights(self.unwrapped_student)

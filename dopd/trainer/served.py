@@ -22,10 +22,12 @@ from dopd.servers import (
     introduced,
     server_urls,
 )
-from dopd.step import LocalScorer, Models, Scorer
+from dopd.step import LocalScorer, Scorer
 from dopd.step.scorer import own_logprobs
+from dopd.step.team import TeamScorer
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
+from dopd.trainer.models import TrainedModels
 
 logger = logging.getLogger(__name__)
 
@@ -117,15 +119,19 @@ def _warn_of_same_weights(student: Any, tried: Tried) -> None:
         )
 
 
-def make_scorer(host: HostTrainer, models: Models, batch_size: int, merged_ids: Sequence[int], ranks: Ranks) -> Scorer:
+def make_scorer(
+    host: HostTrainer, models: TrainedModels, batch_size: int, merged_ids: Sequence[int], ranks: Ranks
+) -> Scorer:
     """What scores the sources of a run: models of this process, and servers.
 
     Args:
         host (`HostTrainer`): the run.
-        models (`Models`): of this process.
+        models (`TrainedModels`): of this process.
         batch_size (`int`): sequences of a forward pass.
         merged_ids (`list[int]`): tokens that count as one outcome.
         ranks (`Ranks`): the processes that score together.
     """
     local = LocalScorer(models, batch_size, host.temperature, host.args.loss_chunk_tokens, merged_ids)
+    if host.parked.models:
+        return TeamScorer(local, models)
     return local if host.served is None else ServedScorer(local, host.served, models.vocab_size, ranks)

@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.training_args import ParallelMode
 
 from dopd.adapters import without_adapters
-from dopd.checkpoints import config_of, files_of, reason_of
+from dopd.checkpoints import config_of, files_of, reason_of, resolve_model
 from dopd.data.checks import check_columns
 from dopd.errors import ConfigError, DopdError, ModelError
 from dopd.evaluation.student import StudentEvaluator
@@ -29,6 +29,7 @@ from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
 from dopd.trainer.served import check_served
+from dopd.trainer.teachers import check_heads
 from dopd.vocabulary import check_has_words
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def check_trackers(args: DOPDConfig) -> None:
 
 def check_before_loading(
     model: Any,
-    teacher_model: Any,
+    teachers: Mapping[str, Any],
     table: RoutingTable,
     args: DOPDConfig,
     *,
@@ -120,7 +121,12 @@ def check_before_loading(
     teacher_processing_class: Any,
     peft_config: Any,
 ) -> None:
-    """Compare what can be compared, and say what can be said, without loading weights."""
+    """Compare what can be compared, and say what can be said, without loading weights.
+
+    Args:
+        model: the student, or its name.
+        teachers (`dict`): each teacher, or its name, by what names it in messages; none where the run loads none.
+    """
     check_trackers(args)
     for problem in missing_here(args):
         raise ConfigError(problem)
@@ -136,22 +142,21 @@ def check_before_loading(
         )
     adapting.check_configs(model, peft_config, args)
     base_teacher.check_has_base(model, peft_config, args)
-    if args.loads_teacher and teacher_model is None:
+    if args.loads_teacher and not teachers:
         guards.check_models(None, None, table)
-    if args.teacher_server is not None and teacher_model is not None:
-        raise ConfigError("teacher_server and teacher_model both bring the teacher: leave one of them out")
     student_config = _config("model", model, images.where_from(args))
     passes.check_kind("model", student_config)
-    if args.loads_teacher:
-        teacher_config = _config("teacher_model", teacher_model, images.where_from(args, teacher=True))
-        passes.check_kind("teacher_model", teacher_config)
-        guards.check_vocab_sizes(
-            student_config,
-            teacher_config,
-            partial(guards.shared_tokenizer, model, teacher_model, processing_class, teacher_processing_class),
-        )
-    if isinstance(model, nn.Module) and model is teacher_model:
-        guards.check_models(model, teacher_model, table)
+    for name, teacher in teachers.items():
+        teacher_config = _config(name, teacher, images.where_from(args, teacher=True))
+        passes.check_kind(name, teacher_config)
+        with guards.named(name):
+            guards.check_vocab_sizes(
+                student_config,
+                teacher_config,
+                partial(guards.shared_tokenizer, model, teacher, processing_class, teacher_processing_class),
+            )
+            if isinstance(model, nn.Module) and model is teacher:
+                guards.check_models(model, teacher, table)
 
 
 def _config(name: str, source: Any, where: dict[str, Any]) -> Any:
@@ -173,20 +178,29 @@ def declared_vocab_size(model: Any, args: DOPDConfig) -> int:
     return size
 
 
+def resolved(name: str, teacher: Any) -> Any:
+    """A teacher, or the place of one that is named; `name` is what it is called in messages."""
+    with guards.named(name):
+        return resolve_model(teacher) if isinstance(teacher, str) else teacher
+
+
 def check_loaded(
-    host: HostTrainer, teacher_source: Any, peft_config: Any = None, teacher_processing_class: Any = None
+    host: HostTrainer, sources: Mapping[str, Any], peft_config: Any = None, teacher_processing_class: Any = None
 ) -> None:
-    """Guards that need the weights; what is odd but not wrong is logged."""
-    student, teacher = host.unwrapped_student, host.unwrapped_teacher
+    """Guards that need the weights; what is odd but not wrong is logged.
+
+    Args:
+        sources (`dict`): what the trainer was given as its teachers, by their names in messages.
+    """
+    student = host.unwrapped_student
     adapting.check_names(student, peft_config)
-    for model in (student, teacher):
-        if model is not None:
-            compute_as_stored(model)
+    for model in host.loaded_models:
+        compute_as_stored(model)
     whole, half = not host.is_split, host.is_half
     with host.accelerator.autocast():
         adapting.prepare(student, half=half, whole=whole)
     if host.args.loads_teacher:
-        guards.check_models(student, teacher, host.table)
+        guards.check_models(student, host.unwrapped_teacher, host.table)
     if host.args.teacher_is_base:
         base_teacher.check_base(student, host.table)
     check_served(host)
@@ -194,14 +208,7 @@ def check_loaded(
     host.eos_token_ids = ends_of(student, host.tokenizer)
     mended = mend_generation_config(without_adapters(student))
     notes = [mended] if mended else []
-    if teacher is not None:
-        tokenizer = partial(
-            guards.shared_tokenizer, student, teacher_source, host.processing_class, teacher_processing_class
-        )
-        notes += guards.check_vocab_sizes(student.config, teacher.config, tokenizer)
-        notes += guards.compare_generation(student, teacher, host.eos_token_ids)
-        if isinstance(teacher_source, str):
-            notes += guards.compare_tokenizers(host.tokenizer, _tokenizer(teacher_source, host.args))
+    notes += _compared(host, sources, teacher_processing_class)
     if not host.args.learning_rate:
         notes.append(
             "learning_rate (=0) changes no weight: the run draws, scores and logs, and the student stays as it is. "
@@ -216,18 +223,43 @@ def check_loaded(
     for note in notes:
         logger.warning(note)
     if whole:
-        for name, model in (("model", student), ("teacher_model", teacher)):
-            if model is not None:
-                with evaluation_mode(model), host.accelerator.autocast():
-                    passes.check_self_divergence(name, model, half=half)
+        for name, model in host.named_models():
+            with evaluation_mode(model), host.accelerator.autocast():
+                passes.check_self_divergence(name, model, half=half)
 
 
-def _tokenizer(path: str, args: DOPDConfig) -> Any:
+def _compared(host: HostTrainer, sources: Mapping[str, Any], teacher_processing_class: Any) -> list[str]:
+    """What differs between the student and each teacher without making the run impossible.
+
+    Raises:
+        ConfigError, ModelError: a teacher that teaches nothing, or cannot be compared token by token.
+    """
+    notes = list[str]()
+    student = host.unwrapped_student
+    for name, teacher in host.named_models():
+        if teacher is student:
+            continue
+        source = sources.get(name)
+        tokenizer = partial(guards.shared_tokenizer, student, source, host.processing_class, teacher_processing_class)
+        with guards.named(name):
+            if host.parked.models:
+                guards.check_models(student, teacher, host.table)
+            found = guards.check_vocab_sizes(student.config, teacher.config, tokenizer)
+            found += guards.compare_generation(student, teacher, host.eos_token_ids)
+            if isinstance(source, str):
+                found += guards.compare_tokenizers(host.tokenizer, _tokenizer(name, source, host.args))
+        notes += [f"{name}: {note}" for note in found] if host.parked.models else found
+    if host.parked.models:
+        check_heads(host.parked.models)
+    return notes
+
+
+def _tokenizer(name: str, path: str, args: DOPDConfig) -> Any:
     try:
         place, where = files_of(path, **images.where_from(args, teacher=True))
         return AutoTokenizer.from_pretrained(place, **where)
     except Exception as error:
-        raise ModelError(f"teacher_model (={path!r}) has no readable tokenizer: {reason_of(error)}") from error
+        raise ModelError(f"{name} (={path!r}) has no readable tokenizer: {reason_of(error)}") from error
 
 
 def sharding_of(host: HostTrainer) -> Sharding:

@@ -4,6 +4,7 @@ The host, TRL's `DistillationTrainer`, does what is not the method: loading, dis
 here checks a run and puts it together; `dopd.trainer.stepping` makes its steps, on the path of `dopd.step`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.views import PrivilegedTemplate
+from dopd.errors import ConfigError
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import random_state_kept
 from dopd.step import Engine, PromptEncoder, Step
@@ -23,7 +25,7 @@ from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
-from dopd.trainer import adapting, base_teacher, images, preflight, served, setup, trials
+from dopd.trainer import adapting, base_teacher, images, preflight, served, setup, teachers, trials
 from dopd.trainer.anchors import anchors_of
 from dopd.trainer.arguments import as_name, check_arguments
 from dopd.trainer.callbacks import AnchorUpdate, EndedStream, GuestNumbers, IdleSteps, MetricsFile, StudentEvaluation
@@ -83,6 +85,8 @@ class DOPDTrainer(SteppingTrainer):
         rollout_engine ([`~dopd.step.Engine`] or `str`, *optional*): draws the answers, in place of transformers'
             `generate` or vLLM; a text names a function that makes it of a [`~dopd.step.EngineSetup`], as
             `package.module:factory` or `./file.py:factory`.
+        teacher_models (`dict[str, str` or `PreTrainedModel]`, *optional*): several teachers, in place of
+            `teacher_model`, by the names that the column `teacher_id` has for them; as in the config.
         host_options: `callbacks`, `optimizers`, `quantization_config`, `peft_config`, as in TRL.
 
     Raises:
@@ -110,6 +114,7 @@ class DOPDTrainer(SteppingTrainer):
         reward_funcs: RewardFunctions | None = None,
         teacher_processing_class: Any = None,
         rollout_engine: Engine | str | None = None,
+        teacher_models: "Mapping[str, str | PreTrainedModel] | None" = None,
         **host_options: Any,
     ) -> None:
         check_arguments(args, DOPDConfig, host_options, DOPDTrainer.__init__.__annotations__)
@@ -118,11 +123,13 @@ class DOPDTrainer(SteppingTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path or "student"
             args = DOPDConfig(f"{Path(name).name}-DOPD")
         teacher_model, args = base_teacher.as_configured(teacher_model, args)
+        several, args = teachers.as_configured(teacher_models, teacher_model, args)
         self.table: RoutingTable = args.routing_table()
         self.configuration = describe_run(
             args,
             model=model,
             teacher_model=teacher_model,
+            teacher_models=several,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             verifier=verifier,
@@ -131,7 +138,8 @@ class DOPDTrainer(SteppingTrainer):
             peft_config=host_options.get("peft_config"),
         )
         model = resolve_model(model) if isinstance(model, str) else model
-        teacher_model = resolve_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
+        named = {teachers.field(name): one for name, one in several.items()} or {"teacher_model": teacher_model}
+        sources = {name: setup.resolved(name, one) for name, one in named.items()}
         setup.check_processes(args)
         check_engine(rollout_engine, args)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
@@ -140,16 +148,21 @@ class DOPDTrainer(SteppingTrainer):
         judge = judge_of(verifier, functions, args.reward_weights, args.verifier_timeout)
         self.judge = setup.tried_judge(judge, self.table, train_dataset, eval_dataset)
         options = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
+        if args.teacher_server is not None and teacher_model is not None:
+            raise ConfigError("teacher_server and teacher_model both bring the teacher: leave one of them out")
+        if not (args.loads_teacher or several) or sources.get("teacher_model", model) is None:
+            sources = {}
         setup.check_before_loading(
-            model, teacher_model, self.table, args, **options, teacher_processing_class=teacher_processing_class
+            model, sources, self.table, args, **options, teacher_processing_class=teacher_processing_class
         )
         self.served = served.connect(args, served.ask_server(args))
         options["processing_class"] = images.processor_for(model, processing_class, **images.where_from(args))
         served.check_reads_text(self.served, options["processing_class"])
-        teacher_source = teacher_model if args.loads_teacher else None
         peft_config = adapting.on_revision(options["peft_config"], model, images.where_from(args))
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
         options["quantization_config"] = host_options.get("quantization_config")
+        self.parked = adapting.parked({name: sources[teachers.field(name)] for name in several}, args)
+        teacher_source = sources.get("teacher_model")
         model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **options)
         # The host refuses sizes that differ; `check_before_loading` has found them to be of one tokenizer.
         size = setup.declared_vocab_size(model, args) if teacher_model is not None else None
@@ -165,9 +178,9 @@ class DOPDTrainer(SteppingTrainer):
             )
         if self.teacher_model is not None:
             self.teacher_model.eval()
-        setup.check_loaded(self, teacher_source, peft_config, teacher_processing_class)
+        setup.check_loaded(self, sources, peft_config, teacher_processing_class)
         self.ending = ending_of(self)
-        trial = self._prepare_models(teacher_source, teacher_processing_class)
+        trial = self._prepare_models(sources, teacher_processing_class)
         self.step = self._make_step()
         self.engine = make_engine(self, self.models, trial, rollout_engine)
         if rollout_engine is not None:
@@ -183,7 +196,7 @@ class DOPDTrainer(SteppingTrainer):
             with random_state_kept(self.unwrapped_student):
                 self.rollouts([row, row], min(TRIAL_TOKENS, self._answer_limit()))
 
-    def _prepare_models(self, teacher_source: Any, teacher_processing_class: Any) -> images.Trial | None:
+    def _prepare_models(self, sources: Mapping[str, Any], teacher_processing_class: Any) -> images.Trial | None:
         """Settle how prompts are read, check the datasets, and try the passes of the models; with what is returned."""
         sharding = setup.sharding_of(self)
         self.anchor, self.initial = anchors_of(self.table, self.args, self.unwrapped_student, sharding)
@@ -195,7 +208,7 @@ class DOPDTrainer(SteppingTrainer):
             teacher_chat_template_kwargs=setup.teachers_options(self.args),
             pad_to_multiple_of=None if self.pad_to_multiple_of is None else int(self.pad_to_multiple_of),
         )
-        self.teacher_candidate = images.teacher_candidate(self, teacher_source, teacher_processing_class)
+        self.teacher_candidate = images.teacher_candidate(self, sources, teacher_processing_class)
         if self.prompts.teacher_chat_template_kwargs is not None:
             self.prompts = replace(self.prompts, teacher_processing_class=self.teacher_candidate)
         preflight.prepare_datasets(self)
@@ -230,6 +243,7 @@ class DOPDTrainer(SteppingTrainer):
             backend=args.loss_backend,
             chunk_tokens=args.loss_chunk_tokens,
             merged_ids=merged_ids,
+            several_teachers=bool(self.parked.models),
         )
 
     def _add_callbacks(self) -> None:

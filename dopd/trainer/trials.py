@@ -37,9 +37,7 @@ def check_passes(host: HostTrainer, trial: Trial | None, encoding_once: frozense
         ModelError: a model that is not causal, or whose sequences change one another.
     """
     longest = max_prompt_tokens(host) + (host.max_completion_length or 0)
-    for name, model in (("model", host.unwrapped_student), ("teacher_model", host.unwrapped_teacher)):
-        if model is None:
-            continue
+    for name, model in host.named_models():
         is_student = model is host.unwrapped_student
         switch = shortest_switch(model.config)
         if host.is_split:
@@ -112,7 +110,7 @@ def sharing(host: HostTrainer, trial: Trial | None) -> frozenset[type]:
         return frozenset()
     longest = max_prompt_tokens(host) + (host.max_completion_length or 0)
     able, unable = set[type](), set[type]()
-    for model in host.loaded_models:
+    for _, model in host.named_models():
         with evaluation_mode(model), host.accelerator.autocast():
             exact = shares_prompts_exactly(model, half=host.is_half, longest=longest)
             if trial is not None:
