@@ -29,7 +29,7 @@ from dopd.trainer.config import DOPDConfig
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.packages import missing_here
 from dopd.trainer.served import check_served
-from dopd.trainer.teachers import check_heads
+from dopd.trainer.teachers import check_heads, field
 from dopd.vocabulary import check_has_words
 
 logger = logging.getLogger(__name__)
@@ -178,10 +178,26 @@ def declared_vocab_size(model: Any, args: DOPDConfig) -> int:
     return size
 
 
-def resolved(name: str, teacher: Any) -> Any:
-    """A teacher, or the place of one that is named; `name` is what it is called in messages."""
-    with guards.named(name):
-        return resolve_model(teacher) if isinstance(teacher, str) else teacher
+def teacher_sources(teacher_model: Any, several: Mapping[str, Any], args: DOPDConfig) -> dict[str, Any]:
+    """The teachers that a run loads, or their places where they are named, by their names in messages.
+
+    Args:
+        teacher_model: the only one, if the trainer was given any.
+        several (`dict`): the teachers, where rows name theirs.
+        args (`DOPDConfig`): the run.
+
+    Raises:
+        ConfigError, ModelError: a teacher beside a server, or one that is nowhere.
+    """
+    if args.teacher_server is not None and teacher_model is not None:
+        raise ConfigError("teacher_server and teacher_model both bring the teacher: leave one of them out")
+    sources = {field(name): one for name, one in several.items()}
+    if args.loads_teacher and teacher_model is not None:
+        sources = {"teacher_model": teacher_model}
+    for name, one in sources.items():
+        with guards.named(name):
+            sources[name] = resolve_model(one) if isinstance(one, str) else one
+    return sources
 
 
 def check_loaded(

@@ -16,7 +16,6 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 from dopd.checkpoints import resolve_model
 from dopd.data.datasets import as_rows, held_out_as_rows
 from dopd.data.views import PrivilegedTemplate
-from dopd.errors import ConfigError
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import random_state_kept
 from dopd.step import Engine, PromptEncoder, Step
@@ -138,8 +137,6 @@ class DOPDTrainer(SteppingTrainer):
             peft_config=host_options.get("peft_config"),
         )
         model = resolve_model(model) if isinstance(model, str) else model
-        named = {teachers.field(name): one for name, one in several.items()} or {"teacher_model": teacher_model}
-        sources = {name: setup.resolved(name, one) for name, one in named.items()}
         setup.check_processes(args)
         check_engine(rollout_engine, args)
         train_dataset, eval_dataset = as_rows("train_dataset", train_dataset), held_out_as_rows(eval_dataset)
@@ -148,10 +145,7 @@ class DOPDTrainer(SteppingTrainer):
         judge = judge_of(verifier, functions, args.reward_weights, args.verifier_timeout)
         self.judge = setup.tried_judge(judge, self.table, train_dataset, eval_dataset)
         options = {"processing_class": processing_class, "peft_config": host_options.get("peft_config")}
-        if args.teacher_server is not None and teacher_model is not None:
-            raise ConfigError("teacher_server and teacher_model both bring the teacher: leave one of them out")
-        if not (args.loads_teacher or several) or sources.get("teacher_model", model) is None:
-            sources = {}
+        sources = setup.teacher_sources(teacher_model, several, args)
         setup.check_before_loading(
             model, sources, self.table, args, **options, teacher_processing_class=teacher_processing_class
         )
@@ -162,8 +156,8 @@ class DOPDTrainer(SteppingTrainer):
         host_options |= {} if peft_config is None else {"peft_config": peft_config}
         options["quantization_config"] = host_options.get("quantization_config")
         self.parked = adapting.parked({name: sources[teachers.field(name)] for name in several}, args)
-        teacher_source = sources.get("teacher_model")
-        model, teacher_model, args, processing_class = adapting.read(model, teacher_source, args, **options)
+        source = sources.get("teacher_model")
+        model, teacher_model, args, processing_class = adapting.read(model, source, args, **options)
         # The host refuses sizes that differ; `check_before_loading` has found them to be of one tokenizer.
         size = setup.declared_vocab_size(model, args) if teacher_model is not None else None
         with adapting.peft_errors(model, peft_config), declares(teacher_model, size):
