@@ -209,6 +209,8 @@ def check_loaded(
         sources (`dict`): what the trainer was given as its teachers, by their names in messages.
     """
     student = host.unwrapped_student
+    if host.teacher_model is not None:
+        host.teacher_model.eval()
     adapting.check_names(student, peft_config)
     for model in host.loaded_models:
         compute_as_stored(model)

@@ -170,8 +170,6 @@ class DOPDTrainer(SteppingTrainer):
                 processing_class=processing_class,
                 **host_options,
             )
-        if self.teacher_model is not None:
-            self.teacher_model.eval()
         setup.check_loaded(self, sources, peft_config, teacher_processing_class)
         self.ending = ending_of(self)
         trial = self._prepare_models(sources, teacher_processing_class)
