@@ -1,4 +1,4 @@
-"""Intervals of a proportion within one evaluation and of a mean over seeds; paired tests and their correction."""
+"""Intervals of scores within one evaluation and of a mean over seeds; paired tests and their correction; pass@k."""
 
 import math
 import statistics
@@ -27,8 +27,8 @@ class Interval:
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def wilson_interval(successes: float, trials: int) -> Interval:
-    """Wilson's 95% interval of a proportion; `nan` without trials."""
+def wilson_interval(successes: float, trials: float) -> Interval:
+    """Wilson's 95% interval of a proportion; `nan` without trials, of which clustered ones count as a part."""
     if trials == 0:
         return Interval(math.nan, math.nan, math.nan)
     share = successes / trials
@@ -36,6 +36,44 @@ def wilson_interval(successes: float, trials: int) -> Interval:
     denominator = 1 + Z95**2 / trials
     centre = share + Z95**2 / (2 * trials)
     return Interval(share, max(0.0, (centre - spread) / denominator), min(1.0, (centre + spread) / denominator))
+
+
+def prompts_interval(scores: Sequence[float], draws: int = 1) -> Interval:
+    """Mean over prompts of scores in [0, 1] with its 95% interval; `nan` without prompts.
+
+    It is Wilson's, of as many independent answers as the spread between prompts shows (Kish's effective sample size,
+    mean * (1 - mean) / variance for each prompt): one for each prompt where they are all right or all wrong, and at
+    most `draws`. Draws of one prompt depend on one another, so they never count as prompts.
+
+    Args:
+        scores (`list[float]`): one of each prompt: of its answer, or the mean over its answers.
+        draws (`int`): answers that a score is a mean of.
+    """
+    if not scores:
+        return wilson_interval(0, 0)
+    mean = statistics.fmean(scores)
+    variance, whole = statistics.pvariance(scores, mean), mean * (1 - mean)
+    worth = 1.0 if whole <= 0 else draws if variance <= 0 else min(draws, max(1.0, whole / variance))
+    return wilson_interval(mean * len(scores) * worth, len(scores) * worth)
+
+
+def pass_at(k: int, scores: Sequence[float]) -> float:
+    """The mean, over all sets of `k` of a prompt's n scored answers, of the best score in the set.
+
+    Of scores of 0 and 1, of which c are 1, it is the unbiased estimate 1 - C(n - c, k) / C(n, k) of pass@k (Chen et
+    al., 2021, equation 1).
+
+    Raises:
+        ValueError: there are fewer scores than `k`, or `k` is below 1.
+    """
+    if not 1 <= k <= len(scores):
+        raise ValueError(f"k (={k}) must be from 1 to the number of scores, {len(scores)}")
+    best_first = sorted(scores, reverse=True)
+    total, share = 0.0, k / len(scores)  # of the sets, those in which the best of all scores is
+    for below, score in zip(range(len(scores) - 1, k - 2, -1), best_first, strict=False):
+        total += share * score  # the best of a set, where it has `below` others below it
+        share *= (below - k + 1) / max(below, 1)
+    return total
 
 
 def mean_interval(values: Sequence[float], step: float = 0.0) -> Interval:

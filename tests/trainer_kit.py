@@ -11,7 +11,8 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from dopd.data.views import PrivilegedTemplate
-from dopd.evaluation import EvaluationResult, StudentEvaluator
+from dopd.evaluation.results import EvaluationResult
+from dopd.evaluation.student import StudentEvaluator
 from dopd.sampling import Ending
 from dopd.scoring import View
 from dopd.signals import SignalBatch, register_signal

@@ -14,13 +14,14 @@ import dopd
 from dopd.checkout import lab_module
 from dopd.cli import config_keys, look, plan
 from dopd.cli.data import add_data_command
+from dopd.cli.evaluate import add_eval
 from dopd.cli.hints import add_hints
 from dopd.cli.launch import add_launch, launch_command
 from dopd.cli.output import USER_ERROR, with_any_output
 from dopd.cli.parser import Parser
-from dopd.cli.values import add_asking, add_rows, as_asked, positive, prompt_count, rows_as_given, seconds, seed
+from dopd.cli.values import positive
 from dopd.errors import ConfigError, DopdError
-from dopd.files import check_plain, not_written
+from dopd.files import not_written
 from dopd.interrupts import ENDS_WITH, Stopped, end_with, exit_status, raising
 from dopd.launched import is_main_process
 from dopd.runs.recipes import recipe_names, recipe_path
@@ -105,7 +106,7 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
-    _add_eval(commands)
+    add_eval(commands, _command)
     _add_listing(commands)
     config_keys.add_config(commands, _command)
     add_data_command(commands, _command)
@@ -203,87 +204,6 @@ def _config_and_keys(arguments: argparse.Namespace) -> tuple[str | None, list[st
     config, flags = split_arguments(arguments.rest)
     arguments.parser.check_none_meant(flags, [*all_settings(), *FOREIGN])
     return config, flags
-
-
-def _add_eval(commands: "argparse._SubParsersAction") -> None:
-    parser = _command(
-        commands,
-        "eval",
-        "accuracy of a checkpoint on a task or on held-out rows, without privileged context and beside it with it",
-        "  dopd eval tiny:dag/student\n  dopd eval runs/quickstart/dopd-seed0 --split ood --json\n"
-        "  dopd eval tiny:dag/student --task dag --task-options '{num_needed: 4}' --output answers.jsonl\n"
-        "  dopd eval Qwen/Qwen3-1.7B --dataset-name test.jsonl --columns '{prompt: question}' --verifier math\n"
-        "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
-        "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
-        "of its task; flags come first",
-    )
-    parser.add_argument("model", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
-    parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
-    parser.add_argument("--task-options", help="difficulty knobs, as YAML: '{num_needed: 3}'")
-    parser.add_argument("--split", choices=["train", "test", "ood"], help="of the task's problems (default test)")
-    add_rows(parser)
-    parser.add_argument("--prompts", type=prompt_count, default=512, help="problems, or rows at most (default 512)")
-    parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
-    add_asking(parser)
-    parser.add_argument("--max-new-tokens", type=positive, help="of an answer (default: as trained, or 256)")
-    parser.add_argument("--batch-size", type=positive, default=64)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
-    parser.add_argument(
-        "--verifier-timeout", type=seconds, default=60.0, help="seconds to judge an answer (default 60)"
-    )
-    parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument("--json", action="store_true", help="print JSON, with every prompt's score")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="keep every answer as it comes (JSON lines); the same command goes on behind them",
-    )
-    parser.set_defaults(run=_eval)
-
-
-def _eval(arguments: argparse.Namespace) -> None:
-    from dopd.cli.show import print_evaluation
-    from dopd.runs.circumstances import circumstances
-    from dopd.runs.evaluate import evaluate_checkpoint
-    from dopd.runs.quiet import quiet_libraries
-    from dopd.runs.settings import yaml_mapping
-
-    quiet_libraries()
-    options = {
-        "task": arguments.task,
-        "task_options": yaml_mapping("--task-options", arguments.task_options),
-        "privileged_kind": arguments.privileged_kind,
-        **rows_as_given(arguments),
-        **as_asked(arguments),
-        "max_new_tokens": arguments.max_new_tokens,
-    }
-    _, note = circumstances(arguments.model, **options)
-    if note:
-        print(visible(note), file=sys.stderr)
-    if arguments.output is not None:
-        check_plain("output", arguments.output)
-    try:
-        result = evaluate_checkpoint(
-            arguments.model,
-            **options,
-            split=arguments.split,
-            prompts=arguments.prompts,
-            batch_size=arguments.batch_size,
-            dtype=arguments.dtype,
-            seed=arguments.seed,
-            teacher_name=arguments.teacher,
-            verifier_timeout=arguments.verifier_timeout,
-            output=arguments.output,
-        )
-    except Stopped as stop:
-        way_out = (
-            f"the answers so far are in {arguments.output}, and the same command goes on behind them"
-            if arguments.output is not None
-            else "no answer is kept; with --output FILE the same command would go on where it was"
-        )
-        raise Stopped(stop.signal, f"{stop.message}: {way_out}") from None
-    print_evaluation(arguments.model, result, as_json=arguments.json)
 
 
 def _add_listing(commands: "argparse._SubParsersAction") -> None:

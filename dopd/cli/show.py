@@ -1,7 +1,6 @@
 """What commands print."""
 
 import inspect
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,35 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from dopd.report.closing import in_percent
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
 from dopd.shown import visible
 from dopd.sources import CONTRAST, SOURCES
-from dopd.statistics import Interval
 
 if TYPE_CHECKING:
-    from dopd.evaluation.results import EvaluationResult
     from dopd.tables import RoutingTable
-
-
-_LABELS = {"accuracy_privileged": "accuracy_greedy WITH p", "accuracy_blank": "accuracy_greedy, grey images"}
-
-
-def print_evaluation(name: str, result: "EvaluationResult", *, as_json: bool) -> None:
-    """An evaluation as a small table, or as JSON."""
-    record = result.to_json()
-    if as_json:
-        print(json.dumps({"model": name, **record}))
-        return
-    rows = []
-    for label, interval in record["intervals"].items():
-        rows.append([_LABELS.get(label, label), in_percent(Interval(**interval))])
-    for label, value in record["metrics"].items():
-        if not label.startswith(("accuracy", "num_")):
-            rows.append([label, f"{value:.4g}"])
-    title = f"{name}: {len(result.greedy)} prompts"
-    print_table(Console(), ["what", "value [95% interval]"], rows, title=title)
 
 
 def print_tasks(name: str | None) -> None:

@@ -32,6 +32,11 @@ def seconds(text: str) -> float:
     return _number(text, math.inf, "a number of seconds above 0")
 
 
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    return _between(text, 0, _MAX_INT)
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     return _number(text, math.inf, "a number above 0")

@@ -4,19 +4,101 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DataError
 from dopd.evaluation.results import EvaluationResult, PromptResult
-from dopd.files import append_line, held, read_plain, replace_file
+from dopd.files import append_line, check_plain, held, read_plain, replace_file
+
+if TYPE_CHECKING:  # results are read without it
+    import torch
 
 _FIRST, _STATE, _LAST = "evaluation", "answered", "metrics"
 _SHOWN = 80  # characters of a setting in a message
+MODEL, ROWS = "model", "rows"  # of what decides an evaluation's answers: whose they are, and a digest of the rows
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A whole evaluation.
+
+    Attributes:
+        name (`str`): of the model.
+        about (`dict`): what decided the answers, by the names of settings.
+        result (`EvaluationResult`): what they came to.
+        versions (`dict`): of the packages that it was made with.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+    result: EvaluationResult
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the answers, for a file of one's own."""
+        named = {"model": self.name, _FIRST: dict(self.about), "versions": dict(self.versions)}
+        return named | self.result.to_json()
+
+
+def read_evaluated(path: str | Path) -> Evaluated:
+    """The evaluation in a file of `KeptAnswers`.
+
+    Raises:
+        ConfigError: a pipe or a folder.
+        DataError: it cannot be read, is no such file, or has not all answers.
+    """
+    check_plain("results", path)
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    found = _Lines.read(lines[1:])
+    try:
+        first = json.loads(lines[0])
+        name, about, versions = str(first[_FIRST][MODEL]), dict(first[_FIRST]), dict(first["versions"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise DataError(
+            f"{str(path)!r} has no results of an evaluation: name a file that dopd eval --output has written"
+        ) from None
+    if not found.is_whole:
+        raise DataError(
+            f"{str(path)!r} has the answers to {len(found.results)} prompts of an evaluation that has not ended: let "
+            "the command that began it go on first"
+        )
+    return Evaluated(name, about, EvaluationResult.of(found.results), versions)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """What lines behind the first one say: as many as belong to whole batches, and the state behind them."""
+
+    results: list[PromptResult]
+    state: dict[str, str]
+    count: int
+    is_whole: bool
+
+    @classmethod
+    def read(cls, lines: Sequence[bytes]) -> "_Lines":
+        results, state, count, is_whole = list[PromptResult](), dict[str, str](), 0, False
+        batch = list[PromptResult]()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                if _STATE in record and record[_STATE] == len(results) + len(batch):
+                    results += batch
+                    state, count, batch = record["random_state"], number, []
+                elif _LAST in record:
+                    is_whole, count = True, number
+                elif record["row"] == len(results) + len(batch):
+                    batch.append(PromptResult.read(record))
+                else:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break  # torn: the batch is answered again
+        return cls(results, state, count, is_whole)
 
 
 class KeptAnswers:
@@ -67,23 +149,10 @@ class KeptAnswers:
             replace_file(self.path, first)
             return
         self._check_first(lines[0])
-        kept, batch = 1, list[PromptResult]()
-        for number, line in enumerate(lines[1:], 2):
-            try:
-                record = json.loads(line)
-                if _STATE in record and record[_STATE] == len(self.results) + len(batch):
-                    self.results += batch
-                    self._state, kept, batch = record["random_state"], number, []
-                elif _LAST in record:
-                    self._whole, kept = True, number
-                elif record["row"] == len(self.results) + len(batch):
-                    batch.append(PromptResult.read(record))
-                else:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break  # torn: the batch is answered again
-        if kept < len(lines) or not content.endswith(b"\n"):
-            replace_file(self.path, b"".join(lines[:kept]))
+        found = _Lines.read(lines[1:])
+        self.results, self._state, self._whole = found.results, found.state, found.is_whole
+        if 1 + found.count < len(lines) or not content.endswith(b"\n"):
+            replace_file(self.path, b"".join(lines[: 1 + found.count]))
 
     def _check_first(self, line: bytes) -> None:
         try:
@@ -102,8 +171,10 @@ class KeptAnswers:
                     "to begin anew"
                 )
 
-    def restore(self, *devices: torch.device) -> None:
+    def restore(self, *devices: "torch.device") -> None:
         """Make the random states of torch those behind the answers that are there; nothing where there are none."""
+        import torch
+
         for name, state in self._state.items():
             raw = torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8)
             if name == "cpu":
@@ -113,8 +184,10 @@ class KeptAnswers:
                     if device.type == name:
                         torch.get_device_module(device).set_rng_state(raw, device)
 
-    def add(self, results: Sequence[PromptResult], devices: Iterable[torch.device]) -> None:
+    def add(self, results: Sequence[PromptResult], devices: Iterable["torch.device"]) -> None:
         """Keep the answers of a batch, and the random states behind it."""
+        import torch
+
         start = len(self.results)
         self.results += results
         state = {"cpu": _text_of(torch.get_rng_state())}
@@ -141,5 +214,5 @@ def _in_short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _text_of(state: torch.Tensor) -> str:
+def _text_of(state: "torch.Tensor") -> str:
     return base64.b64encode(state.cpu().numpy().tobytes()).decode()

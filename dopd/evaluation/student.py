@@ -4,16 +4,23 @@ Accuracy with privileged context is no goal: it is read because it falls first w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
 from dopd.data.encode import image_sources
-from dopd.data.views import Prompt, lacks_privileged, plain_prompts, privileged_prompt, with_blank_images
+from dopd.data.views import (
+    PrivilegedTemplate,
+    Prompt,
+    lacks_privileged,
+    plain_prompts,
+    privileged_prompt,
+    with_blank_images,
+)
 from dopd.evaluation.kept import KeptAnswers
-from dopd.evaluation.results import EvaluationResult, JudgedAnswer, PromptResult
+from dopd.evaluation.results import MEASURES, EvaluationResult, JudgedAnswer, PromptResult, Sampling
 from dopd.generation import answers
 from dopd.methods import table
 from dopd.progress import progress_bar
@@ -23,6 +30,27 @@ from dopd.sources import LIVE
 from dopd.step import FixedModels, LocalScorer, PromptEncoder, Rollouts, Step
 from dopd.step.verifier import Verifier, judged
 from dopd.vocabulary import unscored_ids
+
+
+def questions(
+    rows: Sequence[Mapping[str, Any]], template: PrivilegedTemplate, measures: Sequence[str]
+) -> dict[str, dict[int, Prompt]]:
+    """What is asked, by measure (`dopd.evaluation.results.MEASURES`): prompts by the numbers of their rows.
+
+    Args:
+        rows (`list[dict]`): as they are asked. One without p has no privileged question, one without images no blank
+            one.
+        template (`PrivilegedTemplate`): where p goes.
+        measures: which are wanted; the others have no questions.
+    """
+    found: dict[str, dict[int, Prompt]] = {name: {} for name in MEASURES}
+    for number, (row, plain) in enumerate(zip(rows, plain_prompts(rows), strict=True)):
+        found["greedy"][number] = found["sampled"][number] = plain
+        if "privileged" in measures and not lacks_privileged(row):
+            found["privileged"][number] = privileged_prompt(row, template)
+        if "blank" in measures and image_sources(plain):
+            found["blank"][number] = with_blank_images(plain)
+    return {name: prompts if name in measures else {} for name, prompts in found.items()}
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,9 @@ class StudentEvaluator:
         max_new_tokens (`int`): most tokens of an answer.
         batch_size (`int`): prompts answered at a time.
         seed (`int`): of the sampled answers; sampling leaves the caller's random state as it was.
-        blank_control (`bool`): whether prompts with images are also answered with grey images in their places.
+        measures (`tuple[str, ...]`): which answers are asked for, of `dopd.evaluation.results.MEASURES`: as far as
+            rows have what they need.
+        sampling (`Sampling`): how answers are drawn.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -47,7 +77,8 @@ class StudentEvaluator:
     max_new_tokens: int
     batch_size: int = 64
     seed: int = 0
-    blank_control: bool = True
+    measures: Sequence[str] = MEASURES
+    sampling: Sampling = field(default_factory=Sampling)
 
     def evaluate(
         self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1), kept: KeptAnswers | None = None
@@ -80,53 +111,58 @@ class StudentEvaluator:
 
     def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> list[PromptResult]:
         asked, device = self.prompts.asked(rows), model.device
-        plain = plain_prompts(asked)
-        hinted = [number for number, row in enumerate(rows) if not lacks_privileged(row)]
         # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
         models = FixedModels(model, teacher)
-        view = self.prompts.view(plain, device) if teacher is None else self.prompts.shared_view(plain, device)
-        greedy = self._judged(self._generate(models, view, sampled=False), rows)
-        privileged: dict[int, JudgedAnswer] = {}
-        if hinted:
-            prompts = [privileged_prompt(asked[number], self.prompts.template) for number in hinted]
-            drawn = self._generate(models, self.prompts.view(prompts, device), sampled=False)
-            privileged = dict(zip(hinted, self._judged(drawn, [rows[number] for number in hinted]), strict=True))
-        pictured = [number for number, prompt in enumerate(plain) if image_sources(prompt)]
-        blank: dict[int, JudgedAnswer] = {}
-        if pictured and self.blank_control:
-            grey = self.prompts.view([with_blank_images(plain[number]) for number in pictured], device)
-            drawn = self._generate(models, grey, sampled=False)
-            blank = dict(zip(pictured, self._judged(drawn, [rows[number] for number in pictured]), strict=True))
-        ids = self._generate(models, view, sampled=True)
-        sampled = self._judged(ids, rows)
-        entropy, divergence = self._score_tokens(models, Rollouts(asked, view, *self.prompts.padded(ids, device)))
+        wanted = questions(asked, self.prompts.template, self.measures)
+        plain = list((wanted["greedy"] or wanted["sampled"]).values())
+        view = None
+        if plain:
+            view = self.prompts.view(plain, device) if teacher is None else self.prompts.shared_view(plain, device)
+        greedy: dict[str, dict[int, JudgedAnswer]] = {}
+        for name in ("greedy", "privileged", "blank"):
+            prompts = wanted[name]
+            if prompts:
+                seen = view if name == "greedy" and view is not None else self.prompts.view([*prompts.values()], device)
+                answers = self._generate(models, seen, sampled=False)
+                judged = self._judged(answers, [rows[number] for number in prompts])
+                greedy[name] = dict(zip(prompts, judged, strict=True))
+        samples: list[list[JudgedAnswer]] = [[] for _ in rows]
+        entropy, divergence = [0.0] * len(rows), [0.0] * len(rows)
+        for _ in range(self.sampling.samples if wanted["sampled"] else 0):
+            assert view is not None  # of the plain prompts
+            ids = self._generate(models, view, sampled=True)
+            drawn = self._score_tokens(models, Rollouts(asked, view, *self.prompts.padded(ids, device)))
+            for number, answer in enumerate(self._judged(ids, rows)):
+                samples[number].append(answer)
+                entropy[number] += drawn[0][number]
+                divergence[number] += drawn[1][number] if drawn[1] else 0.0
         return [
             PromptResult(
-                greedy[number],
-                sampled[number],
-                len(ids[number]),
-                float(self.ending.ended(ids[number])),
-                entropy[number],
-                divergence[number] if divergence else None,
-                privileged.get(number),
-                blank.get(number),
+                greedy=greedy.get("greedy", {}).get(number),
+                samples=tuple(samples[number]),
+                entropy=entropy[number] if samples[number] else None,
+                divergence=divergence[number] if samples[number] and teacher is not None else None,
+                privileged=greedy.get("privileged", {}).get(number),
+                blank=greedy.get("blank", {}).get(number),
             )
             for number in range(len(rows))
         ]
 
-    def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
+    def answers(self, model: Any, prompts: list[Prompt], *, sampled: bool) -> list[list[int]]:
         """Token ids of one answer per prompt, up to and with its end-of-sequence token."""
         view = self.prompts.view(prompts, model.device)
-        return self._generate(FixedModels(model), view, sampled=sampled, temperature=temperature)
+        return self._generate(FixedModels(model), view, sampled=sampled)
 
-    def _generate(self, models: FixedModels, view: View, *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
+    def _generate(self, models: FixedModels, view: View, *, sampled: bool) -> list[list[int]]:
+        narrowed = {"top_p": self.sampling.top_p, "top_k": self.sampling.top_k} if sampled else {}
         config = sampling_config(
             self.ending,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=self.prompts.tokenizer.pad_token_id,
             sampled=sampled,
-            temperature=temperature,
+            temperature=self.sampling.temperature,
             suppressed=unscored_ids(models.student, models.vocab_size),
+            **narrowed,
         )
         return answers(
             models.student, view, config, self.ending, inputs=partial(models.generation_inputs, models.student)
@@ -135,9 +171,10 @@ class StudentEvaluator:
     def _judged(self, answers: list[list[int]], rows: Sequence[Mapping[str, Any]]) -> list[JudgedAnswer]:
         found = []
         for ids, row in zip(answers, rows, strict=True):
-            text = self.prompts.text(ids)
+            text, ended = self.prompts.text(ids), self.ending.ended(ids)
             # An answer that was cut at the length limit is not a finished answer, whatever its text says.
-            found.append(JudgedAnswer(text, judged(self.verifier, text, row) if self.ending.ended(ids) else 0.0))
+            score = judged(self.verifier, text, row) if ended else 0.0
+            found.append(JudgedAnswer(text, score, len(ids), ended))
         return found
 
     def _score_tokens(self, models: FixedModels, rollouts: Rollouts) -> tuple[list[float], list[float]]:

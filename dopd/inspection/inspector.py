@@ -34,13 +34,11 @@ class Inspector:
         step (`Step`): scores and routes the answers, as training does.
         answering (`StudentEvaluator`): limits and seed of the answers; its rows are not read.
         student (`WholeStudent`): whose answers they are.
-        temperature (`float`): of the distributions that answers are drawn from.
     """
 
     step: Step
     answering: StudentEvaluator
     student: WholeStudent
-    temperature: float = 1.0
 
     def records(
         self,
@@ -128,7 +126,7 @@ class Inspector:
             plain = plain_prompts(asked)
             if answers is None:
                 with evaluation_mode(student):
-                    answers = self.answering.answers(student, plain, sampled=not greedy, temperature=self.temperature)
+                    answers = self.answering.answers(student, plain, sampled=not greedy)
             if not all(answers):
                 raise ConfigError("a completion without tokens has nothing to look at")
             view = prompts.shared_view(plain, student.device)

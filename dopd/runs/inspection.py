@@ -14,6 +14,7 @@ from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.unknown import Reader
 from dopd.data.views import PrivilegedTemplate, is_blank, privileged_prompt
 from dopd.errors import ConfigError, DataError, ScoringError
+from dopd.evaluation.results import Sampling
 from dopd.evaluation.student import StudentEvaluator
 from dopd.inspection.inspector import Inspector
 from dopd.methods import table
@@ -93,7 +94,8 @@ def inspect_prompt(
         teachers_reader = student_name if teacher_name == BASE else teacher_name
     prompts = _encoder(asked, processing_class, teachers_reader)
     ending = Ending(ends_of(student, tokenizer), asked.stop_strings or declared_stop_strings(student), tokenizer)
-    answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed)
+    drawn = Sampling(temperature=asked.temperature)
+    answering = StudentEvaluator([], unjudged, prompts, ending, max_new_tokens, seed=seed, sampling=drawn)
     if (images or privileged_images) and not reads_images(processing_class):
         raise ConfigError(f"{student_name!r} reads text only: leave the images out, or name a vision-language model")
     _check_texts(row, prompts)
@@ -105,7 +107,7 @@ def inspect_prompt(
     check_answering(answering, rows, student, teacher)
     models = FixedModels(student, teacher)
     step = Step(routing, prompts, LocalScorer(models, answering.batch_size, asked.temperature), ending, judge)
-    return Inspector(step, answering, models, asked.temperature).records(
+    return Inspector(step, answering, models).records(
         rows,
         answers=answers,
         greedy=greedy,

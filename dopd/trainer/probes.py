@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
+from dopd.evaluation.results import Sampling
 from dopd.inspection.inspector import Inspector
 from dopd.ranks import Alone
 from dopd.sources import LIVE
@@ -64,8 +65,9 @@ def _make_probe(host: HostTrainer, step: Step) -> Probe | None:
     models = _OfThisProcess(host.models)
     batch_size = args.student_eval_batch_size
     scorer = make_scorer(host, models, batch_size, step.merged_ids, Alone())
-    evaluator = answering(host, [], host.judge.verifier or unjudged)
+    drawn = Sampling(temperature=host.temperature)
+    evaluator = replace(answering(host, [], host.judge.verifier or unjudged), sampling=drawn)
     rows = [dataset[n] for n in range(min(args.trace_probes, len(dataset)))]
     judge = replace(step.judge, of_the_run=lambda: unlogged(host.state))
-    inspector = Inspector(replace(step, scorer=scorer, judge=judge, ranks=Alone()), evaluator, models, host.temperature)
+    inspector = Inspector(replace(step, scorer=scorer, judge=judge, ranks=Alone()), evaluator, models)
     return Probe(inspector, rows)

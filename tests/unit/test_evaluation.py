@@ -11,9 +11,11 @@ import torch
 import trainer_kit as kit
 from datasets import Dataset
 
-from dopd.evaluation import EvaluationResult, StudentEvaluator, mean_interval, wilson_interval
+from dopd.evaluation.results import EvaluationResult
+from dopd.evaluation.student import StudentEvaluator
 from dopd.sampling import Ending
 from dopd.scoring import evaluation_mode
+from dopd.statistics import mean_interval, wilson_interval
 
 EOS = kit.TOKENIZER.eos_token_id
 TEMPLATE = "{prompt} {privileged_context}"

@@ -38,7 +38,7 @@ def test_every_answer_is_there_with_what_the_evaluation_was(whole: tuple[Evaluat
     rows = [record for record in records if "row" in record]
     assert [record["row"] for record in rows] == [*range(10)]
     assert [record["greedy"]["score"] for record in rows] == result.greedy
-    assert [record["sampled"]["score"] for record in rows] == result.sampled
+    assert [record["samples"][0]["score"] for record in rows] == result.sampled
     assert all(isinstance(record["privileged"]["text"], str) for record in rows)
     assert records[-1]["metrics"] == result.metrics()
 

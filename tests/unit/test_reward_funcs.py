@@ -193,7 +193,7 @@ def test_a_look_at_the_answers_of_a_batch_has_its_rewards(tmp_path: Path) -> Non
     models = FixedModels(kit.student().eval(), None)  # as it was before the step
     judge = judge_of(None, [logged])
     step = Step(run.table, run.prompts, LocalScorer(models, 8, run.temperature), run.ending, judge)
-    inspector = Inspector(step, answering(run, [], unjudged), models, run.temperature)
+    inspector = Inspector(step, answering(run, [], unjudged), models)
     assert {len(group) for group in traced.values()} == {run.args.num_generations}
     for group in traced.values():
         (row,) = [row for row in rows if row_key(row) == group[0]["prompt_key"]]

@@ -196,7 +196,7 @@ def test_a_choice_that_cannot_be_made_is_refused_by_name(tmp_path: Path, values:
 
 
 def test_metrics_to_choose_by_are_those_that_are_measured() -> None:
-    everything = EvaluationResult([1], [1], [1], [1], [1], [1], [1], [1])
+    everything = EvaluationResult([1], [[1]], [1], [1], [1], [1], [1], [1])
     assert set(STUDENT_METRICS) == set(everything.metrics()) - {"num_prompts"}
 
 
