@@ -86,8 +86,7 @@ def inspect_prompt(
     row = {"prompt": prompt, "privileged_context": privileged_context, **(columns or {})}
     judge = _judge(asked, row)
     processing_class = load_processing_class(student_name)
-    tokenizer = tokenizer_of(processing_class)
-    student = _placed(load_model(student_name, dtype=dtype))
+    tokenizer, student = tokenizer_of(processing_class), _placed(load_model(student_name, dtype=dtype))
     teacher, teachers_reader = None, None
     if routing.needs_teacher:
         teacher = _placed(load_teacher(str(teacher_name), student_name, dtype=dtype))
@@ -106,8 +105,8 @@ def inspect_prompt(
     rows = [row | {name: sources for name, sources in pictures.items() if sources}] * count
     check_answering(answering, rows, student, teacher)
     models = FixedModels(student, teacher)
-    step = Step(routing, prompts, LocalScorer(models, answering.batch_size, asked.temperature), ending, judge)
-    return Inspector(step, answering, models).records(
+    scorer = LocalScorer(models, answering.batch_size, asked.temperature)
+    return Inspector(Step(routing, prompts, scorer, ending, judge), answering, models).records(
         rows,
         answers=answers,
         greedy=greedy,
