@@ -101,8 +101,8 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     if bool(arguments.models) == bool(arguments.compare):
-        said = "both are named" if arguments.models else "neither is"
-        raise ConfigError(f"dopd eval judges MODEL, or compares results (--compare FILE FILE): {said}")
+        fault = "both are named" if arguments.models else "neither is"
+        raise ConfigError(f"dopd eval judges MODEL, or compares results (--compare FILE FILE): {fault}")
     evaluations = _compared(arguments.compare) if arguments.compare else _evaluated(arguments)
     print_evaluations(evaluations, as_json=arguments.json)
 

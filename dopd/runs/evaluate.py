@@ -115,9 +115,9 @@ class EvaluationSettings:
             model_name (`str`): the model.
             problems (`Circumstances`, *optional*): those whose problems it is to answer, whatever it brings.
         """
-        given = {name: getattr(self, name) for name in (*_OF_THE_PROBLEMS, *_OF_THE_MODEL)}
+        own = {name: getattr(self, name) for name in (*_OF_THE_PROBLEMS, *_OF_THE_MODEL)}
         shared = {} if problems is None else {name: getattr(problems, name) for name in _OF_THE_PROBLEMS}
-        return circumstances(model_name, **given | shared)
+        return circumstances(model_name, **own | shared)
 
 
 def evaluate_checkpoint(
