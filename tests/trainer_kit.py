@@ -146,7 +146,7 @@ def with_accuracies(folder: Path, values: list[float], **options: Any) -> DOPDTr
     def measured(*args: Any, **kwargs: Any) -> EvaluationResult:
         value = values[made.state.global_step]
         return EvaluationResult(
-            greedy=[value], sampled=[value], lengths=[1], ended=[1.0], entropy=[value], divergence=[value]
+            greedy=[value], draws=[[value]], lengths=[1], ended=[1.0], entropy=[value], divergence=[value]
         )
 
     object.__setattr__(callback._evaluator, "evaluate", measured)
