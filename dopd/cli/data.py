@@ -107,6 +107,7 @@ def _print(found: "DataLook") -> None:
 
     from dopd.report.terminal import print_paragraph, print_table
     from dopd.runs.data_look import reasons_in_words
+    from dopd.settings import dump_yaml
 
     console = Console()
     columns = [
@@ -115,7 +116,7 @@ def _print(found: "DataLook") -> None:
     ]
     title = f"{found.name}: {found.num_rows} rows"
     print_table(console, ["column", "type", "missing", "example"], columns, title=title, right={"missing"})
-    mapping = "{" + ", ".join(f"{name}: {theirs}" for name, theirs in found.mapping.items()) + "}"
+    mapping = dump_yaml(found.mapping, flow=True)
     guess = f" ({', '.join(found.guessed)}: a guess)" if found.guessed else ""
     print_paragraph(console, "columns", f"{mapping if found.mapping else 'as they are'}{guess}")
     _print_examples(console, found.examples)

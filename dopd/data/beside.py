@@ -1,24 +1,53 @@
 """Paths of pictures that are relative: in a file of rows they are meant from where that file is."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Json, LargeList, List, Value
 
 from dopd.data.blocks import blocks_of, is_image
+from dopd.data.column_names import Columns, paths_of, place_in_list, split_path
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, path_in
 from dopd.errors import DataError
 
 
-def columns_of_paths(dataset: Dataset) -> list[str]:
-    """Columns in which pictures may be named by their paths."""
-    features = dataset.features
-    columns = [name for name in (*COLUMNS, PRIVILEGED_COLUMN) if _holds_text(features.get(name))]
-    return [*columns, "prompt"] if _holds_blocks(features.get("prompt")) else columns
+@dataclass(frozen=True)
+class PictureColumn:
+    """Where pictures may be named by their paths.
+
+    Attributes:
+        column (`str`): of the dataset.
+        steps (`list[str]`): the way to them inside of its values.
+        has_turns (`bool`): whether conversations are there, of which blocks name pictures.
+    """
+
+    column: str
+    steps: Sequence[str] = ()
+    has_turns: bool = False
 
 
-def beside(dataset: Dataset, *folders: Path) -> Dataset:
+def columns_of_paths(dataset: Dataset, columns: Columns | None = None) -> list[PictureColumn]:
+    """Where pictures may be named by their paths.
+
+    Args:
+        dataset (`Dataset`): rows of files, under their own names.
+        columns (`dict`, *optional*): those that a run reads under other names, by the run's.
+    """
+    found = []
+    for name in (*COLUMNS, PRIVILEGED_COLUMN, "prompt"):
+        for path in paths_of((columns or {}).get(name, name)):
+            column, steps = split_path(path, dataset.column_names)
+            kind = None if column is None else _kind_at(dataset.features[column], steps)
+            if column is not None and (_holds_blocks(kind) if name == "prompt" else _holds_text(kind)):
+                found.append(PictureColumn(column, tuple(steps), name == "prompt"))
+    return list(dict.fromkeys(found))
+
+
+def beside(dataset: Dataset, *folders: Path, columns: Columns | None = None) -> Dataset:
     """The dataset with the relative paths of its pictures as whole ones.
 
     A picture is looked for in these folders and in the working directory. What is in none is named by its place in the
@@ -27,27 +56,62 @@ def beside(dataset: Dataset, *folders: Path) -> Dataset:
     Args:
         dataset (`Dataset`): rows of files; columns that hold pictures themselves are left as they are.
         folders (`Path`): where these files are, and where else paths may begin.
+        columns (`dict`, *optional*): as `columns_of_paths`.
 
     Raises:
         DataError: a path names a picture in two of these places; the message has row and column.
     """
-    columns = columns_of_paths(dataset)
-    if not columns:
+    named = columns_of_paths(dataset, columns)
+    if not named:
         return dataset
     places = list(dict.fromkeys([*(folder.resolve() for folder in folders), Path.cwd()]))
 
     def whole(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        resolved = {}
-        for name in columns:
+        resolved: dict[str, Any] = {}
+        for one in named:
+            change = partial(_turns if one.has_turns else _whole, places=places)
             try:
-                resolved[name] = _turns(row[name], places) if name == "prompt" else _whole(row[name], places)
+                resolved[one.column] = _at(resolved.get(one.column, row[one.column]), one.steps, change)
             except DataError as error:
-                raise DataError(f"row {index}, column {name!r}: {error}") from error
+                raise DataError(f"row {index}, column {one.column!r}: {error}") from error
         return resolved
 
     options: dict[str, Any] = {"features": dataset.features, "desc": "reading rows"}
     # What is where may have changed since the last run, which a cached result would not see.
     return dataset.map(whole, with_indices=True, load_from_cache_file=False, **options)
+
+
+def _kind_at(kind: Any, steps: Sequence[str]) -> Any:
+    """The type at the end of a path; that of JSON where nothing is declared."""
+    left = list(steps)
+    while left:
+        if isinstance(kind, dict):
+            key, left = split_path(".".join(left), list(kind))
+            kind = None if key is None else kind[key]
+        elif isinstance(kind, List | LargeList):
+            kind, left = kind.feature, left[1:]
+        else:
+            return Json() if isinstance(kind, Json | Value) else None
+    return kind
+
+
+def _at(value: Any, steps: Sequence[str], change: Callable[[Any], Any]) -> Any:
+    """The value with what is at the end of a path in it changed."""
+    if not steps:
+        return change(value)
+    if isinstance(value, str):
+        try:
+            return json.dumps(_at(json.loads(value), steps, change), ensure_ascii=False)
+        except ValueError:
+            return value
+    if isinstance(value, Mapping):
+        key, rest = split_path(".".join(steps), list(value))
+        return value if key is None else {**value, key: _at(value[key], rest, change)}
+    place = place_in_list(steps[0])
+    if isinstance(value, list) and place is not None and -len(value) <= place < len(value):
+        value = list(value)
+        value[place] = _at(value[place], steps[1:], change)
+    return value
 
 
 def _holds_text(kind: Any) -> bool:

@@ -2,7 +2,8 @@
 
 import ast
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.errors import DataError
@@ -15,6 +16,8 @@ _ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 _FROM, _VALUE = "from", "value"
+MARK = "<image>"  # where a picture stands in the text of LLaVA, LLaMA-Factory, ms-swift and verl
+_BETWEEN = "\n\n"  # texts that are put together
 
 
 def written_turns(text: str) -> list[dict[str, Any]] | None:
@@ -66,3 +69,94 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"a turn is from {turn[_FROM]!r}, which must be one of {', '.join(_ROLES)}")
     rest = {name: value for name, value in turn.items() if name not in (_FROM, _VALUE, "role", "content")}
     return {"role": role, "content": turn[_VALUE], **rest}
+
+
+def joined(parts: Mapping[str, Any]) -> str | None:
+    """Texts of several columns as one, a blank line between them; empty ones are left out, and `None` where none has
+    any.
+
+    Args:
+        parts (`dict`): what a row has, by column.
+
+    Raises:
+        DataError: something that is neither text nor a number.
+    """
+    texts = []
+    for column, value in parts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise DataError(
+                f"{column!r} has a {type(value).__name__}, and only texts are put together. A system prompt beside a "
+                "conversation is columns: {system: NAME}"
+            )
+        texts.append(None if value is None else str(value))
+    if all(text is None for text in texts):
+        return None
+    return _BETWEEN.join(text for text in texts if text is not None and text.strip())
+
+
+def with_system(prompt: Any, system: Any) -> Any:
+    """The prompt as a conversation that a system prompt begins; as it is where there is none.
+
+    Raises:
+        DataError: it begins with another one, or the system prompt is no text.
+    """
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return prompt
+    if not isinstance(system, str):
+        raise DataError(f"a system prompt is text, got {type(system).__name__}")
+    turns = as_turns(prompt)
+    if not isinstance(turns, list):
+        return prompt  # what is wrong with it is said where rows are checked
+    if turns and isinstance(turns[0], Mapping) and turns[0].get("role") == "system":
+        if turns[0].get("content") == system:
+            return turns
+        raise DataError(
+            f"the conversation begins with a system prompt ({str(turns[0].get('content'))[:40]!r}), and the row has "
+            f"another ({system[:40]!r}): leave system out of columns, or take one of them away"
+        )
+    return [{"role": "system", "content": system}, *turns]
+
+
+def as_turns(prompt: Any) -> Any:
+    """A text as a user's turn; anything else as it is."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def has_marks(prompt: Any) -> bool:
+    """Whether a text of the prompt says where a picture stands."""
+    return any(MARK in text for text in _texts(prompt))
+
+
+def has_blocks(prompt: Any) -> bool:
+    """Whether the content of a turn is a list of blocks."""
+    return isinstance(prompt, list) and any(isinstance(turn.get("content"), list) for turn in prompt)
+
+
+def _texts(prompt: Any) -> Sequence[str]:
+    if isinstance(prompt, str):
+        return [prompt]
+    turns = prompt if isinstance(prompt, list) else []
+    return [turn["content"] for turn in turns if isinstance(turn, Mapping) and isinstance(turn.get("content"), str)]
+
+
+def with_places(prompt: Any, *, marks: bool = True) -> Any:
+    """The prompt as a conversation of blocks, each `<image>` in its texts as the place of a picture; `marks=False`
+    leaves these in the texts.
+    """
+    turns = as_turns(prompt)
+    if not isinstance(turns, list):
+        return prompt
+    return [
+        {**turn, "content": _blocks(turn["content"], marks)} if isinstance(turn.get("content"), str) else turn
+        for turn in turns
+    ]
+
+
+def _blocks(text: str, marks: bool) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = []
+    for part in re.split(f"({MARK})", text) if marks else [text]:
+        if part == MARK:
+            blocks.append({"type": "image"})
+        elif part.strip():
+            blocks.append({"type": "text", "text": part})
+    return blocks or [{"type": "text", "text": text}]

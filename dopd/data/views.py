@@ -14,6 +14,7 @@ from typing import Any
 
 from dopd.data.blocks import blocks_of, check_blocks, image_in, is_image, place_images
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN, blank_like, is_array, open_image
+from dopd.data.turns import as_turns
 from dopd.errors import ConfigError, DataError
 
 TOOLS_COLUMN, TEMPLATE_COLUMN = "tools", "chat_template_kwargs"
@@ -253,8 +254,7 @@ def _without_empty_fields(prompt: Any) -> Any:
 
 def as_conversation(row: dict[str, Any]) -> dict[str, Any]:
     """The row with a text prompt as a user's turn."""
-    prompt = row["prompt"]
-    return {**row, "prompt": [{"role": "user", "content": prompt}]} if isinstance(prompt, str) else row
+    return {**row, "prompt": as_turns(row["prompt"])} if isinstance(row["prompt"], str) else row
 
 
 def as_conversations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

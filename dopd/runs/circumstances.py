@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dopd.data.column_names import Columns
 from dopd.errors import ConfigError
 from dopd.report.records import CONFIG_FILE, GIVEN_IN_PYTHON
 from dopd.runs.build import resolve_model
@@ -57,7 +58,7 @@ class Circumstances:
     dataset_name: str | list[str] | None = None
     dataset_config: str | None = None
     dataset_test_split: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     verifier: str | None = None
     reward_funcs: tuple[str, ...] = ()
     reward_weights: tuple[float, ...] | None = None

@@ -2,12 +2,15 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Json, LargeList, List
+from datasets import Dataset, Json, LargeList, List, Value
 
-from dopd.data.turns import asked_turns
+from dopd.data.column_names import SYSTEM, Columns, paths_of, place_in_list, split_path
+from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
+from dopd.data.turns import as_turns, asked_turns, has_blocks, has_marks, joined, with_places, with_system
+from dopd.data.views import images_of
 from dopd.errors import DataError, did_you_mean
 from dopd.trainer.images import undecoded
 
@@ -18,71 +21,72 @@ _DEEPEST = 4  # names of a path that are looked for
 _LAST = -1
 
 
-def with_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
+def with_columns(rows: Dataset, columns: Columns, where: str) -> Dataset:
     """Rows in which each column has its name of a run; one that is read by several names is there under each.
 
-    A conversation that is mapped to `prompt` is asked: turns with `from` and `value`, and turns that are written as
-    text, become turns with `role` and `content`, and the assistant's turns at its end are left out.
+    Several columns are put together: texts as one, a blank line between them, and pictures as a list. `system` is no
+    column, but the first turn of the prompt. A conversation that is mapped to `prompt` is asked: turns with `from` and
+    `value`, and turns that are written as text, become turns with `role` and `content`, and the assistant's turns at
+    its end are left out; in rows with pictures, `<image>` is the place of one.
 
     Args:
         rows (`Dataset`): as they were read.
-        columns (`dict[str, str]`): the dataset's name of a column by the run's, as `{"prompt": "question"}`; of a
-            value inside a column its path, as `{"answer": "reward_model.ground_truth"}` or, of a list,
-            `{"answer": "messages.-1.content"}`.
+        columns (`dict[str, str or list[str]]`): the dataset's name of a column by the run's, as `{"prompt":
+            "question"}`, or several of them; of a value inside a column its path, as `{"answer":
+            "reward_model.ground_truth"}` or, of a list, `{"answer": "messages.-1.content"}`.
         where (`str`): the dataset, for messages.
 
     Raises:
-        DataError: the dataset has no such column, or has another one of the run's name; a path leads nowhere, or a
-            turn is of somebody unknown.
+        DataError: the dataset has no such column, or has another one of the run's name; a path leads nowhere, a
+            turn is of somebody unknown, or what is to be put together is no text.
     """
     check_names(rows.column_names, columns, where)
-    paths: dict[str, tuple[str, list[str]]] = {}
+    whole: dict[str, str] = {}  # columns that are there, by the run's names
+    composed: dict[str, tuple[list[Any], Any]] = {}
+    taken: set[str] = set()  # columns that are read, and not only something inside of them
     for name, theirs in columns.items():
-        column, steps = split_path(theirs, rows.column_names)
-        paths[name] = (str(column), steps)
-    inner = {name: _values(rows, name, columns[name], path, where) for name, path in paths.items() if path[1]}
+        paths = {path: split_path(path, rows.column_names) for path in paths_of(theirs)}
+        taken |= {str(column) for column, steps in paths.values() if not steps}
+        (column, steps), several = next(iter(paths.values())), not isinstance(theirs, str)
+        if steps or several or name == SYSTEM:
+            found = {path: _values(rows, name, path, place, where) for path, place in paths.items()}
+            composed[name] = _together(found, name, where) if several else found[str(theirs)]
+        else:
+            whole[name] = str(column)
+    systems, _ = composed.pop(SYSTEM, (None, None))
     first: dict[str, str] = {}
-    for name, (column, steps) in paths.items():
-        if not steps:
-            first.setdefault(column, name)
-    for name, (values, feature) in inner.items():  # a dataset without columns would have no rows, so these come first
+    for name, column in whole.items():
+        first.setdefault(column, name)
+    # A dataset without columns would have no rows, so these come first.
+    for name, (values, feature) in composed.items():
         rows = rows.add_column(_beside(name), values, feature=feature)
-    rows = rows.remove_columns([name for name in inner if name in rows.column_names and name not in first])
+    replaced = {name for name in rows.column_names if name in composed or name in taken}
+    rows = rows.remove_columns([name for name in replaced if name not in first])
     renamed = {theirs: name for theirs, name in first.items() if theirs != name}
-    rows = rows.rename_columns(renamed | {_beside(name): name for name in inner})
-    for name, (column, steps) in paths.items():
-        if not steps and name != first[column]:
+    rows = rows.rename_columns(renamed | {_beside(name): name for name in composed})
+    for name, column in whole.items():
+        if name != first[column]:
             rows = rows.add_column(name, rows[first[column]], feature=rows.features[first[column]])
-    return _asked(rows, columns[_PROMPT], where) if _PROMPT in columns else rows
+    if _PROMPT not in rows.column_names or not {_PROMPT, SYSTEM} & set(columns):
+        return rows
+    return _asked(rows, systems, paths_of(columns.get(_PROMPT, _PROMPT)), where)
 
 
-def check_names(there: Sequence[str], columns: Mapping[str, str], where: str) -> None:
+def check_names(there: Sequence[str], columns: Columns, where: str) -> None:
     """Raise `DataError` as `with_columns` does, by the names of columns alone."""
-    read = {column for theirs in columns.values() if (column := split_path(theirs, there)[0])}
+    read = {split_path(path, there)[0] for theirs in columns.values() for path in paths_of(theirs)}
     for name, theirs in columns.items():
-        if split_path(theirs, there)[0] is None:
-            raise DataError(
-                f"columns: {name} (={theirs!r}) is not a column of {where}.{did_you_mean(theirs, there)} It has "
-                f"{', '.join(there) or 'no columns'}"
-            )
-        if name in there and name != theirs and name not in read:
+        for path in paths_of(theirs):
+            if split_path(path, there)[0] is None:
+                raise DataError(
+                    f"columns: {name} (={path!r}) is not a column of {where}.{did_you_mean(path, there)} It has "
+                    f"{', '.join(there) or 'no columns'}"
+                )
+        if name in there and name not in read:
             raise DataError(
                 f"columns: {name} (={theirs!r}): {where} has a column {name!r} already. Leave {name} out of columns, "
                 "or rename that column in the dataset"
             )
-
-
-def split_path(theirs: str, there: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The column that a path begins with, `None` if there is none, and the steps into its values.
-
-    A column whose own name has dots in it comes first.
-    """
-    parts = theirs.split(".")
-    for count in range(len(parts), 0, -1):
-        column = ".".join(parts[:count])
-        if column in there:
-            return column, parts[count:]
-    return None, []
 
 
 def all_paths(features: Mapping[str, Any]) -> list[str]:
@@ -97,14 +101,37 @@ def _paths(path: str, kind: Any, depth: int) -> Iterator[str]:
             yield from _paths(f"{path}.{name}", one, depth - 1)
 
 
-def _values(rows: Dataset, name: str, theirs: str, path: tuple[str, list[str]], where: str) -> tuple[list[Any], Any]:
+def _together(found: Mapping[str, tuple[list[Any], Any]], name: str, where: str) -> tuple[list[Any], Any]:
+    """Values of several columns as those of one, and its type where it is declared."""
+    columns = [values for values, _ in found.values()]
+    if name in (*COLUMNS, PRIVILEGED_COLUMN):
+        kinds = [kind.feature if isinstance(kind, List) else kind for _, kind in found.values()]
+        alike = kinds[0] is not None and all(kind == kinds[0] for kind in kinds)
+        pictures = [images_of({COLUMNS[0]: _flat(values)}) for values in zip(*columns, strict=True)]
+        return pictures, List(kinds[0]) if alike else None
+    texts = []
+    for index, values in enumerate(zip(*columns, strict=True)):
+        try:
+            texts.append(joined(dict(zip(found, values, strict=True))))
+        except DataError as error:
+            raise DataError(f"{where}: row {index}, columns: {name} (={list(found)!r}): {error}") from None
+    return texts, Value("string")
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
+
+
+def _values(
+    rows: Dataset, name: str, theirs: str, path: tuple[str | None, list[str]], where: str
+) -> tuple[list[Any], Any]:
     """What is at the end of a path in every row, `None` where a row has nothing there; and its type, where that is
     declared.
 
     Raises:
         DataError: no row has it, or a text on the way is no JSON.
     """
-    column, steps = path
+    column, steps = str(path[0]), path[1]
     rows = undecoded(rows.select_columns([column]))
     feature, rest = rows.features[column], list(steps)
     while rest and isinstance(feature, dict | List | LargeList):
@@ -117,7 +144,7 @@ def _values(rows: Dataset, name: str, theirs: str, path: tuple[str, list[str]], 
                     f"{did_you_mean(step, list(feature))} It has {', '.join(feature)}"
                 )
             feature = feature[key]
-        elif _index(step) is None:
+        elif place_in_list(step) is None:
             raise DataError(
                 f"columns: {name} (={theirs!r}): {step!r} must be a whole number, for there is a list in column "
                 f"{column!r} of {where}: 0 is its first value, and -1 its last one"
@@ -132,7 +159,7 @@ def _values(rows: Dataset, name: str, theirs: str, path: tuple[str, list[str]], 
             raise DataError(
                 f"{where}: row {index}, column {column!r}: columns: {name} (={theirs!r}): {error}"
             ) from None
-    if all(value is None for value in values):
+    if steps and all(value is None for value in values):
         raise DataError(f"columns: {name} (={theirs!r}) leads to nothing in any row of {where}")
     # Behind text that is JSON, and in columns of JSON, nothing is declared.
     return values, None if rest or isinstance(feature, Json) else feature
@@ -158,40 +185,45 @@ def _inside(value: Any, steps: Sequence[str]) -> Any:
         if isinstance(value, Mapping):
             key, left = split_path(".".join(left), list(value))  # keys may have dots in them
             value = None if key is None else value[key]
-        elif isinstance(value, list) and (place := _index(left[0])) is not None:
+        elif isinstance(value, list) and (place := place_in_list(left[0])) is not None:
             value, left = value[place] if -len(value) <= place < len(value) else None, left[1:]
         else:
             return None
     return value
 
 
-def _index(step: str) -> int | None:
-    return int(step) if step.removeprefix("-").isascii() and step.removeprefix("-").isdigit() else None
-
-
-def _asked(rows: Dataset, theirs: str, where: str) -> Dataset:
-    """The rows with their prompts as they are asked."""
+def _asked(rows: Dataset, systems: Sequence[Any] | None, theirs: Sequence[str], where: str) -> Dataset:
+    """The rows with their prompts as they are asked, behind their system prompts."""
     prompts = undecoded(rows.select_columns([_PROMPT]))
-    asked, num_answered = [], 0
-    changed = False
+    pictures = undecoded(rows.select_columns([name for name in COLUMNS if name in rows.column_names]))
+    asked, num_answered, with_blocks = [], 0, False
+    shown = theirs[0] if len(theirs) == 1 else list(theirs)
     for index, prompt in enumerate(prompts[_PROMPT]):
         try:
             turns = asked_turns(prompt)
+            num_answered += isinstance(prompt, list) and len(turns) < len(prompt)
+            turns = with_system(turns, None if systems is None else systems[index])
+            if has_marks(turns) and pictures.column_names and images_of(pictures[index]):
+                turns, with_blocks = with_places(turns), True
         except DataError as error:
-            raise DataError(f"{where}: row {index}, columns: prompt (={theirs!r}): {error}") from None
-        changed = changed or turns != prompt
-        num_answered += isinstance(prompt, list) and len(turns) < len(prompt)
+            raise DataError(f"{where}: row {index}, columns: prompt (={shown!r}): {error}") from None
         asked.append(turns)
-    if not changed:
+    # A column has either texts or conversations, whose contents are either texts or blocks.
+    if with_blocks or (systems is not None and any(map(has_blocks, asked))):
+        asked, with_blocks = [with_places(turns, marks=False) for turns in asked], True
+    elif systems is not None and any(isinstance(turns, list) for turns in asked):
+        asked = list(map(as_turns, asked))
+    if asked == list(prompts[_PROMPT]):
         return rows
     if num_answered:
         logger.warning(
-            f"columns: prompt (={theirs!r}): the assistant's turns at the end of {num_answered} of {len(rows)} "
-            f"conversations are no part of the prompt; the last one's text is '{theirs}.{_LAST}.content' (or .value)"
+            f"columns: prompt (={shown!r}): the assistant's turns at the end of {num_answered} of {len(rows)} "
+            f"conversations are no part of the prompt; the last one's text is '{theirs[0]}.{_LAST}.content' (or .value)"
         )
     kind = prompts.features[_PROMPT]
     turn = kind.feature if isinstance(kind, List | LargeList) else None
-    same = isinstance(kind, Json) or (isinstance(turn, dict) and "role" in turn and "from" not in turn)
+    has_roles = isinstance(turn, dict) and "role" in turn and "from" not in turn
+    same = isinstance(kind, Json) or (has_roles and not with_blocks)
     rows = rows.add_column(_beside(_PROMPT), asked, feature=kind if same else None)
     return rows.remove_columns(_PROMPT).rename_column(_beside(_PROMPT), _PROMPT)
 

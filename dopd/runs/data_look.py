@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from datasets import Dataset, List, Value, get_dataset_split_names
 
 from dopd.checkpoints import config_of, resolve_model
+from dopd.data.beside import columns_of_paths
 from dopd.data.checks import check_columns, check_row, unread_columns
-from dopd.data.column_names import guessed_columns
-from dopd.data.encode import PromptLengths
+from dopd.data.column_names import SYSTEM, Columns, guessed_columns, likeliest_column, paths_of
+from dopd.data.encode import PromptLengths, image_sources
+from dopd.data.images import COLUMNS, image_size
 from dopd.data.overlap import count_overlap, prompt_key
-from dopd.data.turns import asked_turns
+from dopd.data.turns import asked_turns, has_marks
 from dopd.data.views import (
     PrivilegedTemplate,
     Prompt,
@@ -39,6 +41,8 @@ from dopd.trainer.images import undecoded
 from dopd.trainer.preflight import checked_views
 
 _EXAMPLES = 3
+_BROKEN = "an image cannot be read"
+_LOOKED_AT = 100  # rows, for guesses
 _EXAMPLE = 80  # characters of a value
 PLAIN, PRIVILEGED, CONTRAST = "plain", "privileged", "contrast"
 _CONTEXTS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}
@@ -98,7 +102,7 @@ class DataLook:
         name (`str`): of the dataset.
         num_rows (`int`): as they were read; `num_kept` after filters.
         columns (`list[dict]`): name, type, an example, and rows without a value.
-        mapping (`dict[str, str]`): the dataset's names by ours; `guessed` are those that nobody gave.
+        mapping (`dict[str, str or list[str]]`): the dataset's names by ours; `guessed` are those that nobody gave.
         examples (`list[dict]`): texts of rows by view.
         lengths (`list[Lengths]`): by view and model.
         num_repeated (`int`): rows that ask what an earlier row asks; `num_contradictory` with another answer.
@@ -113,7 +117,7 @@ class DataLook:
     num_rows: int = 0
     num_kept: int = 0
     columns: list[dict[str, Any]] = field(default_factory=list)
-    mapping: dict[str, str] = field(default_factory=dict)
+    mapping: dict[str, str | Sequence[str]] = field(default_factory=dict)
     guessed: list[str] = field(default_factory=list)
     examples: list[dict[str, str]] = field(default_factory=list)
     lengths: list[Lengths] = field(default_factory=list)
@@ -156,12 +160,13 @@ def look_at(
         ConfigError, DataError: rows that cannot be read, or columns that are not there.
     """
     data, others = _one_split(data)
-    raw = rows_of(data, needs=()) if data.task is not None else undecoded(read_rows(data.origin))
-    raw = raw.select(range(min(data.count or len(raw), len(raw))))
+    raw = rows_of(data, needs=()) if data.task is not None else _read(data, {})
     found = DataLook(data.name, len(raw), len(raw), _summaries(raw))
     named = {**(layout.columns_of(raw.column_names, str(data.origin)) if layout else {}), **data.columns}
     guesses = {} if data.task is not None or layout else _guessed(raw, named)
     found.mapping, found.guessed = {**named, **guesses}, list(guesses)
+    if data.task is None and found.mapping and columns_of_paths(raw, found.mapping):
+        raw = _read(data, found.mapping)
     rows = with_columns(raw, found.mapping, str(data.origin))
     keep = keep or (layout.keep if layout else None)
     if keep is not None:
@@ -175,6 +180,11 @@ def look_at(
             name = str(origin.split or origin.name)
             found.overlaps[name] = count_overlap(undecoded(rows), undecoded(there))
     return found, rows
+
+
+def _read(data: HintData, columns: Columns) -> Dataset:
+    rows = undecoded(read_rows(data.origin, columns))
+    return rows.select(range(min(data.count or len(rows), len(rows))))
 
 
 def _one_split(data: HintData) -> tuple[HintData, list[Origin]]:
@@ -211,31 +221,75 @@ def _shown(value: Any) -> str:
     return cut(" ".join((value if isinstance(value, str) else repr(value)).split()), _EXAMPLE)
 
 
-def _guessed(rows: Dataset, named: Mapping[str, str]) -> dict[str, str]:
-    """What is likely, where it is text that is there."""
-    paths = [path for path in all_paths(rows.features) if path not in named.values()]
-    found = {name: path for name, path in guessed_columns(paths).items() if name not in named}
-    first = rows[0]
+def _guessed(rows: Dataset, named: Columns) -> dict[str, str | Sequence[str]]:
+    """What is likely, where it is text, or pictures, that is there."""
+    taken = {path for theirs in named.values() for path in paths_of(theirs)}
+    paths = [path for path in all_paths(rows.features) if path not in taken]
+    found = {name: theirs for name, theirs in guessed_columns(paths).items() if name not in named}
+    first = [dict(row) for row in rows.select(range(min(_LOOKED_AT, len(rows))))]
+    together = found.get("prompt", "")
+    if not isinstance(together, str) and not all(_is_text(first, path) and _leads(first, path) for path in together):
+        likeliest = likeliest_column(paths, "prompt")
+        found |= {"prompt": likeliest} if likeliest else {}
     for name in ("privileged_context", "answer"):
-        value = value_at(first, found.get(name, ""))
-        if isinstance(value, list | Mapping):  # of a conversation its last turn; other values of values are no text
-            path = found.pop(name)
-            if isinstance(value, list) and value and isinstance(value[-1], Mapping) and value[-1].get("content"):
-                found[name] = f"{path}.-1.content"
+        if isinstance(path := found.get(name), str) and (text := _text_in(first, path)) != path:
+            found.pop(name)
+            found |= {name: text} if text else {}
+    if SYSTEM in found and not _is_text(first, str(found[SYSTEM])):
+        del found[SYSTEM]
     asked = named.get("prompt", found.get("prompt", "prompt" if "prompt" in rows.column_names else ""))
-    conversation = value_at(first, asked) if asked else None
-    if asked == "prompt" and "prompt" not in named and asked_turns(conversation) != conversation:
+    if isinstance(asked, str) and asked:
+        found |= _guessed_of_conversations(first, asked, {**named, **found}, rows.column_names)
+    return {name: theirs for name, theirs in found.items() if all(_leads(first, path) for path in paths_of(theirs))}
+
+
+def _guessed_of_conversations(
+    rows: Sequence[Mapping[str, Any]], asked: str, mapping: Columns, columns: Sequence[str]
+) -> dict[str, str]:
+    """The prompt under its own name, where it is not asked as it stands, and the answer that ends it."""
+    found = {}
+    conversation = value_at(rows[0], asked)
+    pictures = {*COLUMNS} & {*mapping, *columns}
+    marked = bool(pictures) and any(has_marks(asked_turns(value_at(row, asked))) for row in rows)
+    if asked == "prompt" and "prompt" not in mapping and (marked or asked_turns(conversation) != conversation):
         found["prompt"] = "prompt"
     if isinstance(conversation, list) and conversation and isinstance(conversation[-1], Mapping):
-        last = conversation[-1]
         answered = len(asked_turns(conversation)) < len(conversation)
-        if answered and "answer" not in {*named, *found, *rows.column_names}:
-            found["answer"] = f"{asked}.-1.{'content' if last.get('content') is not None else 'value'}"
-    return {name: path for name, path in found.items() if _leads_somewhere(rows, path)}
+        if answered and "answer" not in {*mapping, *columns} and (text := _text_of_turn(conversation[-1])):
+            found["answer"] = f"{asked}.-1.{text}"
+    return found
 
 
-def _leads_somewhere(rows: Dataset, path: str) -> bool:
-    return any(value_at(row, path) is not None for row in rows.select(range(min(100, len(rows)))))
+def _text_of_turn(turn: Mapping[str, Any]) -> str | None:
+    """The path to the text of a turn."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        place = next((n for n, block in enumerate(content) if isinstance(block, Mapping) and block.get("text")), None)
+        return None if place is None else f"content.{place}.text"
+    return "content" if content is not None else "value"
+
+
+def _text_in(rows: Sequence[Mapping[str, Any]], path: str) -> str | None:
+    """The path itself where it leads to text; where there is a list of turns or of texts, or a mapping with texts, that
+    to one of these; `None` for values of values otherwise.
+    """
+    value = next((value for row in rows if (value := value_at(row, path)) is not None), None)
+    if isinstance(value, list) and value:
+        last = value[-1]
+        if isinstance(last, Mapping) and (text := _text_of_turn(last)) and value_at(last, text):
+            return f"{path}.-1.{text}"
+        return f"{path}.0" if isinstance(value[0], str) else None
+    if isinstance(value, Mapping):
+        return _text_in(rows, f"{path}.text") if value.get("text") else None
+    return path
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]], path: str) -> bool:
+    return all(value is None or isinstance(value, str) for value in (value_at(row, path) for row in rows))
+
+
+def _leads(rows: Sequence[Mapping[str, Any]], path: str) -> bool:
+    return any(value_at(row, path) is not None for row in rows)
 
 
 def _note_columns(found: DataLook, rows: Dataset) -> None:
@@ -245,10 +299,11 @@ def _note_columns(found: DataLook, rows: Dataset) -> None:
         except DataError as error:
             found.notes.append(str(error))
             break
-    unread = [name for name in unread_columns(rows.column_names) if name not in found.mapping.values()]
+    read = {path for theirs in found.mapping.values() for path in paths_of(theirs)}
+    unread = [name for name in unread_columns(rows.column_names) if name not in read]
     if unread:
         found.notes.append(f"column(s) {', '.join(map(repr, unread))} are read by nothing but the verifier")
-    if found.mapping.get("privileged_context", "").split(".")[-1] == "teacher_prompt":
+    if str(found.mapping.get("privileged_context")).split(".")[-1] == "teacher_prompt":
         found.notes.append("teacher_prompt holds the question, too: the privileged view asks it twice")
 
 
@@ -270,6 +325,7 @@ def _look_at_rows(found: DataLook, rows: Dataset, readers: Sequence[Reader], max
             for reader in every:
                 name = reader.name if reader else None
                 views = dict(_views(row, reader))
+                _check_images(found, index, views.values())
                 if reader:
                     checked_views(
                         reader.prompts, markups[reader.name], reader.prompts.asked_row(row), [*views.values()]
@@ -293,6 +349,17 @@ def _look_at_rows(found: DataLook, rows: Dataset, readers: Sequence[Reader], max
         too_long = sum(size > most for size in sizes) if most is not None else 0
         median, p95 = (sizes[int(share * (len(sizes) - 1))] for share in (0.5, 0.95))
         found.lengths.append(Lengths(view, name, median, p95, sizes[-1], most, too_long))
+
+
+def _check_images(found: DataLook, index: int, views: Iterable[Prompt]) -> None:
+    """Raise `DataError` where the header of a picture cannot be read; of the first one it is noted why."""
+    for source in (source for prompt in views for source in image_sources(prompt)):
+        try:
+            image_size(source)
+        except DataError as error:
+            if not any(note.startswith(_BROKEN) for note in found.notes):
+                found.notes.append(f"{_BROKEN}: the first is in row {index}: {error}")
+            raise DataError(_BROKEN) from error
 
 
 def _allowed(reader: Reader, max_prompt_length: int | None) -> int | None:

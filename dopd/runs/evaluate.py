@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from dopd.data.column_names import Columns
 from dopd.data.encode import tokenizer_of
 from dopd.data.rendering import template_of
 from dopd.data.views import PrivilegedTemplate
@@ -81,7 +82,7 @@ class EvaluationSettings:
     dataset_name: str | list[str] | None = None
     dataset_config: str | None = None
     dataset_test_split: str | None = None
-    columns: dict[str, str] | None = None
+    columns: Columns | None = None
     verifier: str | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,13 +6,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from dopd.data.column_names import likeliest_column
+from dopd.data.column_names import Columns, likeliest_column
 from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text, read_answer
 from dopd.hints.audit import Audit, audit_rows
-from dopd.runs.columns import with_columns
-from dopd.runs.rows import Origin, located_in, read_rows
+from dopd.runs.rows import Origin, located_in, mapped_rows
 from dopd.step.named import load_verifier
 from dopd.step.verifier import Verifier, tried
 from dopd.tasks import get_source, rows_of_task
@@ -29,7 +28,7 @@ class HintData:
     Attributes:
         name (`str`): `task:NAME`, or a dataset as `dataset_name` of a configuration.
         config, split (`str`, *optional*): of a dataset.
-        columns (`dict[str, str]`): its names by ours.
+        columns (`dict[str, str or list[str]]`): its names by ours.
         kind (`str`, *optional*): `privileged_kind` of a task.
         count (`int`, *optional*): most rows, from the first on; of a task 256 if not given.
         task_options (`dict`): difficulty knobs of a task.
@@ -38,7 +37,7 @@ class HintData:
     name: str
     config: str | None = None
     split: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     kind: str | None = None
     count: int | None = None
     task_options: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +70,7 @@ def rows_of(data: HintData, *, needs: Sequence[str] = ("prompt", "privileged_con
         raise ConfigError(
             f"--task-options (={dict(data.task_options)!r}) is of a task, and {data.name!r} is none: task:NAME"
         )
-    rows = undecoded(with_columns(read_rows(data.origin), data.columns, str(data.origin)))
+    rows = undecoded(mapped_rows(data.origin, data.columns))
     for name in needs:
         if name in rows.column_names or (name == "privileged_context" and PRIVILEGED_COLUMN in rows.column_names):
             continue

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dopd.data.column_names import split_path
 from dopd.errors import ConfigError, DataError, did_you_mean
-from dopd.runs.columns import split_path
 from dopd.runs.layout_names import FOLDER, layout_names
 from dopd.runs.row_filters import Keep
 from dopd.settings import read_yaml_file

@@ -14,6 +14,7 @@ from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json, JsonConfig
 
 from dopd.data.beside import beside, columns_of_paths
+from dopd.data.column_names import Columns
 from dopd.errors import DataError, first_line
 from dopd.runs.written import broken_json, json_as_written, lines_of_rows, not_utf8, read_csv, refuse_null_first
 
@@ -75,9 +76,9 @@ def found_files(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def read_files(files: Sequence[str]) -> Dataset:
+def read_files(files: Sequence[str], columns: Columns | None = None) -> Dataset:
     """The rows of files of one kind, in order; a column that some files do not have is null in theirs. Relative paths
-    of pictures are made whole.
+    of pictures are made whole, also in `columns` that a run reads as pictures or prompts.
 
     Raises:
         DataError: a file that cannot be read, or files whose columns are of different types; the message names them.
@@ -85,8 +86,8 @@ def read_files(files: Sequence[str]) -> Dataset:
     folders = {Path(file).parent for file in files}
     try:
         rows = _read(files)
-        if len(folders) == 1 or not columns_of_paths(rows):
-            return beside(rows, *folders)
+        if len(folders) == 1 or not columns_of_paths(rows, columns):
+            return beside(rows, *folders, columns=columns)
     except DataError:
         raise
     except Exception as error:  # readers fail in many ways
@@ -94,7 +95,7 @@ def read_files(files: Sequence[str]) -> Dataset:
             if fault := _fault_of_text(files[0]):
                 raise DataError(fault) from error
             raise DataError(f"{files[0]!r} cannot be read: {reason_of(error)}") from error
-    parts = [read_files([file]) for file in files]
+    parts = [read_files([file], columns) for file in files]
     try:
         return concatenate_datasets(parts)
     except (ValueError, TypeError) as error:
@@ -144,12 +145,16 @@ def _read(files: Sequence[str]) -> Dataset:
 def _check_is_of_rows(rows: Dataset, files: Sequence[str]) -> None:
     """A JSON object of lists (of splits, or of columns) is read as one row."""
     features = rows.features
-    a_conversation = isinstance(features.get("prompt"), List) and isinstance(features["prompt"].feature, dict)
-    if len(rows) == 1 and not a_conversation and all(isinstance(kind, List) for kind in features.values()):
+    has_turns = any(isinstance(kind, List) and _is_turn(kind.feature) for kind in features.values())
+    if len(rows) == 1 and not has_turns and all(isinstance(kind, List) for kind in features.values()):
         raise DataError(
             f"{files[0]!r} is one object of lists ({', '.join(features)}) and no rows: write a list of rows, or a row "
             "a line, and each split to a file of its own"
         )
+
+
+def _is_turn(kind: Any) -> bool:
+    return isinstance(kind, dict) and bool({"role", "from"} & set(kind))
 
 
 def _other_types(files: Sequence[str], parts: Sequence[Dataset]) -> str | None:
@@ -164,9 +169,9 @@ def _other_types(files: Sequence[str], parts: Sequence[Dataset]) -> str | None:
     return None
 
 
-def read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
+def read_folder(path: Path, config: str | None, columns: Columns | None = None) -> Dataset | DatasetDict:
     """The splits of a folder as `datasets` finds them; values of CSV and JSON as they are written, paths of pictures as
-    whole ones.
+    whole ones, as `read_files` does.
     """
     builder = load_dataset_builder(str(path), config)
     files: Mapping[str, Sequence[str]] = builder.config.data_files or {}
@@ -180,7 +185,10 @@ def read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
         if isinstance(builder, Json) and _is_plain(builder.config, JsonConfig()):
             splits = DatasetDict({split: json_as_written(rows, files[split]) for split, rows in splits.items()})
     return DatasetDict(
-        {split: beside(rows, _folder_of(files.get(split), path), path) for split, rows in splits.items()}
+        {
+            split: beside(rows, _folder_of(files.get(split), path), path, columns=columns)
+            for split, rows in splits.items()
+        }
     )
 
 

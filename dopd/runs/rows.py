@@ -3,16 +3,17 @@
 import glob
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
+from dopd.data.column_names import Columns, paths_of, split_path
 from dopd.errors import DataError, first_line
 from dopd.files import not_written
-from dopd.runs.columns import split_path, with_columns
+from dopd.runs.columns import with_columns
 from dopd.runs.hub import unreachable
 from dopd.runs.noise import PrivilegedNoise, corrupt
 from dopd.runs.row_files import (
@@ -94,19 +95,30 @@ def _clean_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None, Verifie
 def _split_rows(settings: RunSettings) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows of datasets."""
     train, held_out = _origins(settings)
-    rows = with_columns(read_rows(train), settings.columns, str(train))
+    rows = mapped_rows(train, settings.columns)
     return rows, None if held_out is None else held_out_rows(held_out, settings.columns)
 
 
-def held_out_rows(origin: Origin, columns: Mapping[str, str]) -> Dataset:
+def mapped_rows(origin: Origin, columns: Columns) -> Dataset:
+    """The rows of a split under a run's names.
+
+    Raises:
+        DataError: as `read_rows` and `with_columns`.
+    """
+    return with_columns(read_rows(origin, columns), columns, str(origin))
+
+
+def held_out_rows(origin: Origin, columns: Columns) -> Dataset:
     """Rows that nothing is trained on, under a run's names; of the columns that it reads they need have `prompt` alone.
 
     Raises:
         DataError: as `read_rows` and `with_columns`.
     """
-    rows = read_rows(origin)
+    rows = read_rows(origin, columns)
     there = {
-        name: theirs for name, theirs in columns.items() if name == "prompt" or split_path(theirs, rows.column_names)[0]
+        name: theirs
+        for name, theirs in columns.items()
+        if name == "prompt" or all(split_path(path, rows.column_names)[0] for path in paths_of(theirs))
     }
     return with_columns(rows, there, str(origin))
 
@@ -162,15 +174,19 @@ def located_in(error: DataError, origin: Origin) -> DataError:
     return DataError(f"{line or origin}: {text}")
 
 
-def read_rows(origin: Origin) -> Dataset:
-    """The rows of a split.
+def read_rows(origin: Origin, columns: Columns | None = None) -> Dataset:
+    """The rows of a split, under their own names.
+
+    Args:
+        origin (`Origin`): where they are.
+        columns (`dict`, *optional*): what a run reads them as, which says where paths of pictures are.
 
     Raises:
         DataError: they cannot be read; the message names the key, the file and what to do.
     """
     try:
         with _without_their_log():
-            rows = _files(origin) if names_files(origin.name) else _folder_or_hub(origin)
+            rows = _files(origin, columns) if names_files(origin.name) else _folder_or_hub(origin, columns)
     except DataError:
         raise
     except Exception as error:  # readers fail in many ways
@@ -185,7 +201,7 @@ def read_rows(origin: Origin) -> Dataset:
     return rows
 
 
-def _files(origin: Origin) -> Dataset:
+def _files(origin: Origin, columns: Columns | None) -> Dataset:
     names = _names(origin)
     if origin.config is not None:
         raise DataError(
@@ -194,7 +210,7 @@ def _files(origin: Origin) -> Dataset:
     try:
         files = found_files(names)
         _chosen_split(origin, [ONLY_SPLIT])
-        rows = read_files(files)
+        rows = read_files(files, columns)
     except DataError as error:
         raise error if str(origin) in str(error) else DataError(f"{origin}: {error}") from error
     return _saved(origin, rows)
@@ -204,7 +220,7 @@ def _names(origin: Origin) -> list[str]:
     return [origin.name] if isinstance(origin.name, str) else origin.name
 
 
-def _folder_or_hub(origin: Origin) -> Dataset:
+def _folder_or_hub(origin: Origin, columns: Columns | None) -> Dataset:
     name = str(origin.name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -216,7 +232,7 @@ def _folder_or_hub(origin: Origin) -> Dataset:
                 f"{origin}: `datasets` reads a folder's name with *, ? or [ as a pattern, which could be another: "
                 "rename it, or name its files"
             )
-        return _saved(origin, read_folder(path, origin.config))
+        return _saved(origin, read_folder(path, origin.config, columns))
     if reason := unreachable(name, "dataset"):
         raise DataError(f"{origin} cannot be read: {reason}")
     if origin.split is not None:

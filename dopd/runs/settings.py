@@ -59,8 +59,10 @@ class RunSettings:
             if none is named.
         columns (`dict`): the dataset's names of the columns that a run reads, by the run's names, for example
             `{prompt: question, privileged_context: solution}`, or paths into them (`answer: reward_model.ground_truth`,
-            `answer: messages.-1.content`); a conversation that is `prompt` is asked up to the last turn that is not the
-            assistant's. Held-out rows need have `prompt` alone of them.
+            `answer: messages.-1.content`). Several are put together (`prompt: [instruction, input]`, `images: [image_1,
+            image_2]`), and `system` becomes the first turn. A conversation that is `prompt` is asked up to the last
+            turn that is not the assistant's, `<image>` in it being the place of a picture. Held-out rows need have
+            `prompt` alone of them.
         task (`str`, *optional*): generated problems in place of a dataset: see `dopd tasks`; or a class of your own as
             `package.module:Class` or `./file.py:Class`.
         task_options (`dict`): difficulty knobs of the task.
@@ -94,7 +96,7 @@ class RunSettings:
     dataset_eval_name: Text | Annotated[list[Text], MinLen(1)] | None = None
     dataset_eval_config: Text | None = None
     dataset_eval_split: Text | None = None
-    columns: dict[str, Text] = field(default_factory=dict)
+    columns: dict[str, Text | Annotated[list[Text], MinLen(1)]] = field(default_factory=dict)
     task: Text | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     privileged_kind: Text | None = None

@@ -102,9 +102,14 @@ def read_yaml_file(path: Path, what: str = "config") -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """A mapping as YAML that `read_yaml` reads back."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+def dump_yaml(values: Mapping[str, Any], *, flow: bool = False) -> str:
+    """A mapping as YAML that `read_yaml` reads back; in one line as it is written behind a flag."""
+    if not flow:
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    line = yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=MAX_BYTES, allow_unicode=True
+    )
+    return line.strip()
 
 
 def _check_node(root: yaml.Node) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import vision_kit as kit
 from compatibility import tried
+from datasets import Dataset
 
 from dopd.data.encode import image_sources
 from dopd.data.images import open_image
@@ -105,3 +106,41 @@ def test_the_bar_of_rows_of_text_speaks_of_no_pictures(tmp_path: Path, capfd: py
     assert len(load(str(tmp_path / "rows.jsonl"))) == 1
     shown = capfd.readouterr().err
     assert "reading rows" in shown and "picture" not in shown
+
+
+MAPPED = {
+    "a column": (lambda path: {"q": "how ?", "photo": path}, {"prompt": "q", "images": "photo"}),
+    "a path": (lambda path: {"q": "how ?", "meta": {"n": "x", "p": [{"path": path}]}},
+               {"prompt": "q", "images": "meta.p"}),
+    "JSON text": (lambda path: {"q": "how ?", "meta": json.dumps({"n": "x", "p": path})},
+                  {"prompt": "q", "images": "meta.p"}),
+    "two columns": (lambda path: {"q": "how ?", "image_1": path, "image_2": None},
+                    {"prompt": "q", "images": ["image_1", "image_2"]}),
+    "blocks": (lambda path: {"messages": block(path, "image")}, {"prompt": "messages"}),
+    "LLaVA": (lambda path: {"image": path, "conversations": [{"from": "human", "value": "<image>\nhow ?"},
+                                                            {"from": "gpt", "value": "so"}]},
+              {"prompt": "conversations"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "folder"])
+@pytest.mark.parametrize("how", MAPPED)
+def test_paths_under_other_names_are_from_the_file_of_their_row_too(how: str, ending: str, tmp_path: Path) -> None:
+    make, columns = MAPPED[how]
+    names = []
+    for n, folder in enumerate(("a", "b")):
+        (tmp_path / folder / "img").mkdir(parents=True)
+        kit.picture(n).save(tmp_path / folder / "img" / "0.png")
+        names.append(str(tmp_path / folder / ("rows.parquet" if ending == "parquet" else "rows.jsonl")))
+        rows = [make("img/0.png"), make(str(tmp_path / folder / "img" / "0.png"))]
+        if ending == "parquet":
+            Dataset.from_list(rows).to_parquet(names[-1])
+        else:
+            Path(names[-1]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    name: Any = str(tmp_path / "b") if ending == "folder" else names
+    found = load_rows(load_settings(None, model_name_or_path="s", output_dir="r", dataset_name=name, columns=columns))
+    pictures = [seen(row) for row in found[0]]
+    numbers = [1, 1] if ending == "folder" else [0, 0, 1, 1]
+    assert all(len(one) == 1 for one in pictures)
+    for (source,), n in zip(pictures, numbers, strict=True):
+        assert np.array_equal(np.asarray(open_image(source)), np.asarray(kit.picture(n)))

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from dopd.data.column_names import guessed_columns
+from dopd.data.views import plain_prompt
 from dopd.errors import DataError
 from dopd.runs.columns import all_paths, with_columns
 from dopd.runs.rows import load_rows
@@ -147,3 +148,122 @@ def test_the_mapping_is_guessed_by_names(row: dict[str, Any], columns: dict[str,
     if row is VERL:
         row = {**VERL, "extra_info": {**VERL["extra_info"], "hint": "Count on."}}
     assert guessed_columns(all_paths(Dataset.from_list([row]).features)) == columns
+
+
+ALPACA = [
+    {"instruction": "Add.", "input": "2 and 3", "output": "5"},
+    {"instruction": "Say hello.", "input": "", "output": "hello"},
+    {"instruction": "Sing.", "input": None, "output": "la"},
+]
+
+
+def test_several_columns_are_one_text_and_empty_ones_are_left_out() -> None:
+    rows = with_columns(
+        Dataset.from_list(ALPACA), {"prompt": ["instruction", "input"], "answer": "output"}, "it"
+    ).to_list()  # fmt: skip
+    assert rows == [
+        {"prompt": "Add.\n\n2 and 3", "answer": "5"},
+        {"prompt": "Say hello.", "answer": "hello"},
+        {"prompt": "Sing.", "answer": "la"},
+    ]
+
+
+def test_parts_may_be_paths_and_numbers_and_one_may_have_the_name_itself() -> None:
+    row = {"prompt": "How many?", "meta": {"context": "Two cows."}, "level": 3, "kept": ["x"]}
+    found = mapped(row, {"prompt": ["meta.context", "prompt", "level"]})
+    assert found == {"prompt": "Two cows.\n\nHow many?\n\n3", "meta": row["meta"], "kept": ["x"]}
+    nothing = Dataset.from_list([{"a": None, "b": None}, {"a": "", "b": None}, {"a": "x", "b": None}])
+    assert with_columns(nothing, {"privileged_context": ["a", "b"]}, "it")["privileged_context"][:] == [None, "", "x"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"prompt": ["a", "c"]},
+            "row 0, columns: prompt (=['a', 'c']): 'c' has a list, and only texts",
+        ),
+        ({"prompt": ["a", "bb"]}, "columns: prompt (='bb') is not a column of it"),
+        ({"prompt": "m", "system": "c"}, "a system prompt is text, got list"),
+        ({"prompt": "m", "system": "a"}, "begins with a system prompt ('Be short.'), and the row has another ('x')"),
+    ],
+)
+def test_what_cannot_be_put_together_is_refused(columns: dict[str, Any], words: str) -> None:
+    row = {"a": "x", "c": ["y"], "m": [{"role": "system", "content": "Be short."}, *ASKED]}
+    with pytest.raises(DataError) as caught:
+        with_columns(Dataset.from_list([row]), columns, "it")
+    assert words in str(caught.value)
+
+
+def test_a_system_column_begins_the_conversation() -> None:
+    rows = [{"q": "a", "system": "Be short."}, {"q": "b", "system": " "}, {"q": "c", "system": None}]
+    found = with_columns(Dataset.from_list(rows), {"prompt": "q", "system": "system"}, "it").to_list()
+    asked = [[{"role": "user", "content": text}] for text in "abc"]
+    asked[0].insert(0, {"role": "system", "content": "Be short."})
+    assert found == [{"prompt": turns} for turns in asked]
+    chat = {"conversations": CHAT[1:], "meta": {"system": "Be short."}}
+    assert mapped(chat, {"prompt": "conversations", "system": "meta.system"})["prompt"] == CHAT_ASKED
+    assert mapped({"prompt": CHAT_ASKED, "system": "Be short."}, {"system": "system"}) == {"prompt": CHAT_ASKED}
+    blocks = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    turns = mapped({"m": blocks, "s": "Be short."}, {"prompt": "m", "system": "s"})["prompt"]
+    assert turns == [{"role": "system", "content": [{"type": "text", "text": "Be short."}]}, *blocks]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"conversations": [{"from": "human", "value": "<image>\nHow?"}, {"from": "gpt", "value": "So."}],
+          "image": "p"}, {"prompt": "conversations"}),
+        ({"messages": [{"role": "user", "content": "<image>\nHow?"}], "pics": ["p"]},
+         {"prompt": "messages", "images": "pics"}),
+        ({"prompt": "<image>\nHow?", "images": ["p"]}, {"prompt": "prompt"}),
+        ({"a": "<image>", "b": "\nHow?", "image_1": "p", "image_2": None},
+         {"prompt": ["a", "b"], "images": ["image_1", "image_2"]}),
+    ],
+)  # fmt: skip
+def test_marks_are_the_places_of_pictures(row: dict[str, Any], columns: dict[str, Any]) -> None:
+    """Beside a row without a picture, whose text is asked as it stands, in blocks like the others'."""
+    without = {name: None if name in ("image", "images", "pics", "image_1") else value for name, value in row.items()}
+    found = with_columns(Dataset.from_list([row, without]), columns, "it")
+    first, second = (plain_prompt(one) for one in found)
+    text = "\n\n\nHow?" if len(row) == 4 else "\nHow?"
+    assert first == user({"type": "image", "image": "p"}, {"type": "text", "text": text})
+    assert second == user({"type": "text", "text": f"<image>{text}"})
+
+
+def user(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(blocks)}]
+
+
+def test_marks_and_pictures_that_do_not_match_are_refused_with_the_row() -> None:
+    rows = with_columns(
+        Dataset.from_list([{"q": "<image> and <image>", "images": ["p"]}]), {"prompt": "q"}, "it"
+    )  # fmt: skip
+    with pytest.raises(DataError, match="2 image blocks without an image and the row has 1 image"):
+        plain_prompt(rows[0])
+    plain = {"q": "What is <image> in HTML?"}
+    assert mapped(plain, {"prompt": "q"})["prompt"] == plain["q"]
+
+
+def test_names_of_columns_may_be_of_any_script() -> None:
+    assert mapped({"问题": "a", "подсказка": "b", "x: y, z": "c"},
+                  {"prompt": "问题", "privileged_context": "подсказка", "answer": "x: y, z"}) == {
+        "prompt": "a", "privileged_context": "b", "answer": "c"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (ALPACA[0], {"prompt": ["instruction", "input"], "answer": "output"}),
+        ({"Context": "c", "Question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
+         {"prompt": ["Context", "Question"], "answer": "answers"}),
+        ({"conversations": CHAT, "system": "s", "tools": "[]"}, {"prompt": "conversations", "system": "system"}),
+        ({"question": "q", "image_1": "p", "image_2": "p", "image_10": "p"},
+         {"prompt": "question", "images": ["image_1", "image_2", "image_10"]}),
+        ({"question": "q", "picture": "p"}, {"prompt": "question", "images": "picture"}),
+        ({"question": "q", "image": "p", "picture": "p"}, {"prompt": "question"}),
+    ],
+)  # fmt: skip
+def test_several_columns_and_pictures_are_guessed_by_names(row: dict[str, Any], columns: dict[str, Any]) -> None:
+    assert guessed_columns(list(row)) == columns

@@ -31,6 +31,12 @@ def look(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
+def without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_none(one) for name, one in value.items() if one is not None}
+    return [without_none(one) for one in value] if isinstance(value, list) else value
+
+
 ROWS = [
     {"question": "2 + 3 = ?", "solution": "Add.", "final_answer": "5"},
     {"question": "2 + 3 =  ?", "solution": "Add.", "final_answer": "6"},
@@ -108,6 +114,24 @@ def test_overlap_of_the_splits_of_a_folder(tmp_path: Path, capsys: pytest.Captur
             },
             {"prompt": "messages", "privileged_context": "teacher_prompt.-1.content"},
         ),
+        (
+            {"instruction": "a?", "input": "", "output": "b"},
+            {"prompt": ["instruction", "input"], "answer": "output"},
+        ),
+        (
+            {"instruction": "a?", "input": ["b"], "output": "b"},
+            {"prompt": "instruction", "answer": "output"},
+        ),
+        (
+            {"context": None, "question": "a?", "answers": {"text": ["b"], "answer_start": [0]}},
+            {"prompt": "question", "answer": "answers.text.0"},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a?"}]},
+                          {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]},
+            {"prompt": "messages", "answer": "messages.-1.content.0.text"},
+        ),
+        ({"问题": "b", "question": "a?", "system_prompt": ["s"]}, {"prompt": "question"}),
         ({"problem": "a?", "solution": "b", "Answer": "c"},
          {"prompt": "problem", "privileged_context": "solution", "answer": "Answer"}),
     ],
@@ -183,8 +207,11 @@ def test_datasets_of_the_field_are_read_and_filtered_by_name(
     assert found["unusable"] == {}
     written = Dataset.from_parquet(str(output))
     asked = [one.get("question", one.get("problem", one.get("prompt"))) for one in (rows[place] for place in kept)]
-    clean = [one.replace("<image>", "") if isinstance(one, str) else one for one in asked]
-    assert list(written["prompt"]) == clean and all(written["answer"])
+    if name == "virl39k":
+        blocks = [[{"type": "image"}, {"type": "text", "text": "Which?"}], [{"type": "text", "text": "Who?"}]]
+        asked = [[{"role": "user", "content": content}] for content in blocks]
+    assert [without_none(prompt) for prompt in written["prompt"]] == asked
+    assert all(written["answer"])
 
 
 def test_every_layout_is_tried() -> None:
@@ -223,3 +250,28 @@ def test_texts_with_pictures_are_compared_with_held_out_ones(tmp_path: Path) -> 
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     rows = [{"prompt": "Which?", "images": [str(tmp_path / "one.png")]}, {"prompt": "Which?", "images": []}]
     assert count_overlap(Dataset.from_list(rows[:1]), Dataset.from_list(rows)) == 1
+
+
+def test_pictures_of_other_projects_are_found_and_broken_ones_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+    turns = [{"from": "human", "value": "<image>a?"}, {"from": "gpt", "value": "b"}]
+    rows = [
+        {"conversations": turns, "picture": "one.png", "system": "Be short."},
+        {"conversations": turns, "picture": "none.png", "system": None},
+        {"conversations": turns, "picture": None, "system": ""},
+        {"conversations": [{"from": "human", "value": "<image><image>a?"}], "picture": "one.png", "system": None},
+    ]
+    found = look(capsys, write(tmp_path / "rows.jsonl", rows))
+    assert found["mapping"] == {
+        "prompt": "conversations", "images": "picture", "system": "system", "answer": "conversations.-1.value"
+    }  # fmt: skip
+    assert [one["plain"] for one in found["examples"]] == [
+        "system: Be short.\nuser: [image] a?", "user: <image>a?"
+    ]  # fmt: skip
+    assert sorted(found["unusable"].values()) == [[1], [3]]
+    assert any("row 1" in note and "none.png" in note for note in found["notes"])
+    kept = {"prompt": "<image>a?", "images": ["one.png"]}
+    assert look(capsys, write(tmp_path / "kept.jsonl", [kept]))["mapping"] == {"prompt": "prompt"}
+    assert main(["data", str(tmp_path / "rows.jsonl"), "--columns", "{prompt: [picture, 'no such: one']}"]) == 2
