@@ -29,11 +29,19 @@ def add_write(actions: Any, command: Any) -> None:
         "--concurrency 32 --output hints.jsonl\n"
         "  dopd hints write problems.jsonl --columns '{prompt: question}' --kind steps --writer Qwen/Qwen3-8B "
         "--output hints.jsonl\n"
+        "  dopd hints write problems.jsonl --columns '{prompt: question}' --kind steps --writer ./rule.py:hint "
+        "--output hints.jsonl\n"
+        "  dopd hints write task:scenes --rows 8 --kind caption --writer tiny:scenes/student --max-new-tokens 12 "
+        "--output captions.parquet\n"
         "a call that ended early goes on where it was: replies are kept in OUTPUT.journal.jsonl, and not paid twice",
     )
     add_data(parser)
     parser.add_argument("--kind", choices=KINDS, required=True, help="what the hints are to be")
-    parser.add_argument("--writer", default="rules", help="an address, a model of this machine, or rules (the default)")
+    parser.add_argument(
+        "--writer",
+        default="rules",
+        help="an address, a model of this machine, rules (the default), or a function of your own: ./file.py:function",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl or .parquet file")
     _add_asker(parser, "writer", "DOPD_WRITER_API_KEY")
     parser.set_defaults(run=_write)

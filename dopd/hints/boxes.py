@@ -13,11 +13,15 @@ _NUMBER = r"\s*-?\d+(?:\.\d+)?\s*"
 _WRITTEN = re.compile(rf"\[{_NUMBER}(?:[,\s]{_NUMBER}){{3}}\]")
 
 
+def pictures_of(row: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a row's prompt, in order, not opened."""
+    return [*images_of(row), *(one for one in image_sources(row["prompt"]) if one is not None)]
+
+
 def sizes_of(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Widths and heights of the pictures of a row's prompt, in order; those that cannot be read are left out."""
-    sources = [*images_of(row), *(one for one in image_sources(row["prompt"]) if one is not None)]
     sizes = []
-    for source in sources:
+    for source in pictures_of(row):
         try:
             sizes.append(image_size(source))
         except DataError:

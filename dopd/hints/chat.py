@@ -42,6 +42,21 @@ def with_settings(model: str, messages: Sequence[Mapping[str, Any]], settings: M
     return {name: value for name, value in body.items() if value is not None}
 
 
+def text_in(body: Request) -> str:
+    """The text of the user's turn in a request."""
+    return "".join(block["text"] for block in _blocks(body) if block["type"] == "text")
+
+
+def pictures_in(body: Request) -> list[str]:
+    """The pictures of the user's turn in a request, as data URIs."""
+    return [block["image_url"]["url"] for block in _blocks(body) if block["type"] == "image_url"]
+
+
+def _blocks(body: Request) -> list[dict[str, Any]]:
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
 def _data_uri(source: Any) -> str:
     """A picture as PNG, with the pixels that boxes are counted in."""
     buffer = io.BytesIO()

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dopd.data.encode import reads_images
 from dopd.errors import ConfigError, ServerError, ServerLostError
 from dopd.hints import chat
 from dopd.hints.chat import Prices, Request
 from dopd.hints.journal import Journal, Reply, key_of
 from dopd.progress import progress_bar
+from dopd.runs.build import load_processing_class
 from dopd.runs.circumstances import LOOKED_AT_FIELDS, circumstances
 from dopd.runs.local_models import LocalModel
 from dopd.secrets import is_secret_variable
@@ -221,17 +223,19 @@ class _State:
 
 @dataclass
 class LocalAsker:
-    """A transformers model of this machine; it reads text alone.
+    """A transformers model of this machine; of pictures, where its processor reads these.
 
     Attributes:
         name (`str`): a hub id, a folder or `tiny:TASK/ROLE`.
         load (callable): gives the model when it is needed.
         label (`str`): of the progress bar.
+        field_name (`str`): the flag that names it, for messages.
     """
 
     name: str
     load: Callable[[], LocalModel]
     label: str = "asking"
+    field_name: str = "--writer"
 
     def model(self) -> str:
         return self.name
@@ -240,29 +244,24 @@ class LocalAsker:
         waiting = list(requests.items())
         if not waiting:
             return
+        if any(chat.pictures_in(body) for _, body in waiting) and not reads_images(load_processing_class(self.name)):
+            raise ConfigError(
+                f"{self.field_name} (={self.name!r}) reads text alone, and rows have pictures: name a vision-language "
+                "model, here or on a server (its address)"
+            )
         model = self.load()
         size = model.asking.batch_size
         with progress_bar(self.label, len(waiting), "request") as bar:
             for start in range(0, len(waiting), size):
                 part = waiting[start : start + size]
-                texts = [_text_of(body) for _, body in part]
+                prompts = [model.asks(chat.text_in(body), chat.pictures_in(body)) for _, body in part]
                 sampled = bool(part[0][1].get("temperature"))
-                answers = model.answers([model.asks(text) for text in texts], self.label, sampled=sampled)
+                answers = model.answers(prompts, self.label, sampled=sampled)
                 for (key, _), (answer, ended) in zip(part, answers, strict=True):
                     reply = Reply(answer, "stop" if ended else "length", 0, 0)
                     journal.add(key, reply)
                     bill.num_asked += 1
                 bar.update(len(part))
-
-
-def _text_of(body: Request) -> str:
-    content = body["messages"][0]["content"]
-    if not isinstance(content, str):
-        raise ConfigError(
-            f"{body['model']!r} is asked about text alone here: serve a vision-language model (vllm serve MODEL) and "
-            "give its address as --writer"
-        )
-    return content
 
 
 @dataclass(frozen=True)
@@ -324,7 +323,7 @@ class AskerSettings:
         if not self.is_served:
             asked, _ = circumstances(self.where, only=LOOKED_AT_FIELDS, max_new_tokens=self.max_new_tokens)
             options: dict[str, Any] = {"dtype": self.dtype, "batch_size": self.batch_size, "seed": self.seed}
-            return LocalAsker(self.where, lambda: LocalModel.load(self.where, asked, **options), label)
+            return LocalAsker(self.where, lambda: LocalModel.load(self.where, asked, **options), label, field_name)
         if not is_secret_variable(self.key_variable):
             raise ConfigError(
                 f"--key-variable (={self.key_variable!r}) must be a name that says that it is secret, such as "

@@ -17,6 +17,7 @@ from dopd.data.views import (
 from dopd.errors import ConfigError
 from dopd.hints import chat
 from dopd.hints.audit import HINT_KIND
+from dopd.hints.boxes import pictures_of
 from dopd.hints.coverage import is_empty
 from dopd.hints.replies import verdict_of_reply
 from dopd.hints.templates import filled, prompt_of
@@ -171,7 +172,7 @@ def _ask_judge(
         text = filled(
             template, rows[n], hint=rows[n]["privileged_context"], kind=own if isinstance(own, str) else "steps"
         )
-        requests.append(chat.request(name, text, (), settings))
+        requests.append(chat.request(name, text, pictures_of(rows[n]), settings))
     replies, found.bill = ask_all(asker, requests, journal_of(found.output), judge.prices)
     for n, reply in zip(hinted, replies, strict=True):
         if reply is None:

@@ -10,22 +10,26 @@ from typing import Any
 
 from datasets import Dataset
 
-from dopd.data.encode import image_sources
-from dopd.data.views import images_of
-from dopd.errors import ConfigError, DataError
+from dopd.errors import ConfigError, DataError, DopdError, first_line
 from dopd.files import replace_file
+from dopd.guests import as_guest
 from dopd.hints import chat
 from dopd.hints.answers import answer_text
 from dopd.hints.audit import HINT_KIND, audit_rows
-from dopd.hints.boxes import sizes_of
+from dopd.hints.boxes import pictures_of, sizes_of
 from dopd.hints.journal import Reply
 from dopd.hints.kinds import FOUND
 from dopd.hints.others import of_other_problems
 from dopd.hints.replies import WrittenHint, hint_of_reply
 from dopd.hints.templates import filled, prompt_of
 from dopd.inspection.schema import prompt_text
+from dopd.interrupts import Stopped
+from dopd.progress import tracked
+from dopd.registry import is_reference, load_code
 from dopd.runs.asking import AskerSettings, Bill, ask_all
 from dopd.runs.hints import HintData, list_of, rows_of
+from dopd.runs.rows import located_in
+from dopd.step.verifier import own_copy
 from dopd.tasks import get_source
 from dopd.tasks.gsm_symbolic import privileged_text
 
@@ -76,7 +80,9 @@ def write_hints(
     Args:
         data (`HintData`): the rows.
         kind (`str`): one of `dopd.hints.kinds.KINDS`.
-        writer (`AskerSettings`): `where` is an address, a model of this machine, or `"rules"`.
+        writer (`AskerSettings`): `where` is an address, a model of this machine, `"rules"`, or a function of your own
+            as `package.module:function` or `./file.py:function`, which is called with each row and gives text or
+            `None`.
         output (`str`): a `.jsonl` or `.parquet` file. Replies are kept beside it, in `OUTPUT.journal.jsonl`: what was
             asked is not asked again. Rows without a hint are in `OUTPUT.left_out.jsonl`, with the reason.
         prompt_file (`str`, *optional*): what the writer is asked, in the place of the package's text.
@@ -87,17 +93,24 @@ def write_hints(
         ServerError, ServerLostError: the writer refuses, or does not answer; the journal keeps what was received.
     """
     path = output_path(output, "--output", data)
-    template = prompt_of(kind, prompt_file) if kind not in FOUND and writer.where != RULES else ""
-    if prompt_file is not None and not template:
-        raise ConfigError(f"--prompt-file (={prompt_file!r}) is for writers that are asked: kind {kind} needs none")
+    own_rule = is_reference(writer.where)
+    is_asked = kind not in FOUND and writer.where != RULES and not own_rule
+    template = prompt_of(kind, prompt_file) if is_asked else ""
+    if prompt_file is not None and not is_asked:
+        raise ConfigError(f"--prompt-file (={prompt_file!r}) is for models: kind {kind} by {writer.where} asks none")
     rows = rows_of(data, needs=("prompt", *(["privileged_context"] if kind == "other-problem" else [])))
     bill = Bill()
     if kind == "other-problem":
         hints = _of_others(rows, seed)
+    elif own_rule:
+        hints = _by_own_rule(rows, kind, writer.where)
     elif writer.where == RULES or kind == "answer":
         hints = _by_rule(data, rows, kind)
     else:
-        hints, bill = _by_model(rows, kind, writer, template, journal_of(path))
+        try:
+            hints, bill = _by_model(rows, kind, writer, template, journal_of(path))
+        except DataError as error:
+            raise (error if data.task is not None else located_in(error, data.origin)) from error
     return _finished(rows, hints, kind, bill, path)
 
 
@@ -163,6 +176,28 @@ def _of_solution(row: Mapping[str, Any], kind: str) -> WrittenHint:
     return WrittenHint(text)
 
 
+def _by_own_rule(rows: Dataset, kind: str, name: str) -> list[WrittenHint]:
+    """What a function of the user's makes of each row: text, or `None` where it makes nothing of it."""
+    rule = load_code("--writer", name)
+    hints = []
+    for number, row in enumerate(tracked("writing hints", "row", list_of(rows))):
+        try:
+            with as_guest("the writer"):
+                text = rule(own_copy(row))
+        except (DopdError, KeyboardInterrupt, Stopped):
+            raise
+        except BaseException as error:
+            raise ConfigError(
+                f"--writer (={name!r}) raised {type(error).__name__}: {first_line(error)}, for row {number}. It is "
+                f"called with a row ({', '.join(row)}), and gives its hint as text, or None"
+            ) from error
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(f"--writer (={name!r}) gave {type(text).__name__}, row {number}: expected text or None")
+        found = WrittenHint(None, reason="the rule gives none")
+        hints.append(found if text is None else hint_of_reply(Reply(text, "stop", 0, 0), kind, sizes_of(row)))
+    return hints
+
+
 def _by_model(
     rows: Dataset, kind: str, writer: AskerSettings, template: str, journal: Path
 ) -> tuple[list[WrittenHint], Bill]:
@@ -170,11 +205,14 @@ def _by_model(
     name, settings = asker.model(), writer.settings
     requests, sizes = [], []
     for number, row in enumerate(list_of(rows)):
-        pictures = [*images_of(row), *(one for one in image_sources(row["prompt"]) if one is not None)]
+        pictures = pictures_of(row)
         if kind in ("boxes", "caption") and not pictures:
-            raise DataError(f"row {number} has no image, and hints of kind {kind} are about images")
+            raise DataError(f"row {number}: it has no image, and hints of kind {kind} are about images")
         sizes.append(sizes_of(row))
-        requests.append(chat.request(name, filled(template, row, kind=kind, sizes=sizes[-1]), pictures, settings))
+        try:
+            requests.append(chat.request(name, filled(template, row, kind=kind, sizes=sizes[-1]), pictures, settings))
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from error
     replies, bill = ask_all(asker, requests, journal, writer.prices)
     return [_hint(reply, kind, size) for reply, size in zip(replies, sizes, strict=True)], bill
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dopd.data.encode import tokenizer_of
-from dopd.data.views import PrivilegedTemplate, Prompt
+from dopd.data.views import PrivilegedTemplate, Prompt, plain_prompt
 from dopd.evaluation.student import StudentEvaluator
 from dopd.progress import progress_bar
 from dopd.runs.build import load_model, load_processing_class
@@ -60,10 +60,9 @@ class LocalModel:
     def prompts(self) -> PromptEncoder:
         return self.asking.prompts
 
-    def asks(self, text: str) -> Prompt:
-        """A text as this model is asked it."""
-        prompt: Prompt = self.prompts.asked_row({"prompt": text})["prompt"]
-        return prompt
+    def asks(self, text: str, pictures: Sequence[Any] = ()) -> Prompt:
+        """A text as this model is asked it, behind pictures."""
+        return plain_prompt(self.prompts.asked_row({"prompt": text, "images": list(pictures)}))
 
     def answers(self, prompts: Sequence[Prompt], label: str, *, sampled: bool = False) -> list[tuple[str, bool]]:
         """An answer to each prompt: its text, and whether it ended by itself."""

@@ -10,13 +10,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chat_kit import chatting
+from datasets import Dataset
 from PIL import Image
 from server_kit import Fail
 
 from dopd.cli.main import main
+from dopd.data.encode import image_sources
+from dopd.data.images import open_image
+from dopd.data.views import images_of
 from dopd.errors import ConfigError, DataError, ServerError, ServerLostError
+from dopd.hints import chat
 from dopd.hints.journal import Journal, Reply, key_of
 from dopd.hints.kinds import WRITTEN
 from dopd.hints.others import of_other_problems
@@ -26,7 +32,9 @@ from dopd.runs.asking import AskerSettings
 from dopd.runs.hint_checks import check_hints, gains_of
 from dopd.runs.hint_writing import write_hints
 from dopd.runs.hints import HintData
+from dopd.runs.local_models import LocalModel
 from dopd.servers import client
+from dopd.tasks import get_source, rows_of_task
 
 PLANTED = "sk-planted-0123456789"
 
@@ -494,3 +502,101 @@ def test_a_teacher_on_a_server_gains(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_check_needs_somebody_who_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hints", "check", "task:dag", "--rows", "2", "--output", "good.jsonl"]) == 2
     assert "name a --judge, or a --teacher" in capsys.readouterr().err
+
+
+RULES_OF_MINE = """
+def plan(row):
+    row["prompt"] = "changed"
+    return None if row["answer"] == "23" else "Add what is asked, twice."
+
+def number(row):
+    return 5
+
+def fails(row):
+    return row["nothing"]
+
+def boxes(row):
+    return '[{"label": "red", "xyxy": [0, 0, ' + row["answer"] + ', 4]}]'
+"""
+
+
+def test_a_rule_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "rule.py").write_text(RULES_OF_MINE)
+    written = write_hints(problems(3), "steps", AskerSettings("./rule.py:plan"), "out.jsonl")
+    assert [row["privileged_context"] for row in lines("out.jsonl")] == [
+        "Add what is asked, twice.", None, "Add what is asked, twice."
+    ]  # fmt: skip
+    assert [row["prompt"] for row in lines("out.jsonl")] == [row["prompt"] for row in lines(problems(3).name)]
+    assert written.reasons == {1: "the rule gives none"} and written.bill.num_asked == 0
+    flags = ["hints", "write", problems(3).name, "--kind", "steps", "--output", "out.jsonl", "--writer"]
+    for rule, words in {
+        "./rule.py:number": "gave int, row 0: expected text or None",
+        "./rule.py:fails": "raised KeyError: 'nothing', for row 0",
+        "./rule.py:plans": "did you mean 'plan'",
+        "./none.py:plan": "there is no file './none.py'",
+    }.items():
+        assert main([*flags, rule]) == 2
+        assert words in capsys.readouterr().err
+    assert main([*flags, "./rule.py:plan", "--prompt-file", "rule.py"]) == 2
+    assert "--prompt-file (='rule.py') is for models" in capsys.readouterr().err
+
+
+def test_boxes_of_a_rule_are_checked_too(place: Path) -> None:
+    (place / "rule.py").write_text(RULES_OF_MINE)
+    Image.new("RGB", (10, 8)).save(place / "one.png")
+    Path("pictures.jsonl").write_text(
+        "".join(json.dumps({"prompt": "How?", "image": "one.png", "answer": n}) + "\n" for n in ("10", "11"))
+    )
+    written = write_hints(HintData("pictures.jsonl"), "boxes", AskerSettings("./rule.py:boxes"), "out.jsonl")
+    assert [row["privileged_context"] for row in lines("out.jsonl")] == ["red [0, 0, 10, 4]", None]
+    assert written.reasons[1].startswith("box 0: [0, 0, 11, 4] is outside the image of 10 x 8 pixels")
+
+
+def test_a_vision_model_of_this_machine_sees_the_pictures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it is asked, what it answers, and that its boxes are checked as a server's are."""
+    own = AskerSettings("tiny:scenes/student", max_new_tokens=6, batch_size=2)
+    data = HintData("task:scenes", count=3)
+    written = write_hints(data, "caption", own, "out.parquet")
+    assert written.bill.num_asked == 3 and written.num_hints + len(written.reasons) == 3
+    source = rows_of_task(get_source("scenes"), "train", 3, None)
+    replies = iter(['[{"label": "red", "xyxy": [0, 0, 4, 4]}]', "no boxes", '[{"label": "r", "xyxy": [0, 0, 4, 999]}]'])
+    seen: list[Any] = []
+
+    def answers(self: Any, prompts: list[Any], label: str, *, sampled: bool = False) -> list[tuple[str, bool]]:
+        seen.extend(prompts)
+        return [(next(replies), True) for _ in prompts]
+
+    monkeypatch.setattr(LocalModel, "answers", answers)
+    written = write_hints(data, "boxes", own, "boxes.parquet")
+    rows = Dataset.from_parquet("boxes.parquet")
+    assert rows["privileged_context"][:] == ["red [0, 0, 4, 4]", None, None]
+    assert written.reasons[1] == "the reply is no JSON list of boxes" and "outside the image" in written.reasons[2]
+    for prompt, row in zip(seen, source, strict=True):
+        (picture,) = image_sources(prompt)
+        assert np.array_equal(np.asarray(open_image(picture)), np.asarray(open_image(images_of(row)[0])))
+    flags = ["hints", "write", "task:scenes", "--rows", "2", "--kind", "caption", "--writer", "tiny:dag/student"]
+    assert main([*flags, "--output", "none.parquet"]) == 2
+    assert "--writer (='tiny:dag/student') reads text alone, and rows have pictures" in capsys.readouterr().err
+
+
+def test_a_judge_sees_the_pictures(place: Path) -> None:
+    Image.new("RGB", (10, 8), (200, 0, 0)).save(place / "one.png")
+    row = {"prompt": "10 + 1 = ?", "image": "one.png", "answer": "11", "privileged_context": "Look left.", "n": "10"}
+    Path("pictures.jsonl").write_text(json.dumps(row) + "\n")
+    with chatting(lambda text: VERDICTS["10"]) as server:
+        check_hints(HintData("pictures.jsonl"), "good.jsonl", judge=writer(server.url))
+        (body,) = server.asked
+    (uri,) = chat.pictures_in(body)
+    assert open_image(uri).size == (10, 8) and open_image(uri).getpixel((0, 0)) == (200, 0, 0)
+
+
+def test_a_picture_that_is_not_there_is_told_with_file_and_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pictures.jsonl").write_text(json.dumps({"prompt": "How?", "image": "none.png"}) + "\n")
+    flags = ["hints", "write", "pictures.jsonl", "--kind", "caption", "--writer", "tiny:scenes/student"]
+    assert main([*flags, "--output", "out.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "'pictures.jsonl', line 1: row 0" in error and "none.png" in error
