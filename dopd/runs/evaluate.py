@@ -214,7 +214,7 @@ def _evaluated(
         "chat_template": _template(evaluator.prompts),
         "model (its weights)": weights_digest(model.named_parameters()),
         "teacher": settings.teacher_name,
-        "teacher (its weights)": teacher_weights(teacher),
+        "teacher (its weights)": teacher_weights([teacher]),
     }
     versions = {package: version(package) for package in _PACKAGES}
     with ExitStack() as stack:
