@@ -1,7 +1,7 @@
 """What a run would meet: `dopd doctor CONFIG` and `dopd train CONFIG --dry-run` look at the same things, here."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,11 @@ def examine(settings: RunSettings, *, token_ids: bool = False, local_teacher: st
         raise ConfigError(
             f"--local-teacher (={local_teacher!r}) is compared with the teacher on teacher_server, which the run does "
             "not read: leave it out"
+        )
+    if local_teacher is not None and isinstance(config.teacher_server, Mapping):
+        raise ConfigError(
+            f"--local-teacher (={local_teacher!r}) is one model, and teacher_server has several teachers: leave it "
+            "out, or look at one of them at a time (--teacher_server URL)"
         )
     yield Finding("ok", f"settings and table fit together: {config.routing_table().describe().splitlines()[0]}")
     absent = list(_absent(settings, config))
@@ -180,8 +185,8 @@ def _loaded(
         count = sum(parameter.numel() for parameter in model.parameters())
         about = f"{type(model).__name__}, {count / 1e6:.1f} M parameters, {model.dtype}"
         yield Finding("ok", f"{_ROLES.get(name, name)}: {about}")
-    if trainer.parked.models:
-        counts = check_teachers_of(trainer.train_dataset, [*trainer.parked.models])
+    if trainer.teacher_names:
+        counts = check_teachers_of(trainer.train_dataset, trainer.teacher_names)
         yield from (Finding("ok" if all(counts.values()) else "note", text) for text in counted(counts))
     yield from _served(config, trainer, local_teacher)
     yield Finding("ok", plan(trainer))
@@ -196,10 +201,12 @@ def _served(config: DOPDConfig, trainer: DOPDTrainer, local_teacher: str | None)
     if trainer.served is None or served is None:
         return
     try:
-        yield from (Finding("ok", text) for text in describe_servers(trainer.served))
+        for name, teacher in trainer.served.teachers.items():
+            of_rows = f"rows with teacher_id {name}: " if name else ""
+            yield from (Finding("ok", of_rows + text) for text in describe_servers(teacher))
         if local_teacher is not None:
             *_, (_, _, ids) = row_views(trainer)
-            yield Finding("ok", compare_with_local(trainer.served, local_teacher, ids))
+            yield Finding("ok", compare_with_local(trainer.served.teachers[""], local_teacher, ids))
     except DopdError as error:
         yield Finding("fail", str(error))
     level: Level = "ok" if config.teacher_server_support == "exact" else "note"

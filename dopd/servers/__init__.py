@@ -4,10 +4,10 @@ Read in this order: `tables` (what is asked for), `contract` (requests and repli
 `teacher` (scores of a batch), `handshake` (what is asked before the first step).
 """
 
-from dopd.servers.client import KEY_VARIABLE, Client, Patience, server_urls
+from dopd.servers.client import KEY_VARIABLE, Client, Patience, server_urls, teacher_places
 from dopd.servers.handshake import Tried, check_tokens, introduced
 from dopd.servers.tables import ServedTable, ServerSupport, served_table, support_in_words
-from dopd.servers.teacher import Introduction, ServedScorer, ServedTeacher
+from dopd.servers.teacher import Introduction, ServedScorer, ServedTeacher, ServedTeachers
 
 __all__ = [
     "KEY_VARIABLE",
@@ -17,6 +17,7 @@ __all__ = [
     "ServedScorer",
     "ServedTable",
     "ServedTeacher",
+    "ServedTeachers",
     "ServerSupport",
     "Tried",
     "check_tokens",
@@ -24,4 +25,5 @@ __all__ = [
     "served_table",
     "server_urls",
     "support_in_words",
+    "teacher_places",
 ]

@@ -71,6 +71,23 @@ def server_urls(field: str, value: object, key_variable: str = KEY_VARIABLE) -> 
     return urls
 
 
+def teacher_places(field: str, value: object) -> dict[str, list[str]]:
+    """The addresses of each teacher, by the names that rows have for them; of one that reads every row, by ''.
+
+    Args:
+        field (`str`): the setting's name.
+        value: a URL, a list of them, or a mapping from names to either.
+
+    Raises:
+        ConfigError: see `server_urls`.
+    """
+    if not isinstance(value, Mapping):
+        return {"": server_urls(field, value)}
+    if not value:
+        raise ConfigError(f"{field} (={{}}) must have a server, or be left out")
+    return {str(name): server_urls(f"{field}[{str(name)!r}]", urls) for name, urls in value.items()}
+
+
 def _url(field: str, value: object, key_variable: str) -> str:
     text = value.strip() if isinstance(value, str) else ""
     try:

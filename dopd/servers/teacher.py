@@ -82,17 +82,56 @@ class ServedTeacher:
         ]
 
 
+class ServedTeachers:
+    """Teachers on servers, of which each row is read by one.
+
+    Args:
+        teachers (`dict[str, ServedTeacher]`): by the names that rows have for them; one that reads every row, by ''.
+    """
+
+    def __init__(self, teachers: Mapping[str, ServedTeacher]) -> None:
+        self.teachers = dict(teachers)
+        first, *_ = self.teachers.values()
+        self.top_k = first.top_k
+        contexts = [one.context for one in self.teachers.values() if one.context is not None]
+        self.context = min(contexts, default=None)
+
+    @property
+    def names(self) -> list[str]:
+        """Those that rows have for them; none where one teacher reads every row."""
+        return [name for name in self.teachers if name]
+
+    @property
+    def model(self) -> str:
+        """What is served, in a text."""
+        return ", ".join(f"{name}: {one.model}" if name else one.model for name, one in self.teachers.items())
+
+    def begin(self, view: View, completion_ids: Tensor, mask: Tensor) -> "list[Future[Scored] | None]":
+        """As `ServedTeacher.begin`, each row at its own teacher."""
+        futures: list[Future[Scored] | None] = [None] * len(mask)
+        for name, teacher in self.teachers.items():
+            rows = [row for row in range(len(mask)) if not view.teachers or view.teachers[row] == name]
+            if rows:
+                numbers = torch.tensor(rows, device=mask.device)
+                sent = teacher.begin(view.at(rows), completion_ids[numbers], mask[numbers])
+                for row, future in zip(rows, sent, strict=True):
+                    futures[row] = future
+        return futures
+
+
 class ServedScorer:
     """Scores of a teacher on a server, and of all other sources by another scorer; implements `Scorer`.
 
     Args:
         local (`Scorer`): of the sources that are no teacher's.
-        teacher (`ServedTeacher`): of those that are.
+        teacher (`ServedTeachers`): of those that are.
         vocab_size (`int`): outcomes of the student's distributions.
         ranks (`Ranks`): the processes that score together: one that lost its server stops all of them.
     """
 
-    def __init__(self, local: Scorer, teacher: ServedTeacher, vocab_size: int, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, local: Scorer, teacher: "ServedTeacher | ServedTeachers", vocab_size: int, ranks: Ranks | None = None
+    ) -> None:
         self._local, self._teacher, self._vocab_size = local, teacher, vocab_size
         self._ranks = Alone() if ranks is None else ranks
 

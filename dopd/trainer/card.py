@@ -79,7 +79,13 @@ def _acts(key: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _origins(run: Mapping[str, Any], table: RoutingTable, settings: Mapping[str, Any]) -> Iterator[list[str]]:
-    if table.needs_teacher and run.get("teacher_server"):
+    if table.needs_teacher and isinstance(run.get("teacher_server"), Mapping):
+        for name in run["teacher_server"]:
+            yield [
+                f"teacher of rows with teacher_id {name}",
+                f"{run.get('teacher_server_model') or 'a model'} on a server",
+            ]
+    elif table.needs_teacher and run.get("teacher_server"):
         yield ["teacher", f"{run.get('teacher_server_model') or 'a model'} on a server"]
     elif table.needs_teacher and run.get("teacher_models"):
         for name, model in run["teacher_models"].items():

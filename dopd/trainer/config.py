@@ -15,7 +15,7 @@ from dopd.fused.api import Backend
 from dopd.methods import table
 from dopd.rollout_settings import rollout_settings
 from dopd.secrets import is_secret, without_secrets
-from dopd.servers import ServedTable, ServerSupport, served_table, server_urls
+from dopd.servers import ServedTable, ServerSupport, served_table, teacher_places
 from dopd.settings import Count, Natural, NotNegative, Positive, Problems, Text, check_attributes
 from dopd.settings.documented import document_fields
 from dopd.settings.places import at_home, left_open
@@ -72,9 +72,10 @@ class DOPDConfig(DistillationConfig):
 
         > Parameters that control a teacher on a server
 
-        teacher_server (`str` or `list[str]`, *optional*):
+        teacher_server (`str`, `list[str]` or `dict[str, str]`, *optional*):
             Address of a vLLM server that has the teacher, or several between which requests are spread, in place of
-            `teacher_model_name_or_path`. A key is read from the environment variable `DOPD_TEACHER_API_KEY`.
+            `teacher_model_name_or_path`; of several teachers a mapping, by the names that the column `teacher_id` of
+            the dataset has for them. A key is read from the environment variable `DOPD_TEACHER_API_KEY`.
         teacher_server_model (`str`, *optional*):
             The teacher's name there; needed where a server has several models.
         teacher_server_support (`str`, *optional*, defaults to `"exact"`):
@@ -209,7 +210,7 @@ class DOPDConfig(DistillationConfig):
     # `str` in second place is what the parsers of transformers and TRL read a command line as.
     teacher_models: dict[str, Any] | str | None = None
 
-    teacher_server: list[str] | str | None = None
+    teacher_server: dict[str, Any] | list[str] | str | None = None
     teacher_server_model: Text | None = None
     teacher_server_support: ServerSupport = "exact"
     teacher_server_top_k: Count = 20
@@ -368,7 +369,7 @@ class DOPDConfig(DistillationConfig):
 
     def _check_server(self, problems: Problems) -> None:
         with problems.collected():
-            server_urls("teacher_server", self.teacher_server)
+            teacher_places("teacher_server", self.teacher_server)
         if self.teacher_model_name_or_path is not None:
             problems.add(
                 f"teacher_server and teacher_model_name_or_path (={self.teacher_model_name_or_path!r}) both name the "

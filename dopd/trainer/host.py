@@ -22,7 +22,7 @@ from trl.trainer.utils import repeat_iterable_dataset
 
 from dopd.heads import Head
 from dopd.sampling import Ending
-from dopd.servers import ServedTeacher
+from dopd.servers import ServedTeachers
 from dopd.settings import as_mapping
 from dopd.step import Engine, PromptEncoder, ScoredBatch
 from dopd.step.rewards import Judge
@@ -84,7 +84,7 @@ class HostTrainer(DistillationTrainer):
             encodes prompts otherwise.
         balance_coefficient (`float`): of the load-balancing loss of experts; 0 without.
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
-        served (`ServedTeacher`, *optional*): the teacher, where it is on a server.
+        served (`ServedTeachers`, *optional*): the teachers, where they are on servers.
         parked (`ParkedTeachers`): the teachers, where there are several.
         first_weights, teacher_weights (`str`): digests of the models as they were before a process split them.
     """
@@ -111,7 +111,7 @@ class HostTrainer(DistillationTrainer):
     balance_coefficient: float
     anchor: AbstractAnchor
     initial: AbstractAnchor
-    served: ServedTeacher | None
+    served: ServedTeachers | None
     parked: ParkedTeachers
     first_weights: str
     teacher_weights: str
@@ -157,6 +157,11 @@ class HostTrainer(DistillationTrainer):
         for name in self.parked.models:
             with self.parked.in_place(name) as model:
                 yield field(name), model
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """Those that rows have for several teachers; none where one reads every row."""
+        return [*self.parked.models] if self.served is None else self.served.names
 
     def is_teacher(self, model: object) -> bool:
         """Whether an unwrapped model is a teacher of this process."""

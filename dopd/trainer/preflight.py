@@ -47,8 +47,8 @@ def prepare_datasets(host: HostTrainer) -> None:
         logger.warning(sentence)
     if host.train_dataset is not None:
         host.train_dataset = _prepared(host, host.train_dataset)
-        if host.parked.models and isinstance(host.train_dataset, Dataset):
-            for sentence in counted(check_teachers_of(host.train_dataset, [*host.parked.models])):
+        if host.teacher_names and isinstance(host.train_dataset, Dataset):
+            for sentence in counted(check_teachers_of(host.train_dataset, host.teacher_names)):
                 logger.warning(sentence)
         _check_enough_prompts(host)
     checked: dict[str, Any] = {}
@@ -58,9 +58,9 @@ def prepare_datasets(host: HostTrainer) -> None:
             {f"eval_dataset[{name!r}]": part for name, part in held_out.items()} if isinstance(held_out, dict) else {}
         )
         checked = {name: _prepared_held_out(host, part, name) for name, part in (parts or {HELD_OUT: held_out}).items()}
-        for part in checked.values() if host.parked.models and host.args.eval_strategy != "no" else ():
+        for part in checked.values() if host.teacher_names and host.args.eval_strategy != "no" else ():
             if isinstance(part, Dataset):
-                check_teachers_of(part, [*host.parked.models])
+                check_teachers_of(part, host.teacher_names)
         host.eval_dataset = dict(zip(held_out, checked.values(), strict=True)) if parts else checked[HELD_OUT]
         for name, part in checked.items():
             _warn_of_overlap(host.train_dataset, part, name)
@@ -218,8 +218,8 @@ def _checked_stream(
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
             _warn_of_unread_columns(host, list(row), stream)
         check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
-        if host.parked.models:
-            check_teacher_of(row, index, [*host.parked.models])
+        if host.teacher_names:
+            check_teacher_of(row, index, host.teacher_names)
         check_row(row, index)
         check_kind(row, index, kinds)
         try:

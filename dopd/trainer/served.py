@@ -1,7 +1,7 @@
 """The teacher of a run on a server: asked who it is before anything is loaded, tried before the first step."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,15 +17,17 @@ from dopd.servers import (
     Patience,
     ServedScorer,
     ServedTeacher,
+    ServedTeachers,
     Tried,
     check_tokens,
     introduced,
-    server_urls,
+    teacher_places,
 )
 from dopd.step import LocalScorer, Scorer
 from dopd.step.scorer import own_logprobs
 from dopd.step.team import TeamScorer
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.guards import named
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.models import TrainedModels
 
@@ -36,21 +38,25 @@ _ANSWERS: ContextVar[dict[tuple[str | None, ...], Introduction] | None] = Contex
 _SAME_WEIGHTS = 0.02  # nats, mean: what half precision makes of one model; other models are whole nats apart
 
 
-def ask_server(args: DOPDConfig) -> Introduction | None:
-    """What the teacher's servers say of themselves; `None` where the run reads no teacher on a server.
+def ask_server(args: DOPDConfig) -> dict[str, Introduction]:
+    """What the servers of each teacher say of themselves, by the teachers' names ('' for the only one); nothing where
+    the run reads no teacher on a server.
 
     Raises:
         ServerError: an address that does not answer as a model server.
         ConfigError: no such model is served there.
     """
     if args.teacher_server is None or not args.routing_table().needs_teacher:
-        return None
+        return {}
     asked = _ANSWERS.get()
     answers = {} if asked is None else asked
-    key = (*server_urls("teacher_server", args.teacher_server), args.teacher_server_model)
-    if key not in answers:
-        answers[key] = introduced(_client(args), args.teacher_server_model)
-    return answers[key]
+    found = {}
+    for name, urls in teacher_places("teacher_server", args.teacher_server).items():
+        key = (*urls, args.teacher_server_model)
+        if key not in answers:
+            answers[key] = introduced(_client(args, urls), args.teacher_server_model)
+        found[name] = answers[key]
+    return found
 
 
 @contextmanager
@@ -63,22 +69,26 @@ def asked_once() -> Iterator[None]:
         _ANSWERS.reset(token)
 
 
-def connect(args: DOPDConfig, introduction: Introduction | None) -> ServedTeacher | None:
-    """The teacher on the servers that a run asks."""
+def connect(args: DOPDConfig, introductions: Mapping[str, Introduction]) -> ServedTeachers | None:
+    """The teachers on the servers that a run asks."""
     served = args.served_table()
-    if introduction is None or served is None:
+    if not introductions or served is None:
         return None
-    workers = args.teacher_server_requests
-    return ServedTeacher(_client(args), introduction, top_k=served.top_k, workers=workers)
+    workers, places = args.teacher_server_requests, teacher_places("teacher_server", args.teacher_server)
+    return ServedTeachers(
+        {
+            name: ServedTeacher(_client(args, places[name]), introduction, top_k=served.top_k, workers=workers)
+            for name, introduction in introductions.items()
+        }
+    )
 
 
-def _client(args: DOPDConfig) -> Client:
-    urls = server_urls("teacher_server", args.teacher_server)
+def _client(args: DOPDConfig, urls: list[str]) -> Client:
     patience = Patience(args.teacher_server_timeout, args.teacher_server_retries)
     return Client(urls, patience, args.teacher_server_requests)
 
 
-def check_reads_text(teacher: ServedTeacher | None, processing_class: Any) -> None:
+def check_reads_text(teacher: object, processing_class: Any) -> None:
     """Raise `ConfigError` where rows may have images, which are not sent to servers."""
     if teacher is not None and reads_images(processing_class):
         raise ConfigError(
@@ -101,20 +111,23 @@ def check_served(host: HostTrainer) -> None:
             f"teacher_server_top_k (={teacher.top_k}) must be below the {host.scored_vocab_size} tokens of the "
             "student's vocabulary"
         )
-    tried = check_tokens(teacher, host.tokenizer)
-    for note in tried.notes:
-        logger.warning(note)
-    if not host.is_split and ("teacher" in host.table.target_sources or host.table.routed):
-        _warn_of_same_weights(host.unwrapped_student, tried)
+    for name, one in teacher.teachers.items():
+        field = f"teacher_server[{name!r}]" if name else "teacher_server"
+        with named(field if name else "teacher_model"):
+            tried = check_tokens(one, host.tokenizer)
+        for note in tried.notes:
+            logger.warning(note)
+        if not host.is_split and ("teacher" in host.table.target_sources or host.table.routed):
+            _warn_of_same_weights(field, host.unwrapped_student, tried)
 
 
-def _warn_of_same_weights(student: Any, tried: Tried) -> None:
+def _warn_of_same_weights(field: str, student: Any, tried: Tried) -> None:
     """Say that the teacher on the server reads a text as the student does: it may be the student's own checkpoint."""
     theirs = torch.tensor(tried.logprobs, dtype=torch.float64)
     apart = float((own_logprobs(student, tried.ids) - theirs).abs().mean())
     if apart < _SAME_WEIGHTS:
         logger.warning(
-            f"teacher_server: teacher and student give a text log-probs that differ by {apart:.2g} nats in the mean: "
+            f"{field}: teacher and student give a text log-probs that differ by {apart:.2g} nats in the mean: "
             "is that server's model the teacher you meant? Two models of the same weights teach nothing"
         )
 

@@ -235,7 +235,7 @@ class DOPDTrainer(SteppingTrainer):
             backend=args.loss_backend,
             chunk_tokens=args.loss_chunk_tokens,
             merged_ids=merged_ids,
-            several_teachers=bool(self.parked.models),
+            several_teachers=bool(self.teacher_names),
         )
 
     def _add_callbacks(self) -> None:

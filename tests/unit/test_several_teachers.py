@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from run_kit import Train, models_of_one_layer, train  # noqa: F401 - fixtures
+from server_kit import serving
 from trainer_kit import (
     GREEDY,
     TEACHER,
@@ -203,3 +204,34 @@ def test_from_the_command_line(
     swapped = json.dumps({"math": models["code"], "code": models["math"]})
     assert train(*no_names, *other, "--teacher_models", swapped) == 2
     assert "teacher_model_name_or_path (its weights)" in capsys.readouterr().err
+
+
+def test_teachers_on_servers_get_the_rows_that_name_them(
+    tmp_path: Path,
+    train: Train,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The weights after a step are those of the same teachers in this process; each row is asked for at its own."""
+    models, after = teachers(), {}
+    options: dict[str, Any] = {"teacher_model": None, "max_steps": 1, "gradient_accumulation_steps": 1}
+    with serving(models["math"], TOKENIZER) as math, serving(models["code"], TOKENIZER) as code:
+        urls = {"math": math.url, "code": [code.url]}
+        for name, source in (("served", {"teacher_server": urls}), ("here", {"teacher_models": models})):
+            made = a_trainer(tmp_path / name, "vanilla_pg", **(options | source), per_device_train_batch_size=8)
+            before = parameters(made.model)
+            made.train()
+            after[name] = parameters(made.model)
+        assert len(math.asked) == len(code.asked) == 4 + 1  # the first one tries the vocabulary
+        data = tmp_path / "rows.jsonl"
+        data.write_text("\n".join(json.dumps(row) for row in rows_of(*["math", "code"] * 4)))
+        flags = ("--task", "null", "--dataset_name", str(data), "--teacher_model_name_or_path", "null")
+        flags = (*flags, "--method", "vanilla_pg", "--teacher_server", json.dumps(urls))
+        assert train(*flags, "--dry-run") == 0
+        shown = capsys.readouterr().out
+        assert f"rows with teacher_id math: teacher on a server: teacher at {math.url}" in shown
+        assert "rows of train_dataset by teacher: math 4, code 4" in shown
+        assert train(*flags[:-1], json.dumps({"math": "there"})) == 2
+        assert "teacher_server['math'] (='there') must be a URL" in capsys.readouterr().err
+    assert any(not torch.equal(value, before[name]) for name, value in after["here"].items())
+    for name, value in after["served"].items():
+        torch.testing.assert_close(value, after["here"][name], rtol=1e-5, atol=1e-6)

@@ -27,6 +27,7 @@ from dopd.servers import (
     Patience,
     ServedScorer,
     ServedTeacher,
+    ServedTeachers,
     check_tokens,
     introduced,
     served_table,
@@ -288,7 +289,7 @@ def test_servers_with_other_weights_are_no_pair(server: ModelServer) -> None:
 def run_with(server: ModelServer, own: Any, *, top_k: int = 0) -> Any:
     """What is read of a run before its first step."""
     return SimpleNamespace(
-        served=asking(server, top_k=top_k),
+        served=ServedTeachers({"": asking(server, top_k=top_k)}),
         tokenizer=TOKENIZER,
         scored_vocab_size=TOKENIZER.vocab_size,
         is_split=False,
