@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seconds, seed
+from dopd.cli.values import add_asking, add_data, add_verifier, as_asked, data_as_named, positive, seconds, seed
 from dopd.hints.kinds import KINDS
 from dopd.shown import visible
 
@@ -66,7 +66,7 @@ def add_check(actions: Any, command: Any) -> None:
     )
     parser.add_argument("--teacher", help="an address, or a model of this machine: it answers with p and without it")
     parser.add_argument("--teacher-model", help="its name on the server (default: the only one there)")
-    parser.add_argument("--verifier", help="of its answers: math, exact, package.module:function or ./file.py:function")
+    add_verifier(parser, "of its answers: ")
     parser.add_argument("--samples", type=positive, default=1, help="its answers to each prompt (default 1, greedy)")
     parser.add_argument("--min-gain", type=float, metavar="GAIN", help="drop rows that gain less, from -1 to 1")
     parser.add_argument("--keep-rows", action="store_true", help="keep rows whose hint is dropped, without the hint")
@@ -151,6 +151,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from dopd.runs.asking import Bill
     from dopd.runs.hint_checks import check_hints
     from dopd.runs.quiet import quiet_libraries
+    from dopd.runs.settings import yaml_mapping
 
     quiet_libraries()
     teacher = None if arguments.teacher is None else _teacher(arguments)
@@ -161,6 +162,7 @@ def _check(arguments: argparse.Namespace) -> int:
         prompt_file=arguments.prompt_file,
         teacher=teacher,
         verifier=arguments.verifier,
+        verifier_options=yaml_mapping("--verifier-options", arguments.verifier_options),
         samples=arguments.samples,
         min_gain=arguments.min_gain,
         keep_rows=arguments.keep_rows,

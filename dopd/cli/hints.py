@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dopd.cli.hint_writing import add_check, add_write
-from dopd.cli.values import add_asking, add_data, as_asked, data_as_named, positive, seed
+from dopd.cli.values import add_asking, add_data, add_verifier, as_asked, data_as_named, positive, seed
 from dopd.files import replace_file
 from dopd.hints.kinds import KINDS
 from dopd.shown import visible
@@ -72,7 +72,7 @@ def _add_audit(actions: Any, command: Any) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a page with the worst examples")
     parser.add_argument("--model", help="also ask this model: hub id, folder, or tiny:TASK/ROLE")
     parser.add_argument("--model-rows", type=positive, default=200, help="rows that it is asked (default 200)")
-    parser.add_argument("--verifier", help="of its answers: math, exact, package.module:function or ./file.py:function")
+    add_verifier(parser, "of its answers: ")
     parser.add_argument("--hint-only-prompt", help="how it is asked for the answer: text with {privileged_context}")
     add_asking(parser)
     parser.add_argument("--max-new-tokens", type=positive, help="of its answers (default: as trained, or 256)")
@@ -109,12 +109,14 @@ def _behaviour(arguments: argparse.Namespace, data: "HintData", rows: list[dict[
     from dopd.runs.hint_behaviour import behaviour
     from dopd.runs.hints import verifier_of
     from dopd.runs.local_models import LocalModel
+    from dopd.runs.settings import yaml_mapping
 
     asking = {**as_asked(arguments), "max_new_tokens": arguments.max_new_tokens}
     asked, sentence = circumstances(arguments.model, only=(*LOOKED_AT_FIELDS, "max_new_tokens"), **asking)
     if sentence:
         print(visible(sentence), file=sys.stderr)
-    verifier = verifier_of(data, arguments.verifier, rows)
+    options = yaml_mapping("--verifier-options", arguments.verifier_options)
+    verifier = verifier_of(data, arguments.verifier, rows, options)
     model = LocalModel.load(
         arguments.model, asked, dtype=arguments.dtype, batch_size=arguments.batch_size, seed=arguments.seed
     )

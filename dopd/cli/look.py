@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dopd.cli.values import add_asking, as_asked, positive, seed
+from dopd.cli.values import add_asking, add_verifier, as_asked, positive, seed
 from dopd.errors import ConfigError
 from dopd.files import check_plain, replace_file
 from dopd.shown import visible
@@ -100,7 +100,7 @@ def _add_rewards(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "scores and rewards", "of methods that learn from them (default: as in the student's run)"
     )
-    group.add_argument("--verifier", help="math, exact, package.module:function or ./file.py:function")
+    add_verifier(group)
     group.add_argument(
         "--reward-funcs", action="append", metavar="NAME", help="the same, or 'verifier'; may be repeated"
     )
@@ -123,6 +123,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.html:
         check_page(Path(arguments.html), "html")
     judges = {name: getattr(arguments, name) for name in ("verifier", "reward_funcs", "reward_weights")}
+    judges["verifier_options"] = yaml_mapping("--verifier-options", arguments.verifier_options)
     asked = {**as_asked(arguments), **judges, "temperature": arguments.temperature}
     _, note = circumstances(arguments.student, **asked, only=looked_at_fields(table(arguments.method)))
     if note:

@@ -89,7 +89,13 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-config", help="configuration of that dataset")
     parser.add_argument("--dataset-test-split", help="its split, or a slice: 'test[:200]' (default: the only one)")
     parser.add_argument("--columns", help="its names of columns, as YAML: '{prompt: question, answer: solution}'")
-    parser.add_argument("--verifier", help="math, exact, package.module:function or ./file.py:function")
+    add_verifier(parser)
+
+
+def add_verifier(parser: Any, whose: str = "") -> None:
+    """Flags that name who scores answers; the parser may be a group of one."""
+    parser.add_argument("--verifier", help=f"{whose}math, exact, choice, code, package.module:name or ./file.py:name")
+    parser.add_argument("--verifier-options", help="of the verifier, as YAML: '{allow_code_execution: true}'")
 
 
 def rows_as_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +104,8 @@ def rows_as_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
     names = ("dataset_name", "dataset_config", "dataset_test_split", "verifier")
     found = {name: getattr(arguments, name) for name in names}
-    return found | {"columns": yaml_mapping("--columns", arguments.columns)}
+    options = {"verifier_options": yaml_mapping("--verifier-options", arguments.verifier_options)}
+    return found | options | {"columns": yaml_mapping("--columns", arguments.columns)}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

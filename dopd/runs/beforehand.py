@@ -8,7 +8,6 @@ from dopd.errors import did_you_mean
 from dopd.runs.rows import check_splits
 from dopd.runs.settings import RunSettings, all_settings
 from dopd.settings import Problems, as_mapping, quoted
-from dopd.step.named import VERIFIERS, check_reward_names
 from dopd.step.rewards import VERIFIER, Judge
 from dopd.step.verifier import unjudged
 from dopd.trainer import DOPDConfig
@@ -17,6 +16,7 @@ from dopd.trainer.guards import check_models
 from dopd.trainer.own_engine import check_engine
 from dopd.trainer.packages import missing_here
 from dopd.trainer.setup import check_batch_sizes, check_judged, check_sharding, check_trackers
+from dopd.verifiers.named import check_reward_names, check_verifier
 
 # What the host's own evaluation returns.
 _HOST_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
@@ -40,7 +40,7 @@ def run_problems(settings: RunSettings, config: DOPDConfig, *, elsewhere: bool) 
         )
     if settings.verifier is not None:
         with problems.collected():
-            VERIFIERS.check_name(settings.verifier)
+            check_verifier(settings.verifier, settings.verifier_options)
     with problems.collected():
         _check_rewards(settings, config)
     with problems.collected():
@@ -99,6 +99,7 @@ def unread(settings: RunSettings, config: DOPDConfig) -> Iterator[str]:
             settings.dataset_name,
             ["dataset_config", "dataset_train_split", "dataset_test_split", "columns"],
         ),
+        ("verifier", settings.verifier, ["verifier_options"]),
         ("trace_steps", config.trace_steps, ["trace_examples", "trace_probes", "trace_max_bytes"]),
         ("use_vllm", config.use_vllm, [name for name in defaults if name.startswith("vllm_")]),
         ("teacher_server", config.teacher_server, [name for name in defaults if name.startswith("teacher_server_")]),

@@ -42,7 +42,7 @@ class Circumstances:
         task (`str`, *optional*), task_options (`dict`), privileged_kind (`str`, *optional*): the problems.
         dataset_name (`str` or `list[str]`, *optional*), dataset_config, dataset_test_split (`str`, *optional*), columns
             (`dict`): rows in the place of a task's problems, as in training; of a run, those that it held out.
-        verifier (`str`, *optional*): how an answer is scored; a task brings its own.
+        verifier (`str`, *optional*), verifier_options (`dict`): how an answer is scored; a task brings its own.
         reward_funcs (`list[str]`), reward_weights (`list[float]`, *optional*): what methods learn from, as in training.
         privileged_template (`str`, *optional*), chat_template_kwargs (`dict`): how a prompt is written.
         teacher_chat_template_kwargs (`dict`, *optional*): the same for a teacher; as for the model if left out.
@@ -60,6 +60,7 @@ class Circumstances:
     dataset_test_split: str | None = None
     columns: Columns = field(default_factory=dict)
     verifier: str | None = None
+    verifier_options: dict[str, Any] = field(default_factory=dict)
     reward_funcs: tuple[str, ...] = ()
     reward_weights: tuple[float, ...] | None = None
     privileged_template: str | None = None
@@ -73,6 +74,7 @@ class Circumstances:
 
 _TEACHERS = "teacher_chat_template_kwargs"
 _REWARDS = ("reward_funcs", "reward_weights")
+_VERIFIER = ("verifier", "verifier_options")
 JUDGED_FIELDS = tuple(
     one.name for one in fields(Circumstances) if one.name not in ("temperature", _TEACHERS, *_REWARDS)
 )
@@ -84,7 +86,7 @@ LOOKED_AT_FIELDS = (
     "stop_strings",
     "temperature",
 )
-REWARDED_FIELDS = ("task", "task_options", "verifier", *_REWARDS)
+REWARDED_FIELDS = ("task", "task_options", *_VERIFIER, *_REWARDS)
 
 
 def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **options: Any) -> tuple[Circumstances, str]:
@@ -109,10 +111,12 @@ def circumstances(model_name: str, *, only: Sequence[str] = JUDGED_FIELDS, **opt
     trained_on = own.pop(_TRAINED_ON, ())
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("task", own.get("task")) != own.get("task"):
-        strange = (*_OF_THE_TASK, "dataset_name", *_OF_THE_ROWS, "verifier")
+        strange = (*_OF_THE_TASK, "dataset_name", *_OF_THE_ROWS, *_VERIFIER)
         own = {name: value for name, value in own.items() if name not in strange}
     if options.get("dataset_name", own.get("dataset_name")) != own.get("dataset_name"):
         own = {name: value for name, value in own.items() if name not in ("task", *_OF_THE_TASK, *_WHICH_ROWS)}
+    if options.get("verifier", own.get("verifier")) != own.get("verifier"):
+        own.pop("verifier_options", None)
     own = {name: own[name] for name in only if own.get(name) not in (None, {}, ())}
     taken = {name: value for name, value in own.items() if name not in options}
     _check_here(taken, origin)
@@ -167,7 +171,7 @@ def check_problems(model_name: str, chosen: Circumstances) -> None:
             f"{CONFIG_FILE} names. Name a task (--task; `dopd tasks` lists them), or rows (--dataset-name, with "
             "--verifier)"
         )
-    names = ("dataset_name", *_OF_THE_ROWS, "verifier")
+    names = ("dataset_name", *_OF_THE_ROWS, *_VERIFIER)
     options = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     _, wrong = check(options, {name: all_settings()[name] for name in options})
     if wrong:
@@ -181,7 +185,7 @@ def check_problems(model_name: str, chosen: Circumstances) -> None:
     elif chosen.verifier is None:
         raise ConfigError(
             f"verifier is missing: nothing says how an answer to a row of {chosen.dataset_name!r} is scored. Name one "
-            "(--verifier): math, exact, package.module:function or ./file.py:function"
+            "(--verifier): {NAMES}"
         )
 
 
@@ -209,7 +213,7 @@ def _of_run(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{str(path)!r} is not the configuration of a run: {error}") from None
     asked = ("task", *_OF_THE_TASK, "privileged_template", "chat_template_kwargs", _TEACHERS, "prompt_format")
-    rows = ("dataset_name", *_OF_THE_ROWS, "dataset_eval_name", "dataset_eval_config", "dataset_eval_split", "verifier")
+    rows = ("dataset_name", *_OF_THE_ROWS, "dataset_eval_name", "dataset_eval_config", "dataset_eval_split", *_VERIFIER)
     names = (*asked, *rows, *_REWARDS, "generation_kwargs", "max_completion_length", "temperature")
     config = {n: v for n, v in config.items() if not (n in _OBJECTS and GIVEN_IN_PYTHON in str(v))}
     settings = {name: all_settings()[name] for name in names}

@@ -43,6 +43,7 @@ _OF_THE_PROBLEMS = (
     "dataset_test_split",
     "columns",
     "verifier",
+    "verifier_options",
 )
 _OF_THE_MODEL = ("privileged_template", "chat_template_kwargs", "prompt_format", "max_new_tokens")
 
@@ -58,8 +59,8 @@ class EvaluationSettings:
         task (`str`, *optional*): a name that `dopd tasks` lists.
         task_options (`dict`, *optional*): difficulty knobs of the task.
         privileged_kind, privileged_template, chat_template_kwargs, prompt_format: as in training.
-        dataset_name, dataset_config, dataset_test_split, columns, verifier (*optional*): as in training: rows in the
-            place of a task's problems, and how an answer to one is scored.
+        dataset_name, dataset_config, dataset_test_split, columns, verifier, verifier_options (*optional*): as in
+            training: rows in the place of a task's problems, and how an answer to one is scored.
         split (`str`, *optional*): of a task: `"test"`, which is the default, or `"ood"` (or `"train"`).
         prompts (`int`): problems, or rows from the first on, at most.
         measures (`list[str]`): which answers are asked for: `greedy`, `sampled`, `privileged` (greedy, with p) and
@@ -84,6 +85,7 @@ class EvaluationSettings:
     dataset_test_split: str | None = None
     columns: Columns | None = None
     verifier: str | None = None
+    verifier_options: dict[str, Any] | None = None
     privileged_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     prompt_format: str | None = None

@@ -109,6 +109,7 @@ def check_hints(
     prompt_file: str | None = None,
     teacher: Teacher | None = None,
     verifier: str | None = None,
+    verifier_options: Mapping[str, Any] | None = None,
     samples: int = 1,
     min_gain: float | None = None,
     keep_rows: bool = False,
@@ -122,7 +123,7 @@ def check_hints(
         prompt_file (`str`, *optional*): what the judge is asked.
         teacher (`Teacher`, *optional*): answers each row with and without p; the column `hint_gain` is the
             difference of its scores, `hint_gain_low` and `hint_gain_high` its 95% interval over answers.
-        verifier (`str`, *optional*): of its answers.
+        verifier (`str`, *optional*), verifier_options (`dict`, *optional*): of its answers, as in training.
         samples (`int`): answers of the teacher to each prompt: one is greedy, several are drawn.
         min_gain (`float`, *optional*): rows that gain less are dropped.
         keep_rows (`bool`): keep rows whose hint is dropped, without the hint.
@@ -145,7 +146,7 @@ def check_hints(
         _ask_judge(judge, prompt_of("judge", prompt_file), rows, hinted, found, reasons)
     columns: dict[str, list[Any]] = {}
     if teacher is not None:
-        gains = gains_of(teacher, rows, hinted, verifier_of(data, verifier, rows), samples)
+        gains = gains_of(teacher, rows, hinted, verifier_of(data, verifier, rows, verifier_options), samples)
         found.without, found.with_p, found.gain = gains.mean()
         columns = _gain_columns(gains, len(rows))
         for n, gain in zip(gains.rows, gains.of_rows(), strict=True):

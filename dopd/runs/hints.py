@@ -12,10 +12,10 @@ from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text, read_answer
 from dopd.hints.audit import Audit, audit_rows
 from dopd.runs.rows import Origin, located_in, mapped_rows
-from dopd.step.named import load_verifier
 from dopd.step.verifier import Verifier, tried
 from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.images import undecoded
+from dopd.verifiers.named import load_verifier
 
 TASK_PREFIX = "task:"
 _LOOKED_AT = 100  # rows
@@ -99,14 +99,16 @@ def audit(data: HintData, *, kind: str = "steps", max_words: int = 300) -> tuple
         raise (error if data.task is not None else located_in(error, data.origin)) from error
 
 
-def verifier_of(data: HintData, name: str | None, rows: Sequence[Mapping[str, Any]]) -> Verifier:
+def verifier_of(
+    data: HintData, name: str | None, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None
+) -> Verifier:
     """The verifier of that name, or that of the task; `math` for answers that math-verify reads, otherwise `exact`.
 
     Raises:
         ConfigError: there is no such verifier.
         ScoringError: it does not score an answer to the first row.
     """
-    found = load_verifier(name)
+    found = load_verifier(name, options=options)
     if found is None and data.task is not None:
         found = get_source(data.task, **data.task_options).verify
     if found is None:

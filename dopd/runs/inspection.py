@@ -24,12 +24,12 @@ from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import LOOKED_AT_FIELDS, REWARDED_FIELDS, Circumstances, circumstances
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import FixedModels, LocalScorer, Moment, PromptEncoder, Step
-from dopd.step.named import load_reward_functions, load_verifier
 from dopd.step.rewards import Judge, judge_of
 from dopd.step.verifier import unjudged
 from dopd.tables import RoutingTable
 from dopd.tasks import get_source
 from dopd.trainer.config import BASE
+from dopd.verifiers.named import load_reward_functions, load_verifier
 
 logger = logging.getLogger(__name__)
 _SECONDS = 60.0  # that a verifier or a reward function may take for an answer, as in training
@@ -124,7 +124,7 @@ def looked_at_fields(routing: RoutingTable) -> tuple[str, ...]:
 
 def _judge(asked: Circumstances, row: Mapping[str, Any]) -> Judge:
     """What gives answers scores and rewards, tried on an empty answer to the row; nothing where nobody is asked to."""
-    verifier = load_verifier(asked.verifier, _SECONDS)
+    verifier = load_verifier(asked.verifier, _SECONDS, asked.verifier_options)
     if verifier is None and asked.task is not None:
         verifier = get_source(asked.task, **asked.task_options).verify
     functions = load_reward_functions(list(asked.reward_funcs), _SECONDS)

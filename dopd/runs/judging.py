@@ -11,10 +11,10 @@ from dopd.runs.checks import check_rows
 from dopd.runs.circumstances import Circumstances
 from dopd.runs.rows import Origin, held_out_rows, located_in
 from dopd.step import PromptEncoder
-from dopd.step.named import load_verifier
 from dopd.step.verifier import Verifier, tried
 from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.images import undecoded
+from dopd.verifiers.named import load_verifier
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def problems_of(asked: Circumstances, split: str | None, count: int, seconds: fl
         DataError: rows that cannot be read.
         ScoringError: the verifier gives no score.
     """
-    verifier = load_verifier(asked.verifier, seconds)
+    verifier = load_verifier(asked.verifier, seconds, asked.verifier_options)
     if asked.task is not None:
         source = get_source(asked.task, **asked.task_options)
         generated = rows_of_task(source, split or "test", count, asked.privileged_kind)

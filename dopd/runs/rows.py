@@ -28,10 +28,10 @@ from dopd.runs.row_files import (
     splits_of_folder,
 )
 from dopd.runs.settings import RunSettings
-from dopd.step.named import load_verifier
 from dopd.step.verifier import Verifier
 from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.preflight import HELD_OUT
+from dopd.verifiers.named import load_verifier
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_rows(
     Raises:
         DataError: rows that cannot be read, or a split that is not there.
     """
-    verifier = load_verifier(settings.verifier, verifier_timeout)
+    verifier = load_verifier(settings.verifier, verifier_timeout, settings.verifier_options)
     train, held_out, own = _clean_rows(settings)
     if settings.privileged_noise:
         train, count = corrupt(train, PrivilegedNoise.from_mapping(settings.privileged_noise))

@@ -70,8 +70,9 @@ class RunSettings:
         privileged_noise (`dict`): corrupts p in training rows, for example `{kind: wrong, share: 0.5}`; see
             `dopd.runs.noise`.
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
-        verifier (`str`, *optional*): `math` (compares with the column `answer`), `exact`, or
-            `package.module:function` or `./file.py:function`; a task brings its own.
+        verifier (`str`, *optional*): `math`, `exact` or `choice` (compare with the column `answer`), `code` (runs tests
+            in a sandbox), or `package.module:function` or `./file.py:function`; a task brings its own.
+        verifier_options (`dict`): of a verifier that has some, for example `{allow_code_execution: true}` of `code`.
         reward_funcs (`list[str]` or `str`, *optional*): as in TRL, with `reward_weights`: functions of your own as
             `package.module:function` or `./file.py:function`, and `verifier` for the verifier's score.
         rollout_engine (`str`, *optional*): a function of your own that makes what draws the answers, as
@@ -104,6 +105,7 @@ class RunSettings:
     train_prompts: PromptCount = 4096
     eval_prompts: PromptCount = 512
     verifier: Text | None = None
+    verifier_options: dict[str, Any] = field(default_factory=dict)
     reward_funcs: Annotated[list[Text], MinLen(1)] | Text | None = None
     rollout_engine: Text | None = None
     use_peft: bool = False

@@ -39,7 +39,6 @@ from dopd.runs.quiet import quiet_libraries
 from dopd.runs.rows import load_rows, located
 from dopd.runs.settings import RunSettings
 from dopd.settings import Problems
-from dopd.step.named import load_reward_functions
 from dopd.step.rewards import Judge, judge_of
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.adapting import on_revision
@@ -54,6 +53,7 @@ from dopd.trainer.served import ask_server, asked_once
 from dopd.trainer.setup import tried_judge
 from dopd.trainer.teachers import field
 from dopd.trainer.whole import newest_whole
+from dopd.verifiers.named import load_reward_functions
 
 logger = logging.getLogger(__name__)
 

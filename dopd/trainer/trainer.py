@@ -19,7 +19,6 @@ from dopd.data.views import PrivilegedTemplate
 from dopd.ranks import AcceleratorRanks
 from dopd.scoring import random_state_kept
 from dopd.step import Engine, PromptEncoder, Step
-from dopd.step.named import RewardFunctions, load_reward_functions, load_verifier
 from dopd.step.rewards import judge_of
 from dopd.step.scorer import check_scorer
 from dopd.step.verifier import Verifier
@@ -44,6 +43,7 @@ from dopd.trainer.recording import KeptRun
 from dopd.trainer.reward_logs import RewardLogs
 from dopd.trainer.stepping import SteppingTrainer
 from dopd.trainer.stopping import KeepStart, StopWhereAsked
+from dopd.verifiers.named import RewardFunctions, load_reward_functions, load_verifier
 from dopd.vocabulary import declares
 
 

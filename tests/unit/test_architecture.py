@@ -44,6 +44,7 @@ LAYERS = [
     ["inspection"],
     ["report"],  # the trainer writes its report; reports know no trainer
     ["hints"],  # pages of hints look like reports
+    ["verifiers"],  # judges are asked as those of hints are
     ["trainer"],
     ["runs"],  # from a configuration to a run folder
     ["cli"],

@@ -35,11 +35,11 @@ from dopd.signals.rewards import group_advantage
 from dopd.step import FixedModels, LocalScorer, Moment, Step
 from dopd.step.batch import Rollouts
 from dopd.step.metrics import rollout_metrics
-from dopd.step.named import load_reward_functions
 from dopd.step.rewards import Judge, judge_of
 from dopd.step.verifier import unjudged
 from dopd.trainer.host import _add_columns
 from dopd.trainer.setup import answering
+from dopd.verifiers.named import load_reward_functions
 
 ROWS = [{"prompt": "q", "answer": str(n)} for n in range(3)]
 IDS = [[5], [5, 6], [5, 6, 7]]

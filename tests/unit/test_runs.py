@@ -13,8 +13,8 @@ from dopd.runs.build import load_model, resolve_model
 from dopd.runs.jobs import Job, JobError, run_jobs
 from dopd.runs.rows import load_rows
 from dopd.runs.settings import load_settings, parse_flags
-from dopd.step.named import load_verifier
 from dopd.tiny import TinySpec, build_model, build_tokenizer
+from dopd.verifiers.named import load_verifier
 
 MINIMAL = {"model_name_or_path": "student", "task": "dag", "output_dir": "runs/x"}
 

@@ -23,8 +23,8 @@ from dopd.cli.main import main
 from dopd.errors import ConfigError, DataError, ScoringError
 from dopd.runs.settings import load_settings
 from dopd.runs.train import make_config, make_trainer
-from dopd.step.named import load_verifier
 from dopd.step.verifier import TimedVerifier, Verifier, judged
+from dopd.verifiers.named import load_verifier
 
 ROW = {"prompt": "q", "answer": "1"}
 
@@ -402,3 +402,49 @@ def test_a_command_whose_output_is_closed_on_the_way_says_so(
     ended = subprocess.run([*command, "--verifier", "./closing.py:score"], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 2 and "error: the verifier closed standard output" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+CITIES = {"choices": ["Rome", "Paris", "Bern"]}
+LETTERS: list[tuple[str, object, dict[str, Any], float]] = [
+    ("The answer is (B).", "B", {}, 1.0),
+    ("It is \\boxed{\\text{C}}.", "(C)", {}, 1.0),
+    ("$\\boxed{\\mathrm{(J)}}$", "J.", {}, 1.0),
+    ("**D**", "\\boxed{D}", {}, 1.0),
+    ("A looks right, but the correct option is **C**: because A fails", "C", {}, 1.0),
+    ("First A.\n\nAnswer: E", "E", {}, 1.0),
+    ("Final answer: $\\textbf{(B)}$", "B", {}, 1.0),
+    ("Thus\nB) Paris", "B", CITIES, 1.0),
+    ("Paris.", "B", CITIES, 1.0),
+    ("\\boxed{Paris}", 1, CITIES, 1.0),
+    ("(B)", "Paris", CITIES, 1.0),
+    ("B. Paris", "B", {"prompt": "Where?\nA. Rome\nB. Paris"}, 1.0),
+    ("B", "B", {"options": {"A": "x", "B": "y"}}, 1.0),
+    ("B) Rome", "B", CITIES, 0.0),  # a letter beside another option's text
+    ("\\boxed{A}", "B", {}, 0.0),
+    ("The answer is B or C.", "B", {}, 0.0),
+    ("B or C", "B", {}, 0.0),
+    ("The answer is A, B", "A", {}, 0.0),
+    ("The answer is I think", "I", {}, 0.0),
+    ("Because of it", "B", {}, 0.0),
+    ("", "B", {}, 0.0),
+    ("Lyon", "B", CITIES, 0.0),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "columns", "score"), LETTERS)
+def test_choice_reads_the_letter_that_an_answer_states(
+    text: str, answer: object, columns: dict[str, Any], score: float
+) -> None:
+    verifier = load_verifier("choice")
+    assert verifier is not None and verifier(text, {"prompt": "q", "answer": answer, **columns}) == score
+
+
+def test_exact_reads_a_box_and_missing_answers_are_named() -> None:
+    exact = load_verifier("exact")
+    assert exact is not None
+    assert [exact(text, {"answer": "No way"}) for text in (" No way\n", "So \\boxed{No way}", "So No way")] == [1, 1, 0]
+    for name in ("exact", "choice", "math"):
+        verifier = load_verifier(name)
+        assert verifier is not None
+        with pytest.raises(DataError, match=r"needs a column 'answer'.*columns"):
+            verifier("x", {"prompt": "q"})

@@ -1,0 +1,1 @@
+"""Who scores answers: verifiers by name, of this package and of users."""
