@@ -112,8 +112,8 @@ def _add(found: CodeTests, value: Any, row: Mapping[str, Any]) -> None:
     value = _unpacked(value)
     if isinstance(value, Mapping):
         name = value.get("fn_name") or value.get("func_name")
-        for given, gives in zip(value["inputs"], value["outputs"], strict=True):
-            _add_pair(found, given, gives, name)
+        for asked, gives in zip(value["inputs"], value["outputs"], strict=True):
+            _add_pair(found, asked, gives, name)
         return
     if not isinstance(value, list):
         raise ValueError(f"{str(value)[:80]!r} is neither a list of tests nor inputs with outputs")
@@ -131,11 +131,11 @@ def _add(found: CodeTests, value: Any, row: Mapping[str, Any]) -> None:
             _add_pair(found, case["input"], case["output"], name)
 
 
-def _add_pair(found: CodeTests, given: Any, gives: Any, name: Any) -> None:
+def _add_pair(found: CodeTests, asked: Any, gives: Any, name: Any) -> None:
     if name:
-        found.calls.append(Called(str(name), given if isinstance(given, list) else [given], gives))
+        found.calls.append(Called(str(name), asked if isinstance(asked, list) else [asked], gives))
     else:
-        found.programs.append((_lines(given), _lines(gives)))
+        found.programs.append((_lines(asked), _lines(gives)))
 
 
 def _lines(value: Any) -> str:
