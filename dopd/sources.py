@@ -17,6 +17,7 @@ Model = Literal["teacher", "anchor", "initial", "student"]
 # Prompts that a source can read: x alone, or x with one of these texts as privileged context.
 PLAIN, PRIVILEGED, CONTRAST, PRAISE, CRITICISM = "plain", "privileged", "contrast", "praise", "criticism"
 SELF = "self"  # the student's own answer to x as privileged context
+PARTIAL, CONTEXT_ONLY = "partial", "context_only"  # a part of p as privileged context; p without x
 # What a rule trains the student on: tokens of its answer or of the row's reference text, behind one of these prompts.
 Text = Literal["rollout", "reference"]
 TrainedView = Literal["plain", "privileged", "self"]
@@ -52,6 +53,12 @@ SOURCES: dict[str, SourceSpec] = {
     "contrast_student": SourceSpec(
         "anchor", CONTRAST, "the privileged student, reading a wrong privileged context (column contrast_context)"
     ),
+    "partial_student": SourceSpec(
+        "anchor", PARTIAL, "the privileged student, reading a part of the privileged context (column partial_context)"
+    ),
+    "context_student": SourceSpec(
+        "anchor", CONTEXT_ONLY, "the privileged student, reading the privileged context without the question"
+    ),
     "praised_teacher": SourceSpec("teacher", PRAISE, "the teacher, whose prompt announces a good answer"),
     "criticised_teacher": SourceSpec("teacher", CRITICISM, "the teacher, whose prompt announces a bad answer"),
     "privileged_reference": SourceSpec(
@@ -62,7 +69,7 @@ SOURCES: dict[str, SourceSpec] = {
 }
 TEACHER_COLUMN = "teacher_id"  # of a dataset: which of several teachers reads a row
 # The columns of a dataset that these views read; other views bring their own text.
-CONTEXT_COLUMNS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}
+CONTEXT_COLUMNS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context", PARTIAL: "partial_context"}
 TEACHER_SOURCES = frozenset(name for name, spec in SOURCES.items() if spec.model == "teacher")
 ANCHOR_SOURCES = frozenset(name for name, spec in SOURCES.items() if spec.model == "anchor")
 ROUTING_SOURCES = frozenset({"privileged_teacher", "privileged_student"})

@@ -11,9 +11,10 @@ from dopd.data.turns import written_turns
 from dopd.data.views import Prompt, images_of, is_blank, lacks_privileged
 from dopd.errors import DataError
 from dopd.progress import tracked
+from dopd.sources import CONTEXT_COLUMNS
 
 # Columns of text that go into a privileged view.
-TEXT_COLUMNS = ("privileged_context", "contrast_context")
+TEXT_COLUMNS = tuple(CONTEXT_COLUMNS.values())
 # Columns that people bring, in the hope that somebody reads them.
 _HOPEFUL = (
     "teacher_chat_template_kwargs",  # a setting of the run; the column of a row is for student and teacher

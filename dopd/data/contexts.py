@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.data.images import PRIVILEGED_COLUMN
-from dopd.data.views import is_blank
+from dopd.data.views import is_blank, lacks_privileged, without_question
 from dopd.errors import ConfigError
 from dopd.signals.answers import RIGHT_FROM
-from dopd.sources import CONTEXT_COLUMNS, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
+from dopd.sources import CONTEXT_COLUMNS, CONTEXT_ONLY, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
 from dopd.tables import RoutingTable
 
 # What Cal-OPD (arXiv 2609.21619) tells the teacher of an answer that it is about to score.
@@ -39,7 +39,10 @@ def rows_for_view(
     Raises:
         ConfigError: contexts come from siblings, and there are no scores or parts of groups alone.
     """
-    origin = table.context if view == PRIVILEGED else table.contrast
+    if view == CONTEXT_ONLY:
+        privileged = rows_for_view(PRIVILEGED, table, rows, completions, scores, num_generations)
+        return [row if lacks_privileged(row) else without_question(row) for row in privileged]
+    origin = {PRIVILEGED: table.context, CONTRAST: table.contrast}.get(view, "column")
     if view == PRIVILEGED and origin == "column":
         return [dict(row) for row in rows]
     contexts: Sequence[Any]
@@ -60,7 +63,7 @@ def rows_for_view(
 
 def rows_known_before(table: RoutingTable, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row with the context of each privileged view, for those whose contexts do not come from rollouts."""
-    origins = {PRIVILEGED: table.context, CONTRAST: table.contrast}
+    origins = {PRIVILEGED: table.context, CONTEXT_ONLY: table.context, CONTRAST: table.contrast}
     views = (table.views - {PLAIN}) | ({PRIVILEGED} if table.needs_privileged else set())
     return [rows_for_view(view, table, [row])[0] for view in sorted(views) if origins.get(view) != "sibling"]
 

@@ -15,6 +15,7 @@ from dopd.data.findings import Findings
 from dopd.data.rendering import CALLS
 from dopd.data.views import TEMPLATE_COLUMN, PrivilegedTemplate, Prompt, is_blank, row_options, with_turns
 from dopd.errors import DataError, cut
+from dopd.sources import CONTEXT_COLUMNS
 
 # The context of a view (p, `None` for the plain one), and its prompt.
 ShownPrompt = tuple[str | None, Prompt]
@@ -178,7 +179,7 @@ def _pieces(
     calls = [text for turn in turns for text in _texts_of_calls(turn)]
     pieces.append(_Piece(_PROMPT, calls, None))
     if context is not None and not is_blank(context):
-        column = next((name for name in ("privileged_context", "contrast_context") if row.get(name) == context), None)
+        column = next((name for name in CONTEXT_COLUMNS.values() if row.get(name) == context), None)
         name = _METHOD if column is None else f"column {column!r}"
         pieces.append(_Piece(name, [context], last, needed=column is not None))
         pieces += [_Piece(_TEMPLATE, [text], last) for text in template.own_texts(prompt)]

@@ -272,6 +272,18 @@ def privileged_prompts(rows: Sequence[Mapping[str, Any]], template: PrivilegedTe
     return [privileged_prompt(row, template) for row in rows]
 
 
+def without_question(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without what is asked, its images included: of a conversation the system's turns and an empty last turn
+    of the user's are left, in which its privileged context has its place.
+    """
+    prompt = row["prompt"]
+    emptied: Prompt = ""
+    if not isinstance(prompt, str):
+        system = [turn for turn in prompt if turn["role"] == "system"]
+        emptied = with_turns(prompt, [*system, {"role": "user", "content": ""}])
+    return {**row, **dict.fromkeys(COLUMNS), "prompt": emptied}
+
+
 def lacks_privileged(row: Mapping[str, Any]) -> bool:
     """Whether a row has neither privileged text nor privileged images."""
     return is_blank(row.get("privileged_context")) and not images_of(row, (PRIVILEGED_COLUMN,))

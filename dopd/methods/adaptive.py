@@ -2,6 +2,7 @@
 
 import math
 
+from dopd.methods.dual import by_advantage, one_rule
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, NotNegative, Share
@@ -143,8 +144,7 @@ def tsd_kd(*, beta: Fraction = 0.9, top_k: Count = 10, opening: Share = 0.1, hig
 def cal_opd(*, tolerance: NotNegative = 5.0, skip: bool = True) -> RoutingTable:
     """`skip`: answers whose advantages are all 0 are left out of the mean over answers, as in the source."""
     advantage = {"signal": "cal_opd", "tolerance": tolerance, "skip": skip}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(name="cal_opd", rules=(rule,))
+    return by_advantage("cal_opd", advantage)
 
 
 @register_method(
@@ -164,3 +164,15 @@ def opsa(*, fraction: Share = 0.2) -> RoutingTable:
         select={"signal": "student_logprob", "bottom": fraction},
     )
     return RoutingTable(name="opsa", rules=(rule,))
+
+
+@register_method(
+    "res_opd",
+    "ResOPD: the whole reverse KL from the teacher's top K and the sampled token",
+    "arXiv 2610.04882",
+    "KL(S || T) on the teacher's top K and one outcome for the rest, plus 1[y not in K] (a(y) - a(rest)), a: the "
+    "one-sample estimate; its mean over y is KL(S || T)",
+    departures="read through a report, which has the gradient whole; K is ours: what servers give by default",
+)
+def res_opd(*, top_k: Count = 20) -> RoutingTable:
+    return one_rule("res_opd", "teacher", "reverse_kl", "target_topk", top_k, "sampled")

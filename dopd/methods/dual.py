@@ -179,6 +179,18 @@ def one_rule(
     return RoutingTable(name=name, rules=(rule,), anchor=anchor)
 
 
+def by_advantage(name: str, signal: Any, **options: Any) -> RoutingTable:
+    """A table that is one policy gradient.
+
+    Args:
+        name (`str`): of the method.
+        signal (`str` or `dict`): the advantage, as a rule takes it.
+        options: of the table.
+    """
+    rule = Rule(divergence="policy_gradient", support="sampled", advantage=signal)
+    return RoutingTable(name=name, rules=(rule,), **options)
+
+
 @register_method(
     "privileged_teacher",
     "the privileged teacher teaches every token",

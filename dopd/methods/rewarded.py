@@ -1,5 +1,6 @@
 """Methods that learn from rewards."""
 
+from dopd.methods.dual import by_advantage
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import Count, NotNegative, Positive, Probability, Share
@@ -16,8 +17,7 @@ _ONCE = "no PPO clipping: rollouts are used once, so that the ratio is 1"
     departures=f"no KL to a reference; {_ONCE}",
 )
 def grpo() -> RoutingTable:
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage="group_advantage")
-    return RoutingTable(name="grpo", rules=(rule,))
+    return by_advantage("grpo", "group_advantage")
 
 
 @register_method(
@@ -50,8 +50,7 @@ def uni_opd(*, delta: NotNegative = 0.1) -> RoutingTable:
 )
 def rlsd(*, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Count = 50) -> RoutingTable:
     advantage = {"signal": "rlsd", "epsilon": epsilon, "mix": mix, "decay_steps": decay_steps}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(name="rlsd", rules=(rule,))
+    return by_advantage("rlsd", advantage)
 
 
 @register_method(
@@ -76,10 +75,9 @@ def rlcsd(
     `siblings="first"`: the first fitting sibling, not a random one.
     """
     advantage = {"signal": "rlcsd", "tau": tau, "mix": mix, "drop": drop, "apart": apart}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(
-        name="rlcsd",
-        rules=(rule,),
+    return by_advantage(
+        "rlcsd",
+        advantage,
         anchor="snapshot",
         snapshot_steps=snapshot_steps,
         context="sibling",
@@ -98,8 +96,7 @@ def rlcsd(
 )
 def sipo(*, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -> RoutingTable:
     advantage = {"signal": "sipo", "mix": mix, "bound": bound}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(name="sipo", rules=(rule,), context="sibling", contrast="sibling", siblings="random")
+    return by_advantage("sipo", advantage, context="sibling", contrast="sibling", siblings="random")
 
 
 @register_method(
@@ -111,8 +108,7 @@ def sipo(*, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -> RoutingTable:
 )
 def distilled_rl(*, bound: Positive = 3.0) -> RoutingTable:
     advantage = {"signal": "distilled_rl", "bound": bound}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(name="distilled_rl", rules=(rule,))
+    return by_advantage("distilled_rl", advantage)
 
 
 @register_method(
@@ -127,8 +123,7 @@ def distilled_rl(*, bound: Positive = 3.0) -> RoutingTable:
 )
 def conspo(*, temperature: Positive = 10.0, margin: NotNegative = 0.01, warmup: Share = 0.3) -> RoutingTable:
     advantage = {"signal": "conspo", "temperature": temperature, "margin": margin, "warmup": warmup}
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage=advantage)
-    return RoutingTable(name="conspo", rules=(rule,))
+    return by_advantage("conspo", advantage)
 
 
 @register_method(
@@ -139,8 +134,7 @@ def conspo(*, temperature: Positive = 10.0, margin: NotNegative = 0.01, warmup: 
     departures="no published method: derived from ConSPO's objective",
 )
 def conspo_uniform() -> RoutingTable:
-    rule = Rule(divergence="policy_gradient", support="sampled", advantage="conspo_uniform")
-    return RoutingTable(name="conspo_uniform", rules=(rule,))
+    return by_advantage("conspo_uniform", "conspo_uniform")
 
 
 @register_method(
@@ -158,3 +152,33 @@ def sdpg(*, beta: NotNegative = 1e-3, alpha: NotNegative = 1e-3) -> RoutingTable
         Rule(name="tether", source="reference", support="sampled", weight=alpha),
     )
     return RoutingTable(name="sdpg", rules=rules)
+
+
+@register_method(
+    "diffgate",
+    "DiffGate: group advantages, and the teacher on wrong rollouts, the more of its prompt are wrong",
+    "arXiv 2610.04596",
+    "-A log S(y) + b f min(KL(S || T), c); f: the share of wrong rollouts of the prompt at a wrong one, else 0",
+    departures=f"read through a report: b and c are ours; {_ONCE}",
+)
+def diffgate(*, weight: NotNegative = 1.0, cap: Positive = 10.0) -> RoutingTable:
+    """`weight`: b; `cap`: c, nats."""
+    rules = (
+        Rule(name="reward", divergence="policy_gradient", support="sampled", advantage="group_advantage"),
+        Rule(name="teacher", source="teacher", cap=cap, scale="failed", weight=weight),
+    )
+    return RoutingTable(name="diffgate", rules=rules)
+
+
+@register_method(
+    "rg_opd",
+    "RG-OPD: the sampled reverse KL where teacher and reward push a token the same way",
+    "arXiv 2607.04037",
+    "-(log T(y) - log S(y)) log S(y) where A > 0 and log T(y) > log S(y) + d, or A <= 0 and log T(y) < log S(y) - d",
+    "medium",
+    f"read through a report: d is ours, and the gate is taken token by token; {_ONCE}",
+)
+def rg_opd(*, margin: NotNegative = 0.0) -> RoutingTable:
+    select = {"signal": "agrees", "margin": margin, "above": 0.5}
+    rule = Rule(name="agreed", source="teacher", support="sampled", select=select)
+    return RoutingTable(name="rg_opd", rules=(rule,))

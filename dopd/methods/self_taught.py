@@ -1,9 +1,11 @@
 """Methods whose teacher is the student itself, reading privileged context."""
 
+from typing import Any
+
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.registry import METHODS, register_method
 from dopd.rules import Rule
-from dopd.settings import Count, Fraction, Positive, Probability
+from dopd.settings import Count, Fraction, NotNegative, Positive, Probability, Share
 from dopd.sources import Anchor
 from dopd.tables import RoutingTable
 
@@ -113,6 +115,62 @@ def beta_opsd(*, beta: Probability = 0.5, divergence: DivergenceKind = "reverse_
     """`beta`: 0 is the reference, 1 the student with privileged context."""
     source = {"reference": 1.0 - beta, SELF: beta}
     return RoutingTable(name="beta_opsd", rules=(Rule(source=source, divergence=divergence),), anchor="frozen")
+
+
+@register_method(
+    "ar_opd",
+    "AR-OPD: towards the student reading a part of the privileged context, plus a bounded share of what all of it adds",
+    "arXiv 2606.10385",
+    "KL(Q || S), Q = softmax(log F(.|part) + l clip(log F(.|p) - log F(.|part), +-c))",
+    departures="the target was read through a report, the abstract besides; divergence, weights and l inside 0.6 to "
+    "1.2 are ours; the part of the context is the column partial_context",
+)
+def ar_opd(
+    *,
+    residual: NotNegative = 1.0,
+    bound: Positive = 5.0,
+    divergence: DivergenceKind = "forward_kl",
+    anchor: Anchor = "frozen",
+) -> RoutingTable:
+    """`residual`: l; `bound`: c, nats."""
+    full = {"power": residual, "over": "partial_student", "clip": [-bound, bound]}
+    rule = Rule(source={"partial_student": 1.0, SELF: full}, divergence=divergence)
+    return RoutingTable(name="ar_opd", rules=(rule,), anchor=anchor)
+
+
+@register_method(
+    "purified_opsd",
+    "Purified OPSD: the start model tilted by what the question adds to the privileged context",
+    "arXiv 2607.02234",
+    "JS(S, Q), Q ~ R exp(D / b), D = c tanh((d - mean d) / c), d = log F(.|p) - log F(.|p without x); R = F without p",
+    "medium",
+    "read through reports: b, c, and the mean under R are ours; p without x is the privileged prompt with an empty "
+    "question",
+)
+def purified_opsd(*, beta: Positive = 1.0, bound: Positive = 5.0) -> RoutingTable:
+    """`beta`: b; `bound`: c, nats."""
+    gain = {"power": 1.0 / beta, "over": "context_student", "centre": True, "squash": bound}
+    rule = Rule(source={"reference": 1.0, SELF: gain}, divergence="js")
+    return RoutingTable(name="purified_opsd", rules=(rule,), anchor="frozen")
+
+
+@register_method(
+    "ad_opsd",
+    "AD-OPSD: at unsure tokens, between the start model and the student with privileged context",
+    "arXiv 2607.10805",
+    "KL(u R + (1 - u) F(.|p) || S) on the top fifth by H_S, u = sigmoid(S(y) (log S(y) - log F(y|p)) / tau)",
+    "medium",
+    "read through a report: forward KL (of a mixture it is the mixture of forward KLs, up to a constant), frozen "
+    "weights, tau and nothing elsewhere are ours",
+)
+def ad_opsd(*, fraction: Share = 0.2, tau: Positive = 1.0) -> RoutingTable:
+    select = {"signal": "student_entropy", "top": fraction}
+    shared: dict[str, Any] = {"divergence": "forward_kl", "select": select}
+    rules = (
+        Rule(name="base", source="reference", scale={"signal": "unreached", "tau": tau}, **shared),
+        Rule(name="self", source=SELF, scale={"signal": "unreached", "tau": tau, "inverted": True}, **shared),
+    )
+    return RoutingTable(name="ad_opsd", rules=rules, anchor="frozen")
 
 
 @register_method(

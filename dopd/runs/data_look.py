@@ -35,6 +35,7 @@ from dopd.runs.hints import HintData, rows_of
 from dopd.runs.layouts import Layout
 from dopd.runs.row_filters import Keep, kept_rows
 from dopd.runs.rows import Origin, held_out_rows, read_rows, splits_here
+from dopd.sources import CONTEXT_COLUMNS, PLAIN, PRIVILEGED
 from dopd.step import PromptEncoder
 from dopd.trainer.context import context_of
 from dopd.trainer.images import undecoded
@@ -44,8 +45,6 @@ _EXAMPLES = 3
 _BROKEN = "an image cannot be read"
 _LOOKED_AT = 100  # rows, for guesses
 _EXAMPLE = 80  # characters of a value
-PLAIN, PRIVILEGED, CONTRAST = "plain", "privileged", "contrast"
-_CONTEXTS = {PRIVILEGED: "privileged_context", CONTRAST: "contrast_context"}
 
 
 @dataclass(frozen=True)
@@ -379,7 +378,7 @@ def _views(row: Mapping[str, Any], reader: Reader | None) -> Iterator[tuple[str,
     template = reader.prompts.template if reader else PrivilegedTemplate()
     own = reader.prompts.asked_row(row) if reader else as_conversation(dict(row))
     yield PLAIN, plain_prompt(own)
-    for view, column in _CONTEXTS.items():
+    for view, column in CONTEXT_COLUMNS.items():
         context = own.get(column)
         if context or (view == PRIVILEGED and images_of(own, ("privileged_images",))):
             yield view, privileged_prompt({**own, "privileged_context": context}, template)

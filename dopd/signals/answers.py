@@ -8,6 +8,7 @@ from torch import Tensor
 from dopd.settings import NotNegative, Positive, Share
 from dopd.signals.batch import SignalBatch
 from dopd.signals.registry import register_signal
+from dopd.signals.rewards import group_advantage
 
 RIGHT_FROM = 0.5  # the score from which a rollout counts as right
 
@@ -96,3 +97,32 @@ def dial(batch: SignalBatch, power: NotNegative = 0.5) -> Tensor:
     score_BT = score_BT.masked_fill(~batch.keep, -math.inf)
     above_BT = (score_BT.unsqueeze(1) > score_BT.unsqueeze(2)).sum(2)
     return above_BT.double() / batch.keep.sum(1, keepdim=True).clamp(min=1)
+
+
+@register_signal(
+    "failed",
+    "the share of wrong rollouts of its prompt at a wrong rollout, else 0",
+    needs_scores=True,
+)
+def failed(batch: SignalBatch) -> Tensor:
+    """How much DiffGate (arXiv 2610.04596) lets a teacher say of a rollout; (B, T)."""
+    wrong_GG = (batch.scores_of_groups() < RIGHT_FROM).double()
+    return batch.per_token((wrong_GG * wrong_GG.mean(1, keepdim=True)).flatten())
+
+
+@register_signal(
+    "agrees",
+    "1 where A > 0 and log T(y) > log S(y) + d, or A <= 0 and log T(y) < log S(y) - d; A: group advantage",
+    sources={"student", "teacher"},
+    entropies=(),
+    needs_rewards=True,
+)
+def agrees(batch: SignalBatch, margin: NotNegative = 0.0) -> Tensor:
+    """The gate of RG-OPD (arXiv 2607.04037): tokens on which the teacher pushes the way the reward does; (B, T).
+
+    Args:
+        margin (`float`): d, nats.
+    """
+    apart_BT = batch.logprobs["teacher"].double() - batch.logprobs["student"].double()
+    up_BT = group_advantage(batch) > 0
+    return torch.where(up_BT, apart_BT > margin, apart_BT < -margin).double()

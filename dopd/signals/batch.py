@@ -95,6 +95,15 @@ class SignalBatch:
         return total_B / keep_BT.sum(1).clamp(min=1)
 
 
+def has_both(batch: SignalBatch) -> Tensor:
+    """Rows with a right and a wrong context, at each of their positions, bool (B, T)."""
+    both_BT = torch.ones(batch.mask.shape, dtype=torch.bool, device=batch.mask.device)
+    for present_B in (batch.has_privileged, batch.has_contrast):
+        if present_B is not None:
+            both_BT = both_BT & present_B.bool().unsqueeze(1)
+    return both_BT
+
+
 def share_of_answers(batch: SignalBatch, kept_B: Tensor) -> Tensor:
     """Answers with scored tokens per answer that is kept, (): a factor that makes a mean over all answers one over the
     kept ones; 0 where none is kept. The same on every rank.

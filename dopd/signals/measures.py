@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.divergences import forward_kl, log_probs, reverse_kl
+from dopd.divergences import forward_kl, log_probs, on_support, reverse_kl
 
 COMPATIBILITY_TOKENS = 16
+CONTRAST_TOKENS = 100
 SPREAD_POWER = 0.1
 
 
@@ -33,6 +34,13 @@ class Measure:
 def _mass_on_student_top(log_s_MV: Tensor, log_t_MV: Tensor) -> Tensor:
     top_MK = log_s_MV.topk(min(COMPATIBILITY_TOKENS, log_s_MV.shape[-1]), dim=-1).indices
     return log_t_MV.gather(-1, top_MK).exp().sum(-1)
+
+
+def _contrast_kl(log_wrong_MV: Tensor, log_right_MV: Tensor) -> Tensor:
+    if log_right_MV.shape[-1] > CONTRAST_TOKENS:
+        ids_MK = log_right_MV.topk(CONTRAST_TOKENS, dim=-1).indices
+        log_wrong_MV, log_right_MV = (on_support(log_p, ids_MK, "bucket") for log_p in (log_wrong_MV, log_right_MV))
+    return forward_kl(log_wrong_MV, log_right_MV)
 
 
 def _confidence(log_t_MV: Tensor) -> Tensor:
@@ -62,8 +70,9 @@ MEASURES: dict[str, Measure] = {
     ),
     "contrast_kl": Measure(
         ("contrast_student", "privileged_student"),
-        forward_kl,
-        "KL(privileged student || the same with a wrong context), nats",
+        _contrast_kl,
+        f"KL(privileged student || the same with a wrong context) on the first one's top {CONTRAST_TOKENS} and one "
+        "outcome for all others, nats",
     ),
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dopd.settings import Count, NotNegative, Positive, Probability
-from dopd.signals.batch import SignalBatch, share_of_answers
+from dopd.signals.batch import SignalBatch, has_both, share_of_answers
 from dopd.signals.registry import register_signal
 
 # Rollouts of one prompt that all got the same reward say nothing about which is better.
@@ -122,17 +122,8 @@ def sipo(batch: SignalBatch, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -
         bound (`float`): of the log-ratio, nats.
     """
     shift_BT = batch.logprobs["privileged_student"].double() - batch.logprobs["contrast_student"].double()
-    shift_BT = torch.where(_has_both(batch), shift_BT.clamp(-bound, bound), 0.0)
+    shift_BT = torch.where(has_both(batch), shift_BT.clamp(-bound, bound), 0.0)
     return group_advantage(batch) + mix * shift_BT
-
-
-def _has_both(batch: SignalBatch) -> Tensor:
-    """Rows with a right and a wrong context, at each of their positions, bool (B, T)."""
-    both_BT = torch.ones(batch.mask.shape, dtype=torch.bool, device=batch.mask.device)
-    for present_B in (batch.has_privileged, batch.has_contrast):
-        if present_B is not None:
-            both_BT = both_BT & present_B.bool().unsqueeze(1)
-    return both_BT
 
 
 @register_signal(
@@ -170,7 +161,7 @@ def rlcsd(
     shifted_BT = advantage_BT + shift_BT
     anchored_BT = torch.where(advantage_BT > 0, shifted_BT.clamp(min=0.0), shifted_BT.clamp(max=0.0))
     anchored_BT = torch.where(advantage_BT == 0, 0.0, anchored_BT)
-    both_BT = _has_both(batch)
+    both_BT = has_both(batch)
     selected_BT = (shift_BT.abs() > threshold) & both_BT & batch.keep
     left_BT = ~selected_BT & batch.keep & (both_BT if drop else torch.ones_like(both_BT))
     if not apart:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dopd.routing import privilege_gap
-from dopd.settings import NotNegative
-from dopd.signals.batch import SignalBatch, share_of_answers
+from dopd.settings import NotNegative, Positive
+from dopd.signals.batch import SignalBatch, has_both, share_of_answers
 from dopd.signals.registry import register_signal
 
 STUDENT, TEACHER = {"student"}, {"teacher"}
@@ -147,7 +147,11 @@ def _reverse_kl(batch: SignalBatch) -> Tensor:
     return batch.measures["reverse_kl"]
 
 
-@register_signal("contrast", "k / (k + 1), k = KL(right context || wrong context)", measures={"contrast_kl"})
+@register_signal(
+    "contrast",
+    "k / (k + 1), k = KL(right context || wrong context) on the right one's top 100 and a tail",
+    measures={"contrast_kl"},
+)
 def _contrast(batch: SignalBatch) -> Tensor:
     divergence_BT = batch.measures["contrast_kl"]
     return divergence_BT / (divergence_BT + 1.0)
@@ -158,3 +162,20 @@ def _has_privileged(batch: SignalBatch) -> Tensor:
     if batch.has_privileged is None:
         return torch.ones(batch.mask.shape, dtype=torch.float64, device=batch.mask.device)
     return batch.per_token(batch.has_privileged)
+
+
+@register_signal("has_both", "1 where the row has a right and a wrong context")
+def _has_both(batch: SignalBatch) -> Tensor:
+    return has_both(batch).double()
+
+
+@register_signal(
+    "unreached",
+    "sigmoid(S(y) (log S(y) - log S(y|x,p)) / tau): how far the student is surer of its token without p",
+    sources=STUDENT | {"privileged_student"},
+    entropies=(),
+)
+def _unreached(batch: SignalBatch, tau: Positive = 1.0, inverted: bool = False) -> Tensor:
+    log_s_BT = batch.logprobs["student"].double()
+    apart_BT = log_s_BT - batch.logprobs["privileged_student"].double()
+    return torch.sigmoid((-1.0 if inverted else 1.0) * log_s_BT.exp() * apart_BT / tau)

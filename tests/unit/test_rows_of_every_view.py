@@ -21,10 +21,12 @@ def messages(caplog: pytest.LogCaptureFixture) -> str:
 def test_a_wrong_hint_that_does_not_fit_is_refused_by_row(tmp_path: Path, streamed: bool) -> None:
     rows = [{**row, "contrast_context": row["privileged_context"]} for row in kit.task_rows(8)]
     rows[3]["contrast_context"] = " ".join([rows[3]["prompt"][0]["content"]] * 60)
+    options: dict[str, Any] = {"method_options": {"hints": "column"}}
     data = IterableDataset.from_generator(lambda: iter(rows)) if streamed else Dataset.from_list(rows)
     with pytest.raises(DataError, match="row 3: a view of the prompt has"):
-        kit.trainer(tmp_path, "opsd_contrast", train_dataset=data, max_steps=4).train()
-    kept = kit.trainer(tmp_path, "opsd_contrast", train_dataset=Dataset.from_list(rows), overlong_prompts="drop")
+        kit.trainer(tmp_path, "opsd_contrast", train_dataset=data, max_steps=4, **options).train()
+    rows_here = Dataset.from_list(rows)
+    kept = kit.trainer(tmp_path, "opsd_contrast", train_dataset=rows_here, overlong_prompts="drop", **options)
     assert len(kept.train_dataset) == 7
     tried("dataset", "contrast_context longer than the models read", "refused: names row; or counted")
 

@@ -12,6 +12,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 import dopd
 from dopd.data.contexts import JUDGEMENTS, rows_for_view, sibling_contexts
+from dopd.data.views import PrivilegedTemplate, privileged_prompt
 from dopd.errors import ConfigError, ScoringError
 from dopd.methods import METHODS
 from dopd.step import Request
@@ -26,7 +27,14 @@ def half_right(completion: str, row: dict[str, Any]) -> float:
 
 def rows_with_contrast(count: int = 8) -> list[dict[str, Any]]:
     rows = kit.task_rows(count)
-    return [row | {"contrast_context": rows[n - 1]["privileged_context"]} for n, row in enumerate(rows)]
+    return [
+        row
+        | {
+            "contrast_context": rows[n - 1]["privileged_context"],
+            "partial_context": row["privileged_context"].split()[0],
+        }
+        for n, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -45,7 +53,20 @@ def test_every_method_takes_a_step(name: str, tmp_path: Path) -> None:
     assert all(value == value for key, value in logged.items() if isinstance(value, float)), logged
     moved = any(not torch.equal(before[key], value) for key, value in made.model.named_parameters())
     assert moved == (logged["grad_norm"] > 0)
-    alike = ("sdpo", "rlcsd", "grpo", "rlsd", "oasis", "sipo", "distilled_rl", "conspo", "conspo_uniform")
+    alike = (
+        "sdpo",
+        "rlcsd",
+        "grpo",
+        "rlsd",
+        "oasis",
+        "sipo",
+        "distilled_rl",
+        "conspo",
+        "conspo_uniform",
+        "diffgate",
+        "rg_opd",
+        "opsd_contrast",
+    )
     if name not in alike:  # these learn nothing from a prompt whose answers are all alike
         assert moved
     labels = {rule.label for rule in made.table.rules}
@@ -102,12 +123,32 @@ def test_contexts_come_from_where_the_table_says() -> None:
     assert told == row
     (told,) = rows_for_view("privileged", dopd.table("dopd_no_privilege"), [row])
     assert told["privileged_context"] is None and told["privileged_images"] is None
-    (told,) = rows_for_view("contrast", dopd.table("opsd_contrast"), [row])
+    (told,) = rows_for_view("contrast", dopd.table("opsd_contrast", hints="column"), [row])
     assert told["privileged_context"] == "trap" and told["privileged_images"] is None
     (told,) = rows_for_view("praise", dopd.table("cal_opd"), [row])
     assert told["privileged_context"] == JUDGEMENTS["praise"]
+    (told,) = rows_for_view("partial", dopd.table("ar_opd"), [row | {"partial_context": "hi"}])
+    assert told["privileged_context"] == "hi" and told["privileged_images"] is None
     first, second = rows_for_view("privileged", dopd.table("sdpo"), [row, row], ["x", "y"], [1.0, 0.0], 2)
     assert (first["privileged_context"], second["privileged_context"]) == (None, "x")
+
+
+def test_the_view_of_p_alone_has_p_and_nothing_of_the_question(tmp_path: Path) -> None:
+    made = kit.trainer(tmp_path, "purified_opsd")
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "Of what?"},
+        {"role": "user", "content": [{"type": "text", "text": "Apples"}, {"type": "image"}]},
+    ]
+    for prompt in ("How many apples?", turns):
+        row = {"prompt": prompt, "images": ["a.png"], "privileged_context": "seven", "privileged_images": None}
+        (alone,) = rows_for_view("context_only", made.table, [row])
+        shown = str(privileged_prompt(alone, PrivilegedTemplate()))
+        assert "seven" in shown and not any(word in shown for word in ("many", "pples", "Of what", "a.png"))
+        assert ("Be brief." in shown) == (prompt is turns)
+        (missing,) = rows_for_view("context_only", made.table, [row | {"privileged_context": None}])
+        assert missing["prompt"] == prompt  # as the privileged view has it then, so that nothing is learned from it
 
 
 def test_without_privilege_both_policies_read_the_plain_prompt(tmp_path: Path) -> None:
