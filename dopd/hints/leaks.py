@@ -12,6 +12,7 @@ from dopd.hints.formula_leaks import amount_kinds, equivalent, formula_kinds
 from dopd.hints.kinds import WITHOUT_RESULTS
 from dopd.hints.number_leaks import Numbers, number_kinds, results
 from dopd.hints.text import folded, plain, words
+from dopd.wording import runs
 
 # Kinds of leaks, and what each means.
 KINDS = {
@@ -169,14 +170,13 @@ def overlap(hint: str, question: str, solution: str) -> float:
     a plan may be in the solution's words.
     """
     asked = set(words(question))
-    theirs = _runs(solution) - _runs(question)
+    theirs = _phrases(solution) - _phrases(question)
     own = {word for word in words(solution) if word[0].isdigit() and word not in asked}
     if own:
         theirs = {run for run in theirs if own & set(run)}
-    shared = theirs & _runs(hint)
+    shared = theirs & _phrases(hint)
     return len(shared) / len(theirs) if len(shared) >= _FEWEST else 0.0
 
 
-def _runs(text: str) -> set[tuple[str, ...]]:
-    own = words(text)
-    return {tuple(own[n : n + _RUN]) for n in range(len(own) - _RUN + 1)}
+def _phrases(text: str) -> set[tuple[str, ...]]:
+    return runs(folded(text), _RUN)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dopd.report.groups import RunGroup, seed_of
 from dopd.report.headline import evaluations
-from dopd.report.leaks import leaks
+from dopd.report.monitors import FEW, LENGTH, MONITORS, limits_of, monitored
 from dopd.report.records import RunRecord
 from dopd.report.series import points_of
 
@@ -18,8 +18,6 @@ _COLLAPSED = 0.25  # of the entropy at the start: answers have lost most of thei
 _ONE_REGIME = 0.99  # share of tokens in one regime: routing says nothing
 _ENDLESS = 0.9  # share of rollouts cut at the length limit
 _CLIPPED, _OFTEN_CLIPPED = 0.05, 0.3  # the same: worth a note, and spoiling the run
-_LONGER, _SHORTER = 1.5, 0.5  # mean length of the last rollouts, over that of the first
-_FEW = 3  # logged steps at either end
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,11 @@ def _clipped(run: RunRecord) -> Iterator[Found]:
     cut = list(points_of(run, "completions/clipped_ratio").values())
     if not cut:
         return
-    start, end = statistics.fmean(cut[:_FEW]), statistics.fmean(cut[-_FEW:])
+    start, end = statistics.fmean(cut[:FEW]), statistics.fmean(cut[-FEW:])
     limit = run.config.get("max_completion_length")
     at = f" (`max_completion_length: {limit}`)" if isinstance(limit, int) else ""
     text = f"{end:.0%} of the last rollouts were cut at the length limit{at}; {start:.0%} of the first."
-    if len(cut) >= _FEW and end > _ENDLESS > cut[0]:
+    if len(cut) >= FEW and end > _ENDLESS > cut[0]:
         yield Found(
             "bad",
             "endless answers",
@@ -136,12 +134,13 @@ def _clipped(run: RunRecord) -> Iterator[Found]:
 
 
 def _lengths(run: RunRecord) -> Iterator[Found]:
-    lengths = list(points_of(run, "completions/mean_length").values())
-    if len(lengths) < 2 * _FEW:
+    lengths = list(points_of(run, LENGTH).values())
+    found = MONITORS[LENGTH].beyond(lengths, limits_of(run.config)[LENGTH])
+    if found is None:
         return
-    start, end = statistics.fmean(lengths[:_FEW]), statistics.fmean(lengths[-_FEW:])
+    start, end = found
     text = f"the mean length of rollouts went from {start:.0f} to {end:.0f} tokens."
-    if end > _LONGER * start:
+    if end > start:
         yield Found(
             "note",
             "answers grow longer",
@@ -151,7 +150,7 @@ def _lengths(run: RunRecord) -> Iterator[Found]:
             "them.",
             overtrained=True,
         )
-    elif end < _SHORTER * start:
+    else:
         yield Found(
             "note",
             "answers grow shorter",
@@ -229,9 +228,9 @@ def _dead_teacher(run: RunRecord) -> Iterator[Found]:
         )
 
 
-def _leaks(run: RunRecord) -> Iterator[Found]:
-    for title, text, advice in leaks(run.trace):
-        yield Found("bad", title, text, advice)
+def _monitored(run: RunRecord) -> Iterator[Found]:
+    for title, text, advice in monitored(run):
+        yield Found("bad", title, text, advice, overtrained=True)
 
 
 def _missing(run: RunRecord) -> Iterator[Found]:
@@ -260,7 +259,7 @@ _CHECKS: tuple[Callable[[RunRecord], Iterator[Found]], ...] = (
     _illusion,
     _one_regime,
     _dead_teacher,
-    _leaks,
+    _monitored,
     _missing,
     _damaged,
     _unread_lines,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.groups import RunGroup
+from dopd.report.monitors import CLIPPED, COPIES, LENGTH, LOOPS, MONITORS, SPEAKS, limits_of
 from dopd.report.palette import PHASE_COLOURS, label_colours, method_colour
 from dopd.report.records import RunRecord
 from dopd.report.roles import places
@@ -19,8 +20,11 @@ _LINES = (
     ("eval_accuracy_blank", "Accuracy with grey images, greedy", "share", "accuracy"),
     ("rollout/accuracy", "Accuracy of rollouts", "share", "accuracy"),
     ("entropy", "Entropy of the student", "number", "nats per token"),
-    ("completions/mean_length", "Length of rollouts", "number", "tokens"),
-    ("completions/clipped_ratio", "Rollouts cut at the length limit", "share", "share of rollouts"),
+    (LENGTH, "Length of rollouts", "number", "tokens"),
+    (CLIPPED, "Rollouts cut at the length limit", "share", "share of rollouts"),
+    (COPIES, "Rollouts that repeat their p", "share", "share of rollouts"),
+    (SPEAKS, "Rollouts that speak of a hint", "share", "share of rollouts"),
+    (LOOPS, "Rollouts that end in a loop", "share", "share of rollouts"),
     ("eval_divergence_to_teacher", "KL to the plain teacher", "number", "nats per token"),
     ("loss", "Loss", "number", "nats"),
     ("threshold/gap", "Mean privilege gap, the threshold", "number", "nats"),
@@ -60,7 +64,17 @@ def _line_chart(
         series.append(shown)
     teacher = summary.get("teacher_result", {}).get("metrics", {}).get(metric.removeprefix("eval_"))
     levels = [{"label": "teacher", "y": teacher}] if teacher is not None and metric.startswith("eval_acc") else []
+    levels += _limits(groups, metric)
     return {"kind": "lines", "title": title, "unit": unit, "axis": axis, "series": series, "levels": levels}
+
+
+def _limits(groups: Sequence[RunGroup], metric: str) -> list[dict[str, Any]]:
+    """Where the limits of a monitor stand, of one group; they begin where each group does."""
+    if metric not in MONITORS or len(groups) != 1:
+        return []
+    limit = limits_of(groups[0].runs[0].config)[metric]
+    edges = MONITORS[metric].edges([*_group_points(groups[0], metric).values()], limit)
+    return [{"label": label, "y": float(f"{value:.5g}")} for label, value in edges.items()]
 
 
 def _group_charts(group: RunGroup) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class Rollouts:
         rewards_by_function (`dict[str, list[float]]`): of each reward function, NaN where it does not apply.
         extra (`dict[str, list]`): columns that reward functions logged (`log_extra`): numbers, texts, truth values or
             `None`, one for each answer.
+        texts (`list[str]`, *optional*): the answers without special tokens, where they have been decoded already.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -43,6 +44,7 @@ class Rollouts:
     rewards: list[float] | None = None
     rewards_by_function: Mapping[str, list[float]] = field(default_factory=dict)
     extra: Mapping[str, list[Any]] = field(default_factory=dict)
+    texts: list[str] | None = None
 
     @cached_property
     def answers(self) -> list[list[int]]:

@@ -16,6 +16,7 @@ from dopd.data.rendering import asks_text, template_of
 from dopd.data.views import PrivilegedTemplate, Prompt, as_conversations, privileged_prompt, privileged_prompts
 from dopd.scoring import View
 from dopd.sources import PLAIN
+from dopd.step.batch import Rollouts
 from dopd.tables import RoutingTable
 
 Row = Mapping[str, Any]
@@ -143,6 +144,10 @@ class PromptEncoder:
             rows = [[*values, *[0.0] * (longest - len(values))] for values in logprobs]
             numbers = torch.tensor(rows, device=device)
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device), numbers
+
+    def texts(self, rollouts: Rollouts) -> list[str]:
+        """The answers of rollouts as texts, without special tokens."""
+        return [self.text(ids) for ids in rollouts.answers] if rollouts.texts is None else rollouts.texts
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion as text, without special tokens."""

@@ -88,7 +88,7 @@ class Step:
         """
         if not self.judge.gives_rewards:
             return rollouts
-        texts = [self.prompts.text(ids) for ids in rollouts.answers]
+        texts = self.prompts.texts(rollouts)
         ended = [whole or ends for ends in self.ending.ends_of(rollouts.answers)]
         return self.judge.judged(rollouts, problems, texts, ended)
 
@@ -111,7 +111,7 @@ class Step:
 
     def _shown(self, rollouts: Rollouts) -> list[str]:
         """The answers as texts; one that wrote out a control token would act as markup where it is shown."""
-        markup, texts = self.prompts.markup, [self.prompts.text(ids) for ids in rollouts.answers]
+        markup, texts = self.prompts.markup, self.prompts.texts(rollouts)
         return ["" if markup.first_in([text]) else text for text in texts]
 
     def _check_room(self, name: str, view: View) -> None:

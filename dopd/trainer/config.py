@@ -24,6 +24,7 @@ from dopd.tables import RoutingTable
 from dopd.trainer.arguments import known_arguments_only
 from dopd.trainer.best import check_choice_of_checkpoint, read_early_stop, student_metric
 from dopd.trainer.host_settings import check_mappings, trainer_settings
+from dopd.trainer.monitors import read_limits
 from dopd.trainer.resuming import checkpoint_to_resume
 
 Overlong = Literal["error", "drop"]
@@ -156,6 +157,12 @@ class DOPDConfig(DistillationConfig):
             `{"metric": "accuracy_greedy", "patience": 3, "min_delta": 0.01}`: after `patience` (3) evaluations in a row
             of which none was better by more than `min_delta` (0). The best checkpoint is kept, and its weights are the
             run's (`load_best_model_at_end`). Needs `student_eval_steps`.
+        monitors (`bool`, *optional*, defaults to `True`):
+            Log of each step's answers how many repeat their p or speak of a hint (`leak/`), and how many end in a loop
+            (`repetition/`), and warn once where these, or their lengths, move away from the first steps.
+        monitor_limits (`dict`, *optional*):
+            How far is too far, for example `{"leak/copies_hint": 0.1, "completions/mean_length": null}`: a rise of a
+            share from the first three logs to the last three, or a factor for the length; `null` warns of nothing.
         verifier_timeout (`float`, *optional*, defaults to 60):
             Seconds that the verifier, or a reward function for each answer of a call, may take before the run stops,
             and the import of their modules; `None` for any time.
@@ -240,6 +247,8 @@ class DOPDConfig(DistillationConfig):
     student_eval_steps: Count | None = None
     student_eval_prompts: Count = 128
     early_stop: dict[str, Any] | str | None = None
+    monitors: bool = True
+    monitor_limits: dict[str, Any] | str | None = None
     verifier_timeout: Positive | None = 60.0
     student_eval_batch_size: Count = 64
     trace_steps: Count | None = None
@@ -247,7 +256,7 @@ class DOPDConfig(DistillationConfig):
     trace_probes: Natural = 0
     trace_max_bytes: Count = 2**26
 
-    _OWN_MAPPINGS = ("method_options", "early_stop", "teacher_models")
+    _OWN_MAPPINGS = ("method_options", "early_stop", "monitor_limits", "teacher_models")
     _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, *_OWN_MAPPINGS]  # noqa: RUF012 - the host declares it so
 
     def __post_init__(self) -> None:
@@ -306,7 +315,7 @@ class DOPDConfig(DistillationConfig):
     def _check_together(self) -> None:
         """Check what types do not say: the insides of mappings, and settings beside one another."""
         problems = Problems(read_early_stop(self))  # what it means for the host's settings is checked with them
-        problems.add(*check_mappings(self))
+        problems.add(*read_limits(self), *check_mappings(self))
         for key in _OWN_PLACES:
             for problem in left_open(key, getattr(self, key)):
                 problems.add(problem)

@@ -100,6 +100,7 @@ _NARROWER: dict[str, Any] = {
             "method_options",
             "early_stop",
             "teacher_models",
+            "monitor_limits",
         ),
         dict[str, Any] | None,
     ),

@@ -4,6 +4,7 @@ The path itself is `dopd.step`; what the host, TRL's trainer, asks for is here.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -19,6 +20,7 @@ from dopd.trainer import setup
 from dopd.trainer.engines import check_rollouts, checked_drift, drawn_answers, drift_of
 from dopd.trainer.experts import balanced
 from dopd.trainer.finite import check_loss, finite_rollouts
+from dopd.trainer.monitors import answer_metrics, length_change
 from dopd.trainer.recording import RecordingTrainer
 from dopd.trainer.reward_logs import RewardLogs
 from dopd.trainer.sampler import EpochRepeatSampler
@@ -110,7 +112,7 @@ class SteppingTrainer(RecordingTrainer):
         check_rollouts(
             rollouts, self.unwrapped_student, self.models.vocab_size, limit, off_policy=self.args.off_policy_rollouts
         )
-        return rollouts
+        return replace(rollouts, texts=self.prompts.texts(rollouts))  # decoded once for whoever reads them
 
     def _answer_limit(self) -> int:
         """Most tokens of an answer at this step."""
@@ -153,15 +155,17 @@ class SteppingTrainer(RecordingTrainer):
         self.record_tokens(num_tokens(rollouts, ranks))
         needed = self.table.needs_privileged
         metrics = rollout_metrics(rollouts, self.ending, ranks, needs_privileged=needed)
+        if self.args.monitors:
+            texts = self.prompts.texts(rollouts)
+            metrics |= answer_metrics(rollouts, texts, self.ending, ranks, needs_privileged=needed)
+            metrics |= length_change(metrics, self.state.log_history)
         self.record(metrics)
         if self.accelerator.is_main_process:
             warn_of_missing_ends(metrics, self._answer_limit(), self.ending.token_ids, self.state.global_step)
         self.record(routing_metrics(batch, ranks) | self.reward_logs.taken())
         if self.log_completions:
-            answers = [self.prompts.text(ids) for ids in rollouts.answers]
-            self.record_texts(
-                self.tokenizer.batch_decode(rollouts.view.prompt_ids, skip_special_tokens=True), answers, rollouts.extra
-            )
+            asked = self.tokenizer.batch_decode(rollouts.view.prompt_ids, skip_special_tokens=True)
+            self.record_texts(asked, self.prompts.texts(rollouts), rollouts.extra)
 
     def record_loss(self, loss: float, sums: dict[str, Tensor]) -> None:
         check_loss(loss, step=self.state.global_step, learning_rate=self.args.learning_rate)

@@ -36,6 +36,7 @@ from dopd.trainer.evidence import Evidence
 from dopd.trainer.experts import balance_coefficient
 from dopd.trainer.finite import FiniteGradients
 from dopd.trainer.models import TrainedModels
+from dopd.trainer.monitors import MonitorWarnings
 from dopd.trainer.own_engine import TRIAL_TOKENS, check_engine
 from dopd.trainer.probes import make_trace
 from dopd.trainer.progress import RunProgress
@@ -251,6 +252,8 @@ class DOPDTrainer(SteppingTrainer):
             self.add_callback(EndedStream(self.repeats()["batch_size"]))
         self.add_callback(IdleSteps(self.table.is_judged))
         self.add_callback(MetricsFile(self.run_folder))
+        if args.monitors:
+            self.add_callback(MonitorWarnings(args))
         self.add_callback(RunProgress(self.table.name, bar="disable_tqdm" not in args.chosen()))
         if args.student_eval_steps is not None:
             evaluator = setup.make_evaluator(self)

@@ -14,7 +14,7 @@ PACKAGE, LAB = ROOT / "dopd", ROOT / "lab"
 
 # Each layer imports from those above it only; names on one line do not import one another.
 LAYERS = [
-    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "random_states", "launched"],
+    ["errors", "statistics", "secrets", "remote_code", "watchdog", "checkout", "random_states", "launched", "wording"],
     ["interrupts", "ranks"],
     ["guests"],
     ["shown", "registry", "files", "examples"],
@@ -50,7 +50,7 @@ LAYERS = [
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"errors", "tasks", "report"}
+WITHOUT_TORCH = {"errors", "tasks", "report", "wording"}
 TENSOR_LIBRARIES = {"torch", "transformers", "trl", "accelerate", "peft"}
 ONLY_IN = {"triton": "fused", "vllm": "trainer"}
 MAX_FILE, MAX_FUNCTION = 500, 80

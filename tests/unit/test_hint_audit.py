@@ -318,6 +318,15 @@ def test_what_a_model_makes_of_hints(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < found["token_share_of_answer"] < 0.2
 
 
+def test_sentences_of_a_solution_are_found_in_a_script_without_spaces() -> None:
+    solution = (
+        "\u8fde\u63a5\u4e24\u70b9\u5f97\u5230\u4e00\u6761\u7ebf\u6bb5\u518d\u4f5c\u5782\u7ebf\u4ea4\u4e8e\u4e00\u70b9"
+    )
+    question = "\u6c42\u9762\u79ef"
+    assert "overlap" in leaks_of(Hint(solution, question, None, solution))
+    assert "overlap" not in leaks_of(Hint(solution[:11], question, None, solution))  # fewer than 12 signs in a row
+
+
 def test_commands_start_without_torch() -> None:
     code = "import sys, dopd.cli.main as m; m.build_parser(); print({*sys.modules} & {'torch', 'datasets'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -140,7 +140,9 @@ def test_advice_names_settings_that_exist() -> None:
     from dopd.trainer import DOPDConfig
 
     folder = Path(palette.__file__).parent
-    texts = "".join((folder / name).read_text(encoding="utf-8") for name in ("findings.py", "leaks.py", "verdict.py"))
+    texts = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("findings.py", "monitors.py", "verdict.py")
+    )
     texts = re.sub(r'"""(?:.|\n)*?"""|#.*', "", texts)  # of messages alone
     named = {name.partition(":")[0] for name in re.findall(r"`(?!dopd )([a-z_]+(?:: [^`]*)?)`", texts)}
     known = {field.name for kind in (RunSettings, DOPDConfig) for field in dataclasses.fields(kind)}
