@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pretend_device
+
 import pytest
 import torch
 import trainer_kit as kit
@@ -16,6 +16,7 @@ from compatibility import tried
 from dopd.fused import fused_routed_loss, score_tokens
 from dopd.heads import Head
 from dopd.methods import table
+from lab import pretend_device
 
 pytestmark = pytest.mark.slow  # a process of its own
 SIZES = (2, 5, 16, 11)  # sequences, tokens, hidden size, vocabulary

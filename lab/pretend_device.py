@@ -1,8 +1,9 @@
 """A second device where there is none: tensors that say they are on it and hold CPU memory.
 
 Values are exact. Inside of `Pretended` every operation that a real second device would refuse, because some of its
-tensors are on the one and some on the other, is computed all the same and kept in `mixed`. Nothing is said of speed,
-kernels or memory. The backend stays registered for as long as the process lives: use it in a process of its own.
+tensors are on the one and some on the other, is computed all the same and kept in `mixed`; and what would have the host
+wait until the device has done all its work, because it needs a value or a size from there, is kept in `waits`. Nothing
+is said of speed, kernels or memory. The backend stays registered for as long as the process lives: use it in a process of its own.
 """
 
 import collections
@@ -18,7 +19,11 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 # Operations that take an index from the CPU, or copy from one device to the other.
 _CROSSING = {"index", "index_put", "index_put_", "_unsafe_index", "copy_", "_to_copy"}
 _NAME = "pretend"
+# Operations whose outcome, or its size, the host has to know.
+_WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
+_BY_MASK = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}  # a mask becomes places first
 mixed: collections.Counter[str] = collections.Counter()
+waits: collections.Counter[str] = collections.Counter()
 
 
 class _Backend(_DummyBackendModule):  # type: ignore[misc]
@@ -59,7 +64,12 @@ class _OnDevice(Tensor):
         return outer  # type: ignore[no-any-return]
 
     def tolist(self) -> Any:
+        waits[f"tolist at {_place()}"] += 1
         return self.inner.tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        mixed[f"numpy at {_place()}"] += 1
+        return self.inner.numpy()
 
     def __repr__(self, **_: Any) -> str:
         return f"on {_NAME}: {self.inner!r}"
@@ -138,6 +148,8 @@ def _computed(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
     # A tensor of one number may be on the CPU everywhere.
     if on_device and name not in _CROSSING and any(not isinstance(one, _OnDevice) and one.dim() for one in tensors):
         mixed[f"{name} at {_place()}"] += 1
+    if on_device and _waits(name, arguments, wanted):
+        waits[f"{name} at {_place()}"] += 1
     output = function(*tree_map(_inner, arguments), **tree_map(_inner, named))
     if name == "_local_scalar_dense":
         return output
@@ -147,6 +159,20 @@ def _computed(function: Any, arguments: Any, named: dict[str, Any]) -> Any:
                 return value
     goes_there = on_device if wanted is None else wanted == _NAME
     return tree_map(lambda one: _OnDevice(one) if goes_there and isinstance(one, Tensor) else one, output)
+
+
+def _waits(name: str, arguments: Any, wanted: str | None) -> bool:
+    """Whether the host waits for the device in an operation on its tensors."""
+    if name == "_to_copy":
+        return wanted == "cpu"
+    if name == "copy_":
+        return isinstance(arguments[0], _OnDevice) != isinstance(arguments[1], _OnDevice)
+    if name == "repeat_interleave":
+        return True  # its size is a sum of values
+    if name in _BY_MASK:
+        places = tree_flatten(arguments[1])[0]
+        return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in places)
+    return name in _WAITING
 
 
 def _place() -> str:
