@@ -66,7 +66,7 @@ def answers(
 
 def prompts_together(model: Any, view: View, max_new_tokens: int, *, alone: bool = False) -> list[list[int]]:
     """Rows whose prompts `generate` may answer side by side, as lists of row numbers."""
-    lengths = view.prompt_lengths.tolist()
+    lengths = list(view.lengths)
     equal = len(set(lengths)) == 1
     if equal or (is_first_regime(model.config, max(lengths) + max_new_tokens) and takes_left_padding(model)):
         return [list(range(len(lengths)))]

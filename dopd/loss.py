@@ -322,9 +322,9 @@ def _check_shapes(student_logits: Tensor, targets: Mapping[str, Tensor], complet
 
 def check_ids(completion_ids: Tensor, mask: Tensor, num_tokens: int) -> None:
     """Raise `ConfigError` for a scored id outside the vocabulary."""
-    scored_N = completion_ids[mask != 0]
-    outside_N = scored_N[(scored_N < 0) | (scored_N >= num_tokens)]
-    if outside_N.numel():
+    outside_BT = (mask != 0) & ((completion_ids < 0) | (completion_ids >= num_tokens))
+    if bool(outside_BT.any()):  # one wait for a device
+        outside_N = completion_ids[outside_BT]
         raise ConfigError(
             f"completion_ids: {outside_N.numel()} scored ids are outside the vocabulary [0, {num_tokens}), first "
             f"{int(outside_N[0])}. Set mask to 0 where a token is padding or a label of -100"

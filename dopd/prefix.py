@@ -21,21 +21,17 @@ from dopd.vision.media import FeatureCache, different_sets, image_inputs
 from dopd.vision.tokens import placeholder_ids
 
 
-def different_prompts(view: View) -> tuple[Tensor, Tensor]:
+def different_prompts(view: View) -> tuple[list[int], list[int]]:
     """Which prompts of a view differ.
 
     Returns:
         Rows of the first occurrence of each prompt (U,), and for every row the number of its prompt (B,).
     """
-    # A padding token may also stand in a prompt, so the mask is part of what is compared; so are the images.
-    keys_BP = torch.where(view.prompt_mask != 0, view.prompt_ids, -1)
-    if view.images:
-        numbers = torch.tensor(different_sets(view.images)[1], device=keys_BP.device)
-        keys_BP = torch.cat([keys_BP, numbers.unsqueeze(1)], dim=1)
-    _, prompt_B = torch.unique(keys_BP, dim=0, return_inverse=True)
-    rows_B = torch.arange(len(prompt_B), device=prompt_B.device)
-    first_U = rows_B.new_full((int(prompt_B.max()) + 1,), len(prompt_B)).scatter_reduce(0, prompt_B, rows_B, "amin")
-    return first_U, prompt_B
+    pictures = different_sets(view.images)[1] if view.images else [0] * len(view.numbers)
+    keys = list(zip(view.numbers, pictures, strict=True))
+    different = sorted(set(keys))
+    numbers = {key: number for number, key in enumerate(different)}
+    return [keys.index(key) for key in different], [numbers[key] for key in keys]
 
 
 def hidden_states_sharing_prompts(
@@ -54,9 +50,10 @@ def hidden_states_sharing_prompts(
     """
     backbone = backbone_of(model)
     forget_longer_passes(backbone, model.config)
-    first_U, prompt_B = different_prompts(view)
+    first, prompt_of_row = different_prompts(view)
+    first_U, prompt_B = (torch.tensor(rows, device=view.prompt_ids.device) for rows in (first, prompt_of_row))
     ids_UP, mask_UP = view.prompt_ids[first_U], view.prompt_mask[first_U]
-    images = tuple(view.images[row] for row in first_U.tolist()) if view.images else ()
+    images = tuple(view.images[row] for row in first) if view.images else ()
     types = {name: values[first_U] for name, values in view.token_types.items()}
     pictures = image_inputs(backbone, images, ids_UP, cache=cache) if images else {}
     fixed = {"use_cache": True, **without_router_logits(backbone)}

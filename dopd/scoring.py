@@ -35,6 +35,9 @@ class View:
         for_teacher (`View`, *optional*): the same prompts as the teacher's own processor encodes them, where it does
             so otherwise than the student's.
         teachers (`tuple[str, ...]`): of each row, which of several teachers reads it; empty where there is one.
+        lengths (`tuple[int]`): tokens of each prompt. These and the numbers are in the host's memory, so that nobody
+            who asks waits for a device; they are looked up there, once, where they are left out.
+        numbers (`tuple[int]`): of each row's prompt, the same for the same token ids; shorter prompts come first.
     """
 
     prompt_ids: Tensor
@@ -43,11 +46,19 @@ class View:
     token_types: Mapping[str, Tensor] = field(default_factory=dict)
     for_teacher: "View | None" = None
     teachers: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) != len(self.prompt_ids) or len(self.numbers) != len(self.prompt_ids):
+            prompts = unpadded(self.prompt_ids, self.prompt_mask)
+            object.__setattr__(self, "lengths", tuple(map(len, prompts)))
+            object.__setattr__(self, "numbers", _numbered(prompts))
 
     def rows(self, start: int, stop: int) -> "View":
         """Rows [start, stop), without the padding that none of them needs."""
         mask = self.prompt_mask[start:stop]
-        longest = max(int(mask.sum(1).max()), 1)
+        longest = max(1, *self.lengths[start:stop])
         return View(
             self.prompt_ids[start:stop, -longest:],
             mask[:, -longest:],
@@ -55,6 +66,8 @@ class View:
             {name: types[start:stop, -longest:] for name, types in self.token_types.items()},
             None if self.for_teacher is None else self.for_teacher.rows(start, stop),
             self.teachers[start:stop],
+            self.lengths[start:stop],
+            self.numbers[start:stop],
         )
 
     def at(self, rows: Sequence[int]) -> "View":
@@ -67,6 +80,8 @@ class View:
             {name: types[numbers] for name, types in self.token_types.items()},
             None if self.for_teacher is None else self.for_teacher.at(rows),
             tuple(self.teachers[row] for row in rows) if self.teachers else (),
+            tuple(self.lengths[row] for row in rows),
+            tuple(self.numbers[row] for row in rows),
         )
         return picked.rows(0, len(rows))
 
@@ -90,7 +105,21 @@ def left_padded(sequences: list[list[int]], pad_id: int, device: torch.device) -
     longest = max(map(len, sequences))
     ids = [[pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
     mask = [[0] * (longest - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
+    lengths, numbers = tuple(map(len, sequences)), _numbered(sequences)
+    return View(torch.tensor(ids, device=device), torch.tensor(mask, device=device), lengths=lengths, numbers=numbers)
+
+
+def _numbered(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """For each prompt the place of its ids among the different ones."""
+    keys = [(len(ids), tuple(ids)) for ids in prompts]
+    places = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return tuple(places[key] for key in keys)
+
+
+def columns_read(mask: Tensor) -> tuple[int, ...]:
+    """Columns of each row (B,) up to the last that its mask (B, T) keeps, with one wait for a device."""
+    numbers_T = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return tuple((mask.ne(0) * numbers_T).amax(1).tolist())  # a mask may leave tokens out in between
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[Any]]:
@@ -99,11 +128,20 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[Any]]:
     return [[token for token, kept in zip(*row, strict=True) if kept] for row in rows]
 
 
-def skipping_padding(forward: ViewForward, view: View, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """`forward` on the columns that some sequence reads; those left out come back as zeros, which nothing reads."""
+def skipping_padding(
+    forward: ViewForward,
+    view: View,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    read: Sequence[int] | None = None,
+) -> Tensor:
+    """`forward` on the columns that some sequence reads; those left out come back as zeros, which nothing reads.
+
+    Args:
+        read (`list[int]`, *optional*): `columns_read` of the mask, where somebody has looked already.
+    """
     num_tokens = completion_ids.shape[1]
-    read_T = completion_mask.ne(0).any(0)  # up to the last of them: a mask may leave tokens out in between
-    longest = max(int((read_T * torch.arange(1, num_tokens + 1, device=read_T.device)).max()), 1)
+    longest = max(1, *(columns_read(completion_mask) if read is None else read))
     trimmed = view.rows(0, completion_ids.shape[0])
     hidden = forward(trimmed, completion_ids[:, :longest], completion_mask[:, :longest])
     return functional.pad(hidden, (0, 0, 0, num_tokens - longest))
@@ -124,11 +162,11 @@ def in_batches(
     Returns:
         `Tensor` (B, T, H) in the model's own precision.
     """
-    pieces = []
+    pieces, read = [], columns_read(completion_mask)
     for start in range(0, completion_ids.shape[0], batch_size):
         part = slice(start, start + batch_size)
         hidden = skipping_padding(
-            forward, view.rows(part.start, part.stop), completion_ids[part], completion_mask[part]
+            forward, view.rows(part.start, part.stop), completion_ids[part], completion_mask[part], read[part]
         )
         # The position before a completion token predicts it: the last prompt token is the first, the last token none.
         assert hidden.shape[:2] == completion_ids[part].shape, hidden.shape

@@ -3,7 +3,8 @@
 Values are exact. Inside of `Pretended` every operation that a real second device would refuse, because some of its
 tensors are on the one and some on the other, is computed all the same and kept in `mixed`; and what would have the host
 wait until the device has done all its work, because it needs a value or a size from there, is kept in `waits`. Nothing
-is said of speed, kernels or memory. The backend stays registered for as long as the process lives: use it in a process of its own.
+is said of speed, kernels or memory. The backend stays registered for as long as the process lives: use it in a process
+of its own.
 """
 
 import collections
@@ -26,7 +27,7 @@ mixed: collections.Counter[str] = collections.Counter()
 waits: collections.Counter[str] = collections.Counter()
 
 
-class _Backend(_DummyBackendModule):  # type: ignore[misc]
+class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -46,7 +47,7 @@ class _Backend(_DummyBackendModule):  # type: ignore[misc]
 class _OnDevice(Tensor):
     """A tensor on the pretended device, around one in CPU memory."""
 
-    inner: Tensor
+    inner: Any
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "_OnDevice":
@@ -61,7 +62,7 @@ class _OnDevice(Tensor):
             requires_grad=False,
         )
         outer.inner = inner
-        return outer  # type: ignore[no-any-return]
+        return outer
 
     def tolist(self) -> Any:
         waits[f"tolist at {_place()}"] += 1
@@ -71,11 +72,13 @@ class _OnDevice(Tensor):
         mixed[f"numpy at {_place()}"] += 1
         return self.inner.numpy()
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"on {_NAME}: {self.inner!r}"
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
         return _computed(function, arguments, named or {})
 
 
@@ -176,10 +179,10 @@ def _waits(name: str, arguments: Any, wanted: str | None) -> bool:
 
 
 def _place() -> str:
-    """The line of dopd, or of whoever else, that asked for an operation."""
-    frames = traceback.extract_stack()
-    for part in ("/dopd/", "/trl/", "/transformers/", "/torch/optim/"):
-        for frame in reversed(frames):
+    """The innermost line of dopd, or of a library that drives a model, that asked for an operation."""
+    parts = ("/dopd/", "/trl/", "/transformers/", "/accelerate/", "/torch/optim/")
+    for frame in reversed(traceback.extract_stack()):
+        for part in parts:
             if part in frame.filename and "/tests/" not in frame.filename:
                 return f"{part.strip('/')}/{frame.filename.rsplit(part, 1)[1]}:{frame.lineno}"
     return "?"

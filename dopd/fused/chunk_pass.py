@@ -10,7 +10,7 @@ C tokens of a chunk.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,11 +70,14 @@ class ChunkPass:
         rules = list(self.rules.items())
         # Sorted, so that a chunk has tokens of one rule where it can, and the rules that need a second tile come first.
         rules.sort(key=lambda item: (self._tiles(item[1]) == 1, item[1].support != "full", item[0]))
-        indices = [(self.numbers_P == number).nonzero().squeeze(1) for number, _ in rules]
-        order_N, ends = torch.cat(indices), list(itertools.accumulate(map(len, indices)))
-        num_two_tiles = sum(
-            len(index_M) for index_M, (_, rule) in zip(indices, rules, strict=True) if self._tiles(rule) == 2
-        )
+        # The place of each token's rule in that order; a token that this pass leaves out comes last.
+        ranks_P = torch.full_like(self.numbers_P, len(rules))
+        for place, (number, _) in enumerate(rules):
+            ranks_P = torch.where(self.numbers_P == number, place, ranks_P)
+        counts = torch.bincount(ranks_P, minlength=len(rules) + 1).tolist()[:-1]  # the one wait for a device
+        ends = list(itertools.accumulate(counts))
+        order_N = ranks_P.argsort(stable=True)[: ends[-1]]
+        num_two_tiles = sum(count for count, (_, rule) in zip(counts, rules, strict=True) if self._tiles(rule) == 2)
         start = 0
         while start < len(order_N):
             index_C = order_N[start : start + self._chunk_size(num_two_tiles - start)]
@@ -145,15 +148,16 @@ class ChunkPass:
         """One projection of the student for every token, each rule's work on its part, one product a gradient."""
         hidden_CH = self.hidden_PH[index_C]
         z_CV = products.dense_logits(hidden_CH, self.head, self._tile(0, len(index_C)))
-        dense_C = torch.zeros_like(index_C, dtype=torch.bool)
+        are_dense: list[Tensor | bool] = []
         for rule, part in parts:
-            entropy_M, value_M, dense_C[part] = self._by_rule(rule, index_C[part], hidden_CH[part], z_CV[part])
+            entropy_M, value_M, is_dense = self._by_rule(rule, index_C[part], hidden_CH[part], z_CV[part])
+            are_dense.append(is_dense)
             self.entropy_P[index_C[part]] = entropy_M
             value_M = products.with_infinities(value_M)
             self.value_P[index_C[part]] = self._weight(rule, index_C[part]) * value_M
         if not any(self.wants):
             return
-        dense = dense_C.nonzero().squeeze(1)
+        dense = _dense_places(are_dense, [part for _, part in parts], index_C)
         if dense.numel() == len(index_C):
             self._add_dense(index_C, hidden_CH, z_CV)
         elif dense.numel():
@@ -448,3 +452,14 @@ def _tail_matters(columns_CK: Tensor, rest_C: Tensor | None, dtype: torch.dtype)
     if rest_C is None:
         return torch.zeros(len(columns_CK), dtype=torch.bool, device=columns_CK.device)
     return rest_C.abs() > TAIL_SHARE * torch.finfo(dtype).eps * columns_CK.abs().sum(-1)
+
+
+def _dense_places(are_dense: Sequence[Tensor | bool], parts: Sequence[slice], index_C: Tensor) -> Tensor:
+    """The places in a chunk of the tokens whose gradient is dense; a device is asked where rules differ by token."""
+    if all(isinstance(one, bool) for one in are_dense):
+        whole = [part for one, part in zip(are_dense, parts, strict=True) if one]
+        return torch.cat([index_C[:0], *(torch.arange(p.start, p.stop, device=index_C.device) for p in whole)])
+    dense_C = torch.zeros_like(index_C, dtype=torch.bool)
+    for one, part in zip(are_dense, parts, strict=True):
+        dense_C[part] = one
+    return dense_C.nonzero().squeeze(1)

@@ -107,11 +107,11 @@ def score(
     merged_ids: Sequence[int] = (),
 ) -> TokenScores:
     """See `dopd.fused.score_tokens`; `operations` does what is done to a tile of logits."""
-    keep_BT = mask != 0
+    places_N = (mask != 0).flatten().nonzero().squeeze(1)  # once: an index by a mask looks for them each time
     dtype = working_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         head = working_head(head, dtype)
-        hidden_NH, ids_N = hidden.detach()[keep_BT].to(dtype), completion_ids[keep_BT]
+        hidden_NH, ids_N = hidden.detach().flatten(0, 1)[places_N].to(dtype), completion_ids.flatten()[places_N]
         num_tokens = hidden_NH.shape[0]
         score_dtype = widened(dtype)
         size = chunk_tokens or chunk_size(hidden.device, head.vocab_size, score_dtype.itemsize, tiles=1)
@@ -124,7 +124,7 @@ def score(
             logprobs_C, stats = score_tile(operations, z_CV, ids_N[chunk], merged_ids)
             scored_3N[:, chunk] = torch.stack([logprobs_C, -stats.neg_entropy_C, stats.logsumexp_C])
     spread_3BT = torch.zeros(3, *mask.shape, dtype=score_dtype, device=hidden.device)
-    spread_3BT[:, keep_BT] = scored_3N
+    spread_3BT.flatten(1)[:, places_N] = scored_3N
     return TokenScores(*spread_3BT)
 
 

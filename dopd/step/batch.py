@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dopd.assignment import Assignment
 from dopd.fused import TokenScores
-from dopd.scoring import View, unpadded
+from dopd.scoring import View, columns_read, unpadded
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class ScoredBatch:
             mean over sequences.
         numbers (`LongTensor` (B,)): the place of each completion among those of this rank's step.
         drawn_logprobs (`Tensor` (B, T), *optional*): `Rollouts.logprobs`.
+        read (`tuple[int]`, *optional*): `dopd.scoring.columns_read` of the mask, where somebody has looked.
     """
 
     view: View
@@ -94,18 +95,21 @@ class ScoredBatch:
     num_sequences: float
     numbers: Tensor
     drawn_logprobs: Tensor | None = None
+    read: tuple[int, ...] | None = None
 
-    def at(self, rows: Tensor) -> "ScoredBatch":
-        """Some completions, in the order in which `rows` (LongTensor) names them."""
+    def at(self, rows: Sequence[int]) -> "ScoredBatch":
+        """Some completions, in the order in which they are named."""
+        rows_N = torch.tensor(rows, device=self.mask.device)
         return replace(
             self,
-            view=self.view.at(rows.tolist()),
-            completion_ids=self.completion_ids[rows],
-            mask=self.mask[rows],
-            sources={name: scores.at(rows) for name, scores in self.sources.items()},
-            assignment=self.assignment.at(rows),
-            numbers=self.numbers[rows],
-            drawn_logprobs=None if self.drawn_logprobs is None else self.drawn_logprobs[rows],
+            view=self.view.at(rows),
+            completion_ids=self.completion_ids[rows_N],
+            mask=self.mask[rows_N],
+            sources={name: scores.at(rows_N) for name, scores in self.sources.items()},
+            assignment=self.assignment.at(rows_N),
+            numbers=self.numbers[rows_N],
+            drawn_logprobs=None if self.drawn_logprobs is None else self.drawn_logprobs[rows_N],
+            read=None if self.read is None else tuple(self.read[row] for row in rows),
         )
 
     def split(self, count: int, num_generations: int) -> "list[ScoredBatch]":
@@ -116,8 +120,10 @@ class ScoredBatch:
             num_generations (`int`): rollouts of each prompt, which stand side by side. Where a rank holds parts of
                 groups, every completion counts as a group of its own.
         """
-        lengths_B = self.view.prompt_lengths + self.mask.sum(1)
-        size = num_generations if len(lengths_B) % num_generations == 0 else 1
-        order_G = lengths_B.view(-1, size).amax(1).argsort(stable=True)
-        order_B = (order_G.unsqueeze(1) * size + torch.arange(size, device=order_G.device)).flatten()
-        return [self.at(rows) for rows in order_B.view(count, -1)]  # one copy of the batch, and never two
+        batch = replace(self, read=columns_read(self.mask))
+        lengths = [prompt + read for prompt, read in zip(self.view.lengths, batch.read or (), strict=True)]
+        size = num_generations if len(lengths) % num_generations == 0 else 1
+        groups = [range(start, start + size) for start in range(0, len(lengths), size)]
+        rows = [row for group in sorted(groups, key=lambda group: max(lengths[row] for row in group)) for row in group]
+        per_part = len(rows) // count
+        return [batch.at(rows[start : start + per_part]) for start in range(0, len(rows), per_part)]

@@ -115,7 +115,7 @@ class Step:
         return ["" if markup.first_in([text]) else text for text in texts]
 
     def _check_room(self, name: str, view: View) -> None:
-        longest = int(view.prompt_lengths.max())
+        longest = max(view.lengths)
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise ScoringError(
                 f"the {name} view has prompts of up to {longest} tokens (an answer of the student's is shown in them), "

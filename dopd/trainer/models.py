@@ -116,7 +116,7 @@ class TrainedModels:
         # Checkpointed layers keep no keys and values.
         checkpointed = model.training and host.args.gradient_checkpointing
         shares = architecture(model) in self.sharing and not checkpointed and balance is None
-        longest = int(view.prompt_lengths.max()) + completion_ids.shape[1]
+        longest = max(view.lengths) + completion_ids.shape[1]
         with host.accelerator.autocast():
             if shares and is_first_regime(model.config, longest):
                 hidden = hidden_states_sharing_prompts(model, view, completion_ids, mask, cache=self._features)

@@ -200,7 +200,7 @@ def _reads_the_last_token(model: Any, view: View, ids: Tensor, mask: Tensor, hid
             handle.remove()
         # One row, so the tokens are in order whether the batch is the first dimension or the second (XLNet).
         tokens = [gradient.flatten(0, -2) for gradient in gradients if gradient is not None]
-        length = int(part.prompt_lengths[0]) + ids.shape[1]
+        length = part.lengths[0] + ids.shape[1]
         if not tokens or any(len(gradient) != length or bool(gradient[-1].any()) for gradient in tokens):
             return True
     return False

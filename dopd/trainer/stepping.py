@@ -130,7 +130,7 @@ class SteppingTrainer(RecordingTrainer):
         def forward(view: Any, completion_ids: Tensor, mask: Tensor) -> Tensor:
             return self.models.hidden_states(student, view, completion_ids, mask, balance)
 
-        hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask)
+        hidden = skipping_padding(forward, batch.view, batch.completion_ids, batch.mask, batch.read)
         head = Head.of_model(student, self.temperature, self.models.vocab_size)
         batch = self._drift.weighed(batch, self.table, hidden, head, self.args.loss_chunk_tokens)
         routed = self.step.loss(batch, (hidden, head), targets)

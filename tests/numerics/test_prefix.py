@@ -86,7 +86,7 @@ def test_prompts_that_differ_only_in_padding_are_told_apart() -> None:
     first, prompt_of_row = different_prompts(view)
     assert len(first) == 2
     assert prompt_of_row[0] == prompt_of_row[2] != prompt_of_row[1]
-    assert sorted(first.tolist()) == [0, 1]
+    assert sorted(first) == [0, 1]
 
 
 def test_padding_that_nobody_reads_is_not_computed(model: PreTrainedModel) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 import pytest
 import torch
 import trainer_kit as kit

@@ -152,7 +152,7 @@ def test_another_image_or_another_order_gives_other_states(made: Made) -> None:
 @torch.no_grad()
 def test_the_same_words_about_different_images_are_different_prompts(made: Made) -> None:
     view = made.encode([kit.user("how many red ?", kit.picture(n)) for n in (0, 5, 0, 5)])
-    assert different_prompts(view)[1].tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert different_prompts(view)[1] in ([0, 1, 0, 1], [1, 0, 1, 0])
     if not kit.family(made.name).shares_prompts:
         return
     shared = hidden_states_sharing_prompts(made.model, view, made.ids, made.mask)
