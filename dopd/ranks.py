@@ -18,6 +18,10 @@ class Ranks(Protocol):
     def count(self) -> int:
         """How many there are."""
 
+    @property
+    def number(self) -> int:
+        """Of this process, from 0 on."""
+
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks, the same on each."""
 
@@ -28,7 +32,7 @@ class Ranks(Protocol):
 class Alone:
     """One process."""
 
-    count = 1
+    count, number = 1, 0
 
     def total(self, values: Tensor) -> Tensor:
         return values
@@ -46,6 +50,10 @@ class AcceleratorRanks:
     @property
     def count(self) -> int:
         return self._accelerator.num_processes
+
+    @property
+    def number(self) -> int:
+        return self._accelerator.process_index
 
     def total(self, values: Tensor) -> Tensor:
         return self._accelerator.reduce(values, reduction="sum")
@@ -74,6 +82,10 @@ class Remembering:
     def count(self) -> int:
         return self._ranks.count
 
+    @property
+    def number(self) -> int:
+        return self._ranks.number
+
     def total(self, values: Tensor) -> Tensor:
         return self._kept(self._ranks.total, values)
 
@@ -95,7 +107,7 @@ class Replayed:
 
     def __init__(self, step: Remembering) -> None:
         self._answers = iter(step.answers)
-        self.count = step.count
+        self.count, self.number = step.count, 0
 
     def total(self, values: Tensor) -> Tensor:
         return self._next()

@@ -156,6 +156,14 @@ class RoutingTable:
             if any(rule.weight for rule in rules)
         ]
 
+    @cached_property
+    def shown(self) -> "RoutingTable":
+        """The part that a look at single completions shows: what the answers to the plain prompt receive, if there is
+        such a part."""
+        trained: list[tuple[str, str]] = [("rollout", PLAIN), ("rollout", PRIVILEGED), ("rollout", SELF)]
+        found = [part for key in trained for part in self.parts if (part.text, part.view) == key]
+        return (found or self.parts)[0]
+
     @property
     def text(self) -> Text:
         """Whose tokens the rules of a part are for."""

@@ -226,7 +226,8 @@ def of_source(source: str, scores: SourceScores) -> dict[str, torch.Tensor]:
 
 def answered(made: DOPDTrainer, rows: list[dict[str, Any]]) -> Named:
     """Rows answered and scored, as training or evaluation makes them."""
-    return named(made.scored_batch(rows))
+    (batch,) = made.scored_batch(rows)
+    return named(batch)
 
 
 def rollout(made: DOPDTrainer, count: int | None = None) -> Named:
@@ -265,7 +266,7 @@ def evaluator(
 def loss_of(made: DOPDTrainer, batch: Named | ScoredBatch) -> torch.Tensor:
     """The trainer's own loss of a scored batch, with its graph."""
     batch = batch.batch if isinstance(batch, Named) else batch
-    return made.micro_batch_loss(made.model, batch, made.micro_batch_targets(batch))[0]
+    return made.micro_batch_loss(made.model, [batch], made.micro_batch_targets([batch]))[0]
 
 
 def scored(made: DOPDTrainer) -> list[Named]:
@@ -273,10 +274,10 @@ def scored(made: DOPDTrainer) -> list[Named]:
     seen: list[Named] = []
     original = made.scored_batch
 
-    def keep(inputs: list[dict[str, Any]]) -> ScoredBatch:
-        batch = original(inputs)
-        seen.append(named(batch))
-        return batch
+    def keep(inputs: list[dict[str, Any]]) -> list[ScoredBatch]:
+        parts = original(inputs)
+        seen.extend(map(named, parts))
+        return parts
 
     made.scored_batch = keep  # type: ignore[method-assign]
     return seen

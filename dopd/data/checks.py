@@ -11,7 +11,7 @@ from dopd.data.turns import written_turns
 from dopd.data.views import Prompt, images_of, is_blank, lacks_privileged
 from dopd.errors import DataError
 from dopd.progress import tracked
-from dopd.sources import CONTEXT_COLUMNS
+from dopd.sources import CONTEXT_COLUMNS, REFERENCE_COLUMN
 
 # Columns of text that go into a privileged view.
 TEXT_COLUMNS = tuple(CONTEXT_COLUMNS.values())
@@ -45,6 +45,8 @@ class DatasetReport:
         num_dropped (`int`): rows left out because a view of the prompt was too long.
         num_broken (`int`): rows left out because an image of theirs cannot be read.
         first_broken (`str`): what was wrong with the first of these.
+        num_without_reference (`int`): rows without a reference text, where the method trains on these.
+        num_long_references (`int`): rows left out because their reference text is longer than an answer may be.
     """
 
     num_rows: int
@@ -52,6 +54,8 @@ class DatasetReport:
     num_dropped: int
     num_broken: int = 0
     first_broken: str = ""
+    num_without_reference: int = 0
+    num_long_references: int = 0
 
     def sentences(self) -> list[str]:
         """The findings worth telling a user, one sentence each."""
@@ -61,8 +65,18 @@ class DatasetReport:
                 f"{self.num_without_privileged} of {self.num_rows} prompts have no privileged_context: for them both "
                 "privileged views read the plain prompt"
             )
+        if self.num_without_reference:
+            lines.append(
+                f"{self.num_without_reference} of {self.num_rows} rows have no {REFERENCE_COLUMN}: rules on reference "
+                "texts teach nothing there, and their means are over the rows that have one"
+            )
         if self.num_dropped:
             lines.append(f"{self.num_dropped} prompts were dropped because a view of them is longer than allowed")
+        if self.num_long_references:
+            lines.append(
+                f"{self.num_long_references} rows were dropped because their {REFERENCE_COLUMN} is longer than an "
+                "answer may be"
+            )
         if self.num_broken:
             lines.append(
                 f"{self.num_broken} rows were dropped because an image of theirs cannot be read; the first: "
@@ -71,7 +85,45 @@ class DatasetReport:
         return lines
 
 
-def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str) -> None:
+@dataclass(frozen=True)
+class References:
+    """How long reference texts are, for a method that trains on them.
+
+    Attributes:
+        num_tokens (callable): row -> tokens of its reference text; 0 where it has none.
+        most (`int`): tokens that an answer may have.
+    """
+
+    num_tokens: Callable[[Mapping[str, Any]], int]
+    most: int
+
+    def fits(self, row: Mapping[str, Any], index: int, *, drop: bool) -> bool:
+        """Whether the reference text of a row is as short as an answer.
+
+        Raises:
+            DataError: it is no text, would act as markup, or (unless `drop`) is too long. It names the row.
+        """
+        text = row.get(REFERENCE_COLUMN)
+        if text is not None and not isinstance(text, str):
+            raise DataError(
+                f"row {index}, column {REFERENCE_COLUMN!r}: expected text or None, got {type(text).__name__}"
+            )
+        try:
+            length = self.num_tokens(row)
+        except DataError as error:
+            raise type(error)(f"row {index}: {error}") from error
+        if length > self.most and not drop:
+            raise DataError(
+                f"row {index}, column {REFERENCE_COLUMN!r}: the reference text has {length} tokens, {self.most} are "
+                "allowed (max_completion_length, less one for the end). Nothing is truncated: raise "
+                "max_completion_length, or set overlong_prompts='drop' to leave such rows out and count them"
+            )
+        return length <= self.most
+
+
+def check_columns(
+    columns: Sequence[str], *, needs_privileged: bool, method: str, needs_references: bool = False
+) -> None:
     """Raise `DataError` if a column that the method reads is missing."""
     if "prompt" not in columns:
         raise DataError(
@@ -82,6 +134,12 @@ def check_columns(columns: Sequence[str], *, needs_privileged: bool, method: str
             f"column 'privileged_context' is missing and method {method!r} reads it; the dataset has "
             f"{', '.join(columns)}. {_privileged_from(columns)}Add the column (None in a row without privileged "
             "information), or choose method='vanilla'"
+        )
+    if needs_references and REFERENCE_COLUMN not in columns:
+        theirs = likeliest_column(columns, REFERENCE_COLUMN) or "NAME"
+        raise DataError(
+            f"column {REFERENCE_COLUMN!r} is missing and method {method!r} trains on it (rules with text='reference'); "
+            f"the dataset has {', '.join(columns)}. Write {renaming(REFERENCE_COLUMN, theirs)}"
         )
 
 
@@ -204,6 +262,7 @@ def check_prompts(
     drop_overlong: bool,
     skip_broken_images: bool = False,
     look: Callable[[dict[str, Any], int], object] | None = None,
+    references: References | None = None,
 ) -> tuple[Any, DatasetReport]:
     """Check every row of a map-style dataset, and the length of every view of its prompt.
 
@@ -220,6 +279,7 @@ def check_prompts(
         drop_overlong (`bool`): leave rows out, and count them, instead of raising.
         skip_broken_images (`bool`): leave rows with an image that cannot be read out, and count them.
         look (callable, *optional*): is shown every row that is kept, and its index; it may refuse one.
+        references (`References`, *optional*): of a method that trains on reference texts.
 
     Returns:
         The dataset (without dropped rows) and the `DatasetReport`.
@@ -229,9 +289,10 @@ def check_prompts(
     """
     if len(dataset) == 0:
         raise DataError("the dataset is empty: it needs at least one row with a 'prompt'")
-    check_columns(dataset.column_names, needs_privileged=needs_privileged, method=method)
+    needed = {"needs_privileged": needs_privileged, "needs_references": references is not None}
+    check_columns(dataset.column_names, method=method, **needed)
     kept: list[int] = []
-    num_blank = 0
+    num_blank = num_untaught = num_long = 0
     broken: list[str] = []
     kinds: set[type] = set()
     # A bar that appears where this takes longer than one waits: images are read, one by one.
@@ -250,17 +311,20 @@ def check_prompts(
             if not drop_overlong:
                 raise DataError(overlong_message(f"row {index}", longest, max_prompt_tokens))
             continue
+        if references is not None and not references.fits(row, index, drop=drop_overlong):
+            num_long += 1
+            continue
         if look is not None:
             look(row, index)
         kept.append(index)
         num_blank += lacks_privileged(row)
-    num_dropped = len(dataset) - len(kept) - len(broken)
+        num_untaught += is_blank(row.get(REFERENCE_COLUMN)) if references is not None else 0
+    num_dropped = len(dataset) - len(kept) - len(broken) - num_long
     if not kept:
         raise DataError(_nothing_left(num_dropped, max_prompt_tokens, broken))
-    report = DatasetReport(
-        len(kept), num_blank if needs_privileged else 0, num_dropped, len(broken), broken[0] if broken else ""
-    )
-    return (dataset.select(kept) if num_dropped or broken else dataset), report
+    counts = (len(kept), num_blank if needs_privileged else 0, num_dropped, len(broken))
+    report = DatasetReport(*counts, broken[0] if broken else "", num_untaught, num_long)
+    return (dataset.select(kept) if len(kept) < len(dataset) else dataset), report
 
 
 def _row_of(dataset: Any, index: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from dopd.sources import REFERENCE_COLUMN
+
 # A run's names -> the dataset's names of columns, or paths into them; several are put together.
 Columns = Mapping[str, str | Sequence[str]]
 SYSTEM = "system"  # no column of a run: its text becomes the first turn of the prompt
@@ -65,6 +67,13 @@ def place_in_list(step: str) -> int | None:
     return int(step) if step.removeprefix("-").isascii() and step.removeprefix("-").isdigit() else None
 
 
+# Texts to train on: what a run reads only where its method says so, so that nobody guesses it unasked.
+_REFERENCES = (
+    *("solution", "solutions", "completion", "completions", "response", "responses", "output", "outputs"),
+    *("reference", "reference_solution", "demonstration", "teacher_text", "gold", "target", "answer"),
+)
+
+
 def likeliest_column(columns: Sequence[str], name: str) -> str | None:
     """The column, or the path into one (`reward_model.ground_truth`), that is likely to be `name` under another name.
 
@@ -72,7 +81,7 @@ def likeliest_column(columns: Sequence[str], name: str) -> str | None:
         columns: names and paths.
         name (`str`): a column of a run, such as `prompt` or `privileged_context`.
     """
-    names = _NAMES.get(name, ())
+    names = _REFERENCES if name == REFERENCE_COLUMN else _NAMES.get(name, ())
     matching = [one for one in columns if one.lower() in names]
     return min(matching, key=lambda one: names.index(one.lower()), default=None)
 

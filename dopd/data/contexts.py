@@ -8,7 +8,7 @@ from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.data.views import is_blank, lacks_privileged, without_question
 from dopd.errors import ConfigError
 from dopd.signals.answers import RIGHT_FROM
-from dopd.sources import CONTEXT_COLUMNS, CONTEXT_ONLY, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED
+from dopd.sources import CONTEXT_COLUMNS, CONTEXT_ONLY, CONTRAST, CRITICISM, PLAIN, PRAISE, PRIVILEGED, SELF
 from dopd.tables import RoutingTable
 
 # What Cal-OPD (arXiv 2609.21619) tells the teacher of an answer that it is about to score.
@@ -32,7 +32,7 @@ def rows_for_view(
         view (`str`): one of the views of `dopd.sources`, not the plain one.
         table (`RoutingTable`): says where contexts come from.
         rows: the batch's rows, the rollouts of a prompt side by side.
-        completions (`list[str]`): the rollouts as text, for contexts from siblings.
+        completions (`list[str]`): the rollouts as text, for contexts from siblings and for the student's own answer.
         scores (`list[float]`, *optional*): a verifier's scores of the rollouts, for the same.
         num_generations (`int`): rollouts of each prompt.
 
@@ -48,6 +48,8 @@ def rows_for_view(
     contexts: Sequence[Any]
     if view in JUDGEMENTS:
         contexts = [JUDGEMENTS[view]] * len(rows)
+    elif view == SELF:
+        contexts = completions
     elif origin == "none":
         contexts = [None] * len(rows)
     elif origin == "column":
@@ -64,7 +66,7 @@ def rows_for_view(
 def rows_known_before(table: RoutingTable, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row with the context of each privileged view, for those whose contexts do not come from rollouts."""
     origins = {PRIVILEGED: table.context, CONTEXT_ONLY: table.context, CONTRAST: table.contrast}
-    views = (table.views - {PLAIN}) | ({PRIVILEGED} if table.needs_privileged else set())
+    views = (table.views - {PLAIN, SELF}) | ({PRIVILEGED} if table.needs_privileged else set())
     return [rows_for_view(view, table, [row])[0] for view in sorted(views) if origins.get(view) != "sibling"]
 
 

@@ -186,6 +186,6 @@ class StudentEvaluator:
         if models.teacher is None or live.hidden is None:
             return entropy, []
         step = Step(table("vanilla"), self.prompts, scorer, self.ending)
-        batch = step.score(rollouts)
+        (batch,) = step.score(rollouts)
         routed = step.loss(batch, (live.hidden, scorer.head(LIVE)), step.targets(batch))
         return entropy, routed.per_token.sum(1).tolist()

@@ -141,14 +141,14 @@ def completion_record(
     }
     return trace_record(
         completion,
-        step.table,
+        batch.table,
         step.prompts.tokenizer,
         ids=ids.tolist(),
         student=details.pop(LIVE),
         targets=details,
         columns={name: None if c is None else c[place][kept].tolist() for name, c in columns.items()},
-        regimes=batch.assignment.regimes[place][kept].tolist() if step.table.routed else None,
-        weights=batch.assignment.weights(step.table)[place][kept].tolist(),
+        regimes=batch.assignment.regimes[place][kept].tolist() if batch.table.routed else None,
+        weights=batch.assignment.weights(batch.table)[place][kept].tolist(),
         losses=per_token[place][kept].detach().tolist(),
         thresholds=thresholds,
     )

@@ -81,8 +81,8 @@ class Inspector:
                 )
                 rollouts = replace(rollouts, rewards=[0.0] * len(rows), scores=[0.0] * len(rows))
             averages = _averages(thresholds, rollouts)
-            scored = step.score(rollouts, moment, thresholds=averages, batch=batch)
-            live = step.scorer.score(LIVE, rollouts.view, rollouts.completion_ids, rollouts.mask)
+            (scored,) = step.score(rollouts, moment, thresholds=averages, batch=batch)
+            live = step.scorer.score(LIVE, scored.view, scored.completion_ids, scored.mask)
             if live.hidden is None:
                 raise ScoringError("the scorer gives no hidden states of the student, which a look at its tokens needs")
             student = (live.hidden, step.scorer.head(LIVE))
@@ -102,10 +102,12 @@ class Inspector:
         return records
 
     def _step(self, moment: Moment) -> Step:
-        """The step; where a completion has no siblings, what its row says takes their place."""
-        table = self.step.table
+        """The step on the part of the table that is shown, as if its texts were the completions; where a completion has
+        no siblings, what its row says takes their place."""
+        shown = self.step.table.shown
+        table = replace(shown, rules=tuple(replace(rule, text="rollout") for rule in shown.rules))
         if moment.num_generations > 1 and self.step.judge.gives_rewards:
-            return self.step
+            return replace(self.step, table=table)
         return replace(self.step, table=_without_siblings(table))
 
     @contextmanager

@@ -1,12 +1,14 @@
 """Methods whose teacher reads the plain prompt and teaches every token."""
 
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 from dopd.divergences import DivergenceKind, Support, Tail
 from dopd.methods.dual import one_rule
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
-from dopd.settings import NotNegative, Positive
+from dopd.settings import NotNegative, Positive, Probability
 from dopd.tables import RoutingTable
 
 
@@ -41,11 +43,62 @@ def vanilla_pg(*, merge_ends: bool = False) -> RoutingTable:
     "GKD on the student's own samples: any divergence, whole vocabulary",
     "arXiv 2306.13649",
     "b KL(T || M) + (1 - b) KL(S || M), M = b T + (1 - b) S; or KL(T || S), KL(S || T)",
-    departures="lambda = 1: no sequences from a dataset are mixed in",
+    departures="lambda is 1 unless lmbda is set; with less, each row draws whether it is trained on its answer or on "
+    "its reference text, where the source draws for a whole step",
 )
-def gkd(*, divergence: DivergenceKind = "js", beta: float = 0.5) -> RoutingTable:
-    rule = Rule(source="teacher", divergence=divergence, beta=beta)
-    return RoutingTable(name="gkd", rules=(rule,))
+def gkd(
+    *, divergence: DivergenceKind = "js", beta: float = 0.5, lmbda: Probability = 1.0, seed: int = 0
+) -> RoutingTable:
+    """`lmbda`: share of the rows that are trained on the student's own answers, the others on their reference texts;
+    `seed`: of these draws."""
+    lot = {"signal": "row_lot", "seed": seed}
+    teach: dict[str, Any] = {"source": "teacher", "divergence": divergence, "beta": beta}
+    own, others = Rule(**teach), Rule(**teach, name="references", text="reference")
+    if lmbda in (0.0, 1.0):
+        return RoutingTable(name="gkd", rules=(own if lmbda else others,))
+    # What is not below the share is above the next smaller number.
+    rules = (
+        replace(own, name="rollouts", select={**lot, "below": lmbda}),
+        replace(others, select={**lot, "above": math.nextafter(lmbda, 0.0)}),
+    )
+    return RoutingTable(name="gkd", rules=rules)
+
+
+@register_method(
+    "sft",
+    "supervised fine-tuning on the reference texts, as a control",
+    "the usual one",
+    "-log S(y*), y*: the row's reference text",
+    departures="none; the mean is over the tokens of a text, then over texts",
+)
+def sft() -> RoutingTable:
+    return RoutingTable(name="sft", rules=(Rule(name="nll", divergence="nll", support="sampled", text="reference"),))
+
+
+@register_method(
+    "proxy_kd",
+    "Proxy-KD's third stage: a proxy of a teacher that gives texts alone teaches along these texts",
+    "arXiv 2401.07013",
+    "-log S(y*) + a w KL(P || S) along y*, P: the proxy as teacher_model, w = sigmoid((log P(y*) - mean) / deviation)",
+    "medium",
+    "read through reports: a is 1 or 100 there, 1 here; mean and deviation are the batch's unless they are set to the "
+    "dataset's. The proxy is aligned beforehand: an unaligned one was worse than no proxy",
+)
+def proxy_kd(*, alpha: NotNegative = 1.0, mean: float | None = None, deviation: Positive | None = None) -> RoutingTable:
+    """`mean`, `deviation`: of the proxy's log-likelihoods of the texts in the dataset, nats."""
+    bounds = {key: value for key, value in (("mean", mean), ("deviation", deviation)) if value is not None}
+    rules = (
+        Rule(name="nll", divergence="nll", support="sampled", text="reference"),
+        Rule(
+            name="proxy",
+            source="teacher",
+            divergence="forward_kl",
+            scale={"signal": "proxy_kd", **bounds},
+            weight=alpha,
+            text="reference",
+        ),
+    )
+    return RoutingTable(name="proxy_kd", rules=rules)
 
 
 @register_method(
@@ -135,3 +188,24 @@ def bridge_garden(*, weighting: Literal["confidence", "entropy", "static"] = "co
         Rule(name="hard", source="teacher", divergence="cross_entropy", scale=hard, weight=hard_weight),
     )
     return RoutingTable(name="bridge_garden", rules=rules)
+
+
+@register_method(
+    "bridge_garden_off_policy",
+    "Bridge-Garden as published, on reference texts: their tokens as hard labels where the teacher is sure",
+    "arXiv 2605.26246",
+    "l KL(T || S) - (1 - l) log S(y*); l = 1 - max_a T(a) (confidence), 1 - T(y*) (data) or "
+    "(sum_a T(a)^0.1 - 1) / (V^0.9 - 1) (entropy)",
+    "medium",
+    "texts are the rows' own; the source also has the teacher write them. Confidence is the paper's form, data and "
+    "entropy are the released code's. No warm-up, no risk-guided term. Code read; the paper through reports",
+)
+def bridge_garden_off_policy(*, weighting: Literal["confidence", "data", "entropy"] = "confidence") -> RoutingTable:
+    """`weighting`: what the share of soft labels is taken from; "data" and "entropy" are the released code's."""
+    of_data = ({"signal": "teacher_probability", "inverted": True}, "teacher_probability")
+    soft, hard = of_data if weighting == "data" else _SOFT_AND_HARD[weighting][:2]
+    rules = (
+        Rule(name="soft", source="teacher", divergence="forward_kl", scale=soft, text="reference"),
+        Rule(name="hard", divergence="nll", support="sampled", scale=hard, text="reference"),
+    )
+    return RoutingTable(name="bridge_garden_off_policy", rules=rules)

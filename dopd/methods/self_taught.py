@@ -3,10 +3,10 @@
 from typing import Any
 
 from dopd.divergences import DivergenceKind, Support, Tail
-from dopd.methods.registry import METHODS, register_method
+from dopd.methods.registry import register_method
 from dopd.rules import Rule
 from dopd.settings import Count, Fraction, NotNegative, Positive, Probability, Share
-from dopd.sources import Anchor
+from dopd.sources import Anchor, Text, TrainedView
 from dopd.tables import RoutingTable
 
 SELF = "privileged_student"
@@ -195,13 +195,41 @@ def oasis(*, anchor: Anchor = "frozen") -> RoutingTable:
     "one of DAPD's six terms: a snapshot of the student, reading the reference, teaches the rollout without it",
     "arXiv 2608.01735 (code uanu2002/DAPD)",
     "sum_v min(N(v|p) (log N(v|p) - log S(v)), c); N: the student of up to 100 steps ago",
-    departures="the term that the paper calls insufficient, alone (factor 2/15 there): the other five train on "
-    "reference texts or train privileged prompts, so that nothing is learned of DAPD here. Temperature 1, not 1.1. The "
-    "gradient has the opposite sign at every outcome that the clamp bounds; clamp null leaves it out. Code read",
+    departures="the term that the paper calls insufficient, alone (factor 2/15 there): dapd has all six. Temperature "
+    "1, not 1.1. The gradient has the opposite sign at every outcome that the clamp bounds; clamp null leaves it out. "
+    "Code read",
 )
 def dapd_entangled(*, clamp: Positive | None = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
     rule = Rule(source=SELF, divergence="forward_kl", clamp=clamp)
     return RoutingTable(name="dapd_entangled", rules=(rule,), anchor="snapshot", snapshot_steps=snapshot_steps)
+
+
+@register_method(
+    "dapd",
+    "DAPD: the student without p, with p and with its own answer as p teach one another, on answers and references",
+    "arXiv 2608.01735 (code uanu2002/DAPD)",
+    "2/15 [F(N|p, S) + F(R|p, S(.|y)) + 3 F(R, S(.|y))] on y + 2/15 [F(R, S(.|p)) + 3 F(N(.|y), S) + "
+    "6 F(R(.|y), S(.|p))] on y*; F(Q, S) = sum_v min(Q(v) (log Q(v) - log S(v)), c), N: the student of up to 100 steps "
+    "ago, R: its initial weights",
+    departures="temperature is the run's, 1.1 there; the student's own answer stands in p's place in "
+    "privileged_template, where the source puts it behind the prompt without one; one chat template for all views, "
+    "where the source has thinking off without p. The gradient has the opposite sign at every outcome that the clamp "
+    "bounds; clamp null leaves it out. Code read",
+)
+def dapd(*, clamp: Positive | None = 0.05, snapshot_steps: Count = 100) -> RoutingTable:
+    def term(name: str, source: str, text: Text, view: TrainedView, parts: int) -> Rule:
+        weight = parts / 15
+        return Rule(name=name, source=source, divergence="forward_kl", clamp=clamp, weight=weight, text=text, view=view)
+
+    rules = (
+        term("answer_hinted", SELF, "rollout", "plain", 2),
+        term("answer_hinted_to_own", "privileged_reference", "rollout", "self", 2),
+        term("answer_plain_to_own", "reference", "rollout", "self", 6),
+        term("reference_plain_to_hinted", "reference", "reference", "privileged", 2),
+        term("reference_own", "self_student", "reference", "plain", 6),
+        term("reference_own_to_hinted", "self_reference", "reference", "privileged", 12),
+    )
+    return RoutingTable(name="dapd", rules=rules, anchor="snapshot", snapshot_steps=snapshot_steps)
 
 
 @register_method(
@@ -216,8 +244,3 @@ def dapd_entangled(*, clamp: Positive | None = 0.05, snapshot_steps: Count = 100
 def feedback(*, divergence: DivergenceKind = "reverse_kl", ema_decay: Fraction = 0.95) -> RoutingTable:
     rule = Rule(source=SELF, divergence=divergence)
     return RoutingTable(name="feedback", rules=(rule,), anchor="ema", ema_decay=ema_decay)
-
-
-METHODS.rename(
-    "dapd", "dapd_entangled", "it is one of DAPD's six terms; the whole method needs rows on reference texts"
-)

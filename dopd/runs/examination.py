@@ -21,7 +21,7 @@ from dopd.runs.sizes import sizes_of_run
 from dopd.runs.train import check_folder, make_config, make_trainer
 from dopd.settings import Problems
 from dopd.shown import shown_bytes
-from dopd.sources import PLAIN, SOURCES, TEACHER_SOURCES
+from dopd.sources import LIVE, PLAIN, SELF, TEACHER_SOURCES
 from dopd.trainer import DOPDConfig, DOPDTrainer
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.images import where_from
@@ -246,7 +246,10 @@ def row_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], list[int]]
 def _prompts_of_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Prompt]]:
     table, row = trainer.table, trainer.train_dataset[0]
     (own,) = trainer.prompts.read_by_student([row], table)
-    readers = {view: sorted(name for name in table.sources if SOURCES[name].view == view) for view in table.views}
+    readers = {
+        view: sorted({name for part in table.parts for name in {*part.sources, LIVE} if part.view_of(name) == view})
+        for view in table.views
+    }
     student = ["student", *(name for name in readers.get(table.student_view, []) if name != "student")]
     yield table.student_view, student, plain_prompt(own)
     origins = {"privileged": table.context, "contrast": table.contrast}
@@ -254,6 +257,6 @@ def _prompts_of_views(trainer: DOPDTrainer) -> Iterator[tuple[str, list[str], Pr
         asked = trainer.prompts.asked_row(row)
         if view == PLAIN:
             yield view, readers[view], plain_prompt(asked)
-        elif origins.get(view) != "sibling":  # those are answers, which there are none of yet
+        elif view != SELF and origins.get(view) != "sibling":  # those are answers, which there are none of yet
             (view_row,) = rows_for_view(view, table, [asked])
             yield view, readers[view], privileged_prompt(view_row, trainer.prompts.template)

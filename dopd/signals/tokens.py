@@ -50,6 +50,41 @@ def _random(batch: SignalBatch) -> Tensor:
     return torch.rand(batch.mask.shape, device=batch.mask.device, dtype=torch.float64)
 
 
+@register_signal(
+    "row_lot", "uniform in [0, 1), one number for a row: the same in every part of a table, drawn by seed and step"
+)
+def _row_lot(batch: SignalBatch, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(1_000_003 * seed + batch.step)
+    before = batch.ranks.number * len(batch.mask)  # rows of other processes draw the numbers before
+    lots_B = torch.rand(before + len(batch.mask), generator=generator, dtype=torch.float64)[before:]
+    return batch.per_token(lots_B.to(batch.mask.device))
+
+
+@register_signal("teacher_probability", "T(y)", sources=TEACHER, entropies=())
+def _teacher_probability(batch: SignalBatch, inverted: bool = False) -> Tensor:
+    probability_BT = batch.logprobs["teacher"].double().exp().clamp(max=1.0)
+    return 1.0 - probability_BT if inverted else probability_BT
+
+
+@register_signal(
+    "proxy_kd",
+    "sigmoid((log T(text) - mean) / deviation), one number for a row; mean and deviation: of the batch if left out",
+    sources=TEACHER,
+    entropies=(),
+)
+def _proxy_kd(batch: SignalBatch, mean: float | None = None, deviation: Positive | None = None) -> Tensor:
+    """`mean`, `deviation`: of the proxy's log-likelihoods of whole texts in the dataset, nats."""
+    likelihoods_B = torch.where(batch.keep, batch.logprobs["teacher"].double(), 0.0).sum(1)
+    everyone_N = batch.ranks.gathered(likelihoods_B[batch.keep.any(1)])
+    centre = everyone_N.mean() if mean is None and len(everyone_N) else likelihoods_B.new_tensor(mean or 0.0)
+    spread = (
+        everyone_N.std(unbiased=False) if deviation is None and len(everyone_N) else centre.new_tensor(deviation or 1.0)
+    )
+    # Where all texts are equally likely, the weight of each is 1/2.
+    apart_B = torch.where(spread > 0, (likelihoods_B - centre) / spread.clamp(min=1e-12), 0.0)
+    return batch.per_token(torch.sigmoid(apart_B))
+
+
 @register_signal("student_surer", "sigmoid(H_S - H_T)", sources=BOTH)
 def _student_surer(batch: SignalBatch) -> Tensor:
     return torch.sigmoid(batch.entropies["student"].double() - batch.entropies["teacher"].double())

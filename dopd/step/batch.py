@@ -14,6 +14,7 @@ from torch import Tensor
 from dopd.assignment import Assignment
 from dopd.fused import TokenScores
 from dopd.scoring import View, columns_read, unpadded
+from dopd.tables import RoutingTable
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,23 @@ class SourceScores:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Completions with everything that their loss reads; a (micro-)batch.
+    """Texts with everything that their loss reads, for one part of a table; a (micro-)batch.
 
     Attributes:
-        view (`View`): the prompts that the student answered.
-        completion_ids (`LongTensor` (B, T)), mask (`Tensor` (B, T)): as in `Rollouts`.
+        table (`RoutingTable`): the part (`RoutingTable.parts`).
+        view (`View`): the prompts in front of the texts that the student is trained on.
+        completion_ids (`LongTensor` (B, T)), mask (`Tensor` (B, T)): the rollouts as in `Rollouts`, or the reference
+            texts in the same form; a row without one has no scored token.
         sources (`dict[str, SourceScores]`): by name, every source that the table reads.
         assignment (`Assignment`): decided for all ranks at once.
         num_sequences (`float`): sequences with a scored token in the whole step, on all ranks: the denominator of the
             mean over sequences.
         numbers (`LongTensor` (B,)): the place of each completion among those of this rank's step.
-        drawn_logprobs (`Tensor` (B, T), *optional*): `Rollouts.logprobs`.
+        drawn_logprobs (`Tensor` (B, T), *optional*): `Rollouts.logprobs`, where the student answered these prompts.
         read (`tuple[int]`, *optional*): `dopd.scoring.columns_read` of the mask, where somebody has looked.
     """
 
+    table: RoutingTable
     view: View
     completion_ids: Tensor
     mask: Tensor

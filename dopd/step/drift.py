@@ -18,7 +18,6 @@ from dopd.fused import score_tokens
 from dopd.heads import Head
 from dopd.ranks import Ranks
 from dopd.step.batch import ScoredBatch
-from dopd.tables import RoutingTable
 
 _RARE = 0.99  # the quantile that is logged beside the mean
 _JUMP = 10.0  # a mean this many times the first step's cannot come from numerics
@@ -50,11 +49,9 @@ class Drift:
         self._differences: list[Tensor] = []
         self._first: float | None = None
 
-    def weighed(
-        self, batch: ScoredBatch, table: RoutingTable, hidden: Tensor, head: Head, chunk_tokens: int | None = None
-    ) -> ScoredBatch:
+    def weighed(self, batch: ScoredBatch, hidden: Tensor, head: Head, chunk_tokens: int | None = None) -> ScoredBatch:
         """A micro-batch whose tokens are added, with its importance weights where the run has them; as it is where the
-        engine said nothing of its tokens.
+        engine said nothing of its tokens, or drew none of them.
 
         Args:
             hidden (`Tensor` (B, T, H)), head (`Head`): of the plain student, as it is trained on.
@@ -64,6 +61,8 @@ class Drift:
             ScoringError: importance weights without log-probs of the engine.
         """
         drawn = batch.drawn_logprobs
+        if batch.table.text == "reference":
+            return batch
         if drawn is None:
             if self._cap is not None:
                 raise ScoringError(
@@ -76,7 +75,7 @@ class Drift:
         self.add(student, drawn, mask)
         if self._cap is None:
             return batch
-        return replace(batch, assignment=batch.assignment.times(importance(student, drawn, self._cap), table))
+        return replace(batch, assignment=batch.assignment.times(importance(student, drawn, self._cap), batch.table))
 
     def add(self, student: Tensor, drawn: Tensor, mask: Tensor) -> None:
         """Add tokens (B, T) where `mask` is non-zero, by their log-probs of student and engine, nats."""

@@ -68,6 +68,14 @@ def _reward_metrics(rewards: Mapping[str, Tensor]) -> dict[str, float]:
     return metrics
 
 
+def reference_metrics(batch: ScoredBatch, ranks: Ranks) -> dict[str, float]:
+    """The share of rows that have no reference text; nothing for a part of a table that trains on answers."""
+    if batch.table.text != "reference":
+        return {}
+    missing_N = ranks.gathered((batch.mask == 0).all(1).double())
+    return {"reference/missing_ratio": missing_N.mean().item()}
+
+
 def routing_metrics(batch: ScoredBatch, ranks: Ranks) -> dict[str, float]:
     """The averages that routed a batch, and how its gaps are spread; nothing in an unrouted table."""
     thresholds, gap_BT = batch.assignment.thresholds, batch.assignment.gap

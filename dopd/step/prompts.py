@@ -13,9 +13,16 @@ from dopd.data.encode import encode_prompts, encode_view, tokenizer_of
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
 from dopd.data.options import check_generation_prompt, check_options, check_same_lead
 from dopd.data.rendering import asks_text, template_of
-from dopd.data.views import PrivilegedTemplate, Prompt, as_conversations, privileged_prompt, privileged_prompts
+from dopd.data.views import (
+    PrivilegedTemplate,
+    Prompt,
+    as_conversations,
+    is_blank,
+    privileged_prompt,
+    privileged_prompts,
+)
 from dopd.scoring import View
-from dopd.sources import PLAIN
+from dopd.sources import PLAIN, REFERENCE_COLUMN
 from dopd.step.batch import Rollouts
 from dopd.tables import RoutingTable
 
@@ -144,6 +151,11 @@ class PromptEncoder:
             rows = [[*values, *[0.0] * (longest - len(values))] for values in logprobs]
             numbers = torch.tensor(rows, device=device)
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device), numbers
+
+    def reference(self, row: Row) -> list[int]:
+        """Token ids of the reference text of a row, without an end; none where it has none."""
+        text = row.get(REFERENCE_COLUMN)
+        return [] if is_blank(text) else list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         """The answers of rollouts as texts, without special tokens."""

@@ -23,7 +23,7 @@ from dopd.routing import Thresholds
 from dopd.sampling import Ending
 from dopd.scoring import View
 from dopd.signals import SignalBatch
-from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SOURCES, TEACHER_COLUMN
+from dopd.sources import CONTRAST, PLAIN, PRIVILEGED, SELF, SOURCES, TEACHER_COLUMN
 from dopd.step.batch import Rollouts, ScoredBatch, SourceScores
 from dopd.step.liveness import check_alive
 from dopd.step.prompts import PromptEncoder
@@ -100,7 +100,8 @@ class Step:
         """
         views, present = {PLAIN: rollouts.view}, dict[str, Tensor]()
         device = rollouts.completion_ids.device
-        completions = self._shown(rollouts) if self.table.needs_scores else []
+        shows_answers = self.table.needs_scores or SELF in self.table.views
+        completions = self._shown(rollouts) if shows_answers else []
         for name in sorted(self.table.views - {PLAIN}):
             view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.scores, num_generations)
             read = self.prompts.privileged_view(view_rows, device)
@@ -130,8 +131,9 @@ class Step:
         *,
         thresholds: Thresholds | None = None,
         batch: Assignment | None = None,
-    ) -> ScoredBatch:
-        """Score completions from every source that the table reads, and decide what each token receives.
+    ) -> list[ScoredBatch]:
+        """Score the texts of every part of the table from every source that it reads, and decide what each token
+        receives; one batch for each part.
 
         Args:
             rollouts (`Rollouts`): of this rank; all ranks call this together.
@@ -146,9 +148,40 @@ class Step:
         """
         rollouts = self._with_teachers(rollouts)
         views, present = self.views(rollouts, moment.num_generations)
+        return [
+            replace(self, table=part)._score_part(rollouts, moment, views, present, thresholds=thresholds, batch=batch)
+            for part in self.table.parts
+        ]
+
+    def references(self, rows: Sequence[Mapping[str, Any]], device: Any) -> tuple[Tensor, Tensor]:
+        """Ids (B, T) and mask (B, T) of the rows' reference texts, each with an end; nothing for a row without one."""
+        end = self.prompts.tokenizer.eos_token_id
+        end = end if end in self.ending.token_ids else self.ending.token_ids[0]
+        texts = [self.prompts.reference(row) for row in rows]
+        ids, mask, _ = self.prompts.padded([[*text, end] if text else [] for text in texts], device)
+        return ids, mask
+
+    def _score_part(
+        self,
+        rollouts: Rollouts,
+        moment: Moment,
+        views: Mapping[str, View],
+        present: Mapping[str, Tensor],
+        *,
+        thresholds: Thresholds | None,
+        batch: Assignment | None,
+    ) -> ScoredBatch:
+        """`score` of a table that is one part.
+
+        Args:
+            views, present: of `views`, for the whole table.
+        """
         ids, mask = rollouts.completion_ids, rollouts.mask
+        if self.table.text == "reference":
+            ids, mask = self.references(rollouts.rows, mask.device)
+        drawn = rollouts.logprobs if (self.table.text, self.table.view) == ("rollout", PLAIN) else None
         sources = {}
-        read = {source: views[SOURCES[source].view] for source in self.table.sources}
+        read = {source: views[self.table.view_of(source)] for source in self.table.sources}
         for source, scores in self.scorer.score_all(read, ids, mask):
             moved = SOURCES[source].model != "teacher" and moment.step > 0
             _check_alive(source, scores, ids, mask, trained=moved)
@@ -172,7 +205,8 @@ class Step:
         kept = {name: self._kept(name, scores) for name, scores in sources.items()}
         num_sequences = float(self.ranks.total((mask != 0).any(1).sum()))
         numbers = torch.arange(len(mask), device=mask.device)
-        return ScoredBatch(rollouts.view, ids, mask, kept, assignment, num_sequences, numbers, rollouts.logprobs)
+        view = views[self.table.view]
+        return ScoredBatch(self.table, view, ids, mask, kept, assignment, num_sequences, numbers, drawn)
 
     def _with_teachers(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts with the teacher of each row, where there are several."""
@@ -197,12 +231,13 @@ class Step:
     def loss(
         self, batch: ScoredBatch, student: tuple[Tensor, Head], targets: Mapping[str, tuple[Tensor, Head]]
     ) -> RoutedLoss:
-        """The loss of a (micro-)batch; the losses of a step's micro-batches, averaged over ranks, add up to the step's.
+        """The loss of a (micro-)batch; the losses of a step's micro-batches and of the table's parts, averaged over
+        ranks, add up to the step's.
 
         Args:
-            batch (`ScoredBatch`): the completions.
-            student (`tuple[Tensor, Head]`): hidden states (B, T, H) of the plain student, which carry the gradient, and
-                its head.
+            batch (`ScoredBatch`): the texts.
+            student (`tuple[Tensor, Head]`): hidden states (B, T, H) of the student behind the prompts of the batch,
+                which carry the gradient, and its head.
             targets: of `targets(batch)`.
         """
         return fused_routed_loss(
@@ -210,7 +245,7 @@ class Step:
             targets,
             batch.completion_ids,
             batch.mask,
-            self.table,
+            batch.table,
             backend=self.backend,
             chunk_tokens=self.chunk_tokens,
             assignment=batch.assignment,

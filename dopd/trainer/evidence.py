@@ -37,9 +37,12 @@ class Evidence:
         """The rows are answered."""
         self._answers = rollouts.answers
 
-    def add_scores(self, batch: ScoredBatch) -> None:
-        """The answers are scored; nothing that is large is kept."""
-        self._scores = {name: unpadded(one.tokens.logprobs, batch.mask) for name, one in batch.sources.items()}
+    def add_scores(self, batches: Sequence[ScoredBatch]) -> None:
+        """The answers, or the texts in their place, are scored; nothing that is large is kept."""
+        for batch in batches:
+            where = "" if len(batches) == 1 else f" (text {batch.table.text}, view {batch.table.view})"
+            for name, one in batch.sources.items():
+                self._scores[name + where] = unpadded(one.tokens.logprobs, batch.mask)
 
     def with_evidence(self, error: NotFiniteError, step: int) -> NotFiniteError:
         """The error, with the place of the file in which the step now stands."""

@@ -284,16 +284,17 @@ class HostTrainer(DistillationTrainer):
     # --- Hooks of the host, and what takes their place
 
     @abstractmethod
-    def next_micro_batch(self, rows: list[dict[str, Any]]) -> ScoredBatch:
-        """The completions to learn from next; `rows` are those of a whole step, and are answered once."""
+    def next_micro_batch(self, rows: list[dict[str, Any]]) -> list[ScoredBatch]:
+        """The texts to learn from next, for each part of the table; `rows` are those of a whole step, and are answered
+        once."""
 
     @abstractmethod
-    def micro_batch_targets(self, batch: ScoredBatch) -> dict[str, tuple[Tensor, Head]]:
+    def micro_batch_targets(self, parts: list[ScoredBatch]) -> list[dict[str, tuple[Tensor, Head]]]:
         """Hidden states and heads of the sources whose whole distributions the loss of a micro-batch reads."""
 
     @abstractmethod
     def micro_batch_loss(
-        self, student: Any, batch: ScoredBatch, targets: Mapping[str, tuple[Tensor, Head]]
+        self, student: Any, parts: list[ScoredBatch], targets: list[dict[str, tuple[Tensor, Head]]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The share of a micro-batch in the loss of its step, and sums for its statistics; `student` is unwrapped."""
 

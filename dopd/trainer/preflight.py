@@ -1,6 +1,7 @@
 """The rows of a run, looked through before the first step; those of a stream as they pass."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from dopd.data.checks import (
     SKIP_ADVICE,
     DatasetReport,
+    References,
     check_columns,
     check_kind,
     check_prompts,
@@ -27,7 +29,7 @@ from dopd.data.overlap import count_overlap
 from dopd.data.unknown import ShownPrompt, UnknownWords
 from dopd.data.views import Prompt, lacks_privileged, plain_prompt, privileged_prompt
 from dopd.errors import DataError
-from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED
+from dopd.sources import CONTEXT_COLUMNS, PRIVILEGED, REFERENCE_COLUMN
 from dopd.step import PromptEncoder
 from dopd.trainer import images
 from dopd.trainer.context import max_prompt_tokens
@@ -125,6 +127,9 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         row = host.prompts.asked_row(row)
         return checked_views(host.prompts, markup, row, [prompt for _, prompt in _shown_prompts(host, row, held_out)])
 
+    here = dataset.column_names is None or REFERENCE_COLUMN in dataset.column_names
+    references = _references(host, markup) if host.table.needs_references and (here or not held_out) else None
+
     if isinstance(dataset, IterableDataset):
 
         def warn(row: dict[str, Any], index: int) -> None:
@@ -133,7 +138,9 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
                 if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a stream has no end at which to warn
                     logger.warning(found.sentence(name, f"{count} rows of the stream so far"))
 
-        return _checked_stream(host, dataset, views, num_tokens, warn, allowed, needs_privileged=needs_privileged)
+        return _checked_stream(
+            host, dataset, views, num_tokens, warn, allowed, references, needs_privileged=needs_privileged
+        )
     dataset, report = check_prompts(
         dataset,
         needs_privileged=needs_privileged,
@@ -144,12 +151,35 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
         drop_overlong=drop,
         skip_broken_images=host.args.skip_broken_images,
         look=look,
+        references=references,
     )
     _warn(report, needs_privileged)
     for found in (unknown, unread):
         for sentence in found.sentences(report.num_rows, held_out or "train_dataset"):
             logger.warning(sentence)
     return dataset
+
+
+def _references(host: HostTrainer, markup: Markup) -> References:
+    """How the reference texts of rows are looked at."""
+    unknown = host.tokenizer.unk_token_id
+
+    def num_tokens(row: Mapping[str, Any]) -> int:
+        ids = host.prompts.reference(row)
+        found = markup.first_in([row[REFERENCE_COLUMN]], of_assistant=True) if ids else None
+        if found:
+            raise DataError(
+                f"column {REFERENCE_COLUMN!r}: the text holds {found!r}, which the tokenizer reads as the end of an "
+                "answer. Remove it: an end is put behind every reference text"
+            )
+        if unknown is not None and unknown in ids and unknown not in host.eos_token_ids:
+            raise DataError(
+                f"column {REFERENCE_COLUMN!r}: the tokenizer does not know a word of it and reads "
+                f"{host.tokenizer.unk_token!r}, which the student would learn to say. Write it in other words"
+            )
+        return len(ids)
+
+    return References(num_tokens, int(host.max_completion_length or sys.maxsize) - 1)
 
 
 def checked_views(prompts: PromptEncoder, markup: Markup, row: dict[str, Any], views: list[Prompt]) -> list[Prompt]:
@@ -204,7 +234,15 @@ def _warn_of_unread_columns(host: HostTrainer, columns: Sequence[str], dataset: 
 
 
 def _checked_stream(
-    host: HostTrainer, stream: Any, views: Any, num_tokens: Any, look: Any, allowed: int, *, needs_privileged: bool
+    host: HostTrainer,
+    stream: Any,
+    views: Any,
+    num_tokens: Any,
+    look: Any,
+    allowed: int,
+    references: References | None,
+    *,
+    needs_privileged: bool,
 ) -> Any:
     """The stream with every row checked as it passes; a row that cannot be used raises, or is left out with a
     warning.
@@ -217,7 +255,8 @@ def _checked_stream(
         nonlocal dropped, broken
         if not kinds and stream.column_names is None:  # of some streams the first row says what there is
             _warn_of_unread_columns(host, list(row), stream)
-        check_columns(list(row), needs_privileged=needs_privileged, method=table.name)
+        needed = {"needs_privileged": needs_privileged, "needs_references": references is not None}
+        check_columns(list(row), method=table.name, **needed)
         if host.teacher_names:
             check_teacher_of(row, index, host.teacher_names)
         check_row(row, index)
@@ -229,6 +268,10 @@ def _checked_stream(
                 raise BrokenImageError(f"{error}. {SKIP_ADVICE}") from error
             broken += 1
             logger.warning(f"row {index} of the stream dropped ({broken} with broken images so far): {error}")
+            return False
+        if references is not None and not references.fits(row, index, drop=args.overlong_prompts == "drop"):
+            dropped += 1
+            logger.warning(f"row {index} of the stream dropped ({dropped} so far): its {REFERENCE_COLUMN} is too long")
             return False
         if longest <= allowed:
             look(row, index)
@@ -245,6 +288,8 @@ def _checked_stream(
 def _warn(report: DatasetReport, needs_privileged: bool) -> None:
     for sentence in report.sentences():
         logger.warning(sentence)
+    if report.num_without_reference == report.num_rows:
+        logger.warning(f"no row has a {REFERENCE_COLUMN}: rules on reference texts teach nothing")
     if needs_privileged and report.num_without_privileged == report.num_rows:
         logger.warning("no prompt has privileged context: rules that target the privileged student teach nothing")
 

@@ -20,6 +20,7 @@ from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
 from dopd.scoring import evaluation_mode
 from dopd.settings import as_mapping
+from dopd.sources import PLAIN
 from dopd.step.rewards import Judge
 from dopd.step.verifier import Verifier
 from dopd.tables import RoutingTable
@@ -135,10 +136,11 @@ def check_before_loading(
             f"method {table.name!r} is not verified against its source: {table.unverified}. Do not take its results "
             "for those of the published method"
         )
-    if not table.trains_on_rollouts_alone:
+    own = [part.view for part in table.parts if part.text == "rollout" and part.view != PLAIN]
+    if own and args.rollout_importance == "truncated":
         raise ConfigError(
-            f"method {table.name!r}: this trainer trains on rollouts behind the plain prompt; rules with "
-            "text='reference' or another view are for dopd.routed_loss"
+            f"rollout_importance (='truncated') weighs answers by the prompt that they were drawn for, and method "
+            f"{table.name!r} trains on them behind another one (view={own[0]!r}): leave rollout_importance out"
         )
     adapting.check_configs(model, peft_config, args)
     base_teacher.check_has_base(model, peft_config, args)

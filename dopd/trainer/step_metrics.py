@@ -62,6 +62,11 @@ class StepSums:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
 
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """What was added up since the last reduction, by name."""
+        return self._sums
+
     def reduce(self, ranks: Ranks) -> dict[str, float]:
         """The statistics of `RoutedLoss.stats` for the whole optimizer batch; nothing collected gives nothing."""
         if not self._sums:

@@ -36,9 +36,9 @@ def one_step(folder: Path, name: str, size: int) -> dict[str, Any]:
     original = made.scored_batch
 
     def scored(inputs: Any) -> Any:
-        batch = original(inputs)
-        with_images.append(sum(images is not None for images in batch.view.images))
-        return batch
+        parts = original(inputs)
+        with_images.append(sum(images is not None for images in parts[0].view.images))
+        return parts
 
     made.scored_batch = scored  # type: ignore[method-assign]
     made.train()

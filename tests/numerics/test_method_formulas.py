@@ -258,6 +258,27 @@ def oasis(b: Logits, s: Tensor) -> Tensor:
     return shortest * kl(b.log_p("privileged_student"), s)
 
 
+def proxy_kd(b: Logits, s: Tensor) -> Tensor:
+    likely = torch.where(scored(b), b.log_y("teacher"), 0.0).sum(1)
+    weight = 1 / (1 + torch.exp(-(likely - likely.mean()) / likely.std(correction=0)))
+    return -at(s, b.ids) + weight.unsqueeze(1) * kl(b.log_p("teacher"), s)
+
+
+def proxy_kd_of_a_dataset(b: Logits, s: Tensor) -> Tensor:
+    likely = torch.where(scored(b), b.log_y("teacher"), 0.0).sum(1)
+    return -at(s, b.ids) + 100 / (1 + torch.exp(-(likely + 9.0) / 4.0)).unsqueeze(1) * kl(b.log_p("teacher"), s)
+
+
+def garden_of_data(b: Logits, s: Tensor) -> Tensor:
+    sure = b.log_y("teacher").exp()
+    return (1 - sure) * kl(b.log_p("teacher"), s) - sure * at(s, b.ids)
+
+
+def garden_of_confidence(b: Logits, s: Tensor) -> Tensor:
+    sure = b.log_p("teacher").exp().amax(-1)
+    return (1 - sure) * kl(b.log_p("teacher"), s) - sure * at(s, b.ids)
+
+
 def beta_opsd(b: Logits, s: Tensor) -> Tensor:
     return kl(s, torch.log_softmax(0.5 * b.log_p("reference") + 0.5 * b.log_p("privileged_student"), -1))
 
@@ -334,6 +355,9 @@ FORMULAS: dict[str, tuple[Formula, dict[str, Any]]] = {
     "opcd": (opcd, {"top_k": 4}),
     "opsd": (lambda b, s: jsd(b.log_p("privileged_student"), s), {}),
     "sdft": (lambda b, s: kl(b.log_p("privileged_student"), s), {}),
+    "sft": (lambda b, s: -at(s, b.ids), {}),
+    "proxy_kd": (proxy_kd, {}),
+    "bridge_garden_off_policy": (garden_of_confidence, {}),
     "sdpo": (self_js_topk, {"top_k": 4}),
     "vision_opd": (self_js_topk, {"top_k": 4}),
     "dapd_entangled": (opsd, {}),
@@ -368,12 +392,13 @@ FORMULAS: dict[str, tuple[Formula, dict[str, Any]]] = {
     "privileged_student": (lambda b, s: kl(s, b.log_p("privileged_student")), {}),
     "privileged_both": (lambda b, s: kl(s, b.log_p("teacher")), {}),
 }
+# DAPD, whose parts are several batches, is tested in the trainer (test_texts_and_views.py).
 # DOPD and its ablations are tested against an independent computation in test_loss.py and below.
 ROUTED = {name for name in METHODS if dopd.table(name).routed}
 
 
 def test_every_method_has_a_formula_here() -> None:
-    assert set(FORMULAS) | ROUTED | {"vanilla_drop", "dopd_unrouted"} == set(METHODS)
+    assert set(FORMULAS) | ROUTED | {"vanilla_drop", "dopd_unrouted", "dapd"} == set(METHODS)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -397,6 +422,9 @@ VARIANTS: list[tuple[str, Formula, dict[str, Any]]] = [
     ),
     ("opsd", opsd, {"divergence": "forward_kl", "clamp": 0.05}),
     ("sdft", lambda b, s: kl(s, b.log_p("privileged_student")), {"divergence": "reverse_kl"}),
+    ("gkd", lambda b, s: jsd(b.log_p("teacher"), s, 0.3), {"beta": 0.3, "lmbda": 0.0}),
+    ("proxy_kd", proxy_kd_of_a_dataset, {"alpha": 100.0, "mean": -9.0, "deviation": 4.0}),
+    ("bridge_garden_off_policy", garden_of_data, {"weighting": "data"}),
     ("rlcsd", rlcsd_together, {"drop": False, "apart": False}),
     ("conspo", lambda b, s: conspo(b, s, 0.1), {"temperature": 0.1}),
     ("bridge_garden", bridge_garden_by_entropy, {"weighting": "entropy"}),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import dopd
 from dopd.assignment import Assignment
 from dopd.fused import TokenScores
 from dopd.prefix import different_prompts, hidden_states_sharing_prompts
@@ -156,7 +157,8 @@ def test_groups_are_ordered_by_length_and_stay_together() -> None:
     decided = Assignment(completion_mask - 1, factors={0: lengths.unsqueeze(1) * completion_mask})
     scores = SourceScores(TokenScores(lengths.unsqueeze(1) * 1.0, lengths.unsqueeze(1) * 2.0))
     numbers = torch.arange(8)
-    rows = ScoredBatch(view, completion_mask * 3, completion_mask, {"teacher": scores}, decided, 8.0, numbers)
+    table = dopd.table("vanilla")
+    rows = ScoredBatch(table, view, completion_mask * 3, completion_mask, {"teacher": scores}, decided, 8.0, numbers)
     (ordered,) = rows.split(1, 2)
     assert ordered.numbers.tolist() == [6, 7, 2, 3, 0, 1, 4, 5]
     assert torch.equal(ordered.mask.sum(1), lengths[ordered.numbers])

@@ -11,7 +11,9 @@ from dopd.methods import METHODS
 # As the papers (or the reports on them) give them; `docs/reference/methods.md` names the sources.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "dopd": {"top_k": 128, "strong_weight": 1.0, "light_weight": 0.6, "weak_weight": 0.3, "trim": 0.05},
-    "gkd": {"divergence": "js", "beta": 0.5},
+    "gkd": {"divergence": "js", "beta": 0.5, "lmbda": 1.0, "seed": 0},
+    "proxy_kd": {"alpha": 1.0, "mean": None, "deviation": None},
+    "bridge_garden_off_policy": {"weighting": "confidence"},
     "exopd": {"extrapolation": 1.25},
     "veto": {"divergence": "forward_kl", "beta": 0.8},
     "fast_opd": {"start": 1, "growth": 256},
@@ -45,6 +47,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "sdpo": {"top_k": 100, "ema_decay": 0.95},
     "vision_opd": {"top_k": 100, "ema_decay": 0.95},
     "dapd_entangled": {"clamp": 0.05, "snapshot_steps": 100},
+    "dapd": {"clamp": 0.05, "snapshot_steps": 100},
     "feedback": {"divergence": "reverse_kl", "ema_decay": 0.95},
 }
 

@@ -11,6 +11,7 @@ import dopd
 from dopd.cli.show import methods_as_markdown
 from dopd.errors import ConfigError
 from dopd.methods import CARDS, METHODS
+from dopd.registry import Registry
 from dopd.signals import SIGNALS
 from dopd.sources import SOURCES
 
@@ -139,7 +140,8 @@ def test_option_with_a_value_that_cannot_work_is_refused_with_its_row(
 
 
 def test_a_former_name_is_refused_with_the_new_one() -> None:
-    with pytest.raises(
-        ConfigError, match="method \\(='dapd'\\) is called 'dapd_entangled' now: it is one of DAPD's six"
-    ):
-        dopd.table("dapd")
+    registry: Registry[str] = Registry("method")
+    registry.register("sum_of_six", "", test_a_former_name_is_refused_with_the_new_one)
+    registry.rename("six", "sum_of_six", "it says what is done with them")
+    with pytest.raises(ConfigError, match="method \\(='six'\\) is called 'sum_of_six' now: it says what is done"):
+        registry.check_name("six")

@@ -65,7 +65,7 @@ def test_each_row_is_scored_and_taught_by_its_teacher(tmp_path: Path, method: st
     several = a_trainer(tmp_path / "several", method, teacher_models=teachers())
     rows = [row for row in several.train_dataset for _ in range(2)]
     several.model.train()
-    batch = several.scored_batch(rows)
+    (batch,) = several.scored_batch(rows)
     mixed = named(batch)
     assert batch.view.teachers == tuple(row["teacher_id"] for row in rows)
     loss = loss_of(several, batch)
@@ -75,7 +75,7 @@ def test_each_row_is_scored_and_taught_by_its_teacher(tmp_path: Path, method: st
         alone = a_trainer(tmp_path / name, method, teacher_model=model)
         places = torch.tensor([number for number, row in enumerate(rows) if row["teacher_id"] == name])
         alone.model.train()
-        own = alone.scored_batch(rows)
+        (own,) = alone.scored_batch(rows)
         mine = named(own)
         for source in several.table.sources:
             for part in (f"logprobs/{source}", f"entropy/{source}"):

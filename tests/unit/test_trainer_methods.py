@@ -32,6 +32,7 @@ def rows_with_contrast(count: int = 8) -> list[dict[str, Any]]:
         | {
             "contrast_context": rows[n - 1]["privileged_context"],
             "partial_context": row["privileged_context"].split()[0],
+            "solution": " ".join(row["solution"].split()[: 3 + n % 4]),
         }
         for n, row in enumerate(rows)
     ]

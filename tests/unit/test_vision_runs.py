@@ -144,7 +144,7 @@ def test_two_steps_of_training(name: str, method: str, tmp_path: Path) -> None:
 def test_every_parameter_gets_a_gradient_through_the_loss(name: str, tmp_path: Path) -> None:
     made = kit.trainer(name, tmp_path)
     made.model.train()
-    batch = made.next_micro_batch([made.train_dataset[n // 2] for n in range(4)])
+    (batch,) = made.next_micro_batch([made.train_dataset[n // 2] for n in range(4)])
     trainer_kit.loss_of(made, batch).backward()
     lacking = [
         key
@@ -165,7 +165,7 @@ def test_images_are_encoded_once_for_all_rollouts_and_once_for_both_views_of_the
     made.model.train()
     rows = [made.train_dataset[n // 2] for n in range(4)]  # two prompts, two rollouts each
     with counted_images(made.model) as student, counted_images(made.teacher_model) as teacher:
-        batch = made.next_micro_batch(rows)
+        (batch,) = made.next_micro_batch(rows)
         # Rollouts and the privileged student read the same images with the same weights.
         assert (student, teacher) == ([2], [2])
         trainer_kit.loss_of(made, batch)
@@ -281,7 +281,7 @@ def test_images_keep_to_their_rows_where_a_batch_is_put_in_order_and_cut(tmp_pat
     lengths = []
     for step in range(4):
         made._step = step
-        view = made.next_micro_batch(inputs).view
+        view = made.next_micro_batch(inputs)[0].view
         for ids, mask, images in zip(view.prompt_ids, view.prompt_mask, view.images, strict=True):
             prompt = tuple(ids[mask.bool()].tolist())
             lengths.append(len(prompt))
