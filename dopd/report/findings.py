@@ -229,8 +229,8 @@ def _dead_teacher(run: RunRecord) -> Iterator[Found]:
 
 
 def _monitored(run: RunRecord) -> Iterator[Found]:
-    for title, text, advice in monitored(run):
-        yield Found("bad", title, text, advice, overtrained=True)
+    for level, title, text, advice in monitored(run):
+        yield Found(level, title, text, advice, overtrained=True)
 
 
 def _missing(run: RunRecord) -> Iterator[Found]:

@@ -12,6 +12,7 @@ from dopd.wording import COPIED_WORDS, copies_hint, speaks_of_hint
 
 FEW = 3  # logged steps at either end that are compared
 COPIES, SPEAKS, LOOPS = "leak/copies_hint", "leak/speaks_of_hint", "repetition/looping_ratio"
+PRIVILEGED_KL = "eval_privileged_kl"
 LENGTH, CLIPPED = "completions/mean_length", "completions/clipped_ratio"
 _LEAKS = (COPIES, SPEAKS)
 
@@ -27,6 +28,7 @@ class Monitor:
             shares; or a factor, and its inverse.
         title, what, advice (`str`): what is wrong, what answers then do, and what to change.
         is_factor (`bool`): whether the limit is a factor.
+        unit (`str`): of the metric where it is no share of answers; such a rise is worth a note.
     """
 
     limit: float
@@ -34,6 +36,7 @@ class Monitor:
     what: str
     advice: str
     is_factor: bool = False
+    unit: str = ""
 
     def beyond(self, values: Sequence[float], limit: float | None) -> tuple[float, float] | None:
         """Means of the first and of the last logged values, where they are farther apart than a limit; `None` where
@@ -91,6 +94,15 @@ MONITORS: Mapping[str, Monitor] = {
         "Compare the last answers with the first: longer ones that repeat themselves, or shorter ones without their "
         "reasoning, ask for a lower `learning_rate` or a p that says less of the answer.",
         is_factor=True,
+        unit="tokens",
+    ),
+    PRIVILEGED_KL: Monitor(
+        0.05,
+        "the student with p moves from its start",
+        "the divergence of the student that reads p from where it began",
+        "Its targets move with it: lower `learning_rate`, or try `privileged_student: ema` or `privileged_student: "
+        "frozen`.",
+        unit="nats per token",
     ),
 }
 
@@ -111,20 +123,23 @@ def limits_of(config: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def monitored(run: RunRecord) -> Iterator[tuple[str, str, str]]:
-    """Title, text and advice of the leaks and loops of a run: by what was logged of all its rollouts; leaks of a run
-    that logged none, by its traced completions.
+def monitored(run: RunRecord) -> Iterator[tuple[str, str, str, str]]:
+    """Level (`bad` or `note`), title, text and advice of what is beyond its limit in a run, but for lengths: by what
+    was logged of all its rollouts; leaks of a run that logged none, by its traced completions.
     """
     limits = limits_of(run.config)
-    for name in (*_LEAKS, LOOPS):
+    for name in (*_LEAKS, LOOPS, PRIVILEGED_KL):
         monitor, (steps, values) = MONITORS[name], run.series(name)
         found = monitor.beyond(values, limits[name])
         if found is not None:
             start, end = found
-            shares = f"{end:.0%} of the last rollouts {monitor.what}; {start:.0%} of the first"
-            yield monitor.title, f"{shares} (`{name}` at steps {steps[0]} to {steps[-1]}).", monitor.advice
+            where = f"(`{name}` at steps {steps[0]} to {steps[-1]})."
+            text = f"{end:.0%} of the last rollouts {monitor.what}; {start:.0%} of the first {where}"
+            if monitor.unit:
+                text = f"{monitor.what} went from {start:.3g} to {end:.3g} {monitor.unit} {where}"
+            yield "note" if monitor.unit else "bad", monitor.title, text, monitor.advice
         elif not values and name in _IN_TRACE:
-            yield from _traced(run.trace, monitor, _IN_TRACE[name], limits[name])
+            yield from (("bad", *leak) for leak in _traced(run.trace, monitor, _IN_TRACE[name], limits[name]))
 
 
 def _traced(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dopd.report.groups import RunGroup
-from dopd.report.monitors import CLIPPED, COPIES, LENGTH, LOOPS, MONITORS, SPEAKS, limits_of
+from dopd.report.monitors import CLIPPED, COPIES, LENGTH, LOOPS, MONITORS, PRIVILEGED_KL, SPEAKS, limits_of
 from dopd.report.palette import PHASE_COLOURS, label_colours, method_colour
 from dopd.report.records import RunRecord
 from dopd.report.roles import places
@@ -25,6 +25,7 @@ _LINES = (
     (COPIES, "Rollouts that repeat their p", "share", "share of rollouts"),
     (SPEAKS, "Rollouts that speak of a hint", "share", "share of rollouts"),
     (LOOPS, "Rollouts that end in a loop", "share", "share of rollouts"),
+    (PRIVILEGED_KL, "KL of the student WITH p from its start", "number", "nats per token"),
     ("eval_divergence_to_teacher", "KL to the plain teacher", "number", "nats per token"),
     ("loss", "Loss", "number", "nats"),
     ("threshold/gap", "Mean privilege gap, the threshold", "number", "nats"),

@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from dopd.errors import ConfigError, DataError
+from dopd.evaluation import privileged_drift
+from dopd.evaluation.privileged_drift import PrivilegedStart
 from dopd.evaluation.results import EvaluationResult
 from dopd.evaluation.student import StudentEvaluator
 from dopd.files import append_line, fingerprint
@@ -16,6 +18,7 @@ from dopd.guests import begin_step
 from dopd.inspection.schema import METRICS_FILE, mend_lines, to_line
 from dopd.progress import say
 from dopd.report.ending import BEST_STEP, WAITED
+from dopd.report.monitors import PRIVILEGED_KL
 from dopd.scoring import evaluation_mode
 from dopd.trainer.best import EarlyStop, has_stopped, student_metric
 from dopd.trainer.continuing import ContinuingTrainer
@@ -137,8 +140,9 @@ class StudentEvaluation(TrainerCallback):
         # In the precision of training: what is below the model's own forward is not wrapped in it.
         with trainer.whole_student() as model, trainer.accelerator.autocast():
             mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
+            drift = self._drift_of_privileged(model, shard)
         result = mine if trainer.is_split else sum(gather_object([mine]), start=EvaluationResult())
-        metrics = {f"eval_{name}": value for name, value in result.metrics().items()}
+        metrics = {f"eval_{name}": value for name, value in result.metrics().items()} | drift
         self._warn_of_drift(metrics)
         self._choose_checkpoint(metrics)
         # In evaluation mode the host logs these alone and leaves the training metrics of the step to their own record,
@@ -147,6 +151,23 @@ class StudentEvaluation(TrainerCallback):
         with evaluation_mode(trainer.model):
             trainer.log(metrics)
         trainer.control.should_log = should_log
+
+    def _drift_of_privileged(self, model: Any, shard: tuple[int, int]) -> dict[str, float]:
+        """How far the student with p is from its start, where the method learns from it."""
+        trainer = self._trainer
+        if not trainer.args.monitors or "privileged_student" not in trainer.table.sources:
+            return {}
+        if trainer.state.global_step == 0:
+            mine = privileged_drift.start_answers(self._evaluator, model, shard)
+            parts = [mine] if trainer.is_split else gather_object([mine])
+            answers = tuple(answer for part in parts for answer in part)
+            trainer.privileged_start = PrivilegedStart(privileged_drift.digest_of(self._evaluator), answers)
+        start = trainer.privileged_start
+        if start is None or not start.is_of(self._evaluator):
+            return {}
+        sums = privileged_drift.drift(self._evaluator, model, start.answers, shard)
+        of_all = [sums] if trainer.is_split else gather_object([sums])
+        return {PRIVILEGED_KL: sum(fallen for fallen, _ in of_all) / max(sum(count for _, count in of_all), 1)}
 
     def _choose_checkpoint(self, metrics: dict[str, float]) -> None:
         """Tell the host whether this step is the best so far, where it was asked to go by a metric of ours; adds which

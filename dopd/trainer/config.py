@@ -159,7 +159,8 @@ class DOPDConfig(DistillationConfig):
             run's (`load_best_model_at_end`). Needs `student_eval_steps`.
         monitors (`bool`, *optional*, defaults to `True`):
             Log of each step's answers how many repeat their p or speak of a hint (`leak/`), and how many end in a loop
-            (`repetition/`), and warn once where these, or their lengths, move away from the first steps.
+            (`repetition/`), and of each evaluation how far the student with p is from its start (`eval_privileged_kl`);
+            warn once where these, or the lengths of answers, move away from the first steps.
         monitor_limits (`dict`, *optional*):
             How far is too far, for example `{"leak/copies_hint": 0.1, "completions/mean_length": null}`: a rise of a
             share from the first three logs to the last three, or a factor for the length; `null` warns of nothing.

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from dopd.errors import ConfigError, NotFiniteError, ServerLostError
+from dopd.evaluation.privileged_drift import PrivilegedStart
 from dopd.inspection.schema import METRICS_FILE, TRACE_FILE
 from dopd.interrupts import Stopped, StopRequests, noted
 from dopd.random_states import RandomStates
@@ -119,6 +120,7 @@ class ContinuingTrainer(SavingTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             read_weights(resume_from_checkpoint, self.unwrapped_student)
+        self.privileged_start = PrivilegedStart.load(Path(resume_from_checkpoint))
         self.anchor.load(Path(resume_from_checkpoint))
         self.initial.load(Path(resume_from_checkpoint))
 

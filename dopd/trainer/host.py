@@ -20,6 +20,7 @@ from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import repeat_iterable_dataset
 
+from dopd.evaluation.privileged_drift import PrivilegedStart
 from dopd.heads import Head
 from dopd.sampling import Ending
 from dopd.servers import ServedTeachers
@@ -86,6 +87,7 @@ class HostTrainer(DistillationTrainer):
         anchor, initial (`AbstractAnchor`): the weights of the privileged student, and the student's first ones.
         served (`ServedTeachers`, *optional*): the teachers, where they are on servers.
         parked (`ParkedTeachers`): the teachers, where there are several.
+        privileged_start (`PrivilegedStart`, *optional*): what the student answered with p before training.
         first_weights, teacher_weights (`str`): digests of the models as they were before a process split them.
     """
 
@@ -115,6 +117,7 @@ class HostTrainer(DistillationTrainer):
     parked: ParkedTeachers
     first_weights: str
     teacher_weights: str
+    privileged_start: PrivilegedStart | None = None
 
     _extra: dict[str, deque[Any]]
 

@@ -182,6 +182,8 @@ class SavingTrainer(HostTrainer):
             self.state.best_model_checkpoint = str(unfinished.parent.parent / unfinished.name)
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / STATE_FILE))
+        if self.privileged_start is not None and self.accelerator.is_main_process:
+            self.privileged_start.save(unfinished)
         for anchor in (self.anchor, self.initial):
             if self.accelerator.is_main_process or isinstance(anchor, ShardedAnchor):
                 anchor.save(unfinished)

@@ -1,9 +1,11 @@
 """Monitors of rollouts: leaks and loops by their definitions, what a training warns of, and what a report says."""
 
 import itertools
+import json
 import logging
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import trainer_kit as kit
 from datasets import Dataset
 from test_report_findings import only_warning
+from transformers import AutoModelForCausalLM
 
 from dopd.errors import ConfigError
 from dopd.report.page import report_data
@@ -192,6 +195,45 @@ def test_a_training_logs_warns_once_and_its_report_says_what_to_do(
     assert not [name for record in off.state.log_history for name in record if name.startswith(("leak", "repet"))]
 
 
+def logprob(model: Any, row: dict[str, Any], answer: list[int]) -> float:
+    """Of an answer to a prompt with p, by the model's own forward pass."""
+    (turn,) = row["prompt"]
+    asked = [{**turn, "content": f"{turn['content']} {row['privileged_context']}"}]
+    prompt = kit.TOKENIZER.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].double()
+    return logits.log_softmax(-1)[range(len(answer)), answer].sum().item()
+
+
+def test_the_student_with_p_is_measured_from_its_start_and_after_a_kill_too(tmp_path: Path) -> None:
+    rows = kit.task_rows(3, split="test")
+    rows[1]["privileged_context"] = None
+    options: dict[str, Any] = {
+        "train_dataset": Dataset.from_list(kit.task_rows(8)),
+        "eval_dataset": Dataset.from_list(rows),
+        "verifier": kit.TASK.verify,
+        "student_eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 2,
+    }
+    made = kit.trainer(tmp_path / "run", **options)
+    made.train()
+    values = kit.records(made, "eval_privileged_kl")
+    record = json.loads((tmp_path / "run" / "checkpoint-1" / "privileged_start.json").read_text())
+    assert [row for row, _, _ in record["answers"]] == [0, 2]
+    start = kit.student().eval()
+    later = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-2").eval()
+    fallen = sum(logprob(start, rows[n], ids) - logprob(later, rows[n], ids) for n, ids, _ in record["answers"])
+    expected = fallen / sum(len(ids) for _, ids, _ in record["answers"])
+    assert values[0] == 0.0 and values[2] == pytest.approx(expected, abs=1e-5) and abs(expected) > 1e-3
+
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    again = kit.trainer(tmp_path / "run", **options)
+    again.train(resume_from_checkpoint=True)
+    assert kit.records(again, "eval_privileged_kl") == values
+
+
 def test_a_report_draws_limits_and_goes_by_what_was_logged(tmp_path: Path) -> None:
     """Leaks of a few traced completions say less than the shares of all rollouts."""
     hint = "first find B then add nine to it"
@@ -215,6 +257,7 @@ def test_a_report_draws_limits_and_goes_by_what_was_logged(tmp_path: Path) -> No
         ({"leak/copies": 0.1}, "monitor_limits: unknown key 'leak/copies'. Did you mean 'leak/copies_hint'?"),
         ({"leak/copies_hint": 1.5}, r"leak/copies_hint \(=1.5\) must be float of at least 0 and of at most 1"),
         ({"completions/mean_length": 0.5}, r"completions/mean_length \(=0.5\) must be float above 1"),
+        ({"eval_privileged_kl": -1}, r"eval_privileged_kl \(=-1\) must be float of at least 0"),
         (0.1, r"monitor_limits \(=0.1\) must be mapping"),
     ],
 )
