@@ -27,6 +27,7 @@ _OPTIONAL = {
     "math_verify": "the verifier 'math' and gsm_symbolic (pip install 'dopd[math]')",
     "reasoning_gym": "the task gsm_symbolic (pip install 'dopd[reasoning-gym]')",
     "num2words": "SmolVLM (pip install 'dopd[vision]')",
+    "lm_eval": "dopd eval --benchmark (pip install 'dopd[benchmarks]')",
     "vllm": "faster rollouts on GPUs (pip install 'dopd[vllm]')",
 }
 _SIGNS = {

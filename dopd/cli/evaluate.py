@@ -46,6 +46,7 @@ def add_eval(commands: Any, command: Any) -> None:
         "  dopd eval --compare both/tiny-dag-student.jsonl both/tiny-dag-teacher.jsonl\n"
         "  dopd eval Qwen/Qwen3-1.7B --dataset-name test.jsonl --columns '{prompt: question}' --verifier math "
         "--samples 16 --temperature 0.6 --top-p 0.95\n"
+        "  dopd eval Qwen/Qwen3-1.7B runs/dopd --benchmark gsm8k,math500 --limit 200 --output benchmarks\n"
         "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
         "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
         "of its task; flags come first. Several models answer the problems of the first",
@@ -54,6 +55,13 @@ def add_eval(commands: Any, command: Any) -> None:
     parser.add_argument(
         "--compare", nargs="+", metavar="FILE", help="compare results that --output has kept, in the place of models"
     )
+    parser.add_argument(
+        "--benchmark",
+        metavar="NAMES",
+        help="of the field, with commas between, in the place of a task or rows: gsm8k, math500, aime24, aime25, "
+        "ceval, mmlu_pro, gpqa_diamond, bbh; needs 'dopd[benchmarks]'. --output is a folder then",
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="documents of each task of a benchmark")
     parser.add_argument("--task", help="a name that `dopd tasks` lists (default: that of the run)")
     parser.add_argument("--task-options", help="difficulty knobs, as YAML: '{num_needed: 3}'")
     parser.add_argument("--split", choices=["train", "test", "ood"], help="of the task's problems (default test)")
@@ -103,6 +111,11 @@ def _eval(arguments: argparse.Namespace) -> None:
     if bool(arguments.models) == bool(arguments.compare):
         fault = "both are named" if arguments.models else "neither is"
         raise ConfigError(f"dopd eval judges MODEL, or compares results (--compare FILE FILE): {fault}")
+    if arguments.benchmark is not None:
+        _run_benchmarks(arguments)
+        return
+    if arguments.limit is not None:
+        raise ConfigError(f"--limit (={arguments.limit}) is of benchmarks: rows are limited by --prompts")
     evaluations = _compared(arguments.compare) if arguments.compare else _evaluated(arguments)
     print_evaluations(evaluations, as_json=arguments.json)
 
@@ -143,6 +156,37 @@ def _evaluated(arguments: argparse.Namespace) -> "list[Evaluated]":
         raise Stopped(stop.signal, f"{stop.message}: {way_out}") from None
 
 
+def _run_benchmarks(arguments: argparse.Namespace) -> None:
+    from dopd.runs.benchmarks import BenchmarkSettings, benchmarks_of, run_benchmarks
+    from dopd.runs.quiet import quiet_libraries
+    from dopd.runs.settings import yaml_mapping
+
+    if not arguments.models:
+        raise ConfigError("--benchmark needs a MODEL, and compares none of the results that --compare names")
+    for name in ("task", "task_options", "split", "dataset_name", "verifier", "teacher"):
+        if getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            value = getattr(arguments, name)
+            raise ConfigError(f"{flag} (={value!r}) is not of benchmarks: leave it or --benchmark out")
+    benchmarks = benchmarks_of(arguments.benchmark.split(","))
+    quiet_libraries()
+    settings = BenchmarkSettings(
+        limit=arguments.limit,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        chat_template_kwargs=yaml_mapping("--chat-template-kwargs", arguments.chat_template_kwargs),
+    )
+    found = run_benchmarks(arguments.models, benchmarks, settings, output=arguments.output)
+    if arguments.json:
+        print(json.dumps({"benchmarks": {name: as_record(evaluations) for name, evaluations in found.items()}}))
+        return
+    for name, evaluations in found.items():
+        print(f"benchmark {name}")
+        print_evaluations(evaluations, as_json=False)
+
+
 def _settings(arguments: argparse.Namespace) -> "EvaluationSettings":
     from dopd.evaluation.results import Sampling
     from dopd.runs.evaluate import EvaluationSettings
@@ -167,14 +211,21 @@ def _settings(arguments: argparse.Namespace) -> "EvaluationSettings":
     )
 
 
+def as_record(evaluations: "Sequence[Evaluated]") -> dict[str, Any]:
+    """One evaluation, or several with their paired differences, as JSON has them."""
+    from dopd.evaluation.comparing import comparison_json
+
+    return evaluations[0].to_json() if len(evaluations) == 1 else comparison_json(evaluations)
+
+
 def print_evaluations(evaluations: "Sequence[Evaluated]", *, as_json: bool) -> None:
     """Evaluations as tables, several with their paired differences; or as one JSON object."""
     from rich.console import Console
 
-    from dopd.evaluation.comparing import comparison_json, settings_that_differ
+    from dopd.evaluation.comparing import settings_that_differ
 
     if as_json:
-        print(json.dumps(evaluations[0].to_json() if len(evaluations) == 1 else comparison_json(evaluations)))
+        print(json.dumps(as_record(evaluations)))
         return
     console = Console()
     for one in evaluations:
