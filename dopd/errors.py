@@ -53,6 +53,12 @@ class ServerLostError(ServerError):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h, which batch systems know as "try again later"
 
 
+class IncompleteError(DopdError, RuntimeError):
+    """Not all that was asked for, by a limit that the user has set: what there is, is kept, and can be gone on with."""
+
+    exit_status = 1
+
+
 class FileError(DopdError, OSError):
     """A file or folder that cannot be written, or is not ours to write."""
 

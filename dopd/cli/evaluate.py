@@ -10,6 +10,7 @@ from dopd.cli.values import (
     above_zero,
     add_asking,
     add_rows,
+    add_server,
     as_asked,
     count,
     positive,
@@ -48,10 +49,13 @@ def add_eval(commands: Any, command: Any) -> None:
         "--samples 16 --temperature 0.6 --top-p 0.95\n"
         "  dopd eval Qwen/Qwen3-1.7B runs/dopd --benchmark gsm8k,math500 --limit 200 --output benchmarks\n"
         "  dopd eval Qwen/Qwen3-1.7B --task dag --chat-template-kwargs '{enable_thinking: false}'\n"
+        "  dopd eval Qwen/Qwen3-8B=http://localhost:8000 runs/mine --dataset-name test.jsonl --verifier math "
+        "--concurrency 64 --output answers\n"
         "the folder of a run brings what it was trained with, and the rows that it held out; a tiny model the options "
-        "of its task; flags come first. Several models answer the problems of the first",
+        "of its task; flags come first. Several models answer the problems of the first. Replies of a server are kept "
+        "in OUTPUT.journal.jsonl as they come, and not paid for twice",
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="hub id, folder, or tiny:TASK/ROLE")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="hub id, folder, tiny:TASK/ROLE, or NAME=URL")
     parser.add_argument(
         "--compare", nargs="+", metavar="FILE", help="compare results that --output has kept, in the place of models"
     )
@@ -70,6 +74,7 @@ def add_eval(commands: Any, command: Any) -> None:
     parser.add_argument("--privileged-kind", help="see `dopd tasks NAME` (default: the task's own choice)")
     add_asking(parser)
     _add_answers(parser)
+    add_server(parser.add_argument_group("a model on a server, NAME=URL"), "DOPD_EVAL_API_KEY")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
@@ -189,6 +194,7 @@ def _run_benchmarks(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> "EvaluationSettings":
     from dopd.evaluation.results import Sampling
+    from dopd.runs.asking import AskerSettings
     from dopd.runs.evaluate import EvaluationSettings
     from dopd.runs.settings import yaml_mapping
 
@@ -208,6 +214,17 @@ def _settings(arguments: argparse.Namespace) -> "EvaluationSettings":
         seed=arguments.seed,
         teacher_name=arguments.teacher,
         verifier_timeout=arguments.verifier_timeout,
+        server=AskerSettings(
+            "",
+            key_variable=arguments.key_variable,
+            concurrency=arguments.concurrency,
+            timeout=arguments.timeout,
+            retries=arguments.retries,
+            price_in=arguments.price_in,
+            price_out=arguments.price_out,
+            budget=arguments.budget,
+            request=yaml_mapping("--request", arguments.request) or {},
+        ),
     )
 
 
@@ -250,6 +267,10 @@ def _print_one(console: Any, evaluated: "Evaluated") -> None:
     for name, value in result.metrics().items():
         if not name.startswith(_NOT_SHOWN):
             rows.append([name, f"{value:.4g}"])
+    if evaluated.bill:
+        tokens = f"{evaluated.bill['prompt_tokens']:.0f} and {evaluated.bill['completion_tokens']:.0f} tokens"
+        replies = f"{evaluated.bill['num_asked']:.0f}, and {evaluated.bill['num_kept']:.0f} that were there"
+        rows.append(["replies", f"{replies}: {tokens}, cost {evaluated.bill['cost']:.4f}"])
     if result.ended:
         rows.append(["sampled answers cut at the length limit", f"{1 - result.metrics()['eos_ratio']:.1%}"])
     title = f"{evaluated.name}: {result.num_prompts} prompts"

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dopd.cli.values import add_asking, add_data, add_verifier, as_asked, data_as_named, positive, seconds, seed
+from dopd.cli.values import add_asking, add_data, add_server, add_verifier, as_asked, data_as_named, positive, seed
 from dopd.hints.kinds import KINDS
 from dopd.shown import visible
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from dopd.runs.asking import AskerSettings, Bill
 
 INCOMPLETE = 1  # exit status where a budget left rows out
-_KEYS = "variable of the environment that has the key, where the server wants one (default %(default)s)"
 
 
 def add_write(actions: Any, command: Any) -> None:
@@ -81,16 +80,7 @@ def _add_asker(parser: argparse.ArgumentParser, who: str, variable: str) -> None
     group.add_argument(
         f"--{who}-model", dest="served_model", help="its name on the server (default: the only one there)"
     )
-    group.add_argument("--key-variable", default=variable, metavar="NAME", help=_KEYS)
-    group.add_argument("--concurrency", type=positive, default=8, help="requests at a time (default 8)")
-    group.add_argument("--timeout", type=seconds, default=300.0, help="seconds of a request (default 300)")
-    group.add_argument("--retries", type=int, default=8, help="how often a request is sent again (default 8)")
-    group.add_argument("--price-in", type=float, default=0.0, help="of a million tokens of prompts")
-    group.add_argument("--price-out", type=float, default=0.0, help="of a million tokens of replies")
-    group.add_argument("--budget", type=float, help="most that all replies for the output may cost, earlier ones too")
-    group.add_argument(
-        "--request", help="what else requests say, as YAML: '{reasoning_effort: low, temperature: null}'"
-    )
+    add_server(group, variable)
     group.add_argument("--temperature", type=float, default=0.0, help="of its replies (default 0)")
     group.add_argument("--max-new-tokens", type=positive, default=1024, help="of a reply (default 1024)")
     group.add_argument("--batch-size", type=positive, default=16, help="of a model of this machine (default 16)")

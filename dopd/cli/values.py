@@ -83,6 +83,26 @@ def as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_server(parser: Any, variable: str) -> None:
+    """Flags that say how a model on a server is asked.
+
+    Args:
+        parser: a parser, or a group of its arguments.
+        variable (`str`): of the environment, where the key is looked for.
+    """
+    key = "variable of the environment that has the key, where the server wants one (default %(default)s)"
+    parser.add_argument("--key-variable", default=variable, metavar="NAME", help=key)
+    parser.add_argument("--concurrency", type=positive, default=8, help="requests at a time (default 8)")
+    parser.add_argument("--timeout", type=seconds, default=300.0, help="seconds of a request (default 300)")
+    parser.add_argument("--retries", type=int, default=8, help="how often a request is sent again (default 8)")
+    parser.add_argument("--price-in", type=float, default=0.0, help="of a million tokens of prompts")
+    parser.add_argument("--price-out", type=float, default=0.0, help="of a million tokens of replies")
+    parser.add_argument("--budget", type=float, help="most that all replies for the output may cost, earlier ones too")
+    parser.add_argument(
+        "--request", help="what else requests say, as YAML: '{reasoning_effort: low, temperature: null}'"
+    )
+
+
 def add_rows(parser: argparse.ArgumentParser) -> None:
     """Flags that name rows in the place of a task's problems, as in training."""
     parser.add_argument("--dataset-name", help="held-out rows: a hub id, folder or file (default: those of the run)")

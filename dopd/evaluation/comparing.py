@@ -1,7 +1,7 @@
 """Evaluations of the same rows beside one another: what they differ in, prompt by prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -9,7 +9,7 @@ from dopd.errors import ConfigError
 from dopd.evaluation.kept import MODEL, ROWS, Evaluated
 from dopd.statistics import Interval, paired_scores_interval
 
-_JUDGED_BY = (ROWS, "verifier")  # without which two scores of a prompt cannot be compared
+_JUDGED_BY = (ROWS, "verifier", "verifier_options")  # without which two scores of a prompt cannot be compared
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def named_apart(evaluations: Sequence[Evaluated], otherwise: Sequence[str]) -> l
     if len(set(names)) == len(names):
         return list(evaluations)
     apart = [f"{one.name} ({other})" for one, other in zip(evaluations, otherwise, strict=True)]
-    return [Evaluated(name, one.about, one.result, one.versions) for name, one in zip(apart, evaluations, strict=True)]
+    return [replace(one, name=name) for name, one in zip(apart, evaluations, strict=True)]
 
 
 def check_same_rows(evaluations: Sequence[Evaluated]) -> None:

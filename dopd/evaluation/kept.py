@@ -29,18 +29,20 @@ class Evaluated:
         name (`str`): of the model.
         about (`dict`): what decided the answers, by the names of settings.
         result (`EvaluationResult`): what they came to.
-        versions (`dict`): of the packages that it was made with.
+        versions (`dict`): of the packages that it was made with, and the address of a server.
+        bill (`dict`): of a model on a server: requests, tokens and what they cost.
     """
 
     name: str
     about: Mapping[str, Any]
     result: EvaluationResult
     versions: Mapping[str, str] = field(default_factory=dict)
+    bill: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the answers, for a file of one's own."""
         named = {"model": self.name, _FIRST: dict(self.about), "versions": dict(self.versions)}
-        return named | self.result.to_json()
+        return named | ({"bill": dict(self.bill)} if self.bill else {}) | self.result.to_json()
 
 
 def read_evaluated(path: str | Path) -> Evaluated:

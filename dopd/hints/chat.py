@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dopd.data.blocks import blocks_of, image_in, is_image
 from dopd.data.images import open_image
-from dopd.errors import ConfigError, ServerError
+from dopd.data.views import Conversation, Prompt
+from dopd.errors import ConfigError, DataError, ServerError
 from dopd.hints.journal import Reply
 from dopd.servers import contract
 from dopd.servers.client import Client, Json, PassingError
@@ -57,6 +59,31 @@ def _blocks(body: Request) -> list[dict[str, Any]]:
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
+def conversation(model: str, prompt: Prompt, settings: Mapping[str, Any]) -> Request:
+    """A request with the turns of a row's prompt, pictures in their places, and what the row tells its template.
+
+    Raises:
+        DataError: a prompt that is text, which a server cannot go on with here; a picture that cannot be opened.
+    """
+    if isinstance(prompt, str):
+        raise DataError("a prompt is text, and a server is asked conversations: give turns, or leave prompt_format out")
+    messages = [
+        {**turn, "content": [_block(block) for block in turn["content"]]} if blocks_of(turn) else dict(turn)
+        for turn in prompt
+    ]
+    options = dict(prompt.options) if isinstance(prompt, Conversation) else {}
+    tools = {name: options.pop(name) for name in ("tools",) if options.get(name)}
+    for_template = {**(settings.get("chat_template_kwargs") or {}), **options}
+    own = tools | ({"chat_template_kwargs": for_template} if options else {})
+    return with_settings(model, messages, {**settings, **own})
+
+
+def _block(block: Mapping[str, Any]) -> dict[str, Any]:
+    if is_image(block):
+        return {"type": "image_url", "image_url": {"url": _data_uri(image_in(block))}}
+    return dict(block)
+
+
 def _data_uri(source: Any) -> str:
     """A picture as PNG, with the pixels that boxes are counted in."""
     buffer = io.BytesIO()
@@ -100,7 +127,7 @@ def most_tokens(body: Request) -> int:
     """Tokens that a prompt can have at most: a tokenizer of bytes has no token of less than one; images count 4096."""
     total = 0
     for message in body["messages"]:
-        content = message["content"]
+        content = message["content"] or ""
         blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
         total += 64 + sum(len(b["text"].encode()) if b["type"] == "text" else 4096 for b in blocks)
     return total
@@ -121,6 +148,6 @@ def served_model(client: Client, wanted: str | None) -> str:
     if len(names) != 1:
         raise ConfigError(
             f"{client.urls[0]} has {len(names)} models ({', '.join(names[:8]) or 'none'}): name one with "
-            "--writer-model (of a judge: --judge-model)"
+            "--writer-model (of a judge: --judge-model; of dopd eval: NAME=URL)"
         )
     return names[0]

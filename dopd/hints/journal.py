@@ -29,9 +29,12 @@ class Reply:
     completion_tokens: int = -1
 
 
-def key_of(request: Mapping[str, Any]) -> str:
-    """The same for the same request: model, messages and settings, whatever the server's address."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]
+def key_of(request: Mapping[str, Any], draw: int = 0) -> str:
+    """The same for the same request: model, messages and settings, whatever the server's address; another one for each
+    of several answers that are drawn to it.
+    """
+    content = json.dumps(request, sort_keys=True, ensure_ascii=True) + (f" #{draw}" if draw else "")
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 class Journal:

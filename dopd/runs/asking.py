@@ -69,7 +69,12 @@ class Asker(Protocol):
 
 
 def ask_all(
-    asker: Asker, requests: Sequence[Request | None], journal: Path, prices: Prices, bill: Bill | None = None
+    asker: Asker,
+    requests: Sequence[Request | None],
+    journal: Path,
+    prices: Prices,
+    bill: Bill | None = None,
+    draws: Sequence[int] | None = None,
 ) -> tuple[list[Reply | None], Bill]:
     """The replies to requests, of which equal ones are asked once, and what they cost.
 
@@ -79,12 +84,14 @@ def ask_all(
         journal (`Path`): where replies are kept; what is there is not asked again.
         prices (`Prices`): of tokens.
         bill (`Bill`, *optional*): of earlier requests, which goes on.
+        draws (`list[int]`, *optional*): which of several answers to an equal request each one is for; 0 if left out.
 
     Returns:
         A reply to each request; `None` without one, and where the budget was used up. And the bill.
     """
     bill = Bill() if bill is None else bill
-    keys = [None if one is None else key_of(one) for one in requests]
+    numbers = [0] * len(requests) if draws is None else draws
+    keys = [None if one is None else key_of(one, number) for one, number in zip(requests, numbers, strict=True)]
     wanted = {key: one for key, one in zip(keys, requests, strict=True) if key is not None and one is not None}
     with Journal(journal) as kept:
         for key, one in wanted.items():

@@ -3,9 +3,10 @@
 import gc
 import hashlib
 import re
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,24 @@ from dopd.data.rendering import template_of
 from dopd.data.views import PrivilegedTemplate
 from dopd.errors import ConfigError
 from dopd.evaluation.comparing import check_same_rows, named_apart
+from dopd.evaluation.elsewhere import evaluate_elsewhere
 from dopd.evaluation.kept import MODEL, ROWS, Evaluated, KeptAnswers
 from dopd.evaluation.results import MEASURES, EvaluationResult, Sampling
 from dopd.evaluation.student import StudentEvaluator
+from dopd.runs.asking import AskerSettings
 from dopd.runs.build import load_model, load_processing_class, load_teacher
 from dopd.runs.checks import check_answering
 from dopd.runs.circumstances import Circumstances, check_problems, circumstances
+from dopd.runs.hint_writing import journal_of
 from dopd.runs.judging import JudgedProblems, problems_of
+from dopd.runs.served_answers import ServedAnswers, served_name
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
 from dopd.trainer import DOPDConfig
 from dopd.trainer.beginnings import teacher_weights, weights_digest
 from dopd.trainer.identity import rows_digest
 
+KEY_VARIABLE = "DOPD_EVAL_API_KEY"
 _PACKAGES = ("dopd", "transformers", "torch")  # their versions stand beside answers
 # Of the circumstances: what is asked and how it is judged. Several models share it; the rest is each one's own.
 _OF_THE_PROBLEMS = (
@@ -72,6 +78,7 @@ class EvaluationSettings:
         seed (`int`): of sampled answers.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
         verifier_timeout (`float`, *optional*): seconds that the task may take to judge an answer; `None` for any time.
+        server (`AskerSettings`): how models on servers are asked; address, name and limits of answers are the models'.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -99,6 +106,7 @@ class EvaluationSettings:
     seed: int = 0
     teacher_name: str | None = None
     verifier_timeout: float | None = DOPDConfig.verifier_timeout
+    server: AskerSettings = field(default_factory=lambda: AskerSettings("", key_variable=KEY_VARIABLE))
 
     def __post_init__(self) -> None:
         for name in ("prompts", "batch_size", "max_new_tokens"):
@@ -120,7 +128,9 @@ class EvaluationSettings:
         """
         own = {name: getattr(self, name) for name in (*_OF_THE_PROBLEMS, *_OF_THE_MODEL)}
         shared = {} if problems is None else {name: getattr(problems, name) for name in _OF_THE_PROBLEMS}
-        return circumstances(model_name, **own | shared)
+        if served_name(model_name) is None:
+            return circumstances(model_name, **own | shared)
+        return Circumstances(**{name: value for name, value in (own | shared).items() if value is not None}), ""
 
 
 def evaluate_checkpoint(
@@ -129,7 +139,7 @@ def evaluate_checkpoint(
     """Answer held-out problems of a task, or held-out rows, greedily and sampled, without p; and greedily with it.
 
     Args:
-        model_name (`str`): a hub id, a folder or `tiny:TASK/ROLE`.
+        model_name (`str`): a hub id, a folder, `tiny:TASK/ROLE`, or a model on a server: `NAME=URL`.
         task (`str`, *optional*): a name that `dopd tasks` lists.
         output (`str`, *optional*): as of `evaluate_models`.
         options: fields of `EvaluationSettings`.
@@ -150,27 +160,33 @@ def evaluate_models(
     Problems that are not given are those of the first model's run.
 
     Args:
-        model_names (`list[str]`): hub ids, folders or `tiny:TASK/ROLE`.
+        model_names (`list[str]`): hub ids, folders, `tiny:TASK/ROLE`, or models on servers that speak OpenAI's
+            protocol: `NAME=URL`, or `URL` alone where it has one model.
         settings (`EvaluationSettings`): what is asked, and how.
         output (`str`, *optional*): a file of JSON lines that gets every answer as it comes; an evaluation that was
-            interrupted goes on behind those that are there. Of several models a folder, with a file for each.
+            interrupted goes on behind those that are there. Of several models a folder, with a file for each. Replies
+            of a server are beside it (`OUTPUT.journal.jsonl`) as they come, and are not paid for again.
 
     Raises:
         ConfigError, DataError, ModelError: naming what cannot work and the fix; before anything is loaded where it can
             be seen in settings.
         ScoringError: the verifier gives no score, or takes too long.
+        ServerError: a server refuses everything, or no longer answers.
+        IncompleteError: the budget does not allow all answers.
     """
     if not model_names:
         raise ConfigError("no model is named: give a hub id, a folder or tiny:TASK/ROLE")
     first, _ = settings.asked_of(model_names[0])
     asked = [first, *(settings.asked_of(name, first)[0] for name in model_names[1:])]
+    files = output_files(output, model_names)
     for name, one in zip(model_names, asked, strict=True):
         check_problems(name, one)
-    files = output_files(output, model_names)
+        _check_served(name, one, settings, output)
     evaluations: list[Evaluated] = []
     for number, (name, one) in enumerate(zip(model_names, asked, strict=True)):
         problems = problems_of(one, settings.split, settings.prompts, settings.verifier_timeout)
-        evaluations.append(_evaluated(name, one, problems, settings, files[number]))
+        judge = _evaluated if served_name(name) is None else _evaluated_on_server
+        evaluations.append(judge(name, one, problems, settings, files[number]))
         check_same_rows(evaluations)
         _free_memory()
     return named_apart(evaluations, [f"#{number}" for number in range(1, len(model_names) + 1)])
@@ -193,6 +209,62 @@ def output_files(output: str | None, model_names: Sequence[str]) -> list[Path | 
     plain = [re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "model" for name in model_names]
     names = [one if plain.count(one) == 1 else f"{one}-{number}" for number, one in enumerate(plain, 1)]
     return [Path(output) / f"{name}.jsonl" for name in names]
+
+
+def _check_served(name: str, asked: Circumstances, settings: EvaluationSettings, output: str | None) -> None:
+    """Raise `ConfigError` for what a server cannot be asked; nothing for a model of this machine."""
+    served = served_name(name)
+    if served is None:
+        return
+    replace(settings.server, where=served[1], model=served[0]).asker("model", "")  # its address, key and prices
+    if settings.teacher_name is not None:
+        raise ConfigError(
+            f"teacher (={settings.teacher_name!r}): {name!r} is on a server, which gives texts and no distributions to "
+            "compare: leave it out"
+        )
+    if asked.prompt_format == "text":
+        raise ConfigError(f"prompt_format (='text'): {name!r} is on a server, which reads conversations: leave it out")
+    if settings.server.budget is not None and output is None:
+        raise ConfigError("budget needs a place for what is paid for: --output FILE")
+
+
+def _evaluated_on_server(
+    name: str, asked: Circumstances, problems: JudgedProblems, settings: EvaluationSettings, output: Path | None
+) -> Evaluated:
+    """The answers of a model on a server; the weights, and the template of prompts, are the server's."""
+    served = served_name(name)
+    assert served is not None
+    for_template = {"chat_template_kwargs": asked.chat_template_kwargs} if asked.chat_template_kwargs else {}
+    asking = replace(
+        settings.server,
+        where=served[1],
+        model=served[0],
+        max_new_tokens=asked.max_new_tokens,
+        seed=settings.seed,
+        request={**for_template, **settings.server.request},
+    )
+    with ExitStack() as stack:
+        place = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "answers"
+        answerer = ServedAnswers(asking, journal_of(place), PrivilegedTemplate(asked.privileged_template), "model")
+        model = answerer.model()
+        about = what_decides(model, asked, problems, settings) | {
+            "chat_template": {"name": "that of the server", "sha256": None},
+            "request": dict(settings.server.request),
+            # Of models of this machine.
+            "batch_size": None,
+            "dtype": None,
+        }
+        versions = {"dopd": version("dopd"), "server": served[1]}
+        kept = None if output is None else stack.enter_context(KeptAnswers(output, about, versions))
+        result = evaluate_elsewhere(
+            answerer,
+            [*problems.rows],
+            problems.verifier,
+            measures=settings.measures,
+            sampling=settings.sampling,
+            kept=kept,
+        )
+        return Evaluated(model, about, result, versions, asdict(answerer.bill))
 
 
 def _free_memory() -> None:
