@@ -21,6 +21,7 @@ from dopd.evaluation.results import EvaluationResult, JudgedAnswer, PromptResult
 from dopd.interrupts import Stopped
 from dopd.runs.build import load_model, load_processing_class
 from dopd.runs.evaluate import output_files
+from dopd.runs.served_answers import served_name
 from dopd.trainer.beginnings import weights_digest
 
 _PACKAGES = ("dopd", "lm_eval", "transformers", "torch", "datasets")  # their versions stand beside answers

@@ -131,6 +131,8 @@ def test_models_are_judged_on_benchmarks_paired_and_kept(
     ):
         assert main(["eval", "tiny:dag/student", "--benchmark", "gsm8k", *more]) == 2
         assert words in capsys.readouterr().err.replace("\n", " ")
+    assert main(["eval", "m=http://127.0.0.1:9", "--benchmark", "gsm8k"]) == 2
+    assert "is on a server" in capsys.readouterr().err.replace("\n", " ")
     assert main(["eval", "--benchmark", "gsm8k"]) == 2 and main(["eval", "tiny:dag/student", "--limit", "3"]) == 2
 
 
