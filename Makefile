@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-vllm test-browser mutants lint benchmarks clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-vllm test-browser mutants lint benchmarks benchmarks-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -88,6 +88,10 @@ benchmarks: $(VENV)/.installed-dev  ## times the losses and whole steps against 
 	@$(ONE_THREAD) $(BIN)/python benchmarks/fused_loss.py
 	@$(ONE_THREAD) $(BIN)/python benchmarks/step.py
 	@$(ONE_THREAD) $(BIN)/python benchmarks/images.py
+
+benchmarks-gpu: $(VENV)/.installed-dev  ## all that only a CUDA device can tell, in parts of under nine minutes; figures in benchmarks/results
+	@$(PIP) --editable '.[bench]'
+	@$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove the environment and run outputs
 	rm -rf $(VENV) runs

@@ -121,17 +121,18 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     ways = routes(model, view, ids, features)
     scoring(model, ways["images once"], features)  # what the view before has left
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    clock = time.perf_counter if options.device == "cuda" else time.process_time
     states: dict[tuple[str, str], Tensor] = {}
     passes = (("scoring", scoring, None), ("scoring, known", scoring, features), ("training", training, None))
     for repeat in tqdm(range(options.repeats + 1), desc="rounds"):
         for phase, run, cache in passes:
             for name, route in ways.items():
-                start = time.process_time()
+                start = clock()
                 states[phase, name] = run(model, route, cache)
                 if options.device == "cuda":
                     torch.cuda.synchronize()
                 if repeat:  # the first round warms up
-                    seconds[phase, name].append(time.process_time() - start)
+                    seconds[phase, name].append(clock() - start)
     rows = []
     for phase, _, _ in passes:
         base = statistics.median(seconds[phase, YARDSTICK])

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import append_csv, machine, print_table, reset_high_water, resident
+from common import MIB, append_csv, machine, print_table, reset_high_water, resident
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
@@ -211,10 +211,16 @@ def measure_time(options: argparse.Namespace, folder: str) -> tuple[dict[str, li
 
 
 def measure_memory(name: str, options: argparse.Namespace) -> float:
-    """MiB of one step above what was resident before it."""
+    """MiB of one step above what was there before it: resident on a CPU, allocated on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = make_trainer(name, options, folder)
         gc.collect()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+            started = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            trainer.train()
+            return (torch.cuda.max_memory_allocated() - started) / MIB
         before = reset_high_water()
         trainer.train()
         return (resident("VmHWM") - before) / 1024
@@ -242,6 +248,8 @@ def report(options: argparse.Namespace, steps: dict, shares: dict, peaks: dict) 
         row: dict[str, Any] = {"contestant": name}
         for phase in PHASES:
             row |= {f"{phase}_s": round(phases[phase][which], 3)}
+        answers = options.prompts * options.rollouts * options.completion_tokens
+        row["answer tokens / s"] = round(answers / phases["step"][which], 1)
         row["clock_step_s"] = round(phases["step"][0], 3)
         row["fastest_step_s"] = round(min(run["step"][which] for run in steps[name]), 3)
         for column, value in ratios(phases, median.get(YARDSTICK), which).items():
@@ -252,6 +260,7 @@ def report(options: argparse.Namespace, steps: dict, shares: dict, peaks: dict) 
         "contestant",
         *[f"{phase}_s" for phase in PHASES],
         "fastest_step_s",
+        "answer tokens / s",
         "step / trl",
         "without rollout / trl",
         "peak_mib",
@@ -318,8 +327,7 @@ def main() -> None:
     print(about)
     with tempfile.TemporaryDirectory() as folder:
         steps, shares = measure_time(options, folder)
-    # High-water marks of a process are of host memory.
-    measured = options.only if options.memory and options.device == "cpu" else []
+    measured = options.only if options.memory else []
     peaks = {name: memory_in_own_process(name, options) for name in measured}
     rows = report(options, steps, shares, peaks)
     if options.csv:
