@@ -112,6 +112,7 @@ def build_parser() -> Parser:
     add_data_command(commands, _command)
     add_hints(commands, _command)
     _add_quickstart(commands)
+    _add_example(commands)
     _add_doctor(commands)
     plan.add_plan(commands, _command)
     look.add_report(commands, _command)
@@ -264,6 +265,26 @@ def _quickstart(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         jobs=arguments.jobs,
     )
+
+
+def _add_example(commands: "argparse._SubParsersAction") -> None:
+    parser = _command(
+        commands,
+        "example",
+        "from raw problems to a judged model: data, hints, checks, two runs, evaluation; minutes on two cores",
+        "  dopd example\n  dopd example --dry-run\n"
+        "each command is printed before it runs, to be copied; a call that was interrupted goes on where it was, and "
+        "commands whose files you have edited run again",
+    )
+    parser.add_argument("--output-dir", default="runs/example", help="of files and results (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="write the files and print the commands, and run none")
+    parser.set_defaults(run=_example)
+
+
+def _example(arguments: argparse.Namespace) -> None:
+    from dopd.runs.example import example
+
+    example(arguments.output_dir, dry_run=arguments.dry_run)
 
 
 def _add_doctor(commands: "argparse._SubParsersAction") -> None:

@@ -27,6 +27,7 @@ NOT_HERE = {
     "data dapo": "reads a dataset of the hub",
     "eval Qwen": "answers with a model of the hub",
     "plan qwen3": "reads configurations of the hub",
+    "dopd example": "trains twice: tests/unit/test_tutorial.py",
     "experiment figure3": "makes hundreds of runs",
     "experiment all": "makes hundreds of runs",
     "experiment table4": "makes hundreds of runs",
@@ -62,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("question.txt", "hint.txt"):
             (path / name).write_text("a 3 b a 4 ? b")
         (path / "problems.jsonl").write_text('{"question": "a 3 b a 4 ? b", "plan": "plan a b", "answer": "7"}\n')
+        (path / "rule.py").write_text("def hint(row):\n    return 'plan a b'\n")
         for line in ("dopd quickstart --seeds 1 --methods dopd", "dopd train tiny-dag", *_runs()):
             with contextlib.redirect_stdout(io.StringIO()):
                 assert main([*shlex.split(line)[1:]]) == 0, line

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dopd.cli.main import main
+from dopd.runs import example as example_module
+from dopd.runs.example import Step
 from dopd.runs.settings import all_settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,21 +65,89 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
+def test_the_worked_example_is_the_one_that_the_command_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page shows the commands and the files; a folder of other origin is left alone, and edited files are kept."""
+    folder = tmp_path / "example"
+    assert main(["example", "--output-dir", str(folder), "--dry-run"]) == 0
+    printed = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    (page,) = blocks(HINTS, "bash")
+    assert printed == [line for line in page.splitlines() if not line.startswith("#")] and len(printed) == 13
+    for block in blocks(HINTS, "python") + blocks(HINTS, "yaml"):
+        name = block.splitlines()[0].removeprefix("# ")
+        assert (folder / name).read_text(encoding="utf-8") == block
+    raw = [json.loads(line) for line in (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert raw[0].keys() == {"question", "solution", "answer"} and raw[-1]["answer"] is None
+    assert not list(folder.glob("rows*")) and len({row["question"] for row in raw}) == len(raw) - 16
+    (folder / "rule.py").write_text("# mine\n")
+    assert main(["example", "--output-dir", str(folder), "--dry-run"]) == 0
+    assert (folder / "rule.py").read_text() == "# mine\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "judge.py").write_text("")
+    capsys.readouterr()
+    assert main(["example", "--output-dir", str(tmp_path / "other")]) == 2
+    assert "has something else in it: choose another folder" in capsys.readouterr().err
+
+
+def test_a_command_of_the_example_runs_again_where_its_files_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two commands, the second of which reads what the first writes: a stand-in copies what each reads."""
+    every = [Step("", "dopd hints write --writer ./rule.py:hint --output hints.jsonl"),
+             Step("", "dopd hints audit hints.jsonl --json audit.json --html audit.html")]  # fmt: skip
+    folder, ran = tmp_path / "example", []
+
+    def run(step: Step, number: int, count: int, folder: Path, *, anew: bool) -> None:
+        ran.append((number, anew))
+        (folder / step.outputs[0]).write_text((folder / ("rule.py", "hints.jsonl")[number - 1]).read_text())
+
+    monkeypatch.setattr(example_module, "steps", lambda: every)
+    monkeypatch.setattr(example_module, "_run", run)
+
+    def again() -> list[tuple[int, bool]]:
+        ran.clear()
+        assert main(["example", "--output-dir", str(folder)]) == 0
+        return [*ran]
+
+    whole = [(1, False), (2, True)]
+    assert again() == whole and again() == []
+    (folder / "rule.py").write_text("# mine\n")
+    assert again() == whole and (folder / "audit.html").read_text() == "# mine\n" and again() == []
+    (folder / "hints.jsonl").unlink()
+    assert again() == whole
+    (folder / "audit.html").unlink()
+    assert again() == [(2, False)]  # as after an interruption: what it had written is there for it to go on with
+    monkeypatch.undo()
+    every[1:] = [Step("", "dopd hints adit hints.jsonl")]
+    monkeypatch.setattr(example_module, "steps", lambda: every)
+    capsys.readouterr()
+    assert main(["example", "--output-dir", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "command 2 of 2 ended with status 2: dopd hints adit hints.jsonl" in error and "goes on with it" in error
+
+
 @pytest.mark.slow
-def test_every_command_from_raw_problems_to_a_report_runs(tmp_path: Path) -> None:
-    write_named_files(tmp_path, HINTS)
-    commands = [line for block in blocks(HINTS, "bash") for line in block.splitlines()]
-    assert len(commands) == 10
-    printed = {command: run(command, tmp_path) for command in commands}
-    assert "512 of 512 hints leak" in printed[commands[1]]
-    assert "0 of" in printed[commands[5]].splitlines()[0]
-    hints = [json.loads(line) for line in (tmp_path / "hints.jsonl").read_text(encoding="utf-8").splitlines()]
-    good = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text(encoding="utf-8").splitlines()]
-    control = [json.loads(line) for line in (tmp_path / "control.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(hints) == 512 and 256 < len(good) == len(control)
+def test_the_worked_example_ends_with_a_better_model(tmp_path: Path) -> None:
+    printed = run(f"dopd example --output-dir {tmp_path / 'example'}", tmp_path)
+    assert "640 of 640 hints leak" in printed and "0 of 638 hints leak" in printed
+    assert "13 of 13 commands were run" in printed
+    folder = tmp_path / "example"
+    good, control = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("good.jsonl", "control.jsonl")
+    )
     pairs = list(zip(good, control, strict=True))
     assert all(one["privileged_context"] != other["privileged_context"] for one, other in pairs)
-    assert (tmp_path / "both.html").is_file() and (tmp_path / "audit.html").is_file()
+    accuracies = {
+        name: json.loads((folder / "runs" / name / "result.json").read_text(encoding="utf-8"))["final"][
+            "greedy_accuracy"
+        ]
+        for name in ("hints", "control")
+    }
+    assert accuracies["hints"] > accuracies["control"]
+    assert (folder / "report.html").is_file() and (folder / "audit.html").is_file()
+    assert "0 of 13 commands were run" in run(f"dopd example --output-dir {folder}", tmp_path)
 
 
 def configurations() -> Iterator[tuple[str, dict[str, object]]]:
