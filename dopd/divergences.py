@@ -183,6 +183,15 @@ def divergence_function(kind: str, variant: Variant = PLAIN_VARIANT, tail: Tail 
     return function
 
 
+def is_clamped(kind: str, log_s: Tensor, log_t: Tensor, variant: Variant, tail: Tail = "bucket") -> Tensor:
+    """Where some outcome's term is above the clamp: (..., K) -> bool (...). There its gradient is the normaliser's
+    alone, which pushes the outcome the other way (arXiv 2609.38995).
+    """
+    terms = _TERMS[kind](log_s, log_t, variant.beta)
+    assert variant.clamp is not None
+    return ((terms[..., :-1] if tail == "truncate" else terms) > variant.clamp).any(-1)
+
+
 def sampled_terms(
     kind: str, log_s_y: Tensor, log_t_y: Tensor, variant: Variant = PLAIN_VARIANT
 ) -> tuple[Tensor, Tensor]:

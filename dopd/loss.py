@@ -15,6 +15,7 @@ from dopd.divergences import (
     divergence,
     divergence_function,
     entropy,
+    is_clamped,
     log_probs,
     on_support,
     pick,
@@ -99,11 +100,16 @@ def routed_loss(
     assignment.check(mask, table)
 
     per_rule: list[Tensor] = []
+    clamped: dict[int, Tensor] = {}
     for index, rule in enumerate(table.rules):
         per_token_BT = torch.zeros(
             mask.shape, dtype=torch.promote_types(student_logits.dtype, torch.float32), device=mask.device
         )
         chosen_BT = assignment.chosen(index, rule)
+        if rule.clamp is not None:
+            chosen = {name: targets[name][chosen_BT] for name in rule.target_names}
+            found_M = _clamped(rule, student_logits[chosen_BT], chosen, assignment.progress)
+            clamped[index] = torch.zeros_like(chosen_BT).masked_scatter(chosen_BT, found_M)
         if rule.weight and bool(chosen_BT.any()):
             value_M = rule_divergence(
                 rule,
@@ -121,7 +127,7 @@ def routed_loss(
     per_token_BT = torch.stack(per_rule).sum(0)
     loss = sequence_mean(per_token_BT, mask, num_sequences)
     entropy_BT = torch.where(keep_BT, entropy(log_probs(student_logits.detach())), 0.0)
-    sums = routing_sums(table, assignment, per_rule, entropy_BT)
+    sums = routing_sums(table, assignment, per_rule, entropy_BT, clamped)
     return RoutedLoss(loss, per_token_BT, assignment.regimes, sums)
 
 
@@ -179,6 +185,23 @@ def rule_divergence(
         sampled_ids=sampled_ids,
         variant=rule.variant,
     )
+
+
+@torch.no_grad()
+def _clamped(rule: Rule, student_logits: Tensor, targets: Mapping[str, Tensor], progress: float) -> Tensor:
+    """Where a rule's clamp bounds some outcome, (M,) bool."""
+    assert rule.target is not None
+    sources = {**targets, LIVE: student_logits}
+    log_s = log_probs(student_logits)
+    log_t = log_probs(product_logits(rule.target, sources, progress))
+    if rule.support != "full" and rule.top_k < log_s.shape[-1]:
+        ranked = log_s if rule.support == "student_topk" else log_t
+        ids = (ranked if rule.outcomes_of is None else sources[rule.outcomes_of]).topk(rule.top_k, dim=-1).indices
+        log_s, log_t = on_support(log_s, ids, rule.tail), on_support(log_t, ids, rule.tail)
+        if rule.outcomes_of is not None:
+            listed = {name: on_support(log_probs(sources[name]), ids, rule.tail) for name in sorted(rule.target.names)}
+            log_t = log_product(rule.target, listed, progress).log_softmax(-1)
+    return is_clamped(rule.divergence, log_s, log_t, rule.variant, rule.tail)
 
 
 def product_logits(target: Target, logits: Mapping[str, Tensor], progress: float = 0.0) -> Tensor:
@@ -261,7 +284,11 @@ def sequence_mean(per_token: Tensor, mask: Tensor, num_sequences: float | None =
 
 
 def routing_sums(
-    table: RoutingTable, assignment: Assignment, per_rule: Sequence[Tensor], entropy_BT: Tensor
+    table: RoutingTable,
+    assignment: Assignment,
+    per_rule: Sequence[Tensor],
+    entropy_BT: Tensor,
+    clamped: Mapping[int, Tensor],
 ) -> dict[str, Tensor]:
     """Sums over scored tokens, overall and for every rule; they stay on the device, so that nothing waits for them.
 
@@ -270,6 +297,7 @@ def routing_sums(
         assignment (`Assignment`): what each token receives.
         per_rule (`list[Tensor]`): weighted divergences (B, T) of every rule, nats, 0 where it is not for the token.
         entropy_BT (`Tensor` (B, T)): entropy of the plain student, nats.
+        clamped (`dict[int, Tensor]`): index of a rule with a clamp -> where it bounds some outcome (B, T), bool.
     """
     scored_BT = assignment.regimes != UNROUTED
     sums = {
@@ -283,6 +311,8 @@ def routing_sums(
         sums[f"tokens/{rule.label}"] = row_BT.sum()
         sums[f"weight/{rule.label}"] = factor * torch.tensor(rule.weight, dtype=torch.float64)
         sums[f"loss/{rule.label}"] = values_BT.detach().sum()
+        if index in clamped:
+            sums[f"clamped/{rule.label}"] = (clamped[index] & row_BT).sum()
         if assignment.gap is not None and rule.regime is not None:
             sums[f"gap/{rule.label}"] = assignment.gap.masked_fill(~row_BT, 0.0).sum()
     return sums

@@ -11,6 +11,7 @@ from dopd.rules import Rule
 from dopd.signals import MEASURES, try_signal
 from dopd.sources import (
     ANCHOR_SOURCES,
+    CONTRAST,
     LIVE,
     PLAIN,
     PRIVILEGED,
@@ -46,6 +47,9 @@ class RoutingTable:
         contrast (`str`): the same for the contrasting, wrong context (column `contrast_context`; a wrong rollout).
         siblings (`str`): which of the fitting rollouts a context from siblings is: the `"first"`, or a `"random"` one
             for each rollout (settled by the rollouts' texts, so that a step that is repeated draws the same).
+        siblings_end (`bool`): wrong contexts from siblings are rollouts that ended by themselves, and were not cut.
+        num_contrast (`int`): most wrong contexts from siblings, of which log-probs of the sampled tokens are the log of
+            the mean probability.
         student_view (`str`): the prompt that the student answers and is trained on; `"privileged"` is a control.
         rollout_growth (`tuple[int, int]`, *optional*): (start, growth): at optimizer step s answers end after
             start + growth * s tokens.
@@ -66,6 +70,8 @@ class RoutingTable:
     context: Context = "column"
     contrast: Context = "column"
     siblings: Siblings = "first"
+    siblings_end: bool = False
+    num_contrast: int = 1
     student_view: StudentView = "plain"
     rollout_growth: tuple[int, int] | None = None
     merge_ends: bool = False
@@ -82,6 +88,7 @@ class RoutingTable:
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0.0 <= self.trim < 1.0:
             raise ConfigError(f"table {self.name!r}: trim (={self.trim!r}) must be a number in [0, 1)")
         self._check_rules()
+        self._check_contrasts()
         self._try_signals()
         if self.merge_ends and any(rule.support != "sampled" for rule in self.rules):
             raise ConfigError(
@@ -96,6 +103,18 @@ class RoutingTable:
             raise ConfigError(
                 f"table {self.name!r}: anchor={self.anchor!r} names the weights of the privileged student, which no "
                 "rule reads. Leave anchor='current', or use a rule with source='privileged_student'"
+            )
+
+    def _check_contrasts(self) -> None:
+        if isinstance(self.num_contrast, bool) or not isinstance(self.num_contrast, int) or self.num_contrast < 1:
+            raise ConfigError(f"table {self.name!r}: num_contrast (={self.num_contrast!r}) must be a number from 1 on")
+        whole = sorted(name for name in self.target_sources | self.measured_sources if SOURCES[name].view == CONTRAST)
+        if self.num_contrast > 1 and (self.contrast != "sibling" or whole):
+            raise ConfigError(
+                f"table {self.name!r}: num_contrast (={self.num_contrast}) takes several wrong rollouts "
+                "(contrast='sibling'), and averages log-probs of sampled tokens alone: "
+                + (f"some rule reads all of {', '.join(whole)}. " if whole else f"got contrast={self.contrast!r}. ")
+                + "Leave num_contrast at 1"
             )
 
     def _check_rules(self) -> None:

@@ -25,6 +25,9 @@ def rows_for_view(
     completions: Sequence[str] = (),
     scores: Sequence[float] | None = None,
     num_generations: int = 1,
+    *,
+    ended: Sequence[bool] | None = None,
+    number: int = 0,
 ) -> list[dict[str, Any]]:
     """The rows with a view's context in the place of `privileged_context` (and `privileged_images`).
 
@@ -35,6 +38,8 @@ def rows_for_view(
         completions (`list[str]`): the rollouts as text, for contexts from siblings and for the student's own answer.
         scores (`list[float]`, *optional*): a verifier's scores of the rollouts, for the same.
         num_generations (`int`): rollouts of each prompt.
+        ended (`list[bool]`, *optional*): which rollouts were not cut; all of them if left out.
+        number (`int`): which of the contexts from siblings, where a view has several: the first is 0.
 
     Raises:
         ConfigError: contexts come from siblings, and there are no scores or parts of groups alone.
@@ -56,7 +61,11 @@ def rows_for_view(
         contexts = [row.get(CONTEXT_COLUMNS[view]) for row in rows]
     else:
         at_random = table.siblings == "random"
-        contexts = sibling_contexts(completions, scores, num_generations, right=view == PRIVILEGED, at_random=at_random)
+        right = view == PRIVILEGED
+        if table.siblings_end and not right and ended is not None:
+            completions = [text if ends else "" for text, ends in zip(completions, ended, strict=True)]
+        options: dict[str, Any] = {"right": right, "at_random": at_random, "number": number}
+        contexts = sibling_contexts(completions, scores, num_generations, **options)
     return [
         {**row, CONTEXT_COLUMNS[PRIVILEGED]: context, PRIVILEGED_COLUMN: None}
         for row, context in zip(rows, contexts, strict=True)
@@ -77,9 +86,10 @@ def sibling_contexts(
     *,
     right: bool,
     at_random: bool = False,
+    number: int = 0,
 ) -> list[str | None]:
     """For each rollout the first right (or wrong) rollout of the same prompt that is not itself, or a random one;
-    `None` without one.
+    `None` without one. With a `number`, the one after so many others.
     """
     if scores is None:
         raise ConfigError("contexts from siblings need a verifier: pass verifier=... (a task brings its own)")
@@ -98,6 +108,10 @@ def sibling_contexts(
         ]
         # The texts are the seed: no state to save, and the answers of another step draw otherwise.
         seed = f"{place - start} {right} {completions[start : start + num_generations]}"
-        drawn = random.Random(seed).randrange(len(fitting)) if at_random and fitting else 0
-        contexts.append(fitting[drawn] if fitting else None)
+        if at_random and fitting:
+            drawing = random.Random(seed)
+            drawn = fitting.pop(drawing.randrange(len(fitting)))
+            drawing.shuffle(fitting)
+            fitting = [drawn, *fitting]
+        contexts.append(fitting[number] if number < len(fitting) else None)
     return contexts

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dopd.divergences import divergence_function, pick, sampled_terms
+from dopd.divergences import divergence_function, is_clamped, pick, sampled_terms
 from dopd.fused import products
 from dopd.fused.supports import Outcomes, SampledToken, corrected, mass_outside, support_grad, topk_ids
 from dopd.fused.targets import Target, listed_outcomes, rounding_dominates
@@ -54,6 +54,7 @@ class ChunkPass:
     wants: tuple[bool, bool, bool] = (False, False, False)  # gradients of hidden states, weight, bias
     value_P: Tensor = field(init=False)
     entropy_P: Tensor = field(init=False)
+    clamped_P: Tensor = field(init=False)
     grad_hidden_PH: Tensor | None = field(init=False, default=None)
     grad_weight_VH: Tensor | None = field(init=False, default=None)
     grad_bias_V: Tensor | None = field(init=False, default=None)
@@ -61,6 +62,7 @@ class ChunkPass:
 
     def run(self) -> None:
         self.value_P, self.entropy_P = (torch.zeros_like(self.scale_P) for _ in range(2))
+        self.clamped_P = torch.zeros_like(self.scale_P, dtype=torch.bool)
         lift = self._lift()
         self.scale_P = self.scale_P * lift
         if self.wants[0]:
@@ -178,6 +180,10 @@ class ChunkPass:
         if rule.support != "full" and rule.top_k < self.head.vocab_size:
             return self._topk(rule, index_C, hidden_CH, z_CV)
         target_CV = self._target_logits(rule, index_C, z_CV)
+        if rule.clamp is not None:
+            for block in blocks(z_CV):
+                log_s, log_t = (impossible(tile_CV[block].log_softmax(-1)) for tile_CV in (z_CV, target_CV))
+                self.clamped_P[index_C[block]] = is_clamped(rule.divergence, log_s, log_t, rule.variant)
         function = divergence_function(rule.divergence, rule.variant)
         value_C, entropy_C = self.operations.full_(function, z_CV, target_CV, self._scale(rule, index_C), self.head)
         return entropy_C, value_C, True
@@ -302,6 +308,9 @@ class ChunkPass:
             target = listed_outcomes(listed[1].to(inside_CK.dtype), bucket=bucket)
         else:
             target = self._target_outcomes(rule, index_C, ids_CK, target_CV, student)
+        if rule.clamp is not None:
+            log_s, log_t = (impossible(outcomes.log_probs) for outcomes in (student, target))
+            self.clamped_P[index_C] = is_clamped(rule.divergence, log_s, log_t, rule.variant, rule.tail)
         result = support_grad(function, student, target)
         if token is not None:
             result = corrected(rule.divergence, rule.variant, result, (student, target), token)

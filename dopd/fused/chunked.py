@@ -117,6 +117,7 @@ def chunked_routed_loss(
     }
     losses: list[Tensor] = []
     per_rule: dict[int, Tensor] = {}
+    clamped: dict[int, Tensor] = {}
     entropy_BT: Tensor | None = None
     for position, group in enumerate(table.rule_groups):
         numbers_BT = _numbers(group, assignment, everyone=position == 0)
@@ -147,9 +148,11 @@ def chunked_routed_loss(
         values_BT = chunk_pass.value_P.view(mask.shape)
         entropy_BT = chunk_pass.entropy_P.view(mask.shape) if entropy_BT is None else entropy_BT
         per_rule |= {index: values_BT.masked_fill(numbers_BT != index, 0.0) for index, _ in group}
+        clamped_BT = chunk_pass.clamped_P.view(mask.shape)
+        clamped |= {index: clamped_BT & (numbers_BT == index) for index, rule in group if rule.clamp is not None}
     assert entropy_BT is not None
     ordered = [per_rule[index] for index in sorted(per_rule)]
-    sums = routing_sums(table, assignment, ordered, entropy_BT)
+    sums = routing_sums(table, assignment, ordered, entropy_BT, clamped)
     return RoutedLoss(sum(losses[1:], losses[0]), torch.stack(ordered).sum(0), assignment.regimes, sums)
 
 

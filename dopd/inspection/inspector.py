@@ -137,7 +137,7 @@ class Inspector:
 
 
 def _without_siblings(table: RoutingTable) -> RoutingTable:
-    return replace(table, context="none" if table.context == "none" else "column", contrast="column")
+    return replace(table, context="none" if table.context == "none" else "column", contrast="column", num_contrast=1)
 
 
 def _averages(thresholds: Mapping[str, float] | None, rollouts: Rollouts) -> Thresholds | None:

@@ -1,5 +1,7 @@
 """Methods that learn from rewards."""
 
+from typing import Literal
+
 from dopd.methods.dual import by_advantage
 from dopd.methods.registry import register_method
 from dopd.rules import Rule
@@ -58,9 +60,10 @@ def rlsd(*, epsilon: NotNegative = 0.2, mix: Probability = 0.5, decay_steps: Cou
     "RLCSD: group advantages shifted by what a right hint says beyond a wrong one",
     "arXiv 2606.11709 (code THU-BPM/RLCSD)",
     "mean over unselected of -A log S(y) + mean over selected of -(A + r) log S(y), of the sign of A; selected: "
-    "|r| > 0.02, r = clip(l tanh(e / tau), +-2), e = log S(y|right) - log S(y|wrong)",
-    departures="one wrong hint in place of up to four; no correct final answer after the hints; answers that were cut "
-    f"may be wrong hints where the verifier gives them 0; means over the tokens of the batch; {_ONCE}. Code read",
+    "|r| > 0.02, r = clip(l tanh(e / tau), +-2), e = log S(y|right) - log mean_k S(y|wrong k)",
+    departures="no final answer after the hints, beside the one that they have; wrong hints are rollouts that were not "
+    "cut, where the source asks for an answer that can be extracted; means over the tokens of the batch; "
+    f"{_ONCE}. Code read, at two of its commits",
 )
 def rlcsd(
     *,
@@ -70,8 +73,14 @@ def rlcsd(
     drop: bool = True,
     apart: bool = True,
     siblings: Siblings = "random",
+    num_contrast: Count = 4,
+    ended: bool = True,
+    hints: Literal["sibling", "column"] = "sibling",
 ) -> RoutingTable:
-    """DEPARTURES: `drop=False`: rows without both hints keep A; `apart=False`: one mean over the tokens of answers;
+    """`num_contrast`: most wrong hints of a rollout; `hints="column"`: the right hint is the row's privileged_context.
+
+    DEPARTURES: `ended=False`: rollouts that were cut may be wrong hints;
+    `drop=False`: rows without both hints keep A; `apart=False`: one mean over the tokens of answers;
     `siblings="first"`: the first fitting sibling, not a random one.
     """
     advantage = {"signal": "rlcsd", "tau": tau, "mix": mix, "drop": drop, "apart": apart}
@@ -80,9 +89,11 @@ def rlcsd(
         advantage,
         anchor="snapshot",
         snapshot_steps=snapshot_steps,
-        context="sibling",
+        context=hints,
         contrast="sibling",
         siblings=siblings,
+        siblings_end=ended,
+        num_contrast=num_contrast,
     )
 
 

@@ -14,9 +14,11 @@ from dopd.signals import MEASURES
 from dopd.sources import TEACHER_SOURCES
 from dopd.tables import RoutingTable
 
-ServerSupport = Literal["exact", "target_topk"]
+ServerSupport = Literal["exact", "target_topk", "target_topk_sampled"]
 # Divergences that compare masses, to which those of all other tokens may be added up as one outcome's.
 _OF_MASSES = ("forward_kl", "reverse_kl", "js", "reverse_kl_detached")
+# Divergences that a sampled token estimates, in value and gradient.
+_ESTIMATED = ("forward_kl", "reverse_kl", "js")
 _AT_HOME = "or load the teacher here (teacher_model_name_or_path in place of teacher_server)"
 
 
@@ -44,7 +46,8 @@ def served_table(table: RoutingTable, support: ServerSupport, top_k: int) -> Ser
         table (`RoutingTable`): the method.
         support (`str`): `"exact"` takes the rules as they are; `"target_topk"` reads rules over the whole vocabulary,
             or over the student's top k, over the teacher's `top_k` most probable tokens, with one outcome for all
-            others.
+            others; `"target_topk_sampled"` besides corrects that outcome by the sampled tokens, so that the mean over
+            samples is the divergence over the whole vocabulary.
         top_k (`int`): of rules that are changed.
 
     Raises:
@@ -61,7 +64,7 @@ def served_table(table: RoutingTable, support: ServerSupport, top_k: int) -> Ser
             problems.append(f"rule {rule.label!r} {changed}")
             continue
         rules.append(changed)
-        notes.append(f"rule {rule.label!r}: {_note(rule, changed)}")
+        notes.append(f"rule {rule.label!r}: {_note(rule, changed, support)}")
     if problems:
         raise ConfigError(f"teacher_server: method {table.name!r} cannot be served: {'; '.join(problems)}")
     if table.routed:
@@ -127,11 +130,20 @@ def _served_rule(rule: Rule, support: ServerSupport, top_k: int) -> Rule | str:
             f"takes divergence={rule.divergence!r} over the whole vocabulary, which has no meaning with one outcome "
             f"for all other tokens: choose another divergence, {_AT_HOME}"
         )
+    bounded = rule.clamp is not None or rule.cap is not None
+    if support == "target_topk_sampled" and (bounded or rule.divergence not in _ESTIMATED):
+        return (
+            f"(divergence={rule.divergence!r}{', bounded by clamp or cap' if bounded else ''}) is not estimated from "
+            f"sampled tokens, as unbounded {', '.join(_ESTIMATED)} are: set teacher_server_support=target_topk, "
+            f"{_AT_HOME}"
+        )
     changed: dict[str, Any] = {"support": "target_topk", "top_k": top_k}
+    if support == "target_topk_sampled":
+        return replace(rule, **changed, tail="sampled")
     return replace(rule, **changed | ({"tail": "bucket"} if rule.support == "full" else {}))
 
 
-def _note(rule: Rule, changed: Rule) -> str:
+def _note(rule: Rule, changed: Rule, support: ServerSupport) -> str:
     if changed.support == "sampled":
         return "log-probs of the sampled tokens, exactly"
     listed = f"the teacher's {changed.top_k} most probable tokens"
@@ -144,4 +156,4 @@ def _note(rule: Rule, changed: Rule) -> str:
         "renormalize": ", renormalised",
         "sampled": ", one outcome for all others, and the sampled tokens among these",
     }
-    return f"{listed}{tail[changed.tail]}, in place of {over} (teacher_server_support=target_topk)"
+    return f"{listed}{tail[changed.tail]}, in place of {over} (teacher_server_support={support})"

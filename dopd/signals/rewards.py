@@ -130,6 +130,7 @@ def sipo(batch: SignalBatch, mix: NotNegative = 0.5, bound: NotNegative = 0.2) -
     "rlcsd",
     "A + clip(l tanh((log S(y|x,right) - log S(y|x,wrong)) / tau), +-2), of the sign of A, where above 0.02",
     sources={"privileged_student", "contrast_student"},
+    entropies=(),
     needs_rewards=True,
 )
 def rlcsd(
@@ -142,7 +143,7 @@ def rlcsd(
     apart: bool = True,
     eta: NotNegative = 1.0,
 ) -> Tensor:
-    """The contrast-shifted advantage of RLCSD (arXiv 2606.11709), with one wrong context; (B, T).
+    """The contrast-shifted advantage of RLCSD (arXiv 2606.11709), (B, T).
 
     e = log S(y|x, right) - log S(y|x, wrong), r = clip(mix tanh(e / tau), +-bound); where |r| > threshold the advantage
     is A + r, not let over 0 to the other sign, elsewhere A.

@@ -3,6 +3,7 @@
 Shapes: B completions of this rank, T completion tokens, H hidden size.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,16 +100,48 @@ class Step:
             ScoringError: a view that shows an answer leaves no room for another one.
         """
         views, present = {PLAIN: rollouts.view}, dict[str, Tensor]()
+        for name in sorted(self.table.views - {PLAIN}):
+            views[name], present[name] = self._view(name, rollouts, num_generations)
+        return views, present
+
+    def _view(self, name: str, rollouts: Rollouts, num_generations: int, number: int = 0) -> tuple[View, Tensor]:
+        """A view that is not the plain one, and which rows have its context; `number` as of `rows_for_view`."""
         device = rollouts.completion_ids.device
         shows_answers = self.table.needs_scores or SELF in self.table.views
-        completions = self._shown(rollouts) if shows_answers else []
-        for name in sorted(self.table.views - {PLAIN}):
-            view_rows = rows_for_view(name, self.table, rollouts.rows, completions, rollouts.scores, num_generations)
-            read = self.prompts.privileged_view(view_rows, device)
-            views[name] = replace(read, teachers=rollouts.view.teachers)
-            self._check_room(name, views[name])
-            present[name] = ~torch.tensor(lacking_privileged(view_rows), device=device)
-        return views, present
+        shown = self._shown(rollouts) if shows_answers else []
+        ended = self.ending.ends_of(rollouts.answers) if shows_answers else None
+        options: dict[str, Any] = {"ended": ended, "number": number}
+        rows = rows_for_view(name, self.table, rollouts.rows, shown, rollouts.scores, num_generations, **options)
+        view = replace(self.prompts.privileged_view(rows, device), teachers=rollouts.view.teachers)
+        self._check_room(name, view)
+        return view, ~torch.tensor(lacking_privileged(rows), device=device)
+
+    def _with_more_contrasts(
+        self, sources: Mapping[str, SourceScores], rollouts: Rollouts, num_generations: int, has_first: Tensor
+    ) -> dict[str, SourceScores]:
+        """The scores, where sources that read one of several wrong contexts have the log of the mean probability."""
+        reading = [name for name in sorted(sources) if SOURCES[name].view == CONTRAST]
+        logprobs, present = {name: [sources[name].tokens.logprobs] for name in reading}, [has_first]
+        for number in range(1, self.table.num_contrast):
+            view, has_one = self._view(CONTRAST, rollouts, num_generations, number)
+            if not bool(self.ranks.total(has_one.sum().double())):
+                break  # no prompt of any rank has so many
+            for name, one in self.scorer.score_all(
+                dict.fromkeys(reading, view), rollouts.completion_ids, rollouts.mask
+            ):
+                logprobs[name].append(one.tokens.logprobs)
+            present.append(has_one)
+        has_KB1 = torch.stack(present).unsqueeze(2)
+        averaged = {}
+        for name in reading:
+            total_BT = torch.stack(logprobs[name]).masked_fill(~has_KB1, -math.inf).logsumexp(0)
+            mean_BT = torch.where(
+                has_first.unsqueeze(1), total_BT - has_KB1.sum(0).clamp(min=1).log(), logprobs[name][0]
+            )
+            averaged[name] = replace(
+                sources[name], tokens=replace(sources[name].tokens, logprobs=mean_BT, entropy=None)
+            )
+        return {**sources, **averaged}
 
     def _shown(self, rollouts: Rollouts) -> list[str]:
         """The answers as texts; one that wrote out a control token would act as markup where it is shown."""
@@ -186,6 +219,8 @@ class Step:
             moved = SOURCES[source].model != "teacher" and moment.step > 0
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
+        if self.table.num_contrast > 1 and CONTRAST in present:
+            sources = self._with_more_contrasts(sources, rollouts, moment.num_generations, present[CONTRAST])
         measured = self._states({name: sources[name] for name in self.table.measured_sources}, rollouts.view)
         signals = SignalBatch(
             mask,

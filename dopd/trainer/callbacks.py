@@ -78,6 +78,9 @@ class EndedStream(TrainerCallback):
             )
 
 
+_CLAMPED_SHARE = 0.01  # of a rule's tokens, from which its clamp is told
+
+
 class IdleSteps(TrainerCallback):
     """Says that logged steps had no gradient: nothing was learned in them."""
 
@@ -100,6 +103,26 @@ class IdleSteps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.count > 1 and state.is_world_process_zero:
             logger.warning(f"in {self.count} of the logged steps the gradient was 0 and nothing was learned")
+
+
+class ClampedTokens(TrainerCallback):
+    """Says once of each rule that its clamp bounds more than a few tokens."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        for name, share in (logs or {}).items():
+            if not name.startswith("clamped/") or share <= _CLAMPED_SHARE or name in self._seen:
+                continue
+            self._seen.add(name)
+            if state.is_world_process_zero:
+                logger.warning(
+                    f"step {state.global_step}: the clamp of rule {name.removeprefix('clamped/')!r} bounds "
+                    f"{share:.1%} of its tokens ({name}). A bounded outcome has no gradient of its own, and the "
+                    "student's normalisation pushes it the other way (arXiv 2609.38995): train without it "
+                    "(method_options: {clamp: null}), or with a higher one"
+                )
 
 
 class StudentEvaluation(TrainerCallback):

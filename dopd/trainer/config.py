@@ -82,7 +82,8 @@ class DOPDConfig(DistillationConfig):
         teacher_server_support (`str`, *optional*, defaults to `"exact"`):
             `"exact"` trains with what a server can give exactly, and refuses other methods; `"target_topk"` reads rules
             over the whole vocabulary, or over the student's top k, over the teacher's most probable tokens, with one
-            outcome for all others.
+            outcome for all others; `"target_topk_sampled"` corrects that outcome by the sampled tokens, so that the
+            mean over samples is the divergence over the whole vocabulary.
         teacher_server_top_k (`int`, *optional*, defaults to `20`):
             The teacher's most probable tokens that such rules read (`vllm serve` gives 20 unless `--max-logprobs` says
             otherwise).

@@ -26,7 +26,15 @@ from dopd.tables import RoutingTable
 from dopd.trainer import adapting, base_teacher, images, preflight, served, setup, teachers, trials
 from dopd.trainer.anchors import anchors_of
 from dopd.trainer.arguments import as_name, check_arguments
-from dopd.trainer.callbacks import AnchorUpdate, EndedStream, GuestNumbers, IdleSteps, MetricsFile, StudentEvaluation
+from dopd.trainer.callbacks import (
+    AnchorUpdate,
+    ClampedTokens,
+    EndedStream,
+    GuestNumbers,
+    IdleSteps,
+    MetricsFile,
+    StudentEvaluation,
+)
 from dopd.trainer.config import DOPDConfig
 from dopd.trainer.context import room_for_prompts
 from dopd.trainer.continuing import OneRun
@@ -248,6 +256,7 @@ class DOPDTrainer(SteppingTrainer):
         self.add_callback(FiniteGradients(self))
         self.add_callback(AnchorUpdate(self))
         self.add_callback(GuestNumbers())
+        self.add_callback(ClampedTokens())
         if isinstance(self.train_dataset, IterableDataset):
             self.add_callback(EndedStream(self.repeats()["batch_size"]))
         self.add_callback(IdleSteps(self.table.is_judged))

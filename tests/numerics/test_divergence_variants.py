@@ -44,6 +44,25 @@ def test_weighted_js_tends_to_the_kl_of_its_limit_once_divided_by_the_small_weig
     torch.testing.assert_close(value, dopd.divergence(student, target, kind=limit), rtol=1e-3, atol=1e-3)
 
 
+def test_share_of_clamped_tokens_is_that_of_the_tokens_with_a_term_above_the_clamp() -> None:
+    """Terms of T = (.9, .06, .04) and S = (.2, .5, .3): .9 ln 4.5 = 1.35 is above .05; of equal ones none is. The whole
+    gradient then points away from the likeliest token of the target (arXiv 2609.38995)."""
+    t = torch.tensor([[[0.9, 0.06, 0.04], [0.9, 0.06, 0.04], [0.5, 0.3, 0.2]]], dtype=torch.float64).log()
+    s = torch.tensor([[[0.2, 0.5, 0.3], [0.9, 0.06, 0.04], [0.5, 0.3, 0.2]]], dtype=torch.float64).log()
+    ids, mask = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3)
+    table = dopd.table("opsd", divergence="forward_kl", clamp=0.05)
+    leaf = s.clone().requires_grad_()
+    result = dopd.routed_loss(leaf, {"privileged_student": t}, ids, mask, table)
+    result.loss.backward()
+    assert leaf.grad is not None
+    assert result.stats["clamped/all"] == pytest.approx(1 / 3)
+    # (w S - T) of the two unclamped outcomes, w = .06 + .04 their target mass; third of the mean over three tokens.
+    expected = [0.1 * 0.2, 0.1 * 0.5 - 0.06, 0.1 * 0.3 - 0.04]
+    assert (3 * leaf.grad[0, 0]).tolist() == pytest.approx(expected)
+    free = dopd.routed_loss(s, {"privileged_student": t}, ids, mask, dopd.table("opsd", divergence="forward_kl"))
+    assert "clamped/all" not in free.stats
+
+
 def test_element_clamp_acts_before_the_sum_and_may_make_it_negative() -> None:
     # Terms of KL(T || S): 1/4 ln 1/2 = -0.1733, 3/4 ln 3/2 = 0.3041; the second is bounded by 0.05.
     value = dopd.divergence(HALF, QUARTER, kind="forward_kl", variant=Variant(clamp=0.05))
@@ -192,7 +211,7 @@ def test_clip_bounds_the_advantage_and_not_the_value() -> None:
             {"clip": (1.0, 0.0), "kind": "js", "support": "sampled"},
             r"clip \(=\(1.0, 0.0\)\) must be \(lowest, highest\)",
         ),
-        ({"clip": (0.0, 1.0), "kind": "js"}, "is an option of support='sampled', got support='full'"),
+        ({"clip": (0.0, 1.0), "kind": "js"}, "is an option of support='sampled' with an advantage, got support='full'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], words: str) -> None:

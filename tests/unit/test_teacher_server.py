@@ -206,6 +206,25 @@ def test_what_is_taken_in_place_of_the_methods_own_is_said() -> None:
     )
 
 
+def test_one_outcome_for_all_others_is_corrected_by_the_sampled_tokens_where_that_is_asked_for() -> None:
+    served = served_table(table("dopd", top_k=64), "target_topk_sampled", 9)
+    by_label = {rule.label: (rule.support, rule.top_k, rule.tail) for rule in served.table.rules}
+    assert by_label["LH"] == by_label["HT"] == ("target_topk", 9, "sampled")
+    assert by_label["LL"] == ("student_topk", 64, "bucket")  # of the student, which is here
+    assert "the sampled tokens among these, in place of" in served.notes[1]
+    assert "teacher_server_support=target_topk_sampled" in served.notes[1]
+    exact = served_table(table("res_opd"), "exact", 20)
+    assert exact.table == table("res_opd") and exact.top_k == 20
+    with pytest.raises(ConfigError, match=r"bounded by clamp or cap\) is not estimated from sampled tokens"):
+        served_table(table("diffgate"), "target_topk_sampled", 20)
+    with pytest.raises(ConfigError, match=r"'list_mle'\) is not estimated from sampled tokens"):
+        served_table(
+            RoutingTable.from_dicts([{"source": "teacher", "divergence": "list_mle", "support": "student_topk"}]),
+            "target_topk_sampled",
+            20,
+        )
+
+
 def test_sampled_tables_are_served_as_they_are() -> None:
     for method in ("vanilla_pg", "exopd", "fast_opd"):
         served = served_table(table(method), "exact", 20)

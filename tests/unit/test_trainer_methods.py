@@ -1,5 +1,6 @@
 """Methods in the trainer: every one takes a step, and contexts, snapshots and rollouts are what their tables say."""
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,72 @@ def test_contexts_come_from_where_the_table_says() -> None:
     assert told["privileged_context"] == "hi" and told["privileged_images"] is None
     first, second = rows_for_view("privileged", dopd.table("sdpo"), [row, row], ["x", "y"], [1.0, 0.0], 2)
     assert (first["privileged_context"], second["privileged_context"]) == (None, "x")
+
+
+def test_several_wrong_rollouts_are_one_context_with_their_mean_probability(tmp_path: Path) -> None:
+    made = kit.trainer(
+        tmp_path,
+        "rlcsd",
+        model=kit.many_ends(kit.student()),
+        verifier=half_right,
+        num_generations=4,
+        method_options={"siblings": "first", "num_contrast": 2, "ended": False},
+    )
+    rows = [made.train_dataset[n] for n in range(8)]
+    batch = kit.answered(made, rows)
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+    texts = [made.prompts.text(row[kept != 0].tolist()) for row, kept in zip(ids, mask, strict=True)]
+    scores = [half_right(text, {}) for text in texts]
+    first, second = (sibling_contexts(texts, scores, 4, right=False, number=number) for number in (0, 1))
+    assert any(first) and any(second) and first != second
+    probabilities = []
+    for contexts in (first, second):
+        shown = [
+            row | {"privileged_context": text} for row, text in zip(made.prompts.asked(rows), contexts, strict=True)
+        ]
+        again = made.step.scorer.score("contrast_student", kit.privileged_view(made, shown), ids, mask)
+        has_one = numpy.array([[text is not None] for text in contexts])
+        probabilities.append(numpy.exp(again.tokens.logprobs.double().cpu().numpy()) * has_one)
+    found = batch["logprobs/contrast_student"].double().cpu().numpy()
+    for place in range(8):
+        count = (first[place] is not None) + (second[place] is not None)
+        if count:
+            kept = mask[place].cpu().numpy() != 0
+            mean = sum(values[place][kept] for values in probabilities) / count
+            numpy.testing.assert_allclose(found[place][kept], numpy.log(mean), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"num_contrast .*some rule reads all of contrast_student"):
+        dataclasses.replace(dopd.table("opsd_contrast"), num_contrast=2)
+    with pytest.raises(ConfigError, match=r"num_contrast .*got contrast='column'"):
+        dataclasses.replace(dopd.table("rlcsd"), contrast="column")
+
+
+def test_wrong_hints_of_rlcsd_are_rollouts_that_ended_and_no_context_comes_twice() -> None:
+    row = {"prompt": "q", "privileged_context": "hint"}
+    texts, scores, ended = ["r", "w1", "w2", "w3"], [1.0, 0.0, 0.0, 0.0], [True, True, False, True]
+    table = dopd.table("rlcsd")
+    options: dict[str, Any] = {"completions": texts, "scores": scores, "num_generations": 4}
+    found = [
+        [
+            one["privileged_context"]
+            for one in rows_for_view("contrast", table, [row] * 4, **options, ended=ended, number=n)
+        ]
+        for n in range(3)
+    ]
+    assert {found[0][0], found[1][0]} == {"w1", "w3"} and found[2][0] is None
+    assert [found[0][1], found[1][1]] == ["w3", None] and {found[0][2], found[1][2]} == {"w1", "w3"}
+    cut = rows_for_view("contrast", dopd.table("rlcsd", ended=False), [row] * 4, **options, ended=ended, number=2)
+    assert cut[0]["privileged_context"] in {"w1", "w2", "w3"}
+    (ours, *_) = rows_for_view("privileged", dopd.table("rlcsd", hints="column"), [row] * 4, **options)
+    assert ours["privileged_context"] == "hint"
+
+
+def test_a_clamp_that_bites_is_logged_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = kit.trainer(tmp_path, "dapd_entangled", max_steps=2, method_options={"clamp": 1e-4})
+    with caplog.at_level("WARNING", logger="dopd"):
+        made.train()
+    shares = [entry["clamped/all"] for entry in made.state.log_history if "clamped/all" in entry]
+    assert len(shares) == 2 and all(0.01 < share <= 1.0 for share in shares)
+    assert len([record for record in caplog.records if "the clamp of rule 'all' bounds" in record.message]) == 1
 
 
 def test_the_view_of_p_alone_has_p_and_nothing_of_the_question(tmp_path: Path) -> None:
