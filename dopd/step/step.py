@@ -117,18 +117,21 @@ class Step:
         return view, ~torch.tensor(lacking_privileged(rows), device=device)
 
     def _with_more_contrasts(
-        self, sources: Mapping[str, SourceScores], rollouts: Rollouts, num_generations: int, has_first: Tensor
+        self,
+        sources: Mapping[str, SourceScores],
+        text: tuple[Tensor, Tensor],
+        rollouts: Rollouts,
+        num_generations: int,
+        has_first: Tensor,
     ) -> dict[str, SourceScores]:
-        """The scores, where sources that read one of several wrong contexts have the log of the mean probability."""
+        """The scores of a text (ids and mask), with the log of the mean probability under several wrong contexts."""
         reading = [name for name in sorted(sources) if SOURCES[name].view == CONTRAST]
         logprobs, present = {name: [sources[name].tokens.logprobs] for name in reading}, [has_first]
         for number in range(1, self.table.num_contrast):
             view, has_one = self._view(CONTRAST, rollouts, num_generations, number)
             if not bool(self.ranks.total(has_one.sum().double())):
                 break  # no prompt of any rank has so many
-            for name, one in self.scorer.score_all(
-                dict.fromkeys(reading, view), rollouts.completion_ids, rollouts.mask
-            ):
+            for name, one in self.scorer.score_all(dict.fromkeys(reading, view), *text):
                 logprobs[name].append(one.tokens.logprobs)
             present.append(has_one)
         has_KB1 = torch.stack(present).unsqueeze(2)
@@ -220,7 +223,9 @@ class Step:
             _check_alive(source, scores, ids, mask, trained=moved)
             sources[source] = scores if source in self.table.measured_sources else self._kept(source, scores)
         if self.table.num_contrast > 1 and CONTRAST in present:
-            sources = self._with_more_contrasts(sources, rollouts, moment.num_generations, present[CONTRAST])
+            sources = self._with_more_contrasts(
+                sources, (ids, mask), rollouts, moment.num_generations, present[CONTRAST]
+            )
         measured = self._states({name: sources[name] for name in self.table.measured_sources}, rollouts.view)
         signals = SignalBatch(
             mask,

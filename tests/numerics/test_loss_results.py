@@ -45,7 +45,7 @@ def test_sums_ignore_what_stands_at_masked_positions() -> None:
     junk = torch.where(batch["mask"], 0.5, math.nan)
     assignment = Assignment(result.regimes, junk)
     per_row = [torch.where(assignment.chosen(index, rule), 0.5, 0.0) for index, rule in enumerate(table.rules)]
-    stats = stats_of({name: float(x) for name, x in routing_sums(table, assignment, per_row, junk).items()})
+    stats = stats_of({name: float(x) for name, x in routing_sums(table, assignment, per_row, junk, {}).items()})
     assert stats["entropy"] == 0.5
     assert all(stats[f"{name}/{rule.label}"] == 0.5 for name in ("loss", "gap") for rule in table.rules)
 
