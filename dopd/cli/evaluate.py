@@ -75,6 +75,10 @@ def add_eval(commands: Any, command: Any) -> None:
     add_asking(parser)
     _add_answers(parser)
     add_server(parser.add_argument_group("a model on a server, NAME=URL"), "DOPD_EVAL_API_KEY")
+    parser.add_argument(
+        "--engine", choices=["transformers", "vllm"], default="transformers", help="of models of this machine"
+    )
+    parser.add_argument("--engine-options", help="of vLLM, as YAML: '{gpu_memory_utilization: 0.8}'")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--teacher", help="also measure the divergence to this plain teacher")
@@ -214,6 +218,8 @@ def _settings(arguments: argparse.Namespace) -> "EvaluationSettings":
         seed=arguments.seed,
         teacher_name=arguments.teacher,
         verifier_timeout=arguments.verifier_timeout,
+        engine=arguments.engine,
+        engine_options=yaml_mapping("--engine-options", arguments.engine_options) or {},
         server=AskerSettings(
             "",
             key_variable=arguments.key_variable,

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,17 @@ def add_report(commands: Any, command: Any) -> None:
     parser = command(
         commands,
         "report",
-        "one HTML file of one or several runs: verdict, paired tests of methods over seeds, warnings, curves, tokens",
+        "one HTML file of one or several runs: verdict, paired tests of methods over seeds, warnings, curves, tokens; "
+        "or of results of dopd eval: models with their intervals, and paired differences",
         "  dopd report runs/tiny-dag\n  dopd report runs/quickstart\n"
-        "  dopd report runs/vanilla runs/dopd --output both.html",
+        "  dopd report runs/vanilla runs/dopd --output both.html\n  dopd report both",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder with run folders in it")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, results of dopd eval, or a folder with either in it",
+    )
     parser.add_argument("--output", help="file (default: report.html in RUN, or here for several)")
     parser.set_defaults(run=_report)
 
@@ -30,12 +36,34 @@ def add_report(commands: Any, command: Any) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from dopd.report.evaluations import evaluation_files
     from dopd.report.page import page_path, report_data, write_page
 
     target = page_path(arguments.runs, arguments.output)
+    files = evaluation_files(arguments.runs)
+    if files:
+        _report_evaluations(files, target)
+        return
     data = report_data(arguments.runs)
     path = write_page(data, target)
     _print_verdict(Console(), data)
+    _print_place(path)
+
+
+def _report_evaluations(files: Sequence[Path], target: Path) -> None:
+    """The page of results that were kept, and their tables."""
+    from dopd.cli.evaluate import print_evaluations
+    from dopd.report.evaluations import by_rows, evaluations_data, read_evaluations
+    from dopd.report.page import write_page
+
+    evaluations = read_evaluations(files)
+    path = write_page(evaluations_data(evaluations), target)
+    for group in by_rows(evaluations):
+        print_evaluations(group, as_json=False)
+    _print_place(path)
+
+
+def _print_place(path: Path) -> None:
     print(f"{visible(path)} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser; it needs no network")
 
 

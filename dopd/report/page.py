@@ -62,7 +62,8 @@ def page_path(paths: Sequence[str | Path], output: str | Path | None = None) -> 
     Raises:
         FileError: `check_page`.
     """
-    target = Path(output or (Path(paths[0]) if len(paths) == 1 else Path()) / REPORT_FILE)
+    is_folder = len(paths) == 1 and not Path(paths[0]).is_file()
+    target = Path(output or (Path(paths[0]) if is_folder else Path()) / REPORT_FILE)
     check_page(target, "output")
     return target
 

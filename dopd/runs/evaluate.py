@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -18,7 +18,7 @@ from dopd.data.column_names import Columns
 from dopd.data.encode import tokenizer_of
 from dopd.data.rendering import template_of
 from dopd.data.views import PrivilegedTemplate
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, check_choice
 from dopd.evaluation.comparing import check_same_rows, named_apart
 from dopd.evaluation.elsewhere import evaluate_elsewhere
 from dopd.evaluation.kept import MODEL, ROWS, Evaluated, KeptAnswers
@@ -31,6 +31,7 @@ from dopd.runs.circumstances import Circumstances, check_problems, circumstances
 from dopd.runs.hint_writing import journal_of
 from dopd.runs.judging import JudgedProblems, problems_of
 from dopd.runs.served_answers import ServedAnswers, served_name
+from dopd.runs.vllm_answers import VLLMAnswers, check_vllm, weights_of
 from dopd.sampling import Ending, declared_stop_strings, ends_of
 from dopd.step import PromptEncoder
 from dopd.trainer import DOPDConfig
@@ -38,6 +39,7 @@ from dopd.trainer.beginnings import teacher_weights, weights_digest
 from dopd.trainer.identity import rows_digest
 
 KEY_VARIABLE = "DOPD_EVAL_API_KEY"
+_Engine = Literal["transformers", "vllm"]
 _PACKAGES = ("dopd", "transformers", "torch")  # their versions stand beside answers
 # Of the circumstances: what is asked and how it is judged. Several models share it; the rest is each one's own.
 _OF_THE_PROBLEMS = (
@@ -78,6 +80,8 @@ class EvaluationSettings:
         seed (`int`): of sampled answers.
         teacher_name (`str`, *optional*): also measure the divergence to this (plain) teacher.
         verifier_timeout (`float`, *optional*): seconds that the task may take to judge an answer; `None` for any time.
+        engine (`str`): what answers for models of this machine: `"transformers"`, or `"vllm"`, without entropies.
+        engine_options (`dict`): arguments of `vllm.LLM`, such as `gpu_memory_utilization`.
         server (`AskerSettings`): how models on servers are asked; address, name and limits of answers are the models'.
 
     Raises:
@@ -106,6 +110,8 @@ class EvaluationSettings:
     seed: int = 0
     teacher_name: str | None = None
     verifier_timeout: float | None = DOPDConfig.verifier_timeout
+    engine: str = "transformers"
+    engine_options: dict[str, Any] = field(default_factory=dict)
     server: AskerSettings = field(default_factory=lambda: AskerSettings("", key_variable=KEY_VARIABLE))
 
     def __post_init__(self) -> None:
@@ -116,6 +122,13 @@ class EvaluationSettings:
         for measure in self.measures:
             if measure not in MEASURES:
                 raise ConfigError(f"measures (={measure!r}) must be of {', '.join(MEASURES)}")
+        check_choice("engine", self.engine, _Engine)
+        if self.engine_options and self.engine != "vllm":
+            raise ConfigError(f"engine_options (={self.engine_options!r}) are of --engine vllm, which is not asked for")
+        if self.engine == "vllm" and self.teacher_name is not None:
+            raise ConfigError(
+                f"teacher (={self.teacher_name!r}) is compared by engine='transformers' alone: leave one out"
+            )
         if not self.measures:
             raise ConfigError(f"measures is empty: name some of {', '.join(MEASURES)}")
 
@@ -182,10 +195,13 @@ def evaluate_models(
     for name, one in zip(model_names, asked, strict=True):
         check_problems(name, one)
         _check_served(name, one, settings, output)
+        if settings.engine == "vllm" and served_name(name) is None:
+            check_vllm(name)
     evaluations: list[Evaluated] = []
     for number, (name, one) in enumerate(zip(model_names, asked, strict=True)):
         problems = problems_of(one, settings.split, settings.prompts, settings.verifier_timeout)
-        judge = _evaluated if served_name(name) is None else _evaluated_on_server
+        here = _evaluated if settings.engine == "transformers" else _evaluated_by_vllm
+        judge = here if served_name(name) is None else _evaluated_on_server
         evaluations.append(judge(name, one, problems, settings, files[number]))
         check_same_rows(evaluations)
         _free_memory()
@@ -265,6 +281,32 @@ def _evaluated_on_server(
             kept=kept,
         )
         return Evaluated(model, about, result, versions, asdict(answerer.bill))
+
+
+def _evaluated_by_vllm(
+    name: str, asked: Circumstances, problems: JudgedProblems, settings: EvaluationSettings, output: Path | None
+) -> Evaluated:
+    """One model's answers, by vLLM on this machine."""
+    answerer = VLLMAnswers(name, asked, dtype=settings.dtype, seed=settings.seed, options=settings.engine_options)
+    about = what_decides(name, asked, problems, settings) | {
+        "chat_template": _template(answerer.encoder),
+        "model (its weights)": weights_of(name),
+        "engine": "vllm",
+        "engine_options": dict(settings.engine_options),
+        "batch_size": None,  # it makes its own
+    }
+    versions = {package: version(package) for package in (*_PACKAGES, "vllm")}
+    with ExitStack() as stack:
+        kept = None if output is None else stack.enter_context(KeptAnswers(output, about, versions))
+        result = evaluate_elsewhere(
+            answerer,
+            [*problems.rows],
+            problems.verifier,
+            measures=settings.measures,
+            sampling=settings.sampling,
+            kept=kept,
+        )
+        return Evaluated(name, about, result, versions)
 
 
 def _free_memory() -> None:

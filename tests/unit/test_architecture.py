@@ -52,7 +52,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = {"errors", "tasks", "report", "wording"}
 TENSOR_LIBRARIES = {"torch", "transformers", "trl", "accelerate", "peft"}
-ONLY_IN = {"triton": "fused", "vllm": "trainer"}
+ONLY_IN = {"triton": "fused", "vllm": "runs"}
 MAX_FILE, MAX_FUNCTION = 500, 80
 # Participles that say that something happened to a value, and not what it is; and words that only we would know.
 VAGUE = {"told", "said", "known", "made", "given", "Sweep", "slope", "wide", "_as"}

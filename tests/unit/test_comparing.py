@@ -204,6 +204,54 @@ def test_commands_that_cannot_be_meant_load_nothing(
     assert words in capsys.readouterr().err
 
 
+def test_a_report_of_results_shows_models_with_intervals_and_their_differences(
+    both: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, found = both
+    page = tmp_path / "page.html"
+    assert main(["report", str(folder), "--output", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "paired differences" in printed and str(page.name) in printed
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [row["label"] for row in data["headline"]["rows"]] == MODELS
+    cells = dict(zip(data["headline"]["columns"], data["headline"]["rows"][1]["cells"], strict=True))
+    teacher = found["models"][1]
+    for column, name in (("greedy, no p", "accuracy_greedy"), ("pass@3", "pass@3")):
+        shown = {key: cells[column][key] for key in ("mean", "low", "high")}
+        assert shown == pytest.approx(teacher["intervals"][name])
+    assert cells["prompts"]["text"] == "6" and cells["samples"]["text"] == "3"
+    table = data["verdict"]["table"]["rows"]
+    assert [row["cells"][0]["text"] for row in table] == [one["measure"] for one in found["differences"]]
+    assert table[0]["cells"][1]["mean"] == pytest.approx(100 * found["differences"][0]["mean"])
+    assert "tiny:dag/teacher" in data["verdict"]["sentence"] and "95% intervals" in data["verdict"]["sentence"]
+    one = folder / "tiny-dag-student.jsonl"
+    assert main(["report", str(one), "--output", str(page)]) == 0
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    assert data["verdict"] is None and len(data["headline"]["rows"]) == 1
+
+
+def test_results_of_other_rows_are_shown_apart_and_runs_apart_from_results(
+    both: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *lines = (both[0] / "tiny-dag-student.jsonl").read_text().splitlines(keepends=True)
+    record = json.loads(first)
+    record["evaluation"] |= {"rows": "6 rows, 0", "task": "<script>alert(1)</script>"}
+    (tmp_path / "other.jsonl").write_text(json.dumps(record) + "\n" + "".join(lines))
+    (tmp_path / "other.jsonl.journal.jsonl").write_text("")
+    page = tmp_path / "page.html"
+    assert main(["report", str(both[0]), str(tmp_path), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert "<script>alert" not in text
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert len(data["headline"]["rows"]) == 3 and len(data["verdict"]["table"]["rows"]) == 5
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: dag\n")
+    capsys.readouterr()
+    assert main(["report", str(both[0]), str(run), "--output", str(page)]) == 2
+    assert "report evaluations and run folders apart" in capsys.readouterr().err
+
+
 def test_several_models_go_on_where_they_were(
     both: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
