@@ -38,12 +38,15 @@ def task_rows(count: int = 8, kind: str = "hints_without_execution", split: str 
 
 
 def uneven_rows(count: int = 8) -> list[dict[str, Any]]:
-    """Prompts and privileged contexts of very different lengths: every view of every row needs its own padding."""
+    """Prompts, privileged contexts and reference texts of very different lengths: every view of every row needs its own
+    padding, and one row has no reference text.
+    """
     words = sorted(TASK.vocabulary())
     return [
         {
             "prompt": [{"role": "user", "content": " ".join(words[n : n + 2 + 3 * n])}],
             "privileged_context": " ".join(words[2 * n : 2 * n + 1 + (5 * n) % 7]),
+            "solution": None if n == 2 else " ".join(words[5 * n % 19 : 5 * n % 19 + 2 + n % 5]),
             "answer": "1",
         }
         for n in range(count)

@@ -23,10 +23,11 @@ def two(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla", "tip_cut", "rewarded"])
+@pytest.mark.parametrize("name", ["dopd", "dopd_cut", "vanilla", "tip_cut", "rewarded", "dapd_cut", "gkd"])
 def test_rank_count_changes_neither_routing_nor_loss_nor_update(two: dict[str, Any], name: str, tmp_path: Path) -> None:
     method = name.removesuffix("_cut")
     options = kit.rewarded() if name == "rewarded" else {}
+    options |= {"method_options": {"lmbda": 0.5, "seed": 3}} if name == "gkd" else {}
     single, batch, update = kit.one_step(tmp_path, method, 8, 1, **options)
     result = two[name]
     tokens = result["tokens_by_rank"]

@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 import dopd.cli.main
 
 torch.set_num_threads(1)
+MIXED = {"lmbda": 0.5, "seed": 3}  # some rows are trained on answers, others on reference texts
 
 
 def equivalence(folder: Path, method: str, size: int, cuts: int, **options: object) -> dict[str, object]:
@@ -97,6 +98,8 @@ def main() -> None:
         # Picks the tokens with the highest scores of the whole batch, scaled by its extremes.
         "tip_cut": equivalence(folder / "tip_cut", "tip", 2, 2),
         "rewarded": equivalence(folder / "rewarded", "rewarded", 4, 1, **kit.rewarded()),
+        "dapd_cut": equivalence(folder / "dapd_cut", "dapd", 2, 2),
+        "gkd": equivalence(folder / "gkd", "gkd", 4, 1, method_options=MIXED),
         "orders": orders(folder),
         "run": whole_run(folder),
         "stream": stream(folder),

@@ -1,6 +1,7 @@
 """Rules on reference texts and on other views of the student, in the trainer: against plain passes of the models."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import trainer_kit as kit
 from torch import Tensor
 
 import dopd
+from dopd.errors import ConfigError, DataError
 
 END = kit.TOKENIZER.eos_token_id
 
@@ -20,7 +22,7 @@ def rows(count: int = 4) -> list[dict[str, Any]]:
         {
             "prompt": [{"role": "user", "content": " ".join(words[n : n + 3 + 2 * n])}],
             "privileged_context": " ".join(words[3 * n : 3 * n + 2 + n % 3]),
-            "solution": None if n == 2 else " ".join(words[5 * n : 5 * n + 2 + n]),
+            "solution": None if n == 2 else " ".join(words[5 * n % 19 : 5 * n % 19 + 2 + n % 4]),
             "answer": "1",
         }
         for n in range(count)
@@ -131,3 +133,65 @@ def test_sft_is_the_mean_likelihood_of_the_texts_and_asks_for_no_answers(tmp_pat
     assert record["reference/missing_ratio"] == 0.25
     for name, weight in plain.model.named_parameters():
         torch.testing.assert_close(kit.update(before, trainer.model)[name], -0.1 * weight.grad, rtol=1e-6, atol=1e-8)
+
+
+def js(target: Tensor, log_s: Tensor) -> Tensor:
+    target = target.detach()
+    middle = ((target.exp() + log_s.exp()) / 2).log()
+    return ((target.exp() * (target - middle) + log_s.exp() * (log_s - middle)) / 2).sum(-1).mean()
+
+
+def test_gkd_with_lambda_is_one_mean_over_rows_on_answers_and_rows_on_references(tmp_path: Path) -> None:
+    problems = [row for row in rows(9) if row["solution"] is not None]
+    options = {"train_dataset": kit.Dataset.from_list(problems), "per_device_train_batch_size": 8}
+    options |= {"max_completion_length": 12, "method_options": {"lmbda": 0.5}}
+    trainer = made(tmp_path, "gkd", **options)
+    own, others = trainer.scored_batch(problems)
+    lots = [part.assignment.factors[0].amax(1).tolist() for part in (own, others)]
+    assert [a + b for a, b in zip(*lots, strict=True)] == [1.0] * 8 and 0 < sum(lots[0]) < 8
+    answers = [
+        [token for token, kept in zip(*pair, strict=True) if kept]
+        for pair in zip(own.completion_ids.tolist(), own.mask.tolist(), strict=True)
+    ]
+    loss, _ = trainer.micro_batch_loss(trainer.model, [own, others], trainer.micro_batch_targets([own, others]))
+    terms = []
+    for row, answer, drawn in zip(problems, answers, lots[0], strict=True):
+        s, text = Plain(trainer.model, row, answer), "answer" if drawn else "reference"
+        terms.append(js(s(text, None, trainer.teacher_model), s(text, None)))
+    assert float(loss.detach()) == pytest.approx(float(torch.stack(terms).mean().detach()), rel=1e-6)
+    again, _ = trainer.scored_batch(problems)
+    assert again.assignment.factors[0].amax(1).tolist() == lots[0]  # of the seed and the step
+    trainer.state.global_step = 1
+    later, _ = trainer.scored_batch(problems)
+    assert later.assignment.factors[0].amax(1).tolist() != lots[0]
+
+
+def test_reference_texts_that_cannot_be_trained_on_are_refused_or_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = " ".join(sorted(kit.TASK.vocabulary())[:8])  # as long as an answer, without its end
+    for change, words in (
+        ({"solution": 7}, r"row 0, column 'solution': expected text or None, got int"),
+        ({"solution": long}, r"row 0, column 'solution': the reference text has 8 tokens, 7 are allowed \(max_complet"),
+        ({"solution": "Zyx"}, r"row 0: column 'solution': the tokenizer does not know a word of it and reads '<unk>'"),
+        ({"solution": f"1 {kit.TOKENIZER.eos_token} 2"}, r"row 0: column 'solution': the text holds '<eos>', which"),
+    ):
+        rows_of_one = kit.Dataset.from_list([row | change for row in rows(1)])
+        with pytest.raises(DataError, match=words):
+            made(tmp_path, "sft", train_dataset=rows_of_one, per_device_train_batch_size=1)
+    with pytest.raises(DataError, match=r"column 'solution' is missing and method 'sft' trains on it .*solution: c"):
+        made(tmp_path, "sft", train_dataset=kit.Dataset.from_list(rows()).rename_column("solution", "completion"))
+    with caplog.at_level("WARNING", logger="dopd"):
+        problems = [*rows(), rows()[0] | {"solution": long}]
+        trainer = made(tmp_path, "sft", train_dataset=kit.Dataset.from_list(problems), overlong_prompts="drop")
+    assert len(trainer.train_dataset) == 4
+    assert "1 rows were dropped because their solution is longer than an answer may be" in caplog.text
+    assert "1 of 4 rows have no solution: rules on reference texts teach nothing there" in caplog.text
+    # Nobody reads the column of a method that trains on answers alone.
+    made(tmp_path, "vanilla", train_dataset=kit.Dataset.from_list([row | {"solution": 7} for row in rows()]))
+
+
+def test_importance_weights_of_another_prompt_are_refused(tmp_path: Path) -> None:
+    engine = SimpleNamespace(generate=lambda request: [[END] for _ in request.prompts])
+    with pytest.raises(ConfigError, match=r"rollout_importance .*method 'dapd' trains on them behind another one"):
+        made(tmp_path, "dapd", rollout_engine=engine, rollout_importance="truncated", generation_kwargs=None)
