@@ -3,7 +3,7 @@
 Accuracy with privileged context is no goal: it is read because it falls first when the privileged student drifts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,13 +81,20 @@ class StudentEvaluator:
     sampling: Sampling = field(default_factory=Sampling)
 
     def evaluate(
-        self, model: Any, *, teacher: Any = None, shard: tuple[int, int] = (0, 1), kept: KeptAnswers | None = None
+        self,
+        model: Any,
+        *,
+        teacher: Any = None,
+        shard: tuple[int, int] = (0, 1),
+        kept: KeptAnswers | None = None,
+        through: Callable[..., Any] | None = None,
     ) -> EvaluationResult:
         """Evaluate the prompts of one shard (index, count); the model's mode and the random state are left as they
         were.
 
         Args:
             kept (`KeptAnswers`, *optional*): gets each batch of answers; what it has already is not answered again.
+            through (callable, *optional*): of `FixedModels`.
         """
         rows = self.rows[shard[0] :: shard[1]]
         results = [] if kept is None else [*kept.results]
@@ -100,7 +107,7 @@ class StudentEvaluator:
                 bar.update(len(results))
                 for start in range(len(results), len(rows), self.batch_size):
                     batch = rows[start : start + self.batch_size]
-                    answered = self._evaluate_batch(model, teacher, batch)
+                    answered = self._evaluate_batch(FixedModels(model, teacher, through=through), batch)
                     results += answered
                     if kept is not None:
                         kept.add(answered, devices)
@@ -109,10 +116,10 @@ class StudentEvaluator:
             kept.finish()
         return EvaluationResult.of(results)
 
-    def _evaluate_batch(self, model: Any, teacher: Any, rows: Sequence[Mapping[str, Any]]) -> list[PromptResult]:
+    def _evaluate_batch(self, models: FixedModels, rows: Sequence[Mapping[str, Any]]) -> list[PromptResult]:
+        model, teacher = models.student, models.teacher
         asked, device = self.prompts.asked(rows), model.device
         # The weights stay as they are, so one encoding of the prompts and of their images serves every pass.
-        models = FixedModels(model, teacher)
         wanted = questions(asked, self.prompts.template, self.measures)
         plain = list((wanted["greedy"] or wanted["sampled"]).values())
         view = None

@@ -37,13 +37,13 @@ class Split:
 
     @classmethod
     def named(cls, name: str, devices: int) -> "Split":
-        """One of `ddp`, `zero1`, `zero2`, `zero3` and `fsdp2`, over a number of devices."""
+        """One of `ddp`, `zero1`, `zero2`, `zero3`, `fsdp1` and `fsdp2`, over a number of devices."""
         if devices == 1 or name == "ddp":
             return cls("one device" if devices == 1 else name, devices)
-        level = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[name]
+        level = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp1": 3, "fsdp2": 3}[name]
         weights, gradients, optimizer = (devices if level >= needed else 1 for needed in (3, 2, 1))
-        is_zero3 = name == "zero3"
-        return cls(name, devices, weights, gradients, optimizer, devices if is_zero3 else 1, is_zero3)
+        teacher = devices if name in ("zero3", "fsdp2") else 1
+        return cls(name, devices, weights, gradients, optimizer, teacher, gathers_whole=name == "zero3")
 
 
 ONE_DEVICE = Split()
@@ -70,7 +70,11 @@ def split_of(config: DOPDConfig, launched: Mapping[str, Any], devices: int | Non
         stage = _stage(config.deepspeed)
     if stage is not None:
         return Split.named(f"zero{stage}" if stage in (1, 2, 3) else "ddp", count)
-    return Split.named("fsdp2" if kind == "FSDP" or config.fsdp else "ddp", count)
+    if kind == "FSDP":
+        version = as_mapping(launched.get("fsdp_config")).get("fsdp_version", 1)
+    else:
+        version = as_mapping(config.fsdp_config).get("version", 2)
+    return Split.named(f"fsdp{version}" if kind == "FSDP" or config.fsdp else "ddp", count)
 
 
 def _stage(source: Any) -> int | None:

@@ -141,6 +141,9 @@ class ServedScorer:
     def head(self, source: str) -> Head:
         return self._local.head(source)
 
+    def forget(self) -> None:
+        self._local.forget()
+
     def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
         return self._local.target(source, hidden, view)
 

@@ -3,7 +3,7 @@
 Shapes: B completions, T completion tokens, H hidden size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,6 +53,9 @@ class Scorer(Protocol):
     def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
         """Hidden states (B, T, H) that the source gave to the rows of a view, and their head, as a loss reads them."""
 
+    def forget(self) -> None:
+        """Let go of heads: the micro-batches of what was scored last are over. Until then each is collected once."""
+
 
 def check_scorer(table: RoutingTable, scorer: Scorer) -> None:
     """Raise `ConfigError` where a rule of the table takes its target over outcomes that the scorer cannot give."""
@@ -97,11 +100,14 @@ class FixedModels:
     Attributes:
         student, teacher: transformers models; sources of the student's anchor are the student itself.
         cache (`FeatureCache`): of image features of the student; the teacher's are its own.
+        through (callable, *optional*): (teacher, method, *arguments) -> `method(teacher, *arguments)`, for a teacher
+            whose passes something else has to begin.
     """
 
     student: Any
     teacher: Any = None
     cache: FeatureCache = field(default_factory=FeatureCache)
+    through: Callable[..., Any] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -114,6 +120,8 @@ class FixedModels:
         return model
 
     def through_wrapper(self, model: Any, method: Any, *arguments: Any) -> Any:
+        if self.through is not None and model is self.teacher:
+            return self.through(model, method, *arguments)
         return method(model, *arguments)
 
     def hidden_states(self, model: Any, view: View, completion_ids: Tensor, mask: Tensor) -> Tensor:
@@ -156,6 +164,7 @@ class LocalScorer:
     temperature: float = 1.0
     chunk_tokens: int | None = None
     merged_ids: Sequence[int] = ()
+    _heads: dict[str, Head] = field(default_factory=dict)
 
     def supports(self, source: str) -> frozenset[str]:
         return ALL_SUPPORTS
@@ -163,6 +172,7 @@ class LocalScorer:
     def score_all(
         self, views: Mapping[str, View], completion_ids: Tensor, mask: Tensor
     ) -> Iterator[tuple[str, SourceScores]]:
+        self.forget()
         for source in sorted(views):
             yield source, self.score(source, views[source], completion_ids, mask)
 
@@ -174,6 +184,15 @@ class LocalScorer:
         return hidden, self.head(source)
 
     def head(self, source: str) -> Head:
+        if source not in self._heads:
+            self._heads[source] = self.whole_head(source)
+        return self._heads[source]
+
+    def forget(self) -> None:
+        self._heads.clear()
+
+    def whole_head(self, source: str) -> Head:
+        """The head of the model that is a source's now, whole; where weights are split, it is collected for this."""
         with self.models.source_model(source) as model, torch.no_grad():
             # A part of a split weight is another model's once the context is left.
             return Head.of_model(self.models.unwrapped(model), self.temperature, self.models.vocab_size).gathered()

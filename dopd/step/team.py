@@ -68,11 +68,14 @@ class TeamScorer:
                     read = (views[source].at(rows), completion_ids[numbers], mask[numbers])
                     parts[source].append((numbers, self.local.score(source, *read)))
                 if teacher not in self._heads:  # frozen, so it is kept where it is when its model goes
-                    head = self.local.head(theirs[0])
+                    head = self.local.whole_head(theirs[0])
                     bias = None if head.bias is None else head.bias.detach()
                     self._heads[teacher] = replace(head, weight=head.weight.detach(), bias=bias)
         for source in theirs:
             yield source, _put_together(parts.pop(source))
+
+    def forget(self) -> None:
+        self.local.forget()
 
     def target(self, source: str, hidden: Tensor, view: View) -> tuple[Tensor, Head]:
         if source not in TEACHER_SOURCES:

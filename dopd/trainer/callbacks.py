@@ -24,6 +24,7 @@ from dopd.trainer.best import EarlyStop, has_stopped, student_metric
 from dopd.trainer.continuing import ContinuingTrainer
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.owned import begin_growing, own, seal_growing
+from dopd.trainer.setup import shard_of
 from dopd.trainer.trace import warn_of_torn_records
 
 logger = logging.getLogger(__name__)
@@ -158,11 +159,11 @@ class StudentEvaluation(TrainerCallback):
 
     def _evaluate(self) -> None:
         trainer = self._trainer
-        # Ranks that share sharded weights must make the same passes, so there each answers every prompt.
-        shard = (0, 1) if trainer.is_split else (trainer.accelerator.process_index, trainer.accelerator.num_processes)
         # In the precision of training: what is below the model's own forward is not wrapped in it.
+        shard = shard_of(trainer)
         with trainer.whole_student() as model, trainer.accelerator.autocast():
-            mine = self._evaluator.evaluate(model, teacher=trainer.unwrapped_teacher, shard=shard)
+            teacher, through = trainer.unwrapped_teacher, trainer.through_teacher
+            mine = self._evaluator.evaluate(model, teacher=teacher, shard=shard, through=through)
             drift = self._drift_of_privileged(model, shard)
         result = mine if trainer.is_split else sum(gather_object([mine]), start=EvaluationResult())
         metrics = {f"eval_{name}": value for name, value in result.metrics().items()} | drift

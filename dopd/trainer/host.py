@@ -30,6 +30,7 @@ from dopd.step.rewards import Judge
 from dopd.tables import RoutingTable
 from dopd.trainer.anchor import AbstractAnchor
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.sharded_teacher import can_be_split, reshard, split
 from dopd.trainer.teachers import ParkedTeachers, field
 from dopd.vocabulary import shared_vocab_size
 
@@ -125,7 +126,17 @@ class HostTrainer(DistillationTrainer):
         self._extra = {}
         # TRL asks models by a name that later transformers warn of at every user's first step.
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
-        super().__init__(*args, **kwargs)
+        # The host would put a whole copy on the device of every process.
+        teacher = kwargs.get("teacher_model")
+        self.splits_teacher = can_be_split(teacher, kwargs["args"])
+        super().__init__(*args, **(kwargs | {"teacher_model": None} if self.splits_teacher else kwargs))
+        if self.splits_teacher:
+            self.teacher_model = teacher
+
+    def split_teacher(self) -> None:
+        """Split a teacher that is whole until it has been looked at, where the student will be split so."""
+        if self.splits_teacher:
+            self.teacher_model = split(self.accelerator, self.teacher_model)
 
     # --- What the host knows
 
@@ -201,6 +212,15 @@ class HostTrainer(DistillationTrainer):
         """`method(unwrapped model, *arguments)`, run as the forward pass of what distributes the model."""
         unwrapped = self.accelerator.unwrap_model(wrapped)
         return self._forward_redirection(wrapped, unwrapped, method, unwrapped, *arguments)
+
+    def through_teacher(self, teacher: Any, method: Any, *arguments: Any) -> Any:
+        """As `through_wrapper`, from the unwrapped teacher; one that nothing distributes is called itself."""
+        wrapped = teacher if self.teacher_model is None else self.teacher_model
+        try:
+            return self.through_wrapper(wrapped, method, *arguments)
+        finally:
+            if self.splits_teacher:
+                reshard(wrapped)
 
     @contextmanager
     def whole_student(self) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from dopd.trainer.anchor import AbstractAnchor, CurrentAnchor
 from dopd.trainer.base_teacher import adapters_off
 from dopd.trainer.host import HostTrainer
 from dopd.trainer.passes import check_causal
+from dopd.trainer.sharded_teacher import reshard
 from dopd.vision.media import FeatureCache
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +60,8 @@ class TrainedModels:
         anchor = self._initial if origin == "initial" else self._anchor
         if origin == "teacher" and not host.args.teacher_is_base:
             yield host.teacher_model if host.parked.current is None else host.parked.current
+            if host.splits_teacher:
+                reshard(host.teacher_model)
         elif origin == "student" or (origin != "teacher" and isinstance(anchor, CurrentAnchor)):
             yield host.model_wrapped
         else:

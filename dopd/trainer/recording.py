@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from dopd.evaluation.results import EvaluationResult
-from dopd.evaluation.student import StudentEvaluator
 from dopd.report.closing import say_outcome
 from dopd.report.curves import CURVES_FILE, draw_run
 from dopd.report.ending import ending_of
@@ -24,7 +22,7 @@ from dopd.trainer.card import card_text
 from dopd.trainer.continuing import ContinuingTrainer
 from dopd.trainer.folder import RunFolder
 from dopd.trainer.owned import CARD_FILE, make_own, write_own
-from dopd.trainer.setup import make_evaluator
+from dopd.trainer.setup import evaluated, make_evaluator
 
 
 class RecordingTrainer(ContinuingTrainer):
@@ -106,7 +104,7 @@ class RecordingTrainer(ContinuingTrainer):
         Raises:
             ConfigError: there is no `eval_dataset`, or no verifier.
         """
-        result = self._evaluate_sharded(make_evaluator(self, num_prompts=num_prompts))
+        result = evaluated(self, make_evaluator(self, num_prompts=num_prompts))
         self._final = result.to_json()
         if self.accelerator.is_main_process:
             record = {"method": self.table.name, "train_seconds": round(self.seconds, 2), **self._final}
@@ -114,12 +112,6 @@ class RecordingTrainer(ContinuingTrainer):
             record |= {} if ending is None else {"ended": ending.to_json()}
             write_own(self.run_folder, RESULT_FILE, (json.dumps(record, indent=1) + "\n").encode())
         return result
-
-    def _evaluate_sharded(self, evaluator: StudentEvaluator) -> EvaluationResult:
-        shard = (self.accelerator.process_index, self.accelerator.num_processes)
-        with self.whole_student() as model:
-            mine = evaluator.evaluate(model, teacher=self.unwrapped_teacher, shard=shard)
-        return sum(gather_object([mine]), start=EvaluationResult())
 
 
 class KeptRun(TrainerCallback):

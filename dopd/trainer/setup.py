@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import nn
 from transformers import AutoTokenizer
@@ -15,6 +16,7 @@ from dopd.adapters import without_adapters
 from dopd.checkpoints import config_of, files_of, reason_of, resolve_model
 from dopd.data.checks import check_columns
 from dopd.errors import ConfigError, DopdError, ModelError
+from dopd.evaluation.results import EvaluationResult
 from dopd.evaluation.student import StudentEvaluator
 from dopd.quantized import compute_as_stored
 from dopd.sampling import ends_of, mend_generation_config
@@ -318,6 +320,21 @@ def make_evaluator(host: HostTrainer, num_prompts: int | None = None) -> Student
         logger.warning(f"{name} (={asked}) is more than there are held-out rows: all {len(dataset)} are answered")
     rows = [dataset[index] for index in range(min(num_prompts or args.student_eval_prompts, len(dataset)))]
     return answering(host, rows, host.judge.verifier)
+
+
+def shard_of(host: HostTrainer) -> tuple[int, int]:
+    """Which part of an evaluation's prompts this process answers, and of how many. Processes that share weights must
+    make the same passes, so there each answers every prompt.
+    """
+    return (0, 1) if host.is_split else (host.accelerator.process_index, host.accelerator.num_processes)
+
+
+def evaluated(host: HostTrainer, evaluator: StudentEvaluator) -> EvaluationResult:
+    """The student's evaluation, of all processes together."""
+    with host.whole_student() as model:
+        teacher, through = host.unwrapped_teacher, host.through_teacher
+        mine = evaluator.evaluate(model, teacher=teacher, shard=shard_of(host), through=through)
+    return mine if host.is_split else sum(gather_object([mine]), start=EvaluationResult())
 
 
 def answering(host: HostTrainer, rows: Sequence[Mapping[str, Any]], verifier: Verifier) -> StudentEvaluator:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dopd.errors import ModelError
 from dopd.trainer.anchor import ANCHOR_FILE, AbstractAnchor, InitialAnchor
+from dopd.trainer.sharded_teacher import reshard
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -89,9 +89,7 @@ class ShardedAnchor(AbstractAnchor):
     @torch.no_grad()
     def _shards(self, student: nn.Module) -> dict[str, Tensor]:
         """This process's part of each weight that trains; copies are made of them the first time."""
-        for module in student.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # whole weights from before would be scored, or trained
+        reshard(student)  # whole weights from before would be scored, or trained
         trained = {name: weight.detach() for name, weight in student.named_parameters() if weight.requires_grad}
         own = {name: one.to_local() if isinstance(one, DTensor) else one for name, one in trained.items()}
         if not self._held:

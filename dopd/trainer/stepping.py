@@ -130,7 +130,10 @@ class SteppingTrainer(RecordingTrainer):
         return min(most, self.table.rollout_limit(self.state.global_step) or most)
 
     def micro_batch_targets(self, parts: list[ScoredBatch]) -> list[dict[str, tuple[Tensor, Head]]]:
-        return [self.step.targets(part) for part in parts]
+        targets = [self.step.targets(part) for part in parts]
+        if not self._pending:  # the last micro-batch of the step
+            self.step.scorer.forget()
+        return targets
 
     def micro_batch_loss(
         self, student: Any, parts: list[ScoredBatch], targets: list[dict[str, tuple[Tensor, Head]]]

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import str_to_bool
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from dopd.errors import ConfigError, DataError, ModelError, did_you_mean
 from dopd.heads import Head
 from dopd.sources import TEACHER_COLUMN
 from dopd.trainer.config import DOPDConfig
+from dopd.trainer.sharded_teacher import way_of_splitting
 
 _SHOWN = 3  # names in a message
 
@@ -87,7 +86,7 @@ def as_configured(
         raise ConfigError("teacher_models and teacher_model both bring the teacher: leave one of them out")
     named = args.several_teachers
     if named:
-        _check_whole()
+        _check_whole(args)
     if not named:  # nothing reads a teacher
         return {}, args
     models = named if teacher_models is None else {str(name): model for name, model in teacher_models.items()}
@@ -100,8 +99,8 @@ def _in_words(model: Any) -> str:
     return str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
 
 
-def _check_whole() -> None:
-    if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")) or is_deepspeed_zero3_enabled():
+def _check_whole(args: DOPDConfig) -> None:
+    if way_of_splitting(args) != "whole":
         raise ConfigError(
             "teacher_models: teachers that wait on the CPU are whole, and FSDP and ZeRO-3 split models: use DDP or "
             "ZeRO-2, or put the teachers on servers (teacher_server: {NAME: URL})"

@@ -199,6 +199,7 @@ class DOPDTrainer(SteppingTrainer):
 
     def _prepare_models(self, sources: Mapping[str, Any], teacher_processing_class: Any) -> images.Trial | None:
         """Settle how prompts are read, check the datasets, and try the passes of the models; with what is returned."""
+        self.split_teacher()
         sharding = setup.sharding_of(self)
         self.anchor, self.initial = anchors_of(self.table, self.args, self.unwrapped_student, sharding)
         self.prompts = PromptEncoder(

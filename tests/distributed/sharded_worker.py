@@ -33,6 +33,12 @@ SHARDED: dict[str, Any] = {
 }
 
 
+EVALUATED: dict[str, Any] = {
+    "verifier": kit.TASK.verify,
+    "eval_dataset": Dataset.from_list(kit.task_rows(3, split="test")),
+    "student_eval_steps": 1,
+    "student_eval_batch_size": 1,
+}
 # Privileged students of an earlier time, and steps after which they are not the student.
 ANCHORED: dict[str, dict[str, Any]] = {
     "dopd_ema": {"max_steps": 3, "ema_decay": 0.7},
@@ -86,14 +92,12 @@ def main() -> None:
             4,
             1,
             **SHARDED,
-            verifier=kit.TASK.verify,
-            eval_dataset=Dataset.from_list(kit.task_rows(3, split="test")),
-            student_eval_steps=1,
-            student_eval_batch_size=1,
+            **EVALUATED,
             save_strategy="steps",
             save_steps=1,
         )
-        sharded = all(isinstance(parameter, DTensor) for parameter in made.model.parameters())
+        models = (made.model, made.teacher_model)
+        sharded = all(isinstance(parameter, DTensor) for model in models for parameter in model.parameters())
         evaluated = [record for record in made.state.log_history if "eval_num_prompts" in record]
         results[method] = {
             "record": kit.train_records(made)[0],

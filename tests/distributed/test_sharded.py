@@ -7,7 +7,7 @@ import launcher
 import pytest
 import torch
 import trainer_kit as kit
-from sharded_worker import ANCHORED
+from sharded_worker import ANCHORED, EVALUATED
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -24,8 +24,11 @@ def test_sharding_the_student_changes_neither_loss_nor_update(
 ) -> None:
     result = sharded[method]
     assert result["sharded"]
-    single, _, _ = kit.one_step(tmp_path, method, 8, 1)
+    single, _, _ = kit.one_step(tmp_path, method, 8, 1, **EVALUATED)
     expected = kit.train_records(single)[0]
+    name = "eval_divergence_to_teacher"
+    for found, alone in zip(result["evaluated"], kit.records(single, name), strict=True):
+        assert found[name] == pytest.approx(alone, rel=1e-5)
     for key in ("loss", "entropy", "grad_norm", *(key for key in expected if key.startswith(("share/", "gap/")))):
         assert result["record"][key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), key
     for name, value in single.model.named_parameters():

@@ -75,7 +75,12 @@ def test_a_plan_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_split_takes_less(capsys: pytest.CaptureFixture[str]) -> None:
     whole = planned(capsys, "--gpus", "8")
-    for name, weights, optimizer, teacher in (("zero2", 1, 8, 1), ("fsdp2", 8, 8, 1), ("zero3", 8, 8, 8)):
+    for name, weights, optimizer, teacher in (
+        ("zero2", 1, 8, 1),
+        ("fsdp1", 8, 8, 1),
+        ("fsdp2", 8, 8, 8),
+        ("zero3", 8, 8, 8),
+    ):
         one = planned(capsys, "--accelerate_config", name)
         assert one["devices"] == 8 and one["split"] == name
         parts, before = one["bytes"]["update"], whole["bytes"]["update"]

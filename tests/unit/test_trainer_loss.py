@@ -14,6 +14,7 @@ from torch import Tensor
 import dopd
 from dopd.heads import Head
 from dopd.scoring import View
+from dopd.step import LocalScorer
 from dopd.tiny.models import TinySpec
 from dopd.trainer import DOPDTrainer
 
@@ -275,3 +276,20 @@ def test_rollouts_come_from_the_distribution_that_is_scored(tmp_path: Path) -> N
         hidden = made.models.hidden_states(made.model, view, ids, mask)
         best = Head.of_model(made.model).logits(hidden).argmax(-1)
     assert torch.equal(best[mask], ids[mask])
+
+
+def test_heads_are_collected_once_for_all_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And let go of behind the last one: a collected head is as large as the vocabulary."""
+    collected: list[str] = []
+    whole_head = LocalScorer.whole_head
+
+    def counted(self: LocalScorer, source: str) -> Any:
+        collected.append(source)
+        return whole_head(self, source)
+
+    monkeypatch.setattr(LocalScorer, "whole_head", counted)
+    options: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 2}
+    made = kit.trainer(tmp_path, "dopd", **options)
+    made.train()
+    assert sorted(collected) == sorted([*made.table.target_sources] * 2)
+    assert not made.step.scorer._heads
