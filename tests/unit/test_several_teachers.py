@@ -81,7 +81,9 @@ def test_each_row_is_scored_and_taught_by_its_teacher(tmp_path: Path, method: st
             for part in (f"logprobs/{source}", f"entropy/{source}"):
                 assert torch.allclose(mixed[part][places], mine[part][places], atol=1e-6), part
         # The same decisions, and the teacher's own whole distributions.
-        part = replace(own.at(places.tolist()), assignment=batch.assignment.at(places), num_sequences=batch.num_sequences)
+        part = replace(
+            own.at(places.tolist()), assignment=batch.assignment.at(places), num_sequences=batch.num_sequences
+        )
         live = several.models.hidden_states(several.model, part.view, part.completion_ids, part.mask)
         routed = fused_routed_loss(
             live,
