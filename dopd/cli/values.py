@@ -112,9 +112,12 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     add_verifier(parser)
 
 
+_VERIFIERS = "math, exact, choice, code, judge, package.module:name or ./file.py:name"
+
+
 def add_verifier(parser: Any, whose: str = "") -> None:
     """Flags that name who scores answers; the parser may be a group of one."""
-    parser.add_argument("--verifier", help=f"{whose}math, exact, choice, code, package.module:name or ./file.py:name")
+    parser.add_argument("--verifier", help=f"{whose}{_VERIFIERS}")
     parser.add_argument("--verifier-options", help="of the verifier, as YAML: '{allow_code_execution: true}'")
 
 

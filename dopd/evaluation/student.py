@@ -28,7 +28,7 @@ from dopd.sampling import Ending, sampling_config
 from dopd.scoring import View, evaluation_mode, random_state_kept
 from dopd.sources import LIVE
 from dopd.step import FixedModels, LocalScorer, PromptEncoder, Rollouts, Step
-from dopd.step.verifier import Verifier, judged
+from dopd.step.verifier import Verifier, judged, prepare
 from dopd.vocabulary import unscored_ids
 
 
@@ -177,8 +177,9 @@ class StudentEvaluator:
 
     def _judged(self, answers: list[list[int]], rows: Sequence[Mapping[str, Any]]) -> list[JudgedAnswer]:
         found = []
-        for ids, row in zip(answers, rows, strict=True):
-            text, ended = self.prompts.text(ids), self.ending.ended(ids)
+        texts = [(self.prompts.text(ids), self.ending.ended(ids)) for ids in answers]
+        prepare(self.verifier, ((text, row) for (text, ended), row in zip(texts, rows, strict=True) if ended))
+        for (text, ended), ids, row in zip(texts, answers, rows, strict=True):
             # An answer that was cut at the length limit is not a finished answer, whatever its text says.
             score = judged(self.verifier, text, row) if ended else 0.0
             found.append(JudgedAnswer(text, score, len(ids), ended))

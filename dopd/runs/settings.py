@@ -71,7 +71,8 @@ class RunSettings:
             `dopd.runs.noise`.
         train_prompts, eval_prompts (`int`): problems generated for each split of a task.
         verifier (`str`, *optional*): `math`, `exact` or `choice` (compare with the column `answer`), `code` (runs tests
-            in a sandbox), or `package.module:function` or `./file.py:function`; a task brings its own.
+            in a sandbox), `judge` (a model on a server), or `package.module:function` or
+            `./file.py:function`; a task brings its own.
         verifier_options (`dict`): of a verifier that has some, for example `{allow_code_execution: true}` of `code`.
         reward_funcs (`list[str]` or `str`, *optional*): as in TRL, with `reward_weights`: functions of your own as
             `package.module:function` or `./file.py:function`, and `verifier` for the verifier's score.

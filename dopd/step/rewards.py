@@ -17,7 +17,7 @@ from dopd.errors import ConfigError, DataError, DopdError, NotFiniteError, Scori
 from dopd.guests import as_guest
 from dopd.interrupts import Stopped, TooLongError, alarm_after
 from dopd.step.batch import Rollouts
-from dopd.step.verifier import Verifier, judged, own_copy, quoted, shown, tried, written_code
+from dopd.step.verifier import Verifier, judged, own_copy, prepare, quoted, shown, tried, written_code
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -127,6 +127,7 @@ class Judge:
         self, verifier: Verifier, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ended: Sequence[bool]
     ) -> list[float]:
         scores = []
+        prepare(verifier, ((text, row) for row, text, done in zip(rows, texts, ended, strict=True) if done))
         for number, (row, text, done) in enumerate(zip(rows, texts, ended, strict=True)):
             try:
                 scores.append(judged(verifier, text, row) if done else 0.0)

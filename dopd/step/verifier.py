@@ -56,6 +56,16 @@ def judged(verifier: Verifier, completion: str, row: Mapping[str, Any]) -> float
     return score
 
 
+def prepare(verifier: Verifier, answers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Tell a verifier that has a method `prepare` which answers are judged next: one that waits for a server can ask
+    about all of them at a time.
+    """
+    ahead = getattr(written_code(verifier), "prepare", None)
+    if ahead is not None:
+        with as_guest("the verifier"):
+            ahead([(text, own_copy(row)) for text, row in answers])
+
+
 def own_copy(value: Any) -> Any:
     """Dictionaries and lists, through all levels, for users' code to change; what they hold is not copied."""
     if type(value) is dict:  # not of other classes, whose way to be made is unknown

@@ -14,10 +14,11 @@ from dopd.step.rewards import VERIFIER, RewardFunction
 from dopd.step.verifier import Verifier
 from dopd.verifiers.answers import choice, exact, math
 from dopd.verifiers.code import CodeVerifier
+from dopd.verifiers.judge import JudgeVerifier
 
 # Functions of a completion and its row; or classes, whose objects are called so, and whose arguments are options.
 VERIFIERS: Registry[Verifier | type] = Registry("verifier", lambda name, code: VERIFIERS.register(name, code, code))
-NAMES = "math, exact, choice, code, package.module:name or ./file.py:name"  # for the help of commands
+NAMES = "math, exact, choice, code, judge, package.module:name or ./file.py:name"  # for the help of commands
 
 
 REWARD_FUNCTIONS: Registry[RewardFunction] = Registry(
@@ -128,5 +129,12 @@ def _several(functions: RewardFunctions | None) -> Iterable[RewardFunction | str
     return functions if isinstance(functions, list | tuple) else (functions,)
 
 
-for _name, _code in (("math", math), ("exact", exact), ("choice", choice), ("code", CodeVerifier)):
+_OURS: dict[str, Verifier | type] = {
+    "math": math,
+    "exact": exact,
+    "choice": choice,
+    "code": CodeVerifier,
+    "judge": JudgeVerifier,
+}
+for _name, _code in _OURS.items():
     VERIFIERS.register(_name, _code, _code)
