@@ -228,7 +228,8 @@ class _Phases:
         """Last hidden states of all answers that the loss takes its targets from."""
         widths = [
             size.hidden * self._element_of(size)
-            for source in sorted(self.table.target_sources)
+            for part in self.table.parts
+            for source in sorted(part.target_sources)
             for size in [self.teacher if self._reads(source) == "teacher" else self.student]
             if size is not None
         ]
@@ -252,6 +253,7 @@ class _Phases:
         head = student.vocabulary * student.hidden if student.head_trains else 0
         loss = self._logits(2) + head * (4 + student.element)
         # As the backward pass goes down the layers, gradients take the place of what was kept for them.
+        kept *= len(self.table.parts)  # of each part a pass, and one backward for all
         begin = {"activations": kept, "loss, or states of the backward pass": max(loss, 2 * states + 4.0 * head)}
         begin |= {"gradients": self._gradients()} if accumulates else {}
         end = {"activations": layer, "loss, or states of the backward pass": 2.0 * states}

@@ -87,8 +87,15 @@ def peaks_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> t
     monkeypatch.setattr(StepClock, "phase", phase)
     words, draw = sorted(kit.TASK.vocabulary()), random.Random(0)
     texts = [" ".join(draw.choices(words, k=options.get("max_prompt_length", 0))) for _ in range(64)]
-    rows = [{"prompt": [{"role": "user", "content": text}], "privileged_context": words[0]} for text in texts]
     answer = options["max_completion_length"]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": text}],
+            "privileged_context": words[0],
+            "solution": " ".join(draw.choices(words, k=answer - 1)),
+        }
+        for text in texts
+    ]
     with live:
         models = [make() for make in (options.pop("model"), options.pop("teacher"))]
         made = kit.trainer(
@@ -138,6 +145,7 @@ CASES: dict[str, dict[str, Any]] = {
         "max_completion_length": 8,
         "spec": TinySpec(num_layers=2, hidden_size=512),
     },
+    "two parts": {**LONG, "share_prompts": False, "method": "gkd", "method_options": {"lmbda": 0.5}},
     "logits": {"max_prompt_length": 8, "max_completion_length": 60, "wide": True, "method": "vanilla"},
 }
 
