@@ -74,7 +74,8 @@ def _stopped(stop: Mapping[str, Any], step: int, planned: int | None) -> str:
     of = "" if planned is None else f" of {planned}"
     gain = f"of more than {stop['min_delta']:g} " if stop["min_delta"] else ""
     name = str(stop["metric"]).removeprefix("eval_")
-    return f"stopped early at step {step}{of}: {name} had no gain {gain}in {stop['patience']:g} evaluations in a row"
+    count = "1 evaluation" if stop["patience"] == 1 else f"{stop['patience']:g} evaluations in a row"
+    return f"stopped early at step {step}{of}: {name} had no gain {gain}in {count}"
 
 
 def _metric(run: RunRecord, stop: Mapping[str, Any] | None) -> str:

@@ -211,6 +211,11 @@ def _subtitle(groups: Sequence[RunGroup]) -> str:
     return "; ".join([", ".join(parts), *_endings(groups)])
 
 
+def _range_of(steps: Sequence[int]) -> str:
+    first, last = min(steps), max(steps)
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
 def _endings(groups: Sequence[RunGroup]) -> list[str]:
     """That runs stopped early, or left the weights of an earlier step."""
     endings = [ending for group in groups for ending in map(ending_of, group.runs) if ending is not None]
@@ -221,7 +226,7 @@ def _endings(groups: Sequence[RunGroup]) -> list[str]:
     steps = [ending.weights_of for ending in notable if ending.weights_of != ending.step]
     parts = []
     if early:
-        parts.append(f"{len(early)} of {len(endings)} runs stopped early, at steps {min(early)} to {max(early)}")
+        parts.append(f"{len(early)} of {len(endings)} runs stopped early, at steps {_range_of(early)}")
     if steps:
-        parts.append(f"weights of the best steps ({min(steps)} to {max(steps)})")
+        parts.append(f"weights of the best steps ({_range_of(steps)})")
     return parts

@@ -110,9 +110,9 @@ class Clock:
             table (`RoutingTable`): the method.
         """
         return {
-            "rollouts": self._rollouts(student),
+            "rollouts": self._rollouts(student) if table.needs_rollouts else Effort(),
             "scoring": self._scoring(student, teacher, table),
-            "training": self._training(student),
+            "training": self._training(student, len(table.parts)),
         }
 
     def pass_flop(self, size: ModelSize, *, shared: bool) -> float:
@@ -164,20 +164,21 @@ class Clock:
     def _scored(
         self, student: ModelSize, teacher: ModelSize | None, table: RoutingTable
     ) -> Iterator[tuple[ModelSize, int]]:
-        for source in sorted(table.sources):
+        for source in (source for part in table.parts for source in sorted(part.sources)):
             if SOURCES[source].model != "teacher" or self.config.teacher_is_base:
                 yield student, self.split.weights
             elif teacher is not None:
                 yield teacher, self.split.teacher
 
-    def _training(self, student: ModelSize) -> Effort:
+    def _training(self, student: ModelSize, parts: int) -> Effort:
+        """Of so many parts of a table, each with a forward and a backward pass of its own."""
         config = self.config
         checkpointing = bool(config.gradient_checkpointing or getattr(config, "activation_checkpointing", False))
         shared = config.share_prompts and not checkpointing and self.split.weights == 1
         # A backward pass is two products for each of the forward's, one where the weight is frozen.
         passes = (2 if student.adapted else 3) + int(checkpointing)
         products = _LOSS_PRODUCTS - int(not student.head_trains)
-        flop = passes * self.pass_flop(student, shared=shared) + products * self.head_flop(student)
+        flop = parts * (passes * self.pass_flop(student, shared=shared) + products * self.head_flop(student))
         communication = 0.0
         if self.split.weights > 1:
             gathers = config.gradient_accumulation_steps * (2 + int(checkpointing))

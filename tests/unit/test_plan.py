@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dopd.cli.main import main
 from dopd.errors import ConfigError
+from dopd.methods import table
 from dopd.runs.effort import DEVICES, Clock, Efficiency
 from dopd.runs.sizes import ModelSize, unloaded
 from dopd.runs.splits import Split, split_of
@@ -47,6 +48,15 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
     unseen = 4.0 * size.queries * size.layers * 8 * 64**2 / 2
     assert clock.pass_flop(size, shared=False) + unseen == pytest.approx(counted.get_total_flops(), rel=1e-6)
     assert clock.head_flop(size) == 2 * size.vocabulary * size.hidden * 8 * 24
+
+
+def test_every_part_of_a_table_takes_a_pass_and_a_table_of_reference_texts_draws_none(tmp_path: Path) -> None:
+    clock = Clock(kit.config(tmp_path, max_prompt_length=40), Split(), DEVICES["h100"], Efficiency(), 24)
+    size = ModelSize.of(kit.student())
+    own, several, references = (clock.phases(size, size, table(name)) for name in ("vanilla", "dapd", "sft"))
+    parts = len({(rule.text, rule.view) for rule in table("dapd").rules})
+    assert parts > 1 and several["training"].flop == parts * own["training"].flop
+    assert own["rollouts"].flop > 0 and references["rollouts"].flop == references["rollouts"].seconds == 0
 
 
 def test_sizes_of_published_models() -> None:
