@@ -1,7 +1,12 @@
 """A server of our own making that speaks OpenAI's protocol for chats, in threads of this process."""
 
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from server_kit import ModelServer, in_threads
@@ -41,3 +46,17 @@ class ChatServer(ModelServer):
 def chatting(answer: Callable[[str], Any], **options: Any) -> AbstractContextManager[ChatServer]:
     """The server of a model that chats, in threads of this process."""
     return in_threads(ChatServer(answer, **options))
+
+
+def killed_behind(replies: int, arguments: Sequence[str], journal: Path) -> int:
+    """Run `dopd` with these arguments, kill it (SIGKILL) once so many replies are in its journal, and count them."""
+    script = "import sys; from dopd.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments])
+    until = time.monotonic() + 120
+    while (not journal.exists() or journal.read_bytes().count(b"\n") < replies) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    paid = len(journal.read_text(encoding="utf-8").splitlines())
+    time.sleep(0.5)  # what was under way reaches the server
+    return paid

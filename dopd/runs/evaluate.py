@@ -20,7 +20,7 @@ from dopd.data.rendering import template_of
 from dopd.data.views import PrivilegedTemplate
 from dopd.errors import ConfigError, check_choice
 from dopd.evaluation.comparing import check_same_rows, named_apart
-from dopd.evaluation.elsewhere import evaluate_elsewhere
+from dopd.evaluation.elsewhere import Answerer, evaluate_elsewhere
 from dopd.evaluation.kept import MODEL, ROWS, Evaluated, KeptAnswers
 from dopd.evaluation.results import MEASURES, EvaluationResult, Sampling
 from dopd.evaluation.student import StudentEvaluator
@@ -271,15 +271,7 @@ def _evaluated_on_server(
             "dtype": None,
         }
         versions = {"dopd": version("dopd"), "server": served[1]}
-        kept = None if output is None else stack.enter_context(KeptAnswers(output, about, versions))
-        result = evaluate_elsewhere(
-            answerer,
-            [*problems.rows],
-            problems.verifier,
-            measures=settings.measures,
-            sampling=settings.sampling,
-            kept=kept,
-        )
+        result = _answered_elsewhere(answerer, problems, settings, output, (about, versions))
         return Evaluated(model, about, result, versions, asdict(answerer.bill))
 
 
@@ -296,9 +288,22 @@ def _evaluated_by_vllm(
         "batch_size": None,  # it makes its own
     }
     versions = {package: version(package) for package in (*_PACKAGES, "vllm")}
+    return Evaluated(
+        name, about, _answered_elsewhere(answerer, problems, settings, output, (about, versions)), versions
+    )
+
+
+def _answered_elsewhere(
+    answerer: Answerer,
+    problems: JudgedProblems,
+    settings: EvaluationSettings,
+    output: Path | None,
+    head: tuple[dict[str, Any], dict[str, str]],
+) -> EvaluationResult:
+    """The result of answers that are not drawn by `generate` here; `head` begins the file in which they are kept."""
     with ExitStack() as stack:
-        kept = None if output is None else stack.enter_context(KeptAnswers(output, about, versions))
-        result = evaluate_elsewhere(
+        kept = None if output is None else stack.enter_context(KeptAnswers(output, *head))
+        return evaluate_elsewhere(
             answerer,
             [*problems.rows],
             problems.verifier,
@@ -306,7 +311,6 @@ def _evaluated_by_vllm(
             sampling=settings.sampling,
             kept=kept,
         )
-        return Evaluated(name, about, result, versions)
 
 
 def _free_memory() -> None:

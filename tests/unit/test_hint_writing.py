@@ -1,18 +1,13 @@
 """Hints that are written and checked: against a server with faults, by rules, and those of other problems."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from chat_kit import chatting
+from chat_kit import chatting, killed_behind
 from datasets import Dataset
 from PIL import Image
 from server_kit import Fail
@@ -193,13 +188,6 @@ def test_keys_are_those_of_content_and_settings() -> None:
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
 
 
-SCRIPT = """
-import sys
-from dopd.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_call_goes_on_without_paying_twice(place: Path) -> None:
     problems(24)
@@ -207,15 +195,7 @@ def test_a_killed_call_goes_on_without_paying_twice(place: Path) -> None:
         server.fault = lambda number, reply: Fail(pause=0.2)
         arguments = ["hints", "write", "data.jsonl", "--kind", "steps", "--writer", server.url, "--concurrency", "2"]
         arguments += ["--output", "out.jsonl"]
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], env={**os.environ})
-        journal = place / "out.jsonl.journal.jsonl"
-        until = time.monotonic() + 120
-        while (not journal.exists() or journal.read_bytes().count(b"\n") < 6) and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        paid = len(lines(str(journal)))
-        time.sleep(0.5)  # what was under way reaches the server
+        paid = killed_behind(6, arguments, place / "out.jsonl.journal.jsonl")
         assert 6 <= paid < 24
         server.fault, server.asked = (lambda number, reply: reply), []
         assert main(arguments) == 0

@@ -1,18 +1,13 @@
 """Models on servers that are judged: against a server with faults, killed and gone on with, and compared."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_kit import chatting, text_of
+from chat_kit import chatting, killed_behind, text_of
 from PIL import Image
 from server_kit import Fail
 
@@ -23,7 +18,6 @@ from dopd.runs.served_answers import served_name
 from dopd.servers import client
 
 PLANTED = "sk-planted-0123456789"
-SCRIPT = "import sys; from dopd.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(autouse=True)
@@ -125,15 +119,7 @@ def test_a_killed_evaluation_goes_on_without_paying_twice(place: Path, capsys: p
     with chatting(sums) as server:
         server.fault = lambda n, reply: Fail(pause=0.2)
         arguments = command(server.url, "--concurrency", "2")
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], env={**os.environ})
-        journal = place / "out.jsonl.journal.jsonl"
-        until = time.monotonic() + 120
-        while (not journal.exists() or journal.read_bytes().count(b"\n") < 6) and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        paid = len(lines(journal))
-        time.sleep(0.5)  # what was under way reaches the server
+        paid = killed_behind(6, arguments, place / "out.jsonl.journal.jsonl")
         assert 6 <= paid < 36
         server.fault, server.asked = (lambda n, reply: reply), []
         assert main(arguments) == 0
