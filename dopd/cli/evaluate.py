@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from dopd.runs.evaluate import EvaluationSettings
 
 _LABELS = {"accuracy_privileged": "accuracy_greedy WITH p", "accuracy_blank": "accuracy_greedy, grey images"}
-_NOT_SHOWN = ("accuracy", "pass@", "num_", "eos_ratio")  # with an interval or in the title, or in other words
+_NOT_SHOWN = (
+    "accuracy",
+    "pass@",
+    "num_",
+    "eos_ratio",
+    "refused_ratio",
+)  # with an interval or in the title, or in other words
 _MEASURES = ("greedy", "sampled", "privileged", "blank")  # as `dopd.evaluation.results` has them, which is slower
 
 
@@ -279,6 +285,9 @@ def _print_one(console: Any, evaluated: "Evaluated") -> None:
         rows.append(["replies", f"{replies}: {tokens}, cost {evaluated.bill['cost']:.4f}"])
     if result.ended:
         rows.append(["sampled answers cut at the length limit", f"{1 - result.metrics()['eos_ratio']:.1%}"])
+    if any(result.refused):
+        refused = f"{sum(result.refused):.0f} of {len(result.refused)}"
+        rows.append(["requests that the server refused, counted as wrong answers", refused])
     title = f"{evaluated.name}: {result.num_prompts} prompts"
     print_table(console, ["what", "value [95% interval over prompts]"], rows, title=title)
 

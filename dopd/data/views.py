@@ -180,8 +180,8 @@ def plain_prompt(row: Mapping[str, Any]) -> Prompt:
     """The prompt of a row with its images, if it has any, and its own template options: what the student reads.
 
     Raises:
-        DataError: images without a conversation to put them in, or not as many as the conversation has places for;
-            tools that cannot be read.
+        DataError: a prompt that is neither text nor turns; images without a conversation to put them in, or not as many
+            as the conversation has places for; tools that cannot be read.
     """
     prompt = with_images(_without_empty_fields(row["prompt"]), images_of(row))
     options = row_options(row)
@@ -246,6 +246,10 @@ def _without_empty_fields(prompt: Any) -> Any:
     """The prompt without what a dataset's schema added to its turns, blocks and tool calls."""
     if isinstance(prompt, str):
         return prompt
+    if not isinstance(prompt, list):
+        raise DataError(
+            f"column 'prompt' (={prompt!r:.80}): expected text, or a list of messages with 'role' and 'content'"
+        )
     # A turn's own content may be None, beside a tool call.
     own = [{"content": None} if turn.get("content", "") is None else {} for turn in prompt]
     turns = [{**_without_none(turn), **kept} for turn, kept in zip(prompt, own, strict=True)]

@@ -23,11 +23,13 @@ class Answer:
         text (`str`): without special tokens.
         length (`int`, *optional*): its tokens; `None` where nobody says them.
         ended (`bool`): whether it ended by itself, and was neither cut nor refused.
+        refused (`bool`): whether there is none, since the request was refused.
     """
 
     text: str
     length: int | None
     ended: bool
+    refused: bool = False
 
 
 class Answerer(Protocol):
@@ -101,4 +103,4 @@ def _answered(
 
 def _judged(answer: Answer, row: Mapping[str, Any], verifier: Verifier) -> JudgedAnswer:
     score = judged(verifier, answer.text, row) if answer.ended else 0.0
-    return JudgedAnswer(answer.text, score, answer.length, answer.ended)
+    return JudgedAnswer(answer.text, score, answer.length, answer.ended, answer.refused)

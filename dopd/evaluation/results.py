@@ -50,12 +50,14 @@ class JudgedAnswer:
         score (`float`): in [0, 1]; 0 for an answer that was cut at the length limit.
         length (`int`, *optional*): its tokens; `None` where a server does not say them.
         ended (`bool`): whether it ended by itself.
+        refused (`bool`): whether a server refused the request, so that there is no answer; it counts as a wrong one.
     """
 
     text: str
     score: float
     length: int | None = None
     ended: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class EvaluationResult:
         blank (`list[float]`): of prompts with images: scores of greedy answers to grey images of the same size. What
             is right there was not read off an image.
         lengths (`list[int]`): tokens of the sampled answers, one after the other.
-        ended (`list[float]`): 1 where a sampled answer ended by itself.
+        ended (`list[float]`): 1 where a sampled answer ended by itself; nothing for a request that was refused.
+        refused (`list[float]`): 1 where a request was refused, of all that was asked.
         entropy, divergence (`list[float]`): sums over the tokens of a prompt's sampled answers: entropy of the student,
             and reverse KL to the plain teacher, nats.
     """
@@ -117,21 +120,26 @@ class EvaluationResult:
     entropy: list[float] = field(default_factory=list)
     divergence: list[float] = field(default_factory=list)
     blank: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, prompts: Iterable[PromptResult]) -> "EvaluationResult":
         """The results of prompts, in their order."""
         prompts = list(prompts)
         drawn = [answer for prompt in prompts for answer in prompt.samples]
+        single = [
+            one for prompt in prompts for one in (prompt.greedy, prompt.privileged, prompt.blank) if one is not None
+        ]
         return cls(
             greedy=[prompt.greedy.score for prompt in prompts if prompt.greedy is not None],
             draws=[[answer.score for answer in prompt.samples] for prompt in prompts if prompt.samples],
             privileged=[prompt.privileged.score for prompt in prompts if prompt.privileged is not None],
             lengths=[answer.length for answer in drawn if answer.length is not None],
-            ended=[float(answer.ended) for answer in drawn],
+            ended=[float(answer.ended) for answer in drawn if not answer.refused],
             entropy=[prompt.entropy for prompt in prompts if prompt.entropy is not None],
             divergence=[prompt.divergence for prompt in prompts if prompt.divergence is not None],
             blank=[prompt.blank.score for prompt in prompts if prompt.blank is not None],
+            refused=[float(answer.refused) for answer in (*single, *drawn)],
         )
 
     def __add__(self, other: "EvaluationResult") -> "EvaluationResult":
@@ -172,7 +180,9 @@ class EvaluationResult:
             "eos_ratio": _mean(self.ended),
             "num_prompts": float(self.num_prompts),
         }
-        if self.entropy or not self.draws:
+        if any(self.refused):
+            result["refused_ratio"] = _mean(self.refused)
+        if self.entropy:
             result["entropy"] = sum(self.entropy) / tokens
         if self.divergence:
             result["divergence_to_teacher"] = sum(self.divergence) / tokens

@@ -114,7 +114,7 @@ def _headline(evaluations: Sequence[Evaluated], *, several: bool) -> dict[str, A
         ]
         rows.append(
             {
-                "label": f"{one.name}: {_subject(one)}" if several else one.name,
+                "label": (f"{one.name}: {_subject(one)}" if several else one.name) + _refused(one),
                 "kind": "method",
                 "colour": place,
                 "hue": method_colour(place),
@@ -122,6 +122,11 @@ def _headline(evaluations: Sequence[Evaluated], *, several: bool) -> dict[str, A
             }
         )
     return {"columns": [*(_COLUMNS.get(name, name) for name in names), *_MEANS], "rows": rows}
+
+
+def _refused(evaluated: Evaluated) -> str:
+    refused = evaluated.result.refused
+    return f" ({sum(refused):.0f} of {len(refused)} requests refused: wrong answers)" if any(refused) else ""
 
 
 def _cell(interval: Interval | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dopd.data.images import PRIVILEGED_COLUMN
 from dopd.errors import ConfigError, DataError
 from dopd.hints.answers import answer_text, read_answer
 from dopd.hints.audit import Audit, audit_rows
-from dopd.runs.rows import Origin, located_in, mapped_rows
+from dopd.runs.rows import Origin, check_each, located_in, mapped_rows
 from dopd.step.verifier import Verifier, tried
 from dopd.tasks import get_source, rows_of_task
 from dopd.trainer.images import undecoded
@@ -79,7 +79,10 @@ def rows_of(data: HintData, *, needs: Sequence[str] = ("prompt", "privileged_con
             f"{data.origin} has no column {name!r}; it has {', '.join(rows.column_names)}. Say which it is: --columns "
             f"'{{{name}: {theirs or 'NAME'}}}'"
         )
-    return rows.select(range(min(data.count or len(rows), len(rows))))
+    rows = rows.select(range(min(data.count or len(rows), len(rows))))
+    if "prompt" in needs:
+        check_each(rows, data.origin)
+    return rows
 
 
 def audit(data: HintData, *, kind: str = "steps", max_words: int = 300) -> tuple[Audit, Dataset]:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from dopd.errors import ConfigError, DataError
 from dopd.runs.checks import check_rows
 from dopd.runs.circumstances import Circumstances
-from dopd.runs.rows import Origin, held_out_rows, located_in
+from dopd.runs.rows import Origin, check_each, held_out_rows, located_in
 from dopd.step import PromptEncoder
 from dopd.step.verifier import Verifier, tried
 from dopd.tasks import get_source, rows_of_task
@@ -68,4 +68,5 @@ def problems_of(asked: Circumstances, split: str | None, count: int, seconds: fl
     )
     rows: Dataset = undecoded(held_out_rows(origin, asked.columns))
     rows = rows.select(range(min(count, len(rows))))
+    check_each(rows, origin)
     return JudgedProblems(rows, tried(verifier, seconds, [rows]), origin)

@@ -76,9 +76,13 @@ def kept_rows(rows: Dataset, keep: Keep, where: str) -> tuple[Dataset, dict[str,
     for index, row in enumerate(tracked("filtering rows", "row", undecoded(rows))):
         reason = _reason(row, keep)
         if reason is None and keep.distinct:
-            key = prompt_key(row)
-            reason = "an earlier row asks the same" if key in asked else None
-            asked.add(key)
+            try:
+                key = prompt_key(row)
+            except DataError:
+                reason = "its prompt cannot be read"
+            else:
+                reason = "an earlier row asks the same" if key in asked else None
+                asked.add(key)
         if reason is None:
             kept.append(index)
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
+from dopd.data.checks import check_row
 from dopd.data.column_names import Columns, paths_of, split_path
 from dopd.errors import DataError, first_line
 from dopd.files import not_written
@@ -172,6 +173,15 @@ def located_in(error: DataError, origin: Origin) -> DataError:
     row = re.match(r"row (\d+)", text)
     line = None if row is None or not names_files(origin.name) else line_of(_names(origin), int(row[1]), origin.split)
     return DataError(f"{line or origin}: {text}")
+
+
+def check_each(rows: Dataset, origin: Origin) -> None:
+    """Raise `DataError`, with file and line, for a row whose prompt or context cannot be used by any model."""
+    try:
+        for index, row in enumerate(rows):
+            check_row(dict(row), index)
+    except DataError as error:
+        raise located_in(error, origin) from error
 
 
 def read_rows(origin: Origin, columns: Columns | None = None) -> Dataset:

@@ -151,5 +151,5 @@ def _answer(reply: Reply | None) -> Answer:
     assert reply is not None  # the budget allowed it
     length = reply.completion_tokens if reply.completion_tokens >= 0 else None
     if reply.finish == "refused":
-        return Answer("", None, False)
+        return Answer("", None, ended=False, refused=True)
     return Answer(reply.text, length, reply.finish != "length")

@@ -101,6 +101,34 @@ def test_what_passes_is_asked_again_and_nothing_is_lost(fault: str, capsys: pyte
     assert len(lines("out.jsonl.journal.jsonl")) == 36
 
 
+def test_refused_requests_are_counted_where_results_are_read_and_are_not_cut_answers(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chatting(lambda text: Fail(400, "content filter") if "What is 3 " in text else sums(text)) as server:
+        for _ in range(2):  # the second time from what is kept
+            assert main(command(server.url)) == 0
+            found = printed(capsys)["metrics"]
+            assert found["refused_ratio"] == pytest.approx(3 / 36) and found["eos_ratio"] == 1.0
+        assert main(["report", "out.jsonl", "--output", "page.html"]) == 0
+    assert "3 of 36 requests refused" in (place / "page.html").read_text()
+
+
+def test_a_row_without_a_prompt_is_named_with_its_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "What is 1 plus 1?", "answer": "2"}, {"prompt": None, "answer": "4"}]
+    (place / "null.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with chatting(sums) as server:
+        for arguments in (
+            ["eval", f"m={server.url}", "--dataset-name", "null.jsonl", "--verifier", "exact"],
+            ["hints", "write", "null.jsonl", "--kind", "answer", "--output", "hints.jsonl"],
+        ):
+            assert main(arguments) == 2
+            error = capsys.readouterr().err
+            assert "line 2" in error and "'prompt' (=None): expected text" in error
+        assert server.asked == []
+    assert main(["data", "null.jsonl", "--keep", "{distinct: true}", "--output", "kept.jsonl"]) == 0
+    assert len(lines("kept.jsonl")) == 1 and "its prompt cannot be read" in "".join(capsys.readouterr())
+
+
 def test_a_server_that_goes_away_leaves_what_was_received(capsys: pytest.CaptureFixture[str]) -> None:
     with chatting(sums) as server:
         server.fault = lambda n, reply: reply if n < 20 else Fail(503)
@@ -156,7 +184,7 @@ def test_answers_that_are_cut_or_refused_are_wrong_and_told(
         assert main(command(server.url, "--concurrency", "1")) == 0
     captured = capsys.readouterr()
     metrics = json.loads(captured.out)["metrics"]
-    assert metrics["accuracy_greedy"] == pytest.approx(6 / 12) and metrics["eos_ratio"] == pytest.approx(10 / 12)
+    assert metrics["accuracy_greedy"] == pytest.approx(6 / 12) and metrics["eos_ratio"] == pytest.approx(10 / 11)
     assert "refused 1 of 12 requests" in captured.err and "content filter" in captured.err
     rows = [line for line in lines("out.jsonl") if "row" in line]
     assert rows[2]["greedy"]["text"] == "6" and rows[2]["greedy"]["score"] == 0.0
