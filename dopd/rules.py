@@ -208,6 +208,15 @@ class Rule:
             )
 
     def _check_outcomes(self) -> None:
+        estimated = self.support == "sampled" or self.tail == "sampled"
+        if estimated and self.divergence not in WITHOUT_TARGET and (self.text, self.view) != ("rollout", "plain"):
+            where = f"text (={self.text!r})" if self.text != "rollout" else f"view (={self.view!r})"
+            what = "support" if self.support == "sampled" else "tail"
+            raise ConfigError(
+                f"{what}='sampled' estimates a divergence from tokens that the trained distribution has drawn, and "
+                f"{where} has others: use support='full', 'student_topk' or 'target_topk' (with another tail), or "
+                "divergence='nll'"
+            )
         if self.tail == "sampled" and not (self.clamp is None and self.cap is None):
             raise ConfigError("tail='sampled' estimates the unbounded divergence: leave clamp and cap out")
         target = self.target

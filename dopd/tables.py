@@ -11,6 +11,7 @@ from dopd.rules import Rule
 from dopd.signals import MEASURES, try_signal
 from dopd.sources import (
     ANCHOR_SOURCES,
+    CONTEXT_COLUMNS,
     CONTRAST,
     LIVE,
     PLAIN,
@@ -261,6 +262,13 @@ class RoutingTable:
     def trains_on_rollouts_alone(self) -> bool:
         """Whether every rule is for the student's own answers to the plain prompt."""
         return all((rule.text, rule.view) == ("rollout", PLAIN) for rule in self.rules)
+
+    @property
+    def context_columns(self) -> list[str]:
+        """Columns of a dataset, beside that of privileged context, which views of the table read."""
+        origins = {CONTRAST: self.contrast}
+        named = [view for view in CONTEXT_COLUMNS if view != PRIVILEGED and origins.get(view, "column") == "column"]
+        return [CONTEXT_COLUMNS[view] for view in named if view in self.views]
 
     @cached_property
     def needs_references(self) -> bool:

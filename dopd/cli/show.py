@@ -11,7 +11,7 @@ from rich.text import Text
 from dopd.report.terminal import print_paragraph, print_table
 from dopd.settings import settings_of_call
 from dopd.shown import visible
-from dopd.sources import CONTEXT_COLUMNS, CONTRAST, PRIVILEGED, REFERENCE_COLUMN, SOURCES
+from dopd.sources import REFERENCE_COLUMN, SOURCES
 
 if TYPE_CHECKING:
     from dopd.tables import RoutingTable
@@ -118,9 +118,7 @@ def needs_of(table: "RoutingTable") -> list[str]:
     needs = [f"a teacher (on a server: {support_in_words(table)})"] if table.needs_teacher else []
     needs += ["privileged_context"] if table.needs_privileged else []
     needs += [REFERENCE_COLUMN] if table.needs_references else []
-    origins = {CONTRAST: table.contrast}
-    others = [view for view in CONTEXT_COLUMNS if view != PRIVILEGED and origins.get(view, "column") == "column"]
-    needs += [CONTEXT_COLUMNS[view] for view in others if any(source.view == view for source in sources)]
+    needs += table.context_columns
     needs += ["a verifier"] if table.needs_scores else ["rewards (reward_funcs or a verifier)"] * table.needs_rewards
     if any(source.model == "initial" for source in sources) or (table.anchor != "current"):
         needs.append("a second copy of the student")

@@ -143,6 +143,18 @@ def check_columns(
         )
 
 
+def check_contexts(columns: Sequence[str], needed: Sequence[str], method: str) -> None:
+    """Raise `DataError` if the column of a context that a view of the method shows is missing: without it that view is
+    the plain prompt, and the method another one.
+    """
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise DataError(
+            f"column {missing[0]!r} is missing and method {method!r} reads it; the dataset has {', '.join(columns)}. "
+            f"Write {renaming(missing[0], likeliest_column(columns, missing[0]) or 'NAME')}"
+        )
+
+
 def renaming(name: str, theirs: str) -> str:
     """What to write where a column has another name than the one that a run reads."""
     return f"columns: {{{name}: {theirs}}} in the config, or dataset.rename_column({theirs!r}, {name!r}) in Python"

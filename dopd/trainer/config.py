@@ -219,7 +219,7 @@ class DOPDConfig(DistillationConfig):
     # `str` in second place is what the parsers of transformers and TRL read a command line as.
     teacher_models: dict[str, Any] | str | None = None
 
-    teacher_server: dict[str, Any] | list[str] | str | None = None
+    teacher_server: dict[str, Any] | str | list[str] | None = None  # text second: parsers of command lines give it
     teacher_server_model: Text | None = None
     teacher_server_support: ServerSupport = "exact"
     teacher_server_top_k: Count = 20

@@ -12,6 +12,7 @@ from dopd.data.checks import (
     DatasetReport,
     References,
     check_columns,
+    check_contexts,
     check_kind,
     check_prompts,
     check_row,
@@ -110,6 +111,8 @@ def _prepared(host: HostTrainer, dataset: Any, held_out: str = "") -> Any:
     allowed = max_prompt_tokens(host)
     drop = host.args.overlong_prompts == "drop"
     dataset = images.undecoded(dataset)
+    if dataset.column_names and not held_out:
+        check_contexts(dataset.column_names, host.table.context_columns, host.table.name)
     _warn_of_unread_columns(host, dataset.column_names or [], dataset)
     num_tokens = images.prompt_lengths(host, host.scored_vocab_size)
     markup = host.prompts.markup

@@ -143,8 +143,8 @@ def sequences_of(made: Any, batch: dict[str, Any], prompt_of: Any) -> list[tuple
 class Recording(StudentEvaluator):
     """Keeps the token ids of every answer."""
 
-    def _generate(self, models: Any, view: View, *, sampled: bool, temperature: float = 1.0) -> list[list[int]]:
-        answers = super()._generate(models, view, sampled=sampled, temperature=temperature)
+    def _generate(self, models: Any, view: View, *, sampled: bool) -> list[list[int]]:
+        answers = super()._generate(models, view, sampled=sampled)
         SEEN.append(answers)
         return answers
 

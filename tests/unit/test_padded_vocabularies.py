@@ -16,7 +16,16 @@ from dopd.vocabulary import unscored_ids
 SHARED = len(kit.TOKENIZER)
 PADDED = SHARED + 17
 # Times, and what drawn answers show: a draw takes one random number for each row of the head, padded ones as well.
-LEFT_OUT = ("second", "time", "sampled", "eval_length", "eval_eos", "eval_entropy", "eval_divergence")
+LEFT_OUT = (
+    "second",
+    "time",
+    "sampled",
+    "eval_length",
+    "eval_eos",
+    "eval_entropy",
+    "eval_divergence",
+    "eval_privileged_kl",
+)
 METHODS = ["dopd", "vanilla", "gkd", "privileged_teacher"]
 
 

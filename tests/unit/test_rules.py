@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import dopd
-from dopd.errors import ConfigError
+from dopd.data.checks import check_contexts
+from dopd.errors import ConfigError, DataError
 from dopd.sources import SOURCES
 
 TEACHER: dict[str, Any] = {"source": "privileged_teacher"}
@@ -348,3 +349,32 @@ def test_likelihood_is_that_of_the_texts_tokens_with_its_gradient() -> None:
         expected[place][token] -= 1.0
     scale = torch.tensor([[0.125, 0.125], [0.25, 0.0]]).double().unsqueeze(-1)  # 0.5 / 2 sequences / their tokens
     torch.testing.assert_close(leaf.grad, expected * scale, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("place", [{"text": "reference"}, {"view": "privileged"}, {"view": "self"}], ids=str)
+@pytest.mark.parametrize("estimate", [{"support": "sampled"}, {"support": "target_topk", "tail": "sampled"}], ids=str)
+def test_estimates_need_tokens_that_the_trained_distribution_has_drawn(
+    place: dict[str, Any], estimate: dict[str, Any]
+) -> None:
+    dopd.Rule(source="teacher", **estimate)
+    dopd.Rule(source="teacher", **place)
+    with pytest.raises(ConfigError, match="tokens that the trained distribution has drawn"):
+        dopd.Rule(source="teacher", **estimate, **place)
+
+
+CONTEXTS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("ar_opd", {}, ["partial_context"]),
+    ("opsd_contrast", {"hints": "column"}, ["contrast_context"]),
+    ("dopd", {}, []),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "columns"), CONTEXTS)
+def test_the_columns_of_contexts_are_those_that_rows_have_to_bring(
+    method: str, options: dict[str, Any], columns: list[str]
+) -> None:
+    assert dopd.table(method, **options).context_columns == columns
+    check_contexts([*columns, "prompt"], columns, method)
+    for name in columns:
+        with pytest.raises(DataError, match=f"column '{name}' is missing and method '{method}' reads it"):
+            check_contexts(["prompt", "privileged_context"], columns, method)
