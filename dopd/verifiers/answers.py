@@ -20,6 +20,9 @@ _STATED = re.compile(
     r"[$*_`\"'(\[{\\ ]*(?:text\{|textbf\{|mathrm\{)?[(\[]*(?!I [a-z])([A-J])(?![A-Za-z0-9'])",
     re.I,
 )
+# "The answer is Venus."
+_STATED_TEXT = re.compile(rf"\b{_NOUN}\b\s*(?:is|would be|must be|should be|[:=])\s*(\S.*)$", re.I | re.M)
+_THOUGHT = "</think>"  # what stands before it is no answer yet
 
 
 def math(completion: str, row: Mapping[str, Any]) -> float:
@@ -45,27 +48,31 @@ def exact(completion: str, row: Mapping[str, Any]) -> float:
 def choice(completion: str, row: Mapping[str, Any]) -> float:
     """1 if the answer states the letter of the row's `answer` (A to J), as its conclusion.
 
-    Read are, in this order: the last `\\boxed{...}`; the last "the answer is (B)"; the last line, if it is a letter
-    alone or an option with its text. Parentheses, LaTeX, bold and full stops around a letter are no part of it. The
-    text of an option counts as its letter, where the row has the options: in `choices` or `options`, or as lines
+    Read are, behind `</think>` and in this order: the last `\\boxed{...}`; the last "the answer is (B)", or with an
+    option's text; the last line, if it is a letter alone or an option with its text. Parentheses, LaTeX, bold and full
+    stops around a letter are no part of it. The text of an option counts as its letter, where the row has the options:
+    in `choices` or `options`, or as lines
     `A) ...` of its prompt. `answer` may be a letter in any of these ways, the text of an option, or, with `choices`
     or `options` in the row, a number counted from 0.
 
     Raises:
-        DataError: the row has no column `answer`.
+        DataError: the row has no column `answer`, or what it holds is none of the options.
     """
     options = _options(row)
-    wanted = _wanted(_answer(row), options)
-    return float(wanted is not None and stated_choice(completion, options) == wanted)
+    return float(stated_choice(completion, options) == _wanted(_answer(row), options))
 
 
 def stated_choice(completion: str, options: Mapping[str, str]) -> str | None:
     """The letter that an answer states; `None` where it states none, or several."""
+    completion = completion.rpartition(_THOUGHT)[2]
     if boxes := boxed(completion):
         return _letter(boxes[-1], options)
     plain = _LATEX.sub("", completion)
     if stated := [found for found in _STATED.finditer(plain) if found[1].isupper()]:
         return stated[-1][1] if not _goes_on(plain[stated[-1].end() :]) else None
+    in_words = [letter for text in _STATED_TEXT.findall(plain) if (letter := _option_with(text, options))]
+    if in_words:
+        return in_words[-1]
     lines = [line for line in plain.splitlines() if line.strip()]
     return _letter(lines[-1], options) if lines else None
 
@@ -75,11 +82,21 @@ def _goes_on(rest: str) -> bool:
     return re.match(r"[)\]}*$ ]*(?:or|and|/|,)[ (\[*$]*[A-J](?![A-Za-z0-9'])", rest) is not None
 
 
-def _wanted(answer: Any, options: Mapping[str, str]) -> str | None:
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        letter = chr(ord("A") + answer) if 0 <= answer < 10 else ""
-        return letter if letter in options else None
-    return _letter((boxed(str(answer)) or [str(answer)])[-1], options)
+def _wanted(answer: Any, options: Mapping[str, str]) -> str:
+    text = (boxed(str(answer)) or [str(answer)])[-1].strip()
+    is_number = isinstance(answer, int) and not isinstance(answer, bool)
+    letter = None if is_number or answer is None else _letter(text, options)
+    if letter is None and text.isdecimal() and int(text) < 10:  # counted from 0; as text in a CSV file
+        letter = chr(ord("A") + int(text))
+    if letter is None and len(text) == 1:
+        letter = text.upper() if "A" <= text.upper() <= "J" else None
+    if letter is None or (options and letter not in options) or (not options and text.isdecimal()):
+        there = ", ".join(f"{name}) {option[:30]}" for name, option in options.items()) or "none"
+        raise DataError(
+            f"column 'answer' (={str(answer)[:60]!r}) names none of the row's options ({there}): it must be a "
+            "letter from A to J, an option's text, or, with a column 'choices' or 'options', a number counted from 0"
+        )
+    return letter
 
 
 def _letter(text: str, options: Mapping[str, str]) -> str | None:
@@ -87,13 +104,18 @@ def _letter(text: str, options: Mapping[str, str]) -> str | None:
     plain = _LATEX.sub("", text)
     if found := _LONE.fullmatch(plain):
         return found[1]
-    same = [letter for letter, option in options.items() if _bare(option) == _bare(plain)]
-    if len(same) == 1:
-        return same[0]
+    if same := _option_with(plain, options):
+        return same
     if found := _WITH_TEXT.match(plain):
         letter, option = found[1], options.get(found[1])
         return letter if option is None or _bare(plain[found.end() :]) == _bare(option) else None
     return None
+
+
+def _option_with(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the one option with this text."""
+    same = [letter for letter, option in options.items() if _bare(option) == _bare(text)]
+    return same[0] if len(same) == 1 else None
 
 
 def _bare(text: str) -> str:

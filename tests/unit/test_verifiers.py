@@ -428,6 +428,11 @@ LETTERS: list[tuple[str, object, dict[str, Any], float]] = [
     ("Because of it", "B", {}, 0.0),
     ("", "B", {}, 0.0),
     ("Lyon", "B", CITIES, 0.0),
+    ("The answer is Paris.", "B", CITIES, 1.0),
+    ("Answer: Rome, of course", "A", CITIES, 0.0),  # it is not the option's text
+    ("<think>The answer is (A).</think>So it is\nB", "B", {}, 1.0),
+    ("B", "b", {}, 1.0),
+    ("(B)", "1", CITIES, 1.0),  # a number as text, as CSV files have it
 ]
 
 
@@ -437,6 +442,16 @@ def test_choice_reads_the_letter_that_an_answer_states(
 ) -> None:
     verifier = load_verifier("choice")
     assert verifier is not None and verifier(text, {"prompt": "q", "answer": answer, **columns}) == score
+
+
+@pytest.mark.parametrize(
+    ("answer", "columns"), [(7, CITIES), ("Lyon", CITIES), (None, CITIES), ("D", CITIES), ("3", {})]
+)
+def test_an_answer_that_is_no_option_is_an_error_and_no_score(answer: object, columns: dict[str, Any]) -> None:
+    verifier = load_verifier("choice")
+    assert verifier is not None
+    with pytest.raises(DataError, match=r"column 'answer' \(=.*names none of the row's options.*A to J"):
+        verifier("B", {"prompt": "q", "answer": answer, **columns})
 
 
 def test_exact_reads_a_box_and_missing_answers_are_named() -> None:
