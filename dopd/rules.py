@@ -151,13 +151,13 @@ class Rule:
     select: Any = None
     scale: Any = None
     advantage: Any = None
-    text: Text = "rollout"
-    view: TrainedView = "plain"
-    outcomes_of: str | None = None
     beta: float = 0.5
     clamp: float | None = None
     cap: float | None = None
     clip: Any = None
+    text: Text = "rollout"
+    view: TrainedView = "plain"
+    outcomes_of: str | None = None
 
     def __post_init__(self) -> None:
         try:

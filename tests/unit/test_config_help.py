@@ -20,7 +20,7 @@ def test_help_begins_with_our_groups() -> None:
     head = "\n".join(lines[:20])
     assert "> Parameters that control the method" in head and "method (`str`" in head
     groups = [line.split("> ")[1] for line in lines if "> Parameters" in line]
-    assert len(groups) == 6 and "host" in groups[-1]
+    assert len(groups) == 7 and "host" in groups[-1]
 
 
 @pytest.mark.parametrize("name", [one.name for one in OWN])

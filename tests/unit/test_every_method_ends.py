@@ -25,7 +25,7 @@ NAMED = [
 
 def finished(folder: Path, method: str, **options: Any) -> list[dict[str, Any]]:
     """A run of one step with its report; returns what was traced."""
-    rows = [{**row, "contrast_context": "1 2"} for row in kit.task_rows(8)]
+    rows = [{**row, "contrast_context": "1 2", "partial_context": "1", "solution": "1 2"} for row in kit.task_rows(8)]
     made = kit.trainer(
         folder,
         method,

@@ -69,7 +69,10 @@ def test_regime_numbers_are_fixed() -> None:
 def test_rule_has_the_agreed_fields() -> None:
     names = [field.name for field in dataclasses.fields(dopd.Rule)]
     assert names[:7] == ["regime", "source", "divergence", "support", "tail", "top_k", "weight"]
-    assert names[7:] == ["name", "select", "scale", "advantage", "beta", "clamp", "cap", "clip"]
+    assert names[7:] == [
+        *("name", "select", "scale", "advantage", "beta", "clamp", "cap", "clip"),
+        *("text", "view", "outcomes_of"),
+    ]
 
 
 def test_routed_loss_returns_the_agreed_fields() -> None:
