@@ -34,7 +34,7 @@ def evaluation_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     found, others = list[Path](), list[Path]()
     for path in map(Path, paths):
-        if not path.is_dir():
+        if path.is_file() or path.suffix == ".jsonl":
             found.append(path)
             continue
         is_run = (path / CONFIG_FILE).is_file() or any(path.glob(f"*/{CONFIG_FILE}"))

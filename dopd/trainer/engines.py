@@ -295,7 +295,7 @@ def check_rollouts(rollouts: Rollouts, student: Any, vocab_size: int, max_new_to
 def _check_frequencies(rollouts: Rollouts, student: Any) -> None:
     # The first tokens of an answer that crossed the length at which the student changes its rotation frequencies were
     # drawn with other frequencies than the sequence has as a whole, which is how it is scored.
-    starts = rollouts.view.lengths
+    starts = list(rollouts.view.lengths)
     ends = [start + len(ids) for start, ids in zip(starts, rollouts.answers, strict=True)]
     crossed = crossing(student.config, starts, ends)
     if crossed:

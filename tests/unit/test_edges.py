@@ -14,10 +14,13 @@ from PIL import Image
 
 import dopd
 from dopd.assignment import assign
-from dopd.cli import doctor, show
+from dopd.cli import doctor
+from dopd.cli.evaluate import print_evaluations
 from dopd.data.images import image_key, open_image, path_in
 from dopd.data.views import Conversation
 from dopd.errors import ConfigError
+from dopd.evaluation.kept import Evaluated
+from dopd.evaluation.results import EvaluationResult
 from dopd.files import fingerprint, is_part, is_unchanged
 from dopd.sampling import Ending
 from dopd.settings import settings_of_call
@@ -55,20 +58,13 @@ def test_the_doctor_advises_one_thread_where_there_are_several(threads: int, mon
 
 
 def test_an_evaluation_is_printed_with_its_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
-    interval = {"mean": 0.25, "low": 0.125, "high": 0.5}
-    record = {
-        "intervals": {"accuracy_greedy": interval, "accuracy_privileged": interval},
-        "metrics": {"mean_length": 12.5, "accuracy_greedy": 0.25, "num_prompts": 8},
-    }
-    result: Any = SimpleNamespace(to_json=lambda: record, greedy=[0] * 8)
-    show.print_evaluation("mine", result, as_json=False)
+    result = EvaluationResult(greedy=[1.0, 0.0, 0.0, 0.0], privileged=[1.0] * 4, lengths=[12, 13])
+    print_evaluations([Evaluated("mine", {}, result)], as_json=False)
     lines = [line.strip("\u2502 ").split("\u2502") for line in capsys.readouterr().out.splitlines()]
     cells = [[cell.strip() for cell in line] for line in lines if len(line) == 2]
-    assert cells == [
-        ["accuracy_greedy", "25.0% [12.5, 50.0]"],
-        ["accuracy_greedy WITH p", "25.0% [12.5, 50.0]"],
-        ["mean_length", "12.5"],
-    ]
+    assert cells[0] == ["accuracy_greedy", "25.0% [4.6, 69.9]"]  # Wilson's, of 1 in 4
+    assert cells[1][0] == "accuracy_greedy WITH p" and cells[1][1].startswith("100.0% [")
+    assert cells[2:] == [["length", "12.5"]]
 
 
 def test_without_locks_of_the_system_a_folder_nobody_has_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,9 @@ def test_the_rows_of_a_view_are_those_that_have_its_context(tmp_path: Path) -> N
     rows = [
         row | {"privileged_context": text} for row, text in zip(kit.task_rows(4), ["a", None, "1", " "], strict=True)
     ]
-    rollouts: Any = SimpleNamespace(rows=rows, view=None, completion_ids=torch.zeros(4, 1).long(), scores=None)
+    rollouts: Any = SimpleNamespace(
+        rows=rows, view=SimpleNamespace(teachers=()), completion_ids=torch.zeros(4, 1).long(), scores=None
+    )
     present = made.step.views(rollouts)[1]
     assert {name: has.tolist() for name, has in present.items()} == {"privileged": [True, False, True, False]}
 
@@ -255,7 +257,7 @@ def test_a_student_is_loaded_with_its_quantisation_and_its_other_options(bits: s
 def test_the_tokenizer_of_a_teacher_is_read_from_where_its_model_is(tmp_path: Path) -> None:
     kit.TOKENIZER.save_pretrained(tmp_path / "inner")
     args = kit.config(tmp_path / "run", teacher_model_init_kwargs={"subfolder": "inner"})
-    assert setup._tokenizer(str(tmp_path), args).get_vocab() == kit.TOKENIZER.get_vocab()
+    assert setup._tokenizer("teacher", str(tmp_path), args).get_vocab() == kit.TOKENIZER.get_vocab()
 
 
 def test_an_adapter_on_another_folder_than_its_runs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,7 +67,7 @@ def test_a_trainer_and_an_evaluation_refuse_the_same_names(tmp_path: Path, capsy
     for given in ({"model": "https://host/x"}, {"teacher_model": "https://host/x"}):
         with pytest.raises(ModelError, match="'https://host/x' is an address"):
             kit.trainer(tmp_path, **given)
-    assert main(["eval", "https://host/x", "--task", "dag"]) == 2
+    assert main(["eval", "s3://bucket/model", "--task", "dag"]) == 2  # one of the web may be a server
     assert "is an address" in capsys.readouterr().err
 
 
