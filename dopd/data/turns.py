@@ -9,7 +9,7 @@ from typing import Any
 from dopd.errors import DataError
 
 # Who speaks, in ShareGPT's words and ours.
-_ROLES = {
+ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "model"), "assistant"),
     "system": "system",
@@ -64,9 +64,9 @@ def _is_conversation(value: Any) -> bool:
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     if turn.get("role") is not None or _FROM not in turn:
         return dict(turn)
-    role = _ROLES.get(str(turn[_FROM]).lower())
+    role = ROLES.get(str(turn[_FROM]).lower())
     if role is None:
-        raise DataError(f"a turn is from {turn[_FROM]!r}, which must be one of {', '.join(_ROLES)}")
+        raise DataError(f"a turn is from {turn[_FROM]!r}, which must be one of {', '.join(ROLES)}")
     rest = {name: value for name, value in turn.items() if name not in (_FROM, _VALUE, "role", "content")}
     return {"role": role, "content": turn[_VALUE], **rest}
 

@@ -9,9 +9,10 @@ from datasets import Dataset, Json, LargeList, List, Value
 
 from dopd.data.column_names import SYSTEM, Columns, paths_of, place_in_list, split_path
 from dopd.data.images import COLUMNS, PRIVILEGED_COLUMN
-from dopd.data.turns import as_turns, asked_turns, has_blocks, has_marks, joined, with_places, with_system
+from dopd.data.turns import ROLES, as_turns, asked_turns, has_blocks, has_marks, joined, with_places, with_system
 from dopd.data.views import images_of
 from dopd.errors import DataError, did_you_mean
+from dopd.sources import REFERENCE_COLUMN
 from dopd.trainer.images import undecoded
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _PROMPT = "prompt"
 _DEEPEST = 4  # names of a path that are looked for
 _LAST = -1
+_ANSWERS = ("answer", REFERENCE_COLUMN)
 
 
 def with_columns(rows: Dataset, columns: Columns, where: str) -> Dataset:
@@ -151,18 +153,30 @@ def _values(
             )
         else:
             feature, rest = feature.feature, rest[1:]
-    values = []
+    values, num_questions = [], 0
     for index, value in enumerate(rows[column]):
         try:
+            if name in _ANSWERS and steps and _is_question(_inside(value, steps[:-1])):
+                num_questions += 1
+                value = None
             values.append(_inside(value, steps))
         except ValueError as error:
             raise DataError(
                 f"{where}: row {index}, column {column!r}: columns: {name} (={theirs!r}): {error}"
             ) from None
+    if num_questions:
+        logger.warning(
+            f"{where}: columns: {name} (={theirs!r}) leads to a turn of the user's in {num_questions} of "
+            f"{len(values)} rows, which is no answer: they have no {name}"
+        )
     if steps and all(value is None for value in values):
         raise DataError(f"columns: {name} (={theirs!r}) leads to nothing in any row of {where}")
     # Behind text that is JSON, and in columns of JSON, nothing is declared.
     return values, None if rest or isinstance(feature, Json) else feature
+
+
+def _is_question(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and ROLES.get(str(turn.get("role", turn.get("from")))) == "user"
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:

@@ -267,3 +267,15 @@ def test_names_of_columns_may_be_of_any_script() -> None:
 )  # fmt: skip
 def test_several_columns_and_pictures_are_guessed_by_names(row: dict[str, Any], columns: dict[str, Any]) -> None:
     assert guessed_columns(list(row)) == columns
+
+
+def test_a_users_turn_at_the_end_of_a_path_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    question, answer = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+    rows = Dataset.from_list([{"messages": [question, answer]}, {"messages": [question]}])
+    mapped = with_columns(rows, {"prompt": "messages", "answer": "messages.-1.content"}, "data.jsonl")
+    assert mapped["answer"] == ["4", None]
+    assert "leads to a turn of the user's in 1 of 2 rows, which is no answer" in caplog.text
+    told = Dataset.from_list([{"talk": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}])
+    assert with_columns(told, {"prompt": "talk", "answer": "talk.-1.value"}, "data.jsonl")["answer"] == ["4"]
+    with pytest.raises(DataError, match="leads to nothing in any row"):
+        with_columns(told, {"prompt": "talk", "answer": "talk.0.value"}, "data.jsonl")
