@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PROCESSES ?= logical
 SIDE_BY_SIDE := -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-weights test-vllm test-browser mutants lint benchmarks benchmarks-gpu clean
+.PHONY: help quickstart quickstart-vision experiments docs docs-reference screenshots test test-wheel test-slow test-example test-weights test-vllm test-browser mutants lint benchmarks benchmarks-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,13 +39,16 @@ test: $(VENV)/.installed-dev  ## all quick tests, linter and type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not weights and not gpu and not vllm and not browser and not wheel"
+	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not weights and not gpu and not vllm and not browser and not wheel and not example"
 
 test-wheel: $(VENV)/.installed-dev  ## the wheel, built and used in an environment of its own
 	@$(ONE_THREAD) $(BIN)/pytest -m wheel
 
 test-slow: $(VENV)/.installed-dev  ## tests that train: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest $(SIDE_BY_SIDE) -m slow
+
+test-example: $(VENV)/.installed-dev  ## `dopd example`, from raw problems to a judged model: some minutes
+	@$(ONE_THREAD) $(BIN)/pytest -m example
 
 test-weights: $(VENV)/.installed-dev  ## tests with real pretrained weights, fetched as data: some minutes
 	@$(ONE_THREAD) $(BIN)/pytest -m weights

@@ -127,7 +127,7 @@ def test_a_command_of_the_example_runs_again_where_its_files_have_changed(
     assert "command 2 of 2 ended with status 2: dopd hints adit hints.jsonl" in error and "goes on with it" in error
 
 
-@pytest.mark.slow
+@pytest.mark.example
 def test_the_worked_example_ends_with_a_better_model(tmp_path: Path) -> None:
     printed = run(f"dopd example --output-dir {tmp_path / 'example'}", tmp_path)
     assert "640 of 640 hints leak" in printed and "0 of 638 hints leak" in printed
